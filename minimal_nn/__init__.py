@@ -1,0 +1,1 @@
+"""minimal_nn: a hand-written network, no autodiff; forward and backward passes that can be read."""

@@ -1,0 +1,13 @@
+"""The exceptions that have a name of their own; everything else is a ValueError or a TypeError."""
+
+
+class ZeroVarianceError(ValueError):
+    """A variance is 0 at eps = 0, so that the normalized value 0/0 is undefined."""
+
+
+class ZeroNormError(ValueError):
+    """A weight vector is 0 at eps = 0, so that its direction is undefined."""
+
+
+class NonFiniteError(ValueError):
+    """A number that must be finite is NaN or infinite."""

@@ -1,0 +1,65 @@
+r"""Convolution of images (cross-correlation, as in all frameworks) with zero padding.
+
+    y[n, p, q, k] = sum_{a, b, c} x[n, stride p + a - padding, stride q + b - padding, c] W[a, b, c, k] + b_k
+
+For a fixed offset (a, b) within the kernel that is the affine map of affine.py between a shifted view of
+the padded images and the matrix W[a, b]; the convolution is the sum of kh kw such maps, and so is its
+backward pass: dW[a, b] = view^T dy, and view receives dy W[a, b]^T.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Cache(NamedTuple):
+    padded: np.ndarray
+    W: np.ndarray
+    has_bias: bool
+    stride: int
+    padding: int
+
+
+def _view(padded, a, b, stride, height, width):
+    """Return the pixels that kernel offset (a, b) meets: (N, height, width, C), a view."""
+    return padded[:, a : a + stride * height : stride, b : b + stride * width : stride]
+
+
+def output_size(size, kernel, stride, padding):
+    """Return how many windows of `kernel` pixels fit: (size + 2 padding - kernel) // stride + 1."""
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+def forward(x, W, b=None, stride=1, padding=1):
+    """Return y (N, P, Q, K) and the cache for images x (N, H, W, C) and a kernel W (kh, kw, C, K)."""
+    kh, kw, _, channels = W.shape
+    n, h, w, c = x.shape
+    padded = np.zeros((n, h + 2 * padding, w + 2 * padding, c), dtype=x.dtype)
+    padded[:, padding : padding + h, padding : padding + w] = x
+    height, width = output_size(h, kh, stride, padding), output_size(w, kw, stride, padding)
+    y = np.zeros((n, height, width, channels), dtype=x.dtype)
+    for a in range(kh):
+        for bb in range(kw):
+            y = y + _view(padded, a, bb, stride, height, width) @ W[a, bb]
+    if b is not None:
+        y = y + b
+    return y, Cache(padded, W, b is not None, stride, padding)
+
+
+def backward(dy, cache):
+    """Return dx (N, H, W, C), dW (kh, kw, C, K) and db (K,), None where there was no bias."""
+    padded, W, stride, padding = cache.padded, cache.W, cache.stride, cache.padding
+    kh, kw, c, channels = W.shape
+    _, height, width, _ = dy.shape
+    dpadded = np.zeros(padded.shape, dtype=dy.dtype)
+    dW = np.zeros(W.shape, dtype=dy.dtype)
+    flat_dy = dy.reshape(-1, channels)
+    for a in range(kh):
+        for b in range(kw):
+            view = _view(padded, a, b, stride, height, width)
+            dW[a, b] = view.reshape(-1, c).T @ flat_dy
+            target = _view(dpadded, a, b, stride, height, width)
+            target[...] = target + dy @ W[a, b].T
+    _, h, w, _ = padded.shape
+    dx = dpadded[:, padding : h - padding, padding : w - padding]
+    return dx, dW, dy.sum(axis=(0, 1, 2)) if cache.has_bias else None

@@ -1,0 +1,86 @@
+r"""The optimizers' formulas: one update each, as a pure function of weights, gradient and state.
+
+w, g and the state have one shape; t counts the steps from 1; hyper-parameters are Python numbers, or
+arrays that broadcast against w (a learning rate for each column).  eta is the learning rate.  A quotient
+0/0, which eps = 0 makes possible, is a zero step.
+"""
+
+import numpy as np
+
+
+def _ratio(numerator, denominator):
+    """Return numerator / denominator, and 0 where the denominator is 0."""
+    zero = denominator == 0
+    return np.where(zero, 0, numerator / np.where(zero, 1, denominator))
+
+
+def add_penalty(g, w, weight_decay):
+    """Return g + weight_decay w: the gradient of L + (weight_decay / 2) |w|^2."""
+    return g + weight_decay * w
+
+
+def sgd(w, g, learning_rate):
+    """Return w - eta g."""
+    return w - learning_rate * g
+
+
+def momentum(w, g, buffer, learning_rate, momentum):
+    """Heavy ball (Polyak, 1964): v = momentum v + g; w - eta v.  Returns w and v."""
+    buffer = momentum * buffer + g
+    return w - learning_rate * buffer, buffer
+
+
+def nesterov(w, g, buffer, learning_rate, momentum):
+    """Nesterov's form (Sutskever et al., 2013): v = momentum v + g; w - eta (g + momentum v)."""
+    buffer = momentum * buffer + g
+    return w - learning_rate * (g + momentum * buffer), buffer
+
+
+def rmsprop(w, g, square, learning_rate, decay, eps):
+    """RMSprop: s = decay s + (1 - decay) g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
+    square = decay * square + (1 - decay) * (g * g)
+    return w - learning_rate * _ratio(g, np.sqrt(square) + eps), square
+
+
+def adagrad(w, g, square, learning_rate, eps):
+    """Adagrad (Duchi et al., 2011): s = s + g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
+    square = square + g * g
+    return w - learning_rate * _ratio(g, np.sqrt(square) + eps), square
+
+
+def adadelta(
+    w, g, square, delta_square, learning_rate, decay, eps_numerator, eps_denominator
+):
+    """Adadelta (Zeiler, 2012), with an eps of its own in each root.  Returns w, s and u.
+
+    s = decay s + (1 - decay) g^2; d = sqrt(u + eps_numerator) / sqrt(s + eps_denominator) g;
+    u = decay u + (1 - decay) d^2; w - eta d.
+    """
+    square = decay * square + (1 - decay) * (g * g)
+    delta = _ratio(np.sqrt(delta_square + eps_numerator) * g, np.sqrt(square + eps_denominator))
+    delta_square = decay * delta_square + (1 - decay) * (delta * delta)
+    return w - learning_rate * delta, square, delta_square
+
+
+def _adam_step(g, m, v, t, learning_rate, beta1, beta2, eps):
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * (g * g)
+    corrected_m = m / (1 - beta1**t)
+    corrected_v = v / (1 - beta2**t)
+    return learning_rate * _ratio(corrected_m, np.sqrt(corrected_v) + eps), m, v
+
+
+def adam(w, g, m, v, t, learning_rate, beta1, beta2, eps):
+    """Adam (Kingma & Ba, 2015): w - eta m' / (sqrt(v') + eps).  Returns w, m and v.
+
+    m = beta1 m + (1 - beta1) g, m' = m / (1 - beta1^t); v = beta2 v + (1 - beta2) g^2,
+    v' = v / (1 - beta2^t).
+    """
+    step, m, v = _adam_step(g, m, v, t, learning_rate, beta1, beta2, eps)
+    return w - step, m, v
+
+
+def adamw(w, g, m, v, t, learning_rate, beta1, beta2, eps, decoupled_weight_decay):
+    """AdamW (Loshchilov & Hutter, 2019): (1 - eta decoupled_weight_decay) w - Adam's step."""
+    step, m, v = _adam_step(g, m, v, t, learning_rate, beta1, beta2, eps)
+    return (1 - learning_rate * decoupled_weight_decay) * w - step, m, v
