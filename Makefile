@@ -1,0 +1,46 @@
+# Every target makes what it needs: the first run creates .venv and installs into it, a later run
+# starts at once. Another interpreter: make test PYTHON=python3.12. More for pytest: make test
+# PYTEST_ARGS="-k batchnorm".
+PYTHON ?= python3
+PYTEST_ARGS ?=
+JOBS ?= 2
+
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+# One BLAS thread a test process: JOBS of them share the machine, and the same bits come out.
+TEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+.PHONY: verify figures test test-fast bench clean
+
+verify: .venv/installed
+	$(BIN)/python -m theory
+
+figures: .venv/installed
+	$(BIN)/python -m figures
+
+test: .venv/installed-test
+	$(TEST) $(PYTEST_ARGS)
+
+test-fast: .venv/installed-test
+	$(TEST) -m "not slow" $(PYTEST_ARGS)
+
+bench: .venv/installed-bench
+	$(BIN)/python -m benchmarks
+
+# The stamps are written last, so a broken installation is begun again.
+.venv/created:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "$(PYTHON) is \
+	Python %d.%d; 3.10 or later is needed: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv --clear .venv
+	touch $@
+
+.venv/installed: setup.cfg pyproject.toml | .venv/created
+	$(PIP_INSTALL) .
+	touch $@
+
+.venv/installed-%: setup.cfg pyproject.toml | .venv/created
+	$(PIP_INSTALL) ".[$*]"
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .benchmarks .import_linter_cache
