@@ -11,3 +11,11 @@ class ZeroNormError(ValueError):
 
 class NonFiniteError(ValueError):
     """A number that must be finite is NaN or infinite."""
+
+
+class CudaUnavailableError(RuntimeError):
+    """The CUDA wing cannot run here: no driver, no device, or a driver too old for the kernels."""
+
+
+class CudaMemoryError(MemoryError):
+    """The device has too little free memory for an array."""
