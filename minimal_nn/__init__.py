@@ -1,1 +1,68 @@
-"""minimal_nn: a hand-written network, no autodiff; forward and backward passes that can be read."""
+"""minimal_nn: a hand-written network, no autodiff; forward and backward passes that can be read.
+
+    network     Network: layers -> loss and gradients by explicit backward passes, invariance groups
+    layers      Dense, Conv2d, BatchNorm, LayerNorm, WeightNorm, ReLU, Tanh, MaxPool2d, Flatten
+    optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies
+    training    fit: batches, history, progress bar, checkpoint and resume
+    gradcheck   derivatives checked by complex steps and finite differences
+    data        the digits that come with the package; readers for MNIST and CIFAR-10
+    reference/ cpu/ cuda/   the formulas, in three wings with the same modules
+"""
+
+from minimal_nn.layers import (
+    BatchNorm,
+    Conv2d,
+    Dense,
+    Flatten,
+    LayerNorm,
+    MaxPool2d,
+    ReLU,
+    Tanh,
+    WeightNorm,
+)
+from minimal_nn.network import Network
+from minimal_nn.optimizers import (
+    LARS,
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    AdamW,
+    Group,
+    Momentum,
+    Nesterov,
+    NormalizedSGD,
+    RMSprop,
+    SignSGD,
+)
+from minimal_nn.training import History, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LARS",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "BatchNorm",
+    "Conv2d",
+    "Dense",
+    "Flatten",
+    "Group",
+    "History",
+    "LayerNorm",
+    "MaxPool2d",
+    "Momentum",
+    "Nesterov",
+    "Network",
+    "NormalizedSGD",
+    "RMSprop",
+    "ReLU",
+    "SGD",
+    "SignSGD",
+    "Tanh",
+    "WeightNorm",
+    "fit",
+]

@@ -19,3 +19,7 @@ class CudaUnavailableError(RuntimeError):
 
 class CudaMemoryError(MemoryError):
     """The device has too little free memory for an array."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint file is damaged, belongs to another run, or would be overwritten."""

@@ -7,6 +7,8 @@ arrays that broadcast against w (a learning rate for each column).  eta is the l
 
 import numpy as np
 
+from minimal_nn.errors import ZeroNormError
+
 
 def _ratio(numerator, denominator):
     """Return numerator / denominator, and 0 where the denominator is 0."""
@@ -84,3 +86,41 @@ def adamw(w, g, m, v, t, learning_rate, beta1, beta2, eps, decoupled_weight_deca
     """AdamW (Loshchilov & Hutter, 2019): (1 - eta decoupled_weight_decay) w - Adam's step."""
     step, m, v = _adam_step(g, m, v, t, learning_rate, beta1, beta2, eps)
     return (1 - learning_rate * decoupled_weight_decay) * w - step, m, v
+
+
+def sign_sgd(w, g, learning_rate):
+    """Return w - eta sign(g)."""
+    return w - learning_rate * np.sign(g)
+
+
+def _norm(w):
+    """Return each unit's norm: over all axes but the last, or of a vector as a whole."""
+    axes = tuple(range(w.ndim - 1)) if w.ndim > 1 else None
+    return np.sqrt((w * w).sum(axis=axes))
+
+
+def normalized_sgd(w, g, learning_rate):
+    """Return w - eta g / |g|, unit by unit (a vector, such as a bias, as a whole)."""
+    return w - learning_rate * _ratio(g, _norm(g))
+
+
+def lars(w, g, learning_rate):
+    """Return w - eta |w| g / |g|, unit by unit (a vector as a whole): steps relative to |w|.
+
+    The trust-ratio step of LARS (You, Gitman & Ginsburg, 2017) without momentum.
+    """
+    return w - learning_rate * (_norm(w) * _ratio(g, _norm(g)))
+
+
+def normalize(w, norm):
+    """Return w norm / |w|, unit by unit: "Normalizing Weights", section 5.5 of the paper.
+
+    Raises ZeroNormError where a unit's weights are all 0.
+    """
+    length = _norm(w)
+    if np.any(length == 0):
+        raise ZeroNormError(
+            f"w: the weights of units {np.flatnonzero(length == 0)[:8].tolist()} are all 0 after the "
+            "step, where w/|w| is undefined; expected norms > 0: use a smaller learning rate or decay"
+        )
+    return w * (norm / length)

@@ -1,0 +1,96 @@
+"""Backends: the contract between the wings and everything above them, and the choice of one by name.
+
+A wing is a package with one module for each operation, all with the same functions in every wing:
+
+    affine, convolution, activation, pooling      forward(...) -> y, cache      backward(dy, cache)
+    batchnorm   also forward_running, backward_running (evaluation) and update_running
+    layernorm, weightnorm                         forward(...) -> y, cache      backward(dy, cache)
+    loss        forward(scores, targets, kind) -> value, cache;  backward(dvalue, cache) -> dscores
+    update      one function for each optimizer's formula
+
+The functions are pure: they never change their inputs and return new arrays.  A batch norm cache shows
+the batch's `mean` and biased `var`; every other cache is nobody else's business.
+
+A wing may have a module `plan` whose `plan(program, optimizer, batch_size)` allocates all work space
+once and returns an object with `run(X, targets, batches)` (see `training.fit`), or None for a program
+that it cannot compile; then the steps are made of calls of the functions above.
+"""
+
+import importlib
+import types
+from dataclasses import dataclass
+
+import numpy as np
+
+OPERATIONS = (
+    "affine",
+    "convolution",
+    "batchnorm",
+    "layernorm",
+    "weightnorm",
+    "activation",
+    "pooling",
+    "loss",
+    "update",
+)
+NAMES = ("reference", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A wing by its name, with the modules of `OPERATIONS` as attributes."""
+
+    name: str
+    affine: types.ModuleType
+    convolution: types.ModuleType
+    batchnorm: types.ModuleType
+    layernorm: types.ModuleType
+    weightnorm: types.ModuleType
+    activation: types.ModuleType
+    pooling: types.ModuleType
+    loss: types.ModuleType
+    update: types.ModuleType
+    package: types.ModuleType
+
+    def asarray(self, array, dtype=None):
+        """Return `array` where the wing works: a NumPy array, or one on the device."""
+        convert = getattr(self.package, "asarray", np.asarray)
+        return convert(array, dtype=dtype)
+
+    def to_numpy(self, array):
+        """Return a wing's array as a NumPy array."""
+        convert = getattr(self.package, "to_numpy", np.asarray)
+        return convert(array)
+
+    def plan(self, program, optimizer, batch_size):
+        """Return the wing's compiled training loop, or None where it has none for this program."""
+        try:
+            module = importlib.import_module(f"{self.package.__name__}.plan")
+        except ModuleNotFoundError as error:
+            if error.name != f"{self.package.__name__}.plan":
+                raise
+            return None
+        return module.plan(program, optimizer, batch_size)
+
+
+def get(name):
+    """Return the backend called `name`: "reference", "cpu" or "cuda".
+
+    Raises ValueError for another name, and ImportError, with the command that mends it, where the
+    wing's packages are missing.
+    """
+    if isinstance(name, Backend):
+        return name
+    if name not in NAMES:
+        raise ValueError(f"backend: got {name!r}, expected one of {', '.join(NAMES)}")
+    path = f"minimal_nn.{name}"
+    try:
+        package = importlib.import_module(path)
+        modules = {op: importlib.import_module(f"{path}.{op}") for op in OPERATIONS}
+    except ModuleNotFoundError as error:
+        extra = "[cuda]" if name == "cuda" else ""
+        raise ImportError(
+            f"backend: {name!r} needs the package {error.name!r}, which is not installed; "
+            f"install it with: pip install 'l2-versus-normalization{extra}'"
+        ) from error
+    return Backend(name=name, package=package, **modules)

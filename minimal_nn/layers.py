@@ -1,0 +1,460 @@
+"""Layers: what a network is made of.
+
+A layer is an immutable description.  It draws initial parameters, calls its wing's operations forward
+and backward, and knows what becomes of a rescaling that travels through it; arrays live in the network
+(network.py), formulas in the wings (reference/, cpu/, cuda/).
+
+Local names: W, b (Dense, Conv2d), v, g, b (WeightNorm), gamma, beta with the running statistics mean,
+var (BatchNorm), gamma, beta (LayerNorm).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Rescaling(NamedTuple):
+    """A positive rescaling of parameters, seen at some point of the network.
+
+    per_unit: every unit (last axis) has a factor of its own; else one factor for all of them.
+    offset: a term that is constant over the batch is not rescaled along (a bias).
+    """
+
+    per_unit: bool
+    offset: bool
+
+
+class Absorbed(NamedTuple):
+    """The end of a rescaling: a normalization at eps = 0 makes it invisible."""
+
+    eps: float
+    training_only: bool  # batch norm with running statistics does not absorb anything
+
+
+class Source(NamedTuple):
+    """Parameters of a layer whose rescaling rescales its output: `scale`, and `shift` with it or not."""
+
+    scale: str
+    shift: str | None
+
+
+@dataclass(frozen=True)
+class Layer(ABC):
+    """A layer: shapes, initial parameters, forward and backward through a wing."""
+
+    kind = ""  # the stem of the layer's name in a network: dense1, batchnorm1, ...
+
+    @abstractmethod
+    def output_shape(self, input_shape):
+        """Return the output's shape without the batch axis; refuse an input that does not fit."""
+
+    def initial_parameters(self, input_shape, rng):
+        """Return the initial parameters, float64, by local name."""
+        return {}
+
+    def initial_state(self, input_shape):
+        """Return the initial state (running statistics), float64, by local name."""
+        return {}
+
+    @abstractmethod
+    def forward(self, wing, parameters, state, x, train):
+        """Return y, the cache for `backward`, and the state after this batch."""
+
+    @abstractmethod
+    def backward(self, wing, dy, cache):
+        """Return dx and the gradients by local name."""
+
+    @abstractmethod
+    def operation(self):
+        """Return the wing module that does the work, and its options, for a wing's plan."""
+
+    def rescaled(self, rescaling):
+        """Return what a `Rescaling` of the input is at the output: a Rescaling, Absorbed, or None."""
+        return None
+
+    def sources(self):
+        """Return the `Source`s among the layer's parameters."""
+        return ()
+
+
+def _refuse(argument, got, expected):
+    raise ValueError(f"{argument}: got {got!r}, expected {expected}")
+
+
+def _check_count(argument, value, least=1):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{argument}: got {value!r}, expected an integer >= {least}")
+    if value < least:
+        _refuse(argument, value, f"an integer >= {least}")
+
+
+def _check_eps(eps):
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise TypeError(f"eps: got {eps!r}, expected a Python number >= 0")
+    if not 0 <= eps < float("inf"):
+        _refuse("eps", eps, "a finite number >= 0 (0 is allowed and makes invariance exact)")
+
+
+@dataclass(frozen=True)
+class _Affine(Layer):
+    """What Dense and Conv2d share: a linear map with a bias."""
+
+    def forward(self, wing, parameters, state, x, train):
+        y, cache = self.apply(wing, x, parameters["W"], parameters.get("b"))
+        return y, cache, state
+
+    def backward(self, wing, dy, cache):
+        dx, dW, db = self.apply_backward(wing, dy, cache)
+        return dx, {"W": dW} if db is None else {"W": dW, "b": db}
+
+    def sources(self):
+        return (Source("W", "b" if self.bias else None),)
+
+
+@dataclass(frozen=True)
+class Dense(_Affine):
+    """A fully connected layer, y = x W + b.
+
+    units: K, the number of outputs.  bias: whether there is a b.
+    W (D, K) starts normal with variance 2/D (He et al., 2015), b (K,) at 0.
+    """
+
+    units: int
+    bias: bool = True
+    kind = "dense"
+
+    def __post_init__(self):
+        _check_count("units", self.units)
+
+    def output_shape(self, input_shape):
+        if len(input_shape) != 1:
+            _refuse("input shape of Dense", tuple(input_shape), "(D,): put Flatten() before it")
+        return (self.units,)
+
+    def initial_parameters(self, input_shape, rng):
+        (features,) = input_shape
+        W = rng.standard_normal((features, self.units)) * np.sqrt(2 / features)
+        return {"W": W, "b": np.zeros(self.units)} if self.bias else {"W": W}
+
+    def apply(self, wing, x, W, b):
+        return wing.affine.forward(x, W, b)
+
+    def apply_backward(self, wing, dy, cache):
+        return wing.affine.backward(dy, cache)
+
+    def operation(self):
+        return "affine", {}
+
+    def rescaled(self, rescaling):
+        # A common factor passes a linear map, up to constants; factors per unit are mixed.
+        return None if rescaling.per_unit else Rescaling(False, rescaling.offset or self.bias)
+
+
+@dataclass(frozen=True)
+class Conv2d(_Affine):
+    """A convolution of images (N, H, W, C) with a square kernel.
+
+    channels: K, the number of output channels.  kernel, stride, padding: pixels.
+    W (kernel, kernel, C, K) starts normal with variance 2/(kernel^2 C), b (K,) at 0.
+    """
+
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+    bias: bool = True
+    kind = "conv"
+
+    def __post_init__(self):
+        _check_count("channels", self.channels)
+        _check_count("kernel", self.kernel)
+        _check_count("stride", self.stride)
+        _check_count("padding", self.padding, least=0)
+
+    def output_shape(self, input_shape):
+        if len(input_shape) != 3:
+            _refuse("input shape of Conv2d", tuple(input_shape), "(height, width, channels)")
+        sizes = tuple(
+            (size + 2 * self.padding - self.kernel) // self.stride + 1 for size in input_shape[:2]
+        )
+        if min(sizes) < 1:
+            _refuse("input shape of Conv2d", tuple(input_shape), f"at least {self.kernel} pixels")
+        return (*sizes, self.channels)
+
+    def initial_parameters(self, input_shape, rng):
+        fan_in = self.kernel * self.kernel * input_shape[2]
+        shape = (self.kernel, self.kernel, input_shape[2], self.channels)
+        W = rng.standard_normal(shape) * np.sqrt(2 / fan_in)
+        return {"W": W, "b": np.zeros(self.channels)} if self.bias else {"W": W}
+
+    def apply(self, wing, x, W, b):
+        return wing.convolution.forward(x, W, b, self.stride, self.padding)
+
+    def apply_backward(self, wing, dy, cache):
+        return wing.convolution.backward(dy, cache)
+
+    def operation(self):
+        return "convolution", {"stride": self.stride, "padding": self.padding}
+
+    def rescaled(self, rescaling):
+        # Zero padding turns an offset of the input into one that varies from pixel to pixel.
+        if rescaling.per_unit or (rescaling.offset and self.padding > 0):
+            return None
+        return Rescaling(False, rescaling.offset or self.bias)
+
+
+@dataclass(frozen=True)
+class WeightNorm(Layer):
+    """Weight normalization of a Dense or Conv2d layer: W = g v / |v| for each unit.
+
+    layer: the layer whose W is reparametrized.  eps: inside the root, |v| = sqrt(sum v^2 + eps).
+    v starts as the layer's W and g as |v|, so that wrapping a layer does not change its output.
+    """
+
+    layer: _Affine
+    eps: float = 0.0
+    kind = "weightnorm"
+
+    def __post_init__(self):
+        if not isinstance(self.layer, _Affine):
+            raise TypeError(f"layer: got {self.layer!r}, expected a Dense or Conv2d layer")
+        _check_eps(self.eps)
+
+    def output_shape(self, input_shape):
+        return self.layer.output_shape(input_shape)
+
+    def initial_parameters(self, input_shape, rng):
+        parameters = self.layer.initial_parameters(input_shape, rng)
+        v = parameters.pop("W")
+        g = np.sqrt((v * v).sum(axis=tuple(range(v.ndim - 1))) + self.eps)
+        return {"v": v, "g": g, **parameters}
+
+    def forward(self, wing, parameters, state, x, train):
+        W, norm_cache = wing.weightnorm.forward(parameters["v"], parameters["g"], self.eps)
+        y, cache = self.layer.apply(wing, x, W, parameters.get("b"))
+        return y, (norm_cache, cache), state
+
+    def backward(self, wing, dy, cache):
+        norm_cache, cache = cache
+        dx, dW, db = self.layer.apply_backward(wing, dy, cache)
+        dv, dg = wing.weightnorm.backward(dW, norm_cache)
+        gradients = {"v": dv, "g": dg}
+        return dx, gradients if db is None else {**gradients, "b": db}
+
+    def operation(self):
+        module, options = self.layer.operation()
+        return module, {**options, "weightnorm_eps": self.eps}
+
+    def rescaled(self, rescaling):
+        return self.layer.rescaled(rescaling)
+
+    def sources(self):
+        # v is absorbed within the layer itself (see network.invariance_groups); g acts as a scale.
+        return (Source("g", "b" if self.layer.bias else None),)
+
+
+def _normalization_parameters(units):
+    return {"gamma": np.ones(units), "beta": np.zeros(units)}
+
+
+@dataclass(frozen=True)
+class BatchNorm(Layer):
+    """Batch normalization over the batch (and the pixels) for each unit, with gamma and beta.
+
+    eps: inside the root, added to the biased variance.  momentum: of the running statistics,
+    r + momentum (batch - r), starting at mean 0 and variance 1.
+    """
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+    kind = "batchnorm"
+
+    def __post_init__(self):
+        _check_eps(self.eps)
+        if not 0 <= self.momentum <= 1:
+            _refuse("momentum", self.momentum, "a number from 0 to 1")
+
+    def output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def initial_parameters(self, input_shape, rng):
+        return _normalization_parameters(input_shape[-1])
+
+    def initial_state(self, input_shape):
+        return {"mean": np.zeros(input_shape[-1]), "var": np.ones(input_shape[-1])}
+
+    def forward(self, wing, parameters, state, x, train):
+        gamma, beta = parameters["gamma"], parameters["beta"]
+        if not train:
+            y, cache = wing.batchnorm.forward_running(
+                x, gamma, beta, state["mean"], state["var"], self.eps
+            )
+            return y, (cache, train), state
+        count = x.size // x.shape[-1]
+        if count < 2:
+            raise ValueError(
+                f"X: got a batch with {count} number for each unit, expected at least 2 in batch "
+                "norm's training mode (the variance of one number is 0): use a larger batch, or "
+                "train=False"
+            )
+        y, cache = wing.batchnorm.forward(x, gamma, beta, self.eps)
+        mean, var = wing.batchnorm.update_running(
+            state["mean"], state["var"], cache.mean, cache.var, count, self.momentum
+        )
+        return y, (cache, train), {"mean": mean, "var": var}
+
+    def backward(self, wing, dy, cache):
+        cache, train = cache
+        step = wing.batchnorm.backward if train else wing.batchnorm.backward_running
+        dx, dgamma, dbeta = step(dy, cache)
+        return dx, {"gamma": dgamma, "beta": dbeta}
+
+    def operation(self):
+        return "batchnorm", {"eps": self.eps, "momentum": self.momentum}
+
+    def rescaled(self, rescaling):
+        return Absorbed(self.eps, training_only=True)
+
+    def sources(self):
+        return (Source("gamma", "beta"),)
+
+
+@dataclass(frozen=True)
+class LayerNorm(Layer):
+    """Layer normalization over the units of each example, with gamma and beta for each unit.
+
+    eps: inside the root, added to the biased variance.
+    """
+
+    eps: float = 1e-5
+    kind = "layernorm"
+
+    def __post_init__(self):
+        _check_eps(self.eps)
+
+    def output_shape(self, input_shape):
+        if len(input_shape) != 1:
+            _refuse("input shape of LayerNorm", tuple(input_shape), "(K,): put Flatten() before it")
+        if input_shape[0] < 2:
+            _refuse(
+                "input shape of LayerNorm",
+                tuple(input_shape),
+                "at least 2 units (the variance of one number is 0)",
+            )
+        return tuple(input_shape)
+
+    def initial_parameters(self, input_shape, rng):
+        return _normalization_parameters(input_shape[-1])
+
+    def forward(self, wing, parameters, state, x, train):
+        y, cache = wing.layernorm.forward(x, parameters["gamma"], parameters["beta"], self.eps)
+        return y, cache, state
+
+    def backward(self, wing, dy, cache):
+        dx, dgamma, dbeta = wing.layernorm.backward(dy, cache)
+        return dx, {"gamma": dgamma, "beta": dbeta}
+
+    def operation(self):
+        return "layernorm", {"eps": self.eps}
+
+    def rescaled(self, rescaling):
+        # Statistics over the units: one factor for all of them, and no bias left behind.
+        if rescaling.per_unit or rescaling.offset:
+            return None
+        return Absorbed(self.eps, training_only=False)
+
+    def sources(self):
+        return (Source("gamma", "beta"),)
+
+
+@dataclass(frozen=True)
+class _Activation(Layer):
+    """What the activations share."""
+
+    def output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def forward(self, wing, parameters, state, x, train):
+        y, cache = wing.activation.forward(x, self.kind)
+        return y, cache, state
+
+    def backward(self, wing, dy, cache):
+        return wing.activation.backward(dy, cache), {}
+
+    def operation(self):
+        return "activation", {"kind": self.kind}
+
+
+@dataclass(frozen=True)
+class ReLU(_Activation):
+    """y = max(z, 0): positively homogeneous, relu(a z) = a relu(z) for a > 0."""
+
+    kind = "relu"
+
+    def rescaled(self, rescaling):
+        return None if rescaling.offset else rescaling
+
+
+@dataclass(frozen=True)
+class Tanh(_Activation):
+    """y = tanh z: smooth, and not homogeneous."""
+
+    kind = "tanh"
+
+
+@dataclass(frozen=True)
+class MaxPool2d(Layer):
+    """Max pooling of images over windows of `size` x `size` that touch and do not overlap."""
+
+    size: int = 2
+    kind = "maxpool"
+
+    def __post_init__(self):
+        _check_count("size", self.size)
+
+    def output_shape(self, input_shape):
+        if len(input_shape) != 3 or input_shape[0] % self.size or input_shape[1] % self.size:
+            _refuse(
+                "input shape of MaxPool2d",
+                tuple(input_shape),
+                f"(height, width, channels) with multiples of size = {self.size}",
+            )
+        height, width, channels = input_shape
+        return (height // self.size, width // self.size, channels)
+
+    def forward(self, wing, parameters, state, x, train):
+        y, cache = wing.pooling.forward(x, self.size)
+        return y, cache, state
+
+    def backward(self, wing, dy, cache):
+        return wing.pooling.backward(dy, cache), {}
+
+    def operation(self):
+        return "pooling", {"size": self.size}
+
+    def rescaled(self, rescaling):
+        return rescaling  # max(a z + b) = a max(z) + b, channel by channel
+
+
+@dataclass(frozen=True)
+class Flatten(Layer):
+    """Lay each example's numbers out in one row, (H, W, C) -> (H W C,), the channel fastest."""
+
+    kind = "flatten"
+
+    def output_shape(self, input_shape):
+        return (int(np.prod(input_shape)),)
+
+    def forward(self, wing, parameters, state, x, train):
+        return x.reshape(x.shape[0], -1), x.shape, state
+
+    def backward(self, wing, dy, cache):
+        return dy.reshape(cache), {}
+
+    def operation(self):
+        return "flatten", {}
+
+    def rescaled(self, rescaling):
+        return rescaling

@@ -1,0 +1,284 @@
+"""Optimizers: which formula of the wing's `update` module is applied to which parameter, and with what.
+
+Three things that are easily confused have three names:
+
+    l2                      the paper's lambda: the loss is L + l2 |w|^2, the gradient gets 2 l2 w
+    weight_decay            2 l2, the same penalty in the convention of the frameworks (give one of the two)
+    decoupled_weight_decay  AdamW's: w shrinks by 1 - eta decoupled_weight_decay, apart from the gradient
+
+A `Group` gives some parameters hyper-parameters of their own.  A hyper-parameter may be an array that
+broadcasts against the parameter, such as one learning rate per unit.
+"""
+
+from abc import ABC
+
+import numpy as np
+
+
+class Group:
+    """Parameters with hyper-parameters of their own; the others keep the optimizer's.
+
+    >>> from minimal_nn import SGD, Group
+    >>> SGD(learning_rate=0.1, groups=[Group(["dense1.W"], learning_rate=0.4, l2=1e-3)])
+    SGD(learning_rate=0.1, groups=[Group(['dense1.W'], learning_rate=0.4, l2=0.001)])
+    """
+
+    def __init__(self, parameters, **hyper):
+        if isinstance(parameters, str):
+            raise TypeError(
+                f"parameters: got the string {parameters!r}, expected a list of parameter names"
+            )
+        self.parameters = tuple(parameters)
+        self.hyper = hyper
+
+    def __repr__(self):
+        hyper = "".join(f", {key}={value!r}" for key, value in self.hyper.items())
+        return f"Group({list(self.parameters)!r}{hyper})"
+
+
+def weight_decay_of(l2=None, weight_decay=None):
+    """Return the coupled weight decay, 2 l2: the one place that converts the paper's convention.
+
+    >>> weight_decay_of(l2=0.25), weight_decay_of(weight_decay=0.5), weight_decay_of()
+    (0.5, 0.5, 0.0)
+    """
+    if l2 is not None and weight_decay is not None:
+        raise ValueError(
+            f"l2, weight_decay: got both ({l2!r} and {weight_decay!r}), expected one: they are the "
+            "same penalty, weight_decay = 2 l2"
+        )
+    if l2 is not None:
+        return 2 * l2
+    return 0.0 if weight_decay is None else weight_decay
+
+
+class Optimizer(ABC):
+    """What all optimizers share: groups, state by parameter name, and the step.
+
+    state: {parameter name: {state name: array}}, created at the first step.  t: steps taken.
+    """
+
+    formula = ""  # the function of the wing's update module
+    slots = ()  # the state arrays it carries, in the order of its arguments
+    counts_steps = False  # whether the formula takes t
+    defaults = {}  # its hyper-parameters
+
+    def __init__(self, *, groups=(), **hyper):
+        self.hyper = self._checked(hyper)
+        self.groups = list(groups)
+        self._by_parameter = {}
+        for group in self.groups:
+            if not isinstance(group, Group):
+                raise TypeError(f"groups: got {group!r}, expected Group(names, learning_rate=...)")
+            checked = self._checked(group.hyper)
+            for name in group.parameters:
+                if name in self._by_parameter:
+                    raise ValueError(f"groups: {name!r} stands in two groups, expected one")
+                self._by_parameter[name] = checked
+        self.state = {}
+        self.t = 0
+
+    def _checked(self, hyper):
+        known = {*self.defaults, "l2", "weight_decay", "fixed_norm"}
+        for name, value in hyper.items():
+            if name not in known:
+                raise TypeError(
+                    f"{type(self).__name__}: got the unknown argument {name!r}, expected some of "
+                    f"{', '.join(sorted(known))}"
+                )
+            if value is None and name in ("l2", "weight_decay", "fixed_norm"):
+                continue
+            if not _nonnegative(value):
+                raise ValueError(f"{name}: got {value!r}, expected finite numbers >= 0")
+            if name in ("momentum", "decay", "beta1", "beta2") and np.any(np.asarray(value) >= 1):
+                raise ValueError(f"{name}: got {value!r}, expected a number from 0 to below 1")
+            if name == "fixed_norm" and not np.all(np.asarray(value) > 0):
+                raise ValueError(f"fixed_norm: got {value!r}, expected a number > 0")
+        weight_decay_of(hyper.get("l2"), hyper.get("weight_decay"))
+        return hyper
+
+    def hyper_parameters(self, name):
+        """Return the hyper-parameters of parameter `name`, with `weight_decay` and `fixed_norm`."""
+        own = self._by_parameter.get(name, {})
+        hyper = {**self.defaults, **{k: v for k, v in self.hyper.items() if k in self.defaults}}
+        hyper.update({k: v for k, v in own.items() if k in self.defaults})
+        penalty = own if own.keys() & {"l2", "weight_decay"} else self.hyper
+        hyper["weight_decay"] = weight_decay_of(penalty.get("l2"), penalty.get("weight_decay"))
+        hyper["fixed_norm"] = own.get("fixed_norm", self.hyper.get("fixed_norm"))
+        return hyper
+
+    def check_names(self, parameters):
+        """Refuse groups that name parameters which the network does not have."""
+        unknown = [name for name in self._by_parameter if name not in parameters]
+        if unknown:
+            raise ValueError(
+                f"groups: got the names {unknown}, expected names among {', '.join(parameters)}"
+            )
+
+    def initial_state(self, array, wing):
+        """Return the state of a parameter before the first step: zeros in its shape."""
+        return {
+            slot: wing.asarray(np.zeros(array.shape, dtype=array.dtype)) for slot in self.slots
+        }
+
+    def step(self, network, gradients):
+        """Update the network's parameters in place of the old ones, given {name: gradient}.
+
+        Gradients are not changed; the network's arrays are replaced, not written into.
+        """
+        self.check_names(network.parameters)
+        update = network.backend.update
+        self.t += 1
+        for name, w in network.parameters.items():
+            hyper = self.hyper_parameters(name)
+            weight_decay, fixed_norm = hyper.pop("weight_decay"), hyper.pop("fixed_norm")
+            hyper = {key: _match(value, w) for key, value in hyper.items()}
+            g = gradients[name]
+            if np.any(np.asarray(weight_decay) != 0):
+                g = update.add_penalty(g, w, _match(weight_decay, w))
+            if name not in self.state:
+                self.state[name] = self.initial_state(w, network.backend)
+            state = self.state[name]
+            steps = {"t": self.t} if self.counts_steps else {}
+            result = getattr(update, self.formula)(
+                w, g, *(state[slot] for slot in self.slots), **steps, **hyper
+            )
+            w, *new = result if self.slots else (result,)
+            self.state[name] = dict(zip(self.slots, new, strict=True))
+            if fixed_norm is not None:
+                w = update.normalize(w, fixed_norm)
+            network.parameters[name] = w
+
+    def __repr__(self):
+        hyper = ", ".join(f"{key}={value!r}" for key, value in self.hyper.items())
+        groups = f"groups={self.groups!r}" if self.groups else ""
+        return f"{type(self).__name__}({', '.join(filter(None, [hyper, groups]))})"
+
+
+def _nonnegative(value):
+    if isinstance(value, (bool, str)):
+        return False
+    array = np.asarray(value)
+    return array.dtype.kind in "iuf" and bool(np.all(np.isfinite(array)) and np.all(array >= 0))
+
+
+def _match(value, w):
+    """Return a hyper-parameter as a Python number, or as an array of the parameter's dtype."""
+    if np.ndim(value) == 0:
+        return value if isinstance(value, (int, float)) else value.item()
+    return np.asarray(value).astype(w.dtype)
+
+
+class SGD(Optimizer):
+    """Gradient descent on batches: w - eta g."""
+
+    formula = "sgd"
+    defaults = {"learning_rate": 0.1}
+
+
+class Momentum(Optimizer):
+    """Heavy ball: v = momentum v + g; w - eta v (Polyak, 1964)."""
+
+    formula = "momentum"
+    slots = ("buffer",)
+    defaults = {"learning_rate": 0.05, "momentum": 0.9}
+
+
+class Nesterov(Optimizer):
+    """Nesterov's momentum: v = momentum v + g; w - eta (g + momentum v) (Sutskever et al., 2013)."""
+
+    formula = "nesterov"
+    slots = ("buffer",)
+    defaults = {"learning_rate": 0.05, "momentum": 0.9}
+
+
+class RMSprop(Optimizer):
+    """s = decay s + (1 - decay) g^2; w - eta g / (sqrt(s) + eps) (Tieleman & Hinton, 2012)."""
+
+    formula = "rmsprop"
+    slots = ("square",)
+    defaults = {"learning_rate": 0.001, "decay": 0.99, "eps": 1e-8}
+
+
+class Adagrad(Optimizer):
+    """s = s + g^2; w - eta g / (sqrt(s) + eps) (Duchi et al., 2011)."""
+
+    formula = "adagrad"
+    slots = ("square",)
+    defaults = {"learning_rate": 0.01, "eps": 1e-8}
+
+
+class Adadelta(Optimizer):
+    """d = sqrt(u + eps_numerator) / sqrt(s + eps_denominator) g; w - eta d (Zeiler, 2012)."""
+
+    formula = "adadelta"
+    slots = ("square", "delta_square")
+    defaults = {
+        "learning_rate": 1.0,
+        "decay": 0.95,
+        "eps_numerator": 1e-6,
+        "eps_denominator": 1e-6,
+    }
+
+
+class Adam(Optimizer):
+    """Adam, with the L2 penalty (l2 or weight_decay) in the gradient (Kingma & Ba, 2015)."""
+
+    formula = "adam"
+    slots = ("m", "v")
+    counts_steps = True
+    defaults = {"learning_rate": 0.001, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
+
+    formula = "adamw"
+    slots = ("m", "v")
+    counts_steps = True
+    defaults = {
+        "learning_rate": 0.001,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "eps": 1e-8,
+        "decoupled_weight_decay": 0.01,
+    }
+
+
+class SignSGD(Optimizer):
+    """The sign of the gradient: w - eta sign(g)."""
+
+    formula = "sign_sgd"
+    defaults = {"learning_rate": 0.001}
+
+
+class NormalizedSGD(Optimizer):
+    """The direction of the gradient, unit by unit: w - eta g / |g|."""
+
+    formula = "normalized_sgd"
+    defaults = {"learning_rate": 0.01}
+
+
+class LARS(Optimizer):
+    """A step of length eta |w|, unit by unit: w - eta |w| g / |g| (after You et al., 2017).
+
+    Its effective learning rate does not depend on |w|: a first-order method that removes the effect.
+    """
+
+    formula = "lars"
+    defaults = {"learning_rate": 0.01}
+
+
+ALL = (
+    SGD,
+    Momentum,
+    Nesterov,
+    RMSprop,
+    Adagrad,
+    Adadelta,
+    Adam,
+    AdamW,
+    SignSGD,
+    NormalizedSGD,
+    LARS,
+)

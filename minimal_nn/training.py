@@ -1,0 +1,263 @@
+"""Training: `fit` runs an optimizer over batches, records a history, and can be stopped and resumed.
+
+The same arguments and the same `rng` give the same bits, in one go or resumed from a checkpoint after
+any epoch.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+import zipfile
+
+import numpy as np
+
+from minimal_nn.errors import CheckpointError, NonFiniteError, ZeroNormError, ZeroVarianceError
+
+_FORMAT = 1  # of checkpoint files
+
+
+class History:
+    """What `fit` recorded: `loss`, one number a step, and `epochs`, a dict for each epoch.
+
+    An epoch's dict has `epoch` (from 1), `loss` (the mean over its steps), `error` (validation, if
+    data were given) and whatever `observe` returned.
+    """
+
+    def __init__(self, loss=(), epochs=()):
+        self.loss = list(loss)
+        self.epochs = list(epochs)
+
+    def __repr__(self):
+        last = f", last {self.epochs[-1]}" if self.epochs else ""
+        return f"History({len(self.epochs)} epochs, {len(self.loss)} steps{last})"
+
+
+class StepByStep:
+    """The plan that every wing has: each step is a forward pass, a backward pass and an update."""
+
+    def run(self, network, optimizer, X, targets, batches):
+        """Train on X[rows], targets[rows] for each row of `batches`; return the losses, (steps,)."""
+        losses = np.empty(len(batches))
+        for step, rows in enumerate(batches):
+            loss, gradients, state = network.step_gradients(X[rows], targets[rows])
+            network.state = state
+            optimizer.step(network, gradients)
+            losses[step] = loss
+        return losses
+
+
+def fit(
+    network,
+    optimizer,
+    X,
+    targets,
+    *,
+    epochs,
+    batch_size=32,
+    rng=0,
+    validation=None,
+    observe=None,
+    progress=True,
+    checkpoint=None,
+    resume=False,
+):
+    """Train `network` in place and return its `History`.
+
+    Each epoch visits the examples in a new random order, in batches of `batch_size`; the last batch
+    is smaller where the numbers do not divide, and dropped where it would hold a single example (batch
+    norm has no variance there).
+
+    X (N, *input_shape) and targets: arrays as for `Network.loss_and_gradients`.  epochs: passes over
+    the data.  rng: a seed or numpy.random.Generator for the order.  validation: (X, labels) whose error
+    is recorded after each epoch.  observe: a function network -> dict of numbers, recorded too.
+    progress: show a bar.  checkpoint: a path, written whole after every epoch.  resume: continue from
+    it if it exists; the result is bit for bit that of an uninterrupted run.
+
+    Raises ValueError and TypeError for arguments that do not fit; NonFiniteError, ZeroVarianceError or
+    ZeroNormError, with the step, where training ends in one; CheckpointError for a file that is
+    damaged, or that another run wrote.  An existing checkpoint is never overwritten without resume.
+
+    >>> from minimal_nn import Dense, Network, SGD, fit
+    >>> X = np.eye(4, dtype=np.float32)
+    >>> network = Network([Dense(2)], input_shape=(4,), rng=0)
+    >>> history = fit(network, SGD(0.5), X, np.array([0, 1, 0, 1]), epochs=20, progress=False)
+    >>> history.loss[-1] < history.loss[0]
+    True
+    """
+    for argument, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{argument}: got {value!r}, expected an integer >= 1")
+    network.check_inputs(X)
+    network.check_targets(targets, len(X))
+    optimizer.check_names(network.parameters)
+    rng = np.random.default_rng(rng)
+    history = History()
+    if batch_size == 1 or len(X) == 1:
+        batchnorms = [name for name in network.names if name.startswith("batchnorm")]
+        if batchnorms and len(network.input_shape) == 1:
+            raise ValueError(
+                f"batch_size: got batches of 1 example, expected at least 2 for {batchnorms[0]} (the "
+                "variance of one number is 0)"
+            )
+    threads = _blas_threads()
+    fingerprint = None
+    if checkpoint is not None:
+        checkpoint = pathlib.Path(checkpoint)
+        fingerprint = _fingerprint(network, optimizer, X, targets, batch_size)
+        if checkpoint.exists() and not resume:
+            raise CheckpointError(
+                f"checkpoint: {checkpoint} exists already; expected a new path, or resume=True to "
+                "continue from it"
+            )
+        if not checkpoint.parent.is_dir():
+            raise CheckpointError(
+                f"checkpoint: the folder {checkpoint.parent} does not exist; create it first"
+            )
+        if checkpoint.exists():
+            history, threads = load_checkpoint(checkpoint, network, optimizer, rng, fingerprint)
+    plan = network.backend.plan(network.program(), optimizer, batch_size) or StepByStep()
+    with _pinned_blas(threads), _bar(progress, epochs, len(history.epochs)) as bar:
+        for epoch in range(len(history.epochs) + 1, epochs + 1):
+            _epoch(plan, network, optimizer, X, targets, batch_size, rng, history, epoch)
+            record = history.epochs[-1]
+            if validation is not None:
+                record["error"] = network.error(*validation)
+            if observe is not None:
+                record.update(observe(network))
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, network, optimizer, rng, history, fingerprint, threads)
+            bar.set_postfix({k: f"{v:.4g}" for k, v in record.items() if k in ("loss", "error")})
+            bar.update()
+    return history
+
+
+def _epoch(plan, network, optimizer, X, targets, batch_size, rng, history, epoch):
+    order = rng.permutation(len(X))
+    full = len(order) // batch_size * batch_size
+    parts = [order[:full].reshape(-1, batch_size)] if full else []
+    rest = order[full:]
+    if len(rest) > 1 or (len(rest) == 1 and not full):
+        parts.append(rest[None])
+    losses = []
+    for batches in parts:
+        first = optimizer.t
+        try:
+            losses.extend(plan.run(network, optimizer, X, targets, batches).tolist())
+        except (NonFiniteError, ZeroVarianceError, ZeroNormError) as error:
+            step = optimizer.t + 1
+            raise type(error)(
+                f"epoch {epoch}, step {step} ({step - first} of this call): {error}"
+            ) from None
+    history.loss.extend(losses)
+    history.epochs.append({"epoch": epoch, "loss": float(np.mean(losses))})
+
+
+@contextlib.contextmanager
+def _bar(progress, epochs, done):
+    from tqdm import tqdm  # on first use: importing minimal_nn stays fast
+
+    with tqdm(total=epochs, initial=done, unit="epoch", disable=not progress) as bar:
+        yield bar
+
+
+# Checkpoints
+
+
+def _blas_threads():
+    """Return how many threads NumPy's BLAS uses: its results' last bits depend on it."""
+    from threadpoolctl import threadpool_info
+
+    return max((lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"), default=1)
+
+
+def _pinned_blas(threads):
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(limits=threads, user_api="blas")
+
+
+def _fingerprint(network, optimizer, X, targets, batch_size):
+    """Return what a checkpoint must agree with: layers, optimizer, data, batch size, wing."""
+    data = hashlib.sha256(np.ascontiguousarray(X).tobytes())
+    data.update(np.ascontiguousarray(targets).tobytes())
+    return {
+        "layers": repr(network.layers),
+        "input_shape": list(network.input_shape),
+        "loss": network.loss_kind,
+        "dtype": str(network.dtype),
+        "backend": network.backend.name,
+        "optimizer": repr(optimizer),
+        "batch_size": int(batch_size),
+        "data": data.hexdigest(),
+    }
+
+
+def save_checkpoint(path, network, optimizer, rng, history, fingerprint, threads):
+    """Write everything that `fit` needs to continue to `path` (npz), whole or not at all."""
+    to_numpy = network.backend.to_numpy
+    arrays = {f"parameter/{name}": to_numpy(a) for name, a in network.parameters.items()}
+    arrays.update({f"state/{name}": to_numpy(a) for name, a in network.state.items()})
+    for name, slots in optimizer.state.items():
+        arrays.update({f"optimizer/{name}/{slot}": to_numpy(a) for slot, a in slots.items()})
+    meta = {
+        "format": _FORMAT,
+        "fingerprint": fingerprint,
+        "t": optimizer.t,
+        "rng": rng.bit_generator.state,
+        "epochs": history.epochs,
+        "blas_threads": threads,
+    }
+    arrays["history/loss"] = np.asarray(history.loss)
+    arrays["meta"] = np.array(json.dumps(meta))
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def load_checkpoint(path, network, optimizer, rng, fingerprint):
+    """Restore network, optimizer and rng from `path`; return the history and the BLAS threads.
+
+    Everything is read and checked before anything is changed.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(str(arrays.pop("meta")))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+        raise CheckpointError(
+            f"checkpoint: {path} is damaged or not a checkpoint ({error}); it was left as it is: "
+            "move it away to start anew"
+        ) from None
+    if meta.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"checkpoint: {path} has format {meta.get('format')}, expected {_FORMAT}"
+        )
+    for key, expected in fingerprint.items():
+        got = meta["fingerprint"].get(key)
+        if got != expected:
+            raise CheckpointError(
+                f"checkpoint: {path} was written by a run with {key} = {got}, this run has "
+                f"{expected}; expected the same: use another path"
+            )
+    asarray = network.backend.asarray
+    parameters = {name: asarray(arrays[f"parameter/{name}"]) for name in network.parameters}
+    state = {name: asarray(arrays[f"state/{name}"]) for name in network.state}
+    slots = {
+        name: {slot: asarray(arrays[f"optimizer/{name}/{slot}"]) for slot in optimizer.slots}
+        for name in network.parameters
+    }
+    network.parameters, network.state = parameters, state
+    optimizer.state, optimizer.t = slots, meta["t"]
+    rng.bit_generator.state = meta["rng"]
+    return History(arrays["history/loss"].tolist(), meta["epochs"]), meta["blas_threads"]
