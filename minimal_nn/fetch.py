@@ -20,6 +20,7 @@ from minimal_nn.data import CIFAR10_FOLDER, CIFAR10_TEST, CIFAR10_TRAIN, FETCH, 
 EXTRA = "pip install 'l2-versus-normalization[data]'"
 MEMBERS = (*CIFAR10_TRAIN, CIFAR10_TEST, "batches.meta.txt")
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
+CHUNK = 1 << 16  # bytes written at a time: at most so many are lost when a transfer breaks
 
 
 class FetchError(RuntimeError):
@@ -152,9 +153,10 @@ def _ensure(file, addresses, folder, progress):
         if _sha256(target) == file.sha256:
             return "there already, checksum verified"
         done = "the copy there was damaged; fetched again"
-    resumed = 0
-    if part.exists():
-        resumed = part.stat().st_size
+    resumed = part.stat().st_size if part.exists() else 0
+    if resumed > file.size:
+        part.unlink()
+    elif resumed:
         done = f"resumed at byte {resumed:,} of {file.size:,}"
     _download(file, addresses, part, progress)
     found = _sha256(part)
@@ -190,18 +192,18 @@ def _download_from(url, part, size, progress):
         import requests
     except ImportError as error:
         raise FetchError(f"fetching needs pooch: {EXTRA}") from error
-    if part.exists() and part.stat().st_size > size:
-        part.unlink()
     host = urlsplit(url).netloc
+    responses = []
     try:
         with open(part, "ab") as out:
             have = out.tell()
             if have == size:
                 return
 
-            def whole_file_instead(response, **_):
+            def answered(response, **_):
+                responses.append(response)
                 # A server that does not know ranges answers 200 and sends the file from its start.
-                if response.status_code == 200:
+                if have and response.status_code == 200:
                     out.truncate(0)
 
             # "identity": a .gz file must come as it is, not decompressed on the way.
@@ -210,10 +212,10 @@ def _download_from(url, part, size, progress):
                 headers["Range"] = f"bytes={have}-"
             pooch.HTTPDownloader(
                 progressbar=progress,
-                chunk_size=1 << 16,
+                chunk_size=CHUNK,
                 headers=headers,
                 timeout=TIMEOUT,
-                hooks={"response": whole_file_instead},
+                hooks={"response": answered},
             )(url, out, None)
     except requests.HTTPError as error:
         if error.response.status_code == 416:
@@ -232,6 +234,8 @@ def _download_from(url, part, size, progress):
             part.unlink()
         raise
     finally:
+        for response in responses:
+            response.close()
         if part.exists() and not part.stat().st_size:
             part.unlink()
     have = part.stat().st_size if part.exists() else 0
