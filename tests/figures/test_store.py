@@ -1,0 +1,188 @@
+"""The store: what is read is what was written, whole, under the right name, or nothing."""
+
+import json
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+from figures import store as stores
+from figures.store import Store
+
+CONFIGURATION = {"eta": 0.1, "l2": 1e-4, "seed": 3}
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(tmp_path, "code") as kept:
+        yield kept
+
+
+def test_numbers_read_back_unchanged(store):
+    values = {
+        "curve": np.random.default_rng(0).standard_normal((5, 3)),
+        "single": np.random.default_rng(1).standard_normal(7).astype(np.float32),
+        "steps": np.arange(5),
+        "last": 0.1 + 0.2,
+        "labels": ["a", "b"],
+        "nested": {"x": [1.5, np.nan, np.inf]},
+        "flag": np.bool_(True),
+    }
+    store.put(CONFIGURATION, "finished", values)
+    result = store.get(CONFIGURATION)
+    assert result.configuration == CONFIGURATION and not result.diverged
+    np.testing.assert_array_equal(result.values["curve"], values["curve"])
+    np.testing.assert_array_equal(result.values["single"].astype(np.float32), values["single"])
+    np.testing.assert_array_equal(result.values["steps"], values["steps"])
+    assert result.values["steps"].dtype == np.int64
+    assert result.values["last"] == values["last"] and result.values["labels"] == ["a", "b"]
+    np.testing.assert_array_equal(result.values["nested"]["x"], [1.5, np.nan, np.nan])
+    assert result.values["flag"] is True
+
+
+def test_same_numbers_same_bytes(tmp_path):
+    for name in "ab":
+        ordered = dict(sorted(CONFIGURATION.items(), reverse=name == "b"))
+        with Store(tmp_path / name, "code") as kept:
+            kept.put(ordered, "finished", {"x": 1 / 3})
+    one, two = (next((tmp_path / n / "results").rglob("*.json")) for n in "ab")
+    assert one.name == two.name and one.read_bytes() == two.read_bytes()
+
+
+def test_another_configuration_or_code_is_another_run(tmp_path, store):
+    store.put(CONFIGURATION, "finished", {"x": 1})
+    assert store.get({**CONFIGURATION, "seed": 4}) is None
+    with Store(tmp_path, "other code") as other:
+        assert other.get(CONFIGURATION) is None
+
+
+def test_configuration_with_nan_is_refused(store):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.key({"eta": float("nan")})
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "trailing"])
+def test_damaged_file_counts_as_absent(store, damage):
+    store.put(CONFIGURATION, "finished", {"x": np.arange(10)})
+    path = store.path(CONFIGURATION)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-10] ^= 1
+    damaged = {
+        "cut": whole[:-20],
+        "flipped": bytes(flipped),
+        "empty": b"",
+        "trailing": whole + b"x",
+    }
+    path.write_bytes(damaged[damage])
+    with pytest.warns(UserWarning, match="damaged"):
+        assert store.get(CONFIGURATION) is None
+    store.put(CONFIGURATION, "finished", {"x": np.arange(10)})
+    assert path.read_bytes() == whole
+
+
+def test_every_prefix_of_a_file_counts_as_absent(store):
+    store.put(CONFIGURATION, "finished", {"x": 1})
+    whole = store.path(CONFIGURATION).read_bytes()
+    assert stores._opened(whole) is not None
+    assert all(stores._opened(whole[:n]) is None for n in range(len(whole)))
+
+
+def test_failed_write_leaves_nothing(store, monkeypatch):
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stores.os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        store.put(CONFIGURATION, "finished", {"x": 1})
+    assert store.get(CONFIGURATION) is None and not list(store.folder.rglob("*.partial"))
+
+
+def test_stale_partial_files_are_removed(tmp_path, store, monkeypatch):
+    partial = tmp_path / "results" / "ab" / "x.json.1.2.partial"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"half")
+    Store(tmp_path, "code").close()
+    assert partial.exists()  # young: it may be another runner's
+    monkeypatch.setattr(stores, "STALE_SECONDS", -1)
+    Store(tmp_path, "code").close()
+    assert not partial.exists()
+
+
+def test_failure_is_named_and_no_result(store):
+    try:
+        raise ArithmeticError("unlucky")
+    except ArithmeticError as error:
+        store.put_failure(CONFIGURATION, error)
+    failure = store.failure(CONFIGURATION)
+    assert (failure["error"], failure["message"]) == ("ArithmeticError", "unlucky")
+    assert "test_failure_is_named" in failure["traceback"]
+    assert store.get(CONFIGURATION) is None
+    store.put(CONFIGURATION, "finished", {"x": 1})
+    assert store.failure(CONFIGURATION) is None
+
+
+def test_journal_survives_a_cut_line(tmp_path, store):
+    store.note(CONFIGURATION, seconds=2.5)
+    with open(tmp_path / "journal.jsonl", "a") as file:
+        file.write('{"key":"ha')
+    assert store.seconds([CONFIGURATION]) == 2.5
+
+
+def test_claim_excludes_other_processes_and_ends_with_them(tmp_path, store):
+    program = (
+        "import sys, time; from figures.store import Store; s = Store(sys.argv[1], 'code');"
+        "print(s.claim({'a': 1}), s.claim({'a': 2}), flush=True); time.sleep(60)"
+    )
+    assert store.claim({"a": 1})
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline().split() == ["False", "True"]
+        assert not store.claim({"a": 2})
+        other.kill()
+    assert store.claim({"a": 2})  # freed by the operating system
+
+
+def test_archive_holds_the_same_results(tmp_path, store):
+    runs = [{**CONFIGURATION, "seed": seed} for seed in range(4)]
+    for run in runs[:3]:
+        store.put(run, "finished", {"x": np.random.default_rng(run["seed"]).random(3)})
+    path = tmp_path / "archive.jsonl"
+    assert stores.write_archive(path, store, runs) == 3
+    first = path.read_bytes()
+    stores.write_archive(path, store, runs[::-1])
+    assert path.read_bytes() == first
+    with Store(tmp_path / "empty", "code", archives=[path, tmp_path / "absent"]) as other:
+        for run in runs[:3]:
+            np.testing.assert_array_equal(other.get(run).values["x"], store.get(run).values["x"])
+        assert other.get(runs[3]) is None
+    path.write_bytes(first[:-30])
+    with pytest.raises(ValueError, match="damaged"):
+        stores.read_archive(path)
+
+
+def test_code_version_follows_the_sources(tmp_path):
+    for name in "ab":
+        package = tmp_path / name / "package"
+        (package / "sub").mkdir(parents=True)
+        (package / "sub" / "one.py").write_text("x = 1\n")
+    a, b = tmp_path / "a" / "package", tmp_path / "b" / "package"
+    assert stores.code_version(a) == stores.code_version(b)
+    (b / "sub" / "one.py").write_text("x = 2\n")
+    assert stores.code_version(a) != stores.code_version(b)
+    (a / "notes.txt").write_text("no source")
+    version = stores.code_version(a)
+    (a / "two.py").write_text("")
+    assert stores.code_version(a) != version
+    with pytest.raises(ValueError, match="expected a Python file"):
+        stores.code_version(tmp_path / "nothing")
+
+
+def test_files_are_plain_json_after_the_first_line(store):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store.put(CONFIGURATION, "diverged", {"x": [np.inf]})
+    body = json.loads(store.path(CONFIGURATION).read_text().split("\n", 1)[1], parse_constant=int)
+    assert body["status"] == "diverged" and body["values"] == {"x": [None]}
