@@ -1,0 +1,62 @@
+"""The environment of every test: strict floating point, deterministic chance, all wings.
+
+A test of tests/test_<operation>.py that takes `wing` runs once for every wing; one that takes
+`dtype`, `layout` or `eps` runs once for each of those (see wings.py).
+"""
+
+import random
+
+import hypothesis
+import numpy as np
+import pytest
+import wings
+
+from minimal_nn.backend import OPERATIONS
+
+# Chance is drawn from the test's own name, so a failure is there again on the next run.
+hypothesis.settings.register_profile(
+    "deterministic", derandomize=True, deadline=None, max_examples=20, database=None
+)
+hypothesis.settings.load_profile("deterministic")
+
+
+def pytest_generate_tests(metafunc):
+    operation = metafunc.module.__name__.rpartition(".")[2].removeprefix("test_")
+    if "wing" in metafunc.fixturenames and operation in OPERATIONS:
+        available = [wings.Wing(name) for name in wings.names(operation)]
+        metafunc.parametrize("wing", available, ids=repr)
+    for axis, values in wings.AXES.items():
+        marked = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+        if axis in metafunc.fixturenames and axis not in marked:
+            ids = [getattr(value, "__name__", str(value)) for value in values]
+            metafunc.parametrize(axis, values, ids=[f"{axis}={i}" for i in ids])
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The reference wing, where a test of any wing takes its bounds and its derivatives from."""
+    return wings.Wing("reference")
+
+
+@pytest.fixture
+def rng():
+    return wings.random_generator()
+
+
+@pytest.fixture(autouse=True)
+def strict_floating_point():
+    """Fail on overflow, division by zero and NaN; numbers may become so small that they vanish."""
+    with np.errstate(divide="raise", over="raise", invalid="raise", under="ignore"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def untouched_global_chance():
+    """Fail a test whose code draws from the global random states or seeds them."""
+    before, python_before = np.random.get_state(), random.getstate()
+    yield
+    after = np.random.get_state()
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)), (
+        "the global state of numpy.random was touched: use a numpy.random.Generator"
+    )
+    assert random.getstate() == python_before, "the global state of random was touched"

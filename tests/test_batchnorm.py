@@ -1,0 +1,248 @@
+"""Batch normalization: definition, derivative, and the laws that its gradient obeys exactly."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import wings
+from agreement import (
+    as_in,
+    assert_dtype,
+    assert_same_bits,
+    assert_within,
+    check_backward,
+    check_forward,
+    check_untouched,
+    read_only,
+    wide,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from running_error import running
+
+from minimal_nn.errors import ZeroVarianceError
+
+NAMES = ("z", "gamma", "beta")
+SHAPES = ((7, 3), (2, 3, 2, 3))
+POWERS = (-12, -1, 1, 12)
+
+
+def layer(wing, eps):
+    """Return forward and backward with eps bound."""
+    return lambda z, g, b: wing.batchnorm.forward(z, g, b, eps), wing.batchnorm.backward
+
+
+def running_layer(wing, mean, var, eps):
+    """Return forward and backward with the running statistics and eps bound.
+
+    They are constants, taken into whatever arithmetic z is in.
+    """
+
+    def forward(z, gamma, beta):
+        constants = [as_in(constant, z) for constant in (mean, var)]
+        return wing.batchnorm.forward_running(z, gamma, beta, *constants, eps)
+
+    return forward, wing.batchnorm.backward_running
+
+
+def definition(eps):
+    def forward(z, gamma, beta):
+        axes = tuple(range(z.ndim - 1))
+        return gamma * (z - z.mean(axes)) / np.sqrt(z.var(axes) + wide(eps)) + beta
+
+    return forward
+
+
+def draw(rng, dtype, layout=wings.c_order, shape=(7, 3), mean=0.7):
+    """Return z, gamma, beta and a random cotangent, not to be written to."""
+    units = shape[-1]
+    z = 1.5 * rng.standard_normal(shape) + mean
+    gamma = rng.uniform(0.5, 2, units) * rng.choice((-1, 1), units)
+    beta, dy = rng.standard_normal(units), rng.standard_normal(shape)
+    *arguments, dy = read_only(*(layout(x.astype(dtype)) for x in (z, gamma, beta, dy)))
+    return arguments, dy
+
+
+def draw_statistics(rng, dtype, units=3):
+    mean, var = rng.standard_normal(units), rng.uniform(0.5, 2, units)
+    return read_only(mean.astype(dtype), var.astype(dtype))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward_is_the_definition(wing, reference, rng, dtype, layout, eps, shape):
+    arguments, _ = draw(rng, dtype, layout, shape)
+    check_forward(layer(wing, eps)[0], layer(reference, eps)[0], definition(eps), arguments)
+
+
+def test_a_large_mean_costs_no_more_than_the_two_pass_formula(wing, reference, rng, dtype):
+    arguments, _ = draw(rng, dtype, mean=1000)
+    check_forward(layer(wing, 0.0)[0], layer(reference, 0.0)[0], definition(0.0), arguments)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cache_shows_the_mean_and_the_biased_variance(wing, reference, rng, dtype, eps, shape):
+    arguments, _ = draw(rng, dtype, shape=shape)
+    cache = wing.batchnorm.forward(*arguments, eps)[1]
+    bound = reference.batchnorm.forward(*[running(x, dtype) for x in arguments], eps)[1]
+    z = wide(arguments[0]).reshape(-1, shape[-1])
+    assert_dtype(dtype, mean=cache.mean, var=cache.var)
+    assert_within(cache.mean, z.mean(axis=0), bound.mean.error, "mean")
+    assert_within(cache.var, z.var(axis=0), bound.var.error, "var")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_backward_is_the_derivative(wing, reference, rng, dtype, layout, eps, shape):
+    arguments, dy = draw(rng, dtype, layout, shape)
+    check_backward(layer(wing, eps), layer(reference, eps), arguments, dy, NAMES)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_running_statistics_are_constants(wing, reference, rng, dtype, layout, eps, shape):
+    arguments, dy = draw(rng, dtype, layout, shape)
+    mean, var = draw_statistics(rng, dtype)
+
+    def running_definition(z, gamma, beta):
+        return gamma * (z - wide(mean)) / np.sqrt(wide(var) + wide(eps)) + beta
+
+    own, theirs = (running_layer(w, mean, var, eps) for w in (wing, reference))
+    check_forward(own[0], theirs[0], running_definition, arguments)
+    check_backward(own, theirs, arguments, dy, NAMES)
+
+
+def test_running_average_takes_the_unbiased_variance(wing, reference, rng, dtype):
+    old = draw_statistics(rng, dtype)
+    new = draw_statistics(rng, dtype)
+    for count, momentum in ((2, 0.1), (7, 0.1), (64, 0.5), (7, 1.0)):
+        got = wing.batchnorm.update_running(*old, *new, count, momentum)
+        bounds = reference.batchnorm.update_running(
+            *(running(x, dtype) for x in (*old, *new)), count, momentum
+        )
+        m = Fraction(momentum)
+        for name, value, bound, before, batch, factor in zip(
+            ("mean", "var"), got, bounds, old, new, (1, Fraction(count, count - 1)), strict=True
+        ):
+            exact = [
+                Fraction(float(r)) + m * (Fraction(float(b)) * factor - Fraction(float(r)))
+                for r, b in zip(before, batch, strict=True)
+            ]
+            assert_dtype(dtype, **{name: value})
+            assert_within(value, [np.longdouble(float(v)) for v in exact], bound.error, name)
+
+
+def test_running_average_of_known_numbers(wing, dtype):
+    z = np.array([[1.0], [2.0], [3.0], [6.0]], dtype)  # mean 3, biased variance 7/2, unbiased 14/3
+    one, zero = np.ones(1, dtype), np.zeros(1, dtype)
+    cache = wing.batchnorm.forward(z, one, zero, 0.0)[1]
+    mean, var = wing.batchnorm.update_running(zero, one, cache.mean, cache.var, 4, 0.5)
+    assert (float(mean[0]), float(cache.var[0])) == (1.5, 3.5)
+    assert abs(float(var[0]) - (1 + 14 / 3) / 2) <= 3 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_power_of_two_changes_no_bit(wing, rng, dtype, layout, shape):
+    """At eps = 0, y(a z) = y(z) and a dz(a z) = dz(z) to the last bit; a may differ by unit."""
+    (z, gamma, beta), dy = draw(rng, dtype, layout, shape)
+    y, cache = wing.batchnorm.forward(z, gamma, beta, 0.0)
+    dz, dgamma, dbeta = wing.batchnorm.backward(dy, cache)
+    columns = np.array([-10.0, 3.0, 9.0])
+    for k in (*POWERS, columns):
+        a = (2.0 ** np.asarray(k)).astype(dtype)
+        scaled, scaled_cache = wing.batchnorm.forward(layout(a * z), gamma, beta, 0.0)
+        scaled_dz, scaled_dgamma, scaled_dbeta = wing.batchnorm.backward(dy, scaled_cache)
+        assert_same_bits(scaled, y, "y")
+        assert_same_bits(a * scaled_dz, dz, "a dz")
+        assert_same_bits(scaled_dgamma, dgamma, "dgamma")
+        assert_same_bits(scaled_dbeta, dbeta, "dbeta")
+
+
+def test_another_factor_or_an_eps_does_change_bits(wing, rng, dtype):
+    """The control of the test above: its equality is not vacuous."""
+    (z, gamma, beta), _ = draw(rng, dtype, shape=(31, 3))
+    y = wing.batchnorm.forward(z, gamma, beta, 0.0)[0]
+    assert not np.array_equal(wing.batchnorm.forward(dtype(3) * z, gamma, beta, 0.0)[0], y)
+    y = wing.batchnorm.forward(z, gamma, beta, 1e-5)[0]
+    assert not np.array_equal(wing.batchnorm.forward(dtype(0.5) * z, gamma, beta, 1e-5)[0], y)
+
+
+@pytest.mark.parametrize("eps", (1e-5, 0.5))
+def test_scaling_eps_with_the_square_restores_every_bit(wing, rng, dtype, eps):
+    """y(a z; a^2 eps) = y(z; eps), and so for the gradient times a."""
+    (z, gamma, beta), dy = draw(rng, dtype)
+    y, cache = wing.batchnorm.forward(z, gamma, beta, eps)
+    dz = wing.batchnorm.backward(dy, cache)[0]
+    for k in POWERS:
+        a = dtype(2.0**k)
+        scaled, scaled_cache = wing.batchnorm.forward(a * z, gamma, beta, 4.0**k * eps)
+        assert_same_bits(scaled, y, "y")
+        assert_same_bits(a * wing.batchnorm.backward(dy, scaled_cache)[0], dz, "a dz")
+
+
+def test_gradient_sums_to_zero_over_the_batch(wing, reference, rng, dtype, eps):
+    """sum_i dz_ik = 0: a constant added to a unit changes nothing."""
+    arguments, dy = draw(rng, dtype)
+    forward, backward = layer(reference, eps)
+    bound = backward(running(dy, dtype), forward(*(running(x, dtype) for x in arguments))[1])[0]
+    dz = wing.batchnorm.backward(dy, wing.batchnorm.forward(*arguments, eps)[1])[0]
+    assert_within(wide(dz).sum(axis=0), np.zeros(3), bound.sum(axis=0).error, "sum of dz")
+
+
+def test_eps_law_of_the_weights(wing, reference, rng, dtype, eps):
+    """<w_k, grad_k> = eps / (v_k + eps) sum_i dy_ik (y_ik - beta_k): 0 at eps = 0."""
+    (_, gamma, beta), dy = draw(rng, dtype, shape=(7, 3))
+    X, W = read_only(*(rng.standard_normal(s).astype(dtype) for s in ((7, 5), (5, 3))))
+
+    def both_sides(wing, *arrays):
+        X, W, gamma, beta, dy = arrays
+        z, cache = wing.affine.forward(X, W)
+        y, norm_cache = wing.batchnorm.forward(z, gamma, beta, eps)
+        dz = wing.batchnorm.backward(dy, norm_cache)[0]
+        dW = wing.affine.backward(dz, cache)[1]
+        return dW, y, norm_cache.var
+
+    def residual(dW, y, var, W, beta, dy, eps):
+        return (W * dW).sum(axis=0) - eps / (var + eps) * (dy * (y - beta)).sum(axis=0)
+
+    bounds = both_sides(reference, *(running(a, dtype) for a in (X, W, gamma, beta, dy)))
+    bound = residual(*bounds, *(running(a, dtype) for a in (W, beta, dy)), eps)
+    got = both_sides(wing, X, W, gamma, beta, dy)
+    measured = residual(*(wide(a) for a in (*got, W, beta, dy)), np.longdouble(eps))
+    assert_within(measured, np.zeros(3), bound.error, "<w, grad> - eps law")
+    if eps == 0.5:
+        leak = (wide(W) * wide(got[0])).sum(axis=0)
+        assert np.all(np.abs(leak) > 100 * bound.error), "the leak at eps = 0.5 is not seen"
+
+
+def test_zero_variance_at_eps_zero_is_refused(reference, dtype):
+    z = np.array([[1.0, 2.0, 5.0], [2.0, 2.0, 5.0]], dtype)
+    ones = np.ones(3, dtype)
+    with pytest.raises(ZeroVarianceError, match=r"units \[1, 2\] have variance 0 at eps = 0"):
+        reference.batchnorm.forward(z, ones, ones, 0.0)
+    assert np.all(np.isfinite(reference.batchnorm.forward(z, ones, ones, 1e-5)[0]))
+    with pytest.raises(ZeroVarianceError, match=r"running variance"):
+        reference.batchnorm.forward_running(z, ones, ones, ones, 0 * ones, 0.0)
+
+
+def test_arguments_are_untouched(wing, rng, dtype):
+    arguments, dy = draw(rng, dtype)
+    check_untouched(layer(wing, 1e-5), arguments, dy)
+    statistics = draw_statistics(rng, dtype)
+    check_untouched(running_layer(wing, *statistics, 1e-5), arguments, dy)
+    old = [np.array(x) for x in statistics]
+    wing.batchnorm.update_running(*old, *statistics, 7, 0.1)
+    for before, after in zip(statistics, old, strict=True):
+        assert_same_bits(after, before, "running statistics")
+
+
+@given(
+    batch=st.lists(st.integers(1, 4), min_size=1, max_size=3).filter(lambda s: np.prod(s) > 1),
+    units=st.integers(1, 9),
+    eps=st.sampled_from((1e-5, 0.5)),
+    layout=st.sampled_from(wings.LAYOUTS),
+    seed=st.integers(0, 99),
+)
+def test_any_shape(wing, reference, dtype, batch, units, eps, layout, seed):
+    if len(batch) == 2:
+        batch = [*batch, 1]
+    arguments, dy = draw(np.random.default_rng(seed), dtype, layout, (*batch, units))
+    check_forward(layer(wing, eps)[0], layer(reference, eps)[0], definition(eps), arguments)
+    check_backward(layer(wing, eps), layer(reference, eps), arguments, dy, NAMES)
