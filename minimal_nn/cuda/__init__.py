@@ -26,7 +26,13 @@ _MODULES = (
 )
 
 
+# Of the launch layer, for minimal_nn.backend: where arrays of the wing come from and go to.
+_ARRAYS = {"asarray": "asarray", "to_numpy": "to_host"}
+
+
 def __getattr__(name):
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _ARRAYS:
+        return getattr(importlib.import_module(f"{__name__}.launch"), _ARRAYS[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -59,10 +59,11 @@ _state = {
 class Kernel:
     """A kernel: its Python function and its launch bounds.  Made by `kernel`."""
 
-    def __init__(self, function, threads, blocks):
+    def __init__(self, function, threads, blocks, widens):
         self.function = function
         self.threads = threads
         self.blocks = blocks
+        self.widens = widens
 
     @property
     def name(self):
@@ -80,13 +81,14 @@ class Kernel:
         return f"Kernel({self.name}, threads={self.threads}, blocks={self.blocks})"
 
 
-def kernel(threads, blocks=None):
+def kernel(threads, blocks=None, widens=False):
     """Make a kernel of the decorated function.
 
     threads: the most threads in a block.  blocks: how many blocks must fit on a multiprocessor at
-    once; it limits the registers to 65536 / (threads * blocks).
+    once; it limits the registers to 65536 / (threads * blocks).  widens: whether float64 is meant
+    to be there although no argument is of float64 (assembly.py checks).
     """
-    return lambda function: Kernel(function, threads, blocks)
+    return lambda function: Kernel(function, threads, blocks, widens)
 
 
 def device(function):
@@ -112,6 +114,11 @@ def _setting(**values):
 def simulation(schedule="forward"):
     """Run the kernels of a `with` block in the simulator: "forward", "reverse" or a seed."""
     return _setting(simulated=True, schedule=schedule)
+
+
+def schedule():
+    """Return the order in which the simulator runs threads."""
+    return _state["schedule"]
 
 
 class Record:
@@ -219,7 +226,14 @@ def empty(shape, dtype):
 
 
 def to_host(x):
-    """Return a NumPy copy of a device array; waits for the kernels that write it."""
+    """Return a NumPy copy of a device array; waits for the kernels that write it.
+
+    What is on the host already (a NumPy array, a number) is copied as well.
+    """
+    if not is_device_array(x):
+        if hasattr(x, "__cuda_array_interface__"):
+            return to_host(asarray(x))
+        return np.array(x)
     if simulated():
         return np.array(x)
     with _translated():

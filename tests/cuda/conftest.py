@@ -1,0 +1,40 @@
+"""Where the kernels of a test run: in the simulator always, on a device where there is one."""
+
+import pytest
+
+from minimal_nn.cuda import launch
+from minimal_nn.errors import CudaUnavailableError
+
+SCHEDULES = ("forward", "reverse", 7)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu"):
+        try:
+            launch.require()
+        except CudaUnavailableError as error:
+            pytest.skip(str(error))
+
+
+@pytest.fixture(params=["simulator", pytest.param("device", marks=pytest.mark.gpu)])
+def place(request):
+    """Run the test once in the simulator and once, marked gpu, on the device."""
+    if request.param == "device":
+        yield request.param
+    else:
+        with launch.simulation():
+            yield request.param
+
+
+@pytest.fixture
+def schedules():
+    """Return a function that checks: call() gives the same bits in every order of threads."""
+
+    def check(call):
+        results = []
+        for schedule in SCHEDULES:
+            with launch.simulation(schedule):
+                results.append([launch.to_host(array).tobytes() for array in call()])
+        assert all(result == results[0] for result in results), "the bits depend on the schedule"
+
+    return check
