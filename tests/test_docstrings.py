@@ -1,0 +1,31 @@
+"""The examples in docstrings are run, and what they print is compared."""
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def with_examples(package):
+    """The names of the package's modules whose text has an example."""
+    for path in sorted((ROOT / package).rglob("*.py")):
+        if ">>> " in path.read_text(encoding="utf-8"):
+            yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = [name for package in ("minimal_nn", "theory", "figures") for name in with_examples(package)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples(name):
+    failures, attempted = doctest.testmod(importlib.import_module(name), optionflags=OPTIONS)
+    assert failures == 0
+    assert attempted > 0
+
+
+def test_examples_are_found():
+    assert "minimal_nn.data" in NAMES

@@ -1,0 +1,90 @@
+"""The wheel is what people install: it is built, installed elsewhere and used from there."""
+
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("minimal_nn", "theory", "figures")
+
+pytestmark = pytest.mark.slow
+
+
+def check(*command, **options):
+    """Run a command; its output when it succeeds, an AssertionError with its output else."""
+    found = subprocess.run(command, capture_output=True, text=True, **options)
+    assert found.returncode == 0, found.stdout + found.stderr
+    return found.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built from the source distribution, so that both are whole; nothing is downloaded."""
+    out = tmp_path_factory.mktemp("dist")
+    check(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT)
+    assert len(list(out.glob("*.tar.gz"))) == 1
+    [wheel] = out.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def python(wheel, tmp_path_factory):
+    """An environment with nothing but the wheel; its dependencies are lent by this one."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    venv.create(folder / "venv")
+    python = folder / "venv" / "bin" / "python"
+    check(
+        sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel
+    )
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site_packages = Path(check(python, "-c", code).strip())
+    # A .pth file inside a lent folder is not read, so the checkout does not come along.
+    (site_packages / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def test_the_wheel_holds_all_modules_and_data_and_no_tests(wheel):
+    held = set(zipfile.ZipFile(wheel).namelist())
+    tracked = check("git", "ls-files", *PACKAGES, cwd=ROOT).split()
+    assert len(tracked) > 10
+    assert [name for name in tracked if name not in held] == []
+    others = {name.split("/")[0] for name in held} - set(PACKAGES)
+    assert [name for name in others if not name.endswith(".dist-info")] == []
+    assert any(name.endswith("/LICENSE") for name in held)
+
+
+def test_the_metadata(python, tmp_path):
+    code = (
+        "from importlib.metadata import metadata; m = metadata('l2-versus-normalization');"
+        "print(m['Requires-Python'], sorted(m.get_all('Provides-Extra')), len(m.get_payload()))"
+    )
+    extras = ["bench", "cluster", "cuda", "data", "exact", "test", "torch"]
+    version, rest = check(python, "-c", code, cwd=tmp_path).split(" ", 1)
+    listed, length = rest.rsplit(" ", 1)
+    assert (version, listed) == (">=3.10", str(extras))
+    assert int(length) > 500  # the README
+
+
+def test_the_installed_package_is_the_one_that_runs(python, tmp_path):
+    code = (
+        "import minimal_nn, theory, figures; from minimal_nn.data import digits;"
+        "print(minimal_nn.__file__, theory.__file__, figures.__file__, digits().X_train.shape)"
+    )
+    printed = check(python, "-c", code, cwd=tmp_path)
+    assert printed.count(str(python.parents[1])) == 3 and str(ROOT) not in printed
+    assert printed.endswith("(1352, 64)\n")
+
+
+def test_theory_runs_from_another_folder(python, tmp_path):
+    listed = check(python, "-m", "theory", "--list", cwd=tmp_path)
+    assert len(listed.splitlines()) >= 7
+
+
+def test_figures_and_data_run_from_another_folder(python, tmp_path):
+    assert check(python, "-m", "figures", "--list", cwd=tmp_path)
+    assert "cifar10" in check(python, "-m", "minimal_nn.data", "--list", cwd=tmp_path)

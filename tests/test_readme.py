@@ -1,0 +1,119 @@
+"""The README's Python code runs, and prints what the README says that it prints.
+
+All ```python blocks run in their order in one namespace. A ```text block right after one is its
+output: words must be equal, numbers must agree to one unit in the last digit that is shown
+(another BLAS may round the other way).
+"""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
+
+
+def examples(text):
+    """(line number, code, printed or None) for each ```python block."""
+    found = []
+    blocks = list(FENCE.finditer(text))
+    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+        if block[1] != "python":
+            continue
+        shown = None
+        if after and after[1] == "text" and not text[block.end() : after.start()].strip():
+            shown = after[2]
+        found.append((text.count("\n", 0, block.start()) + 2, block[2], shown))
+    return found
+
+
+def last_digit(number):
+    """The unit of a printed number's last digit: 0.01 for "3.14", 1e-7 for "2.5e-06"."""
+    mantissa, _, exponent = number.lower().partition("e")
+    return 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+
+
+def compare(printed, shown, where):
+    """Raise AssertionError unless the text printed is the text shown, numbers rounded."""
+    message = f"{where}: printed\n{printed}\nwhere the README shows\n{shown}"
+    words, expected_words = (NUMBER.sub("0", text).split() for text in (printed, shown))
+    assert words == expected_words, message
+    for number, expected in zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True):
+        apart = abs(float(number) - float(expected))
+        assert apart <= 1.001 * last_digit(expected), f"{message}\n{number} against {expected}"
+
+
+def run(text, name):
+    namespace = {"__name__": "__main__"}
+    for line, code, shown in examples(text):
+        printed = io.StringIO()
+        # Blank lines before the code give tracebacks the README's own line numbers.
+        with contextlib.redirect_stdout(printed):
+            exec(compile("\n" * (line - 1) + code, name, "exec"), namespace)
+        if shown is not None:
+            compare(printed.getvalue(), shown, f"{name}:{line}")
+
+
+def test_the_readme_runs_and_prints_what_it_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = README.read_text(encoding="utf-8")
+    assert any(shown for _, _, shown in examples(text)), "no example with its output"
+    run(text, "README.md")
+
+
+def test_the_links_lead_somewhere():
+    text = README.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#\s]+)", text) + re.findall(r'src="([^"]+)"', text)
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (README.parent / target).exists()] == []
+
+
+GOOD = """
+```python
+x = 2 / 3
+```
+```python
+print(f"x = {x:.3f}, {1e-6 * x:.1e}")
+print("two lines")
+```
+
+```text
+x = 0.667, 6.7e-07
+two lines
+```
+
+```sh
+this is not run
+```
+"""
+
+
+def test_the_runner_accepts_what_is_right():
+    assert [shown is not None for _, _, shown in examples(GOOD)] == [False, True]
+    run(GOOD, "GOOD")
+    run(GOOD.replace("0.667", "0.666"), "rounded the other way")
+
+
+@pytest.mark.parametrize(
+    "right, wrong",
+    [
+        ("0.667", "0.665"),
+        ("6.7e-07", "6.5e-07"),
+        ("6.7e-07", "6.7e-06"),
+        ("two lines", "two line"),
+        ("two lines\n```\n\n", "two lines\nthree\n```\n\n"),
+    ],
+)
+def test_the_runner_refuses_what_is_wrong(right, wrong):
+    assert GOOD.count(right) >= 1
+    with pytest.raises(AssertionError, match="where the README shows"):
+        run(GOOD[: GOOD.rindex(right)] + wrong + GOOD[GOOD.rindex(right) + len(right) :], "WRONG")
+
+
+def test_an_error_in_the_code_is_one_of_the_test():
+    with pytest.raises(NameError, match="undefined"):
+        run("```python\nprint(undefined)\n```\n", "WRONG")
