@@ -159,6 +159,8 @@ def _typed(args):
 def _typed_one(arg):
     if isinstance(arg, tuple):
         return _typed(arg)
+    if isinstance(arg, np.generic):  # np.float64 is a Python float as well
+        return arg
     if isinstance(arg, bool | float):
         raise TypeError(
             f"args: got the Python {type(arg).__name__} {arg}, expected arrays, ints and NumPy "
