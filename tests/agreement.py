@@ -100,7 +100,9 @@ def check_backward(layer, reference_layer, arguments, dy, names):
     bounds = as_tuple(reference_backward(running(dy, dtype), cache))
     for name, gradient, truth, bound in zip(names, gradients, expected, bounds, strict=True):
         assert_dtype(dtype, **{f"d{name}": gradient})
-        assert_within(gradient, truth, bound.error, f"d{name}")
+        # The last term is the rounding of the complex step itself, where the gradient has none.
+        own = 16 * gradcheck.unit_roundoff(np.longdouble) * np.abs(truth)
+        assert_within(gradient, truth, bound.error + own, f"d{name}")
 
 
 def check_untouched(layer, arguments, dy):
@@ -126,5 +128,5 @@ def as_tuple(gradients):
 def as_in(constant, x):
     """Return an array that is no argument (running statistics) in the arithmetic that x is in."""
     if isinstance(x, Running):
-        return Running(constant, 0, x.u)
+        return Running(constant, 0, x.precision)
     return constant if constant.dtype == x.dtype else constant.astype(x.dtype)

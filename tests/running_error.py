@@ -4,14 +4,17 @@ A `Running` array carries, for each entry, the value (in longdouble) and a bound
 any implementation of the same formula in a given precision can have made so far (Higham, Accuracy
 and Stability of Numerical Algorithms, section 3.3).  The rules, with u the unit round-off:
 
-    one arithmetic operation     propagated error + u |result|
+    one arithmetic operation     propagated error + u |result| + tiny, unless it is an exact 0
     sums and matrix products     gamma_n sum |terms|, whatever the order of summation
     exp, log, tanh               propagated error + 4 ulp, what NumPy documents for its own
     a Python float               rounded to the precision first: u |number|
 
+where tiny, the smallest normal number, is what a result may lose by underflow.
 So no test chooses a tolerance: y, _ = batchnorm.forward(running(z, np.float32), ...) gives y.value
 and y.error for that formula, these numbers and that precision.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,47 +32,58 @@ def roundoff(dtype):
     return unit_roundoff(dtype) + 16 * unit_roundoff(np.longdouble)
 
 
+class Precision(NamedTuple):
+    u: float
+    tiny: float
+
+
 def running(array, dtype):
     """Return an array of `dtype`, itself exact, as the start of a computation in that precision."""
-    return Running(np.asarray(array).astype(dtype).astype(np.longdouble), 0, roundoff(dtype))
+    precision = Precision(roundoff(dtype), float(np.finfo(dtype).smallest_normal))
+    return Running(np.asarray(array).astype(dtype).astype(np.longdouble), 0, precision)
 
 
 class Running(np.lib.mixins.NDArrayOperatorsMixin):
     """Values with a bound of each one's error: enough of an ndarray for the reference wing."""
 
-    def __init__(self, value, error, u):
+    def __init__(self, value, error, precision):
         self.value = np.asarray(value, dtype=np.longdouble)
         self.error = np.array(np.broadcast_to(error, self.value.shape), dtype=np.longdouble)
-        self.u = u
+        self.precision = precision
 
+    u = property(lambda self: self.precision.u)
     shape = property(lambda self: self.value.shape)
     ndim = property(lambda self: self.value.ndim)
     size = property(lambda self: self.value.size)
     dtype = property(lambda self: self.value.dtype)
     real = property(lambda self: self.value)
-    T = property(lambda self: Running(self.value.T, self.error.T, self.u))
+    T = property(lambda self: Running(self.value.T, self.error.T, self.precision))
 
     def __len__(self):
         return len(self.value)
 
     def __getitem__(self, index):
-        return Running(self.value[index], self.error[index], self.u)
+        return Running(self.value[index], self.error[index], self.precision)
 
     def __setitem__(self, index, item):
         self.value[index], self.error[index] = item.value, item.error
 
     def reshape(self, *shape):
-        return Running(self.value.reshape(*shape), self.error.reshape(*shape), self.u)
+        return Running(self.value.reshape(*shape), self.error.reshape(*shape), self.precision)
 
     def sum(self, axis=None, keepdims=False):
         value = self.value.sum(axis=axis, keepdims=keepdims)
         terms = self.size // max(value.size, 1)
         upper = np.abs(self.value) + self.error
         rounding = gamma(terms, self.u) * upper.sum(axis=axis, keepdims=keepdims)
-        return Running(value, self.error.sum(axis=axis, keepdims=keepdims) + rounding, self.u)
+        return Running(
+            value, self.error.sum(axis=axis, keepdims=keepdims) + rounding, self.precision
+        )
 
     def _rounded(self, value, error, ulps=0.5):
-        return Running(value, error + 2 * ulps * self.u * (np.abs(value) + error), self.u)
+        upper = np.abs(value) + error
+        rounding = 2 * ulps * self.u * upper + np.where(upper == 0, 0, self.precision.tiny)
+        return Running(value, error + rounding, self.precision)
 
     def _operand(self, x):
         """Return an operand's value and error: ints and arrays are exact, a float is rounded."""
@@ -93,7 +107,9 @@ class Running(np.lib.mixins.NDArrayOperatorsMixin):
             return NotImplemented
         condition, *choices = args
         (a, a_error), (b, b_error) = (self._operand(choice) for choice in choices)
-        return Running(np.where(condition, a, b), np.where(condition, a_error, b_error), self.u)
+        return Running(
+            np.where(condition, a, b), np.where(condition, a_error, b_error), self.precision
+        )
 
 
 def _linear(ufunc):
@@ -119,7 +135,7 @@ def _matmul(first, a, b):
     (x, dx), (y, dy) = a, b
     upper = (np.abs(x) + dx) @ (np.abs(y) + dy)
     error = upper * (1 + gamma(x.shape[-1], first.u)) - np.abs(x) @ np.abs(y)
-    return Running(x @ y, error, first.u)
+    return Running(x @ y, error, first.precision)
 
 
 def _sqrt(first, a):
@@ -145,13 +161,21 @@ def _tanh(first, a):
     return first._rounded(np.tanh(x), dx, LIBRARY_ULPS)  # |tanh'| <= 1
 
 
+def _sign(first, a):
+    x, dx = a
+    if np.any((dx >= np.abs(x)) & (dx > 0)):
+        raise ValueError("sign: an error bound reaches 0; expected a better conditioned test case")
+    return Running(np.sign(x), 0, first.precision)
+
+
 RULES = {
     np.add: _linear(np.add),
     np.subtract: _linear(np.subtract),
     np.multiply: _multiply,
     np.divide: _divide,
     np.matmul: _matmul,
-    np.negative: lambda first, a: Running(-a[0], a[1], first.u),
+    np.negative: lambda first, a: Running(-a[0], a[1], first.precision),
+    np.sign: _sign,
     np.sqrt: _sqrt,
     np.exp: _exp,
     np.log: _log,

@@ -1,0 +1,151 @@
+"""Weight normalization: definition, derivative, and the laws that its gradient obeys exactly."""
+
+import numpy as np
+import pytest
+import wings
+from agreement import (
+    assert_same_bits,
+    assert_within,
+    check_backward,
+    check_forward,
+    check_untouched,
+    read_only,
+    wide,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from running_error import running
+
+from minimal_nn.errors import ZeroNormError
+
+NAMES = ("v", "g")
+SHAPES = ((5, 3), (2, 3, 2, 3))
+POWERS = (-12, -1, 1, 12)
+
+
+def layer(wing, eps):
+    """Return forward and backward with eps bound."""
+    return lambda v, g: wing.weightnorm.forward(v, g, eps), wing.weightnorm.backward
+
+
+def definition(eps):
+    def forward(v, g):
+        squares = np.square(v).reshape(-1, v.shape[-1])
+        return g * v / np.sqrt(squares.sum(axis=0) + wide(eps))
+
+    return forward
+
+
+def draw(rng, dtype, layout=wings.c_order, shape=(5, 3)):
+    """Return v, g and a random cotangent, not to be written to."""
+    units = shape[-1]
+    v, dW = 1.5 * rng.standard_normal(shape), rng.standard_normal(shape)
+    g = rng.uniform(0.5, 2, units) * rng.choice((-1, 1), units)
+    *arguments, dW = read_only(*(layout(x.astype(dtype)) for x in (v, g, dW)))
+    return arguments, dW
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward_is_the_definition(wing, reference, rng, dtype, layout, eps, shape):
+    arguments, _ = draw(rng, dtype, layout, shape)
+    check_forward(layer(wing, eps)[0], layer(reference, eps)[0], definition(eps), arguments)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_backward_is_the_derivative(wing, reference, rng, dtype, layout, eps, shape):
+    arguments, dW = draw(rng, dtype, layout, shape)
+    check_backward(layer(wing, eps), layer(reference, eps), arguments, dW, NAMES)
+
+
+def test_norm_of_a_unit_is_g(wing, reference, rng, dtype):
+    (v, g), _ = draw(rng, dtype)
+    W = wing.weightnorm.forward(v, g, 0.0)[0]
+    bound = reference.weightnorm.forward(running(v, dtype), running(g, dtype), 0.0)[0]
+    square = (wide(W) * wide(W)).sum(axis=0)
+    assert_within(square, wide(g) ** 2, (bound * bound).sum(axis=0).error, "|W_k|^2")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_power_of_two_changes_no_bit(wing, rng, dtype, layout, shape):
+    """At eps = 0, W(a v) = W(v) and a dv(a v) = dv(v) to the last bit; a may differ by unit."""
+    (v, g), dW = draw(rng, dtype, layout, shape)
+    W, cache = wing.weightnorm.forward(v, g, 0.0)
+    dv, dg = wing.weightnorm.backward(dW, cache)
+    columns = np.array([-10.0, 3.0, 9.0])
+    for k in (*POWERS, columns):
+        a = (2.0 ** np.asarray(k)).astype(dtype)
+        scaled, scaled_cache = wing.weightnorm.forward(layout(a * v), g, 0.0)
+        scaled_dv, scaled_dg = wing.weightnorm.backward(dW, scaled_cache)
+        assert_same_bits(scaled, W, "W")
+        assert_same_bits(a * scaled_dv, dv, "a dv")
+        assert_same_bits(scaled_dg, dg, "dg")
+
+
+def test_another_factor_or_an_eps_does_change_bits(wing, rng, dtype):
+    """The control of the test above: its equality is not vacuous."""
+    (v, g), _ = draw(rng, dtype, shape=(31, 7))
+    W = wing.weightnorm.forward(v, g, 0.0)[0]
+    assert not np.array_equal(wing.weightnorm.forward(dtype(3) * v, g, 0.0)[0], W)
+    W = wing.weightnorm.forward(v, g, 1e-2)[0]
+    assert not np.array_equal(wing.weightnorm.forward(dtype(0.5) * v, g, 1e-2)[0], W)
+
+
+@pytest.mark.parametrize("eps", (1e-5, 0.5))
+def test_scaling_eps_with_the_square_restores_every_bit(wing, rng, dtype, eps):
+    """W(a v; a^2 eps) = W(v; eps), and so for the gradient times a."""
+    (v, g), dW = draw(rng, dtype)
+    W, cache = wing.weightnorm.forward(v, g, eps)
+    dv = wing.weightnorm.backward(dW, cache)[0]
+    for k in POWERS:
+        a = dtype(2.0**k)
+        scaled, scaled_cache = wing.weightnorm.forward(a * v, g, 4.0**k * eps)
+        assert_same_bits(scaled, W, "W")
+        assert_same_bits(a * wing.weightnorm.backward(dW, scaled_cache)[0], dv, "a dv")
+
+
+def test_eps_law(wing, reference, rng, dtype, eps):
+    """<v_k, dv_k> = eps / (|v_k|^2 + eps) <dW_k, W_k>: orthogonal at eps = 0."""
+    (v, g), dW = draw(rng, dtype)
+
+    def residual(v, dv, W, dW, eps):
+        square = (v * v).sum(axis=0)
+        return (v * dv).sum(axis=0) - eps / (square + eps) * (dW * W).sum(axis=0)
+
+    def computed(wing, v, g, dW):
+        W, cache = wing.weightnorm.forward(v, g, eps)
+        return wing.weightnorm.backward(dW, cache)[0], W
+
+    bounds = computed(reference, *(running(a, dtype) for a in (v, g, dW)))
+    bound = residual(running(v, dtype), *bounds, running(dW, dtype), eps)
+    dv, W = computed(wing, v, g, dW)
+    measured = residual(wide(v), wide(dv), wide(W), wide(dW), np.longdouble(eps))
+    assert_within(measured, np.zeros(3), bound.error, "<v, dv> - eps law")
+    if eps == 0.5:
+        leak = (wide(v) * wide(dv)).sum(axis=0)
+        assert np.max(np.abs(leak) / bound.error) > 100, "the leak at eps = 0.5 is not seen"
+
+
+def test_zero_norm_at_eps_zero_is_refused(reference, dtype):
+    v = np.array([[1.0, 0.0], [2.0, 0.0]], dtype)
+    ones = np.ones(2, dtype)
+    with pytest.raises(ZeroNormError, match=r"units \[1\] have norm 0 at eps = 0"):
+        reference.weightnorm.forward(v, ones, 0.0)
+    assert np.all(np.isfinite(reference.weightnorm.forward(v, ones, 1e-5)[0]))
+
+
+def test_arguments_are_untouched(wing, rng, dtype):
+    arguments, dW = draw(rng, dtype)
+    check_untouched(layer(wing, 1e-5), arguments, dW)
+
+
+@given(
+    fan_in=st.lists(st.integers(1, 4), min_size=1, max_size=3).filter(lambda s: len(s) != 2),
+    units=st.integers(1, 9),
+    eps=st.sampled_from(wings.EPSILONS),
+    layout=st.sampled_from(wings.LAYOUTS),
+    seed=st.integers(0, 99),
+)
+def test_any_shape(wing, reference, dtype, fan_in, units, eps, layout, seed):
+    arguments, dW = draw(np.random.default_rng(seed), dtype, layout, (*fan_in, units))
+    check_forward(layer(wing, eps)[0], layer(reference, eps)[0], definition(eps), arguments)
+    check_backward(layer(wing, eps), layer(reference, eps), arguments, dW, NAMES)
