@@ -1,5 +1,6 @@
 """The wheel is what people install: it is built, installed elsewhere and used from there."""
 
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,7 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("minimal_nn", "theory", "figures")
 
-pytestmark = pytest.mark.slow
+METADATA = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+
+# One group: one process builds the wheel, and once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]
 
 
 def check(*command, **options):
@@ -25,8 +29,14 @@ def check(*command, **options):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """Built from the source distribution, so that both are whole; nothing is downloaded."""
-    out = tmp_path_factory.mktemp("dist")
-    check(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT)
+    sources, out = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("dist")
+    # A copy, because building writes beside the sources.
+    for name in METADATA:
+        shutil.copy(ROOT / name, sources)
+    for name in PACKAGES:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, sources / name, ignore=ignored)
+    check(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, sources)
     assert len(list(out.glob("*.tar.gz"))) == 1
     [wheel] = out.glob("*.whl")
     return wheel

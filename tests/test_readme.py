@@ -21,7 +21,7 @@ def examples(text):
     """(line number, code, printed or None) for each ```python block."""
     found = []
     blocks = list(FENCE.finditer(text))
-    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+    for block, after in zip(blocks, [*blocks, None][1:], strict=True):
         if block[1] != "python":
             continue
         shown = None
