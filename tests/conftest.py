@@ -4,6 +4,7 @@ A test of tests/test_<operation>.py that takes `wing` runs once for every wing; 
 `dtype`, `layout` or `eps` runs once for each of those (see wings.py).
 """
 
+import importlib
 import random
 
 import hypothesis
@@ -36,6 +37,12 @@ def pytest_generate_tests(metafunc):
 def reference():
     """The reference wing, where a test of any wing takes its bounds and its derivatives from."""
     return wings.Wing("reference")
+
+
+@pytest.fixture(scope="session")
+def optimizers():
+    """The module of optimizers, a fixture so that its mutants can take its place."""
+    return importlib.import_module("minimal_nn.optimizers")
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ and Stability of Numerical Algorithms, section 3.3).  The rules, with u the unit
 
     one arithmetic operation     propagated error + u |result| + tiny, unless it is an exact 0
     sums and matrix products     gamma_n sum |terms|, whatever the order of summation
-    exp, log, tanh               propagated error + 4 ulp, what NumPy documents for its own
+    exp, log, tanh, powers       propagated error + 4 ulp, what NumPy documents for its own
     a Python float               rounded to the precision first: u |number|
+    float64 with float32         rounded to float32 first, as NumPy does with Python's numbers
 
 where tiny, the smallest normal number, is what a result may lose by underflow.
 So no test chooses a tolerance: y, _ = batchnorm.forward(running(z, np.float32), ...) gives y.value
@@ -88,14 +89,15 @@ class Running(np.lib.mixins.NDArrayOperatorsMixin):
     def _operand(self, x):
         """Return an operand's value and error: ints and arrays are exact, a float is rounded."""
         if isinstance(x, Running):
-            return x.value, x.error
+            rounding = self.u * (np.abs(x.value) + x.error) if x.u < self.u else 0
+            return x.value, x.error + rounding
         value = np.asarray(x, dtype=np.longdouble)
         return value, (self.u * np.abs(value) if isinstance(x, float) else np.zeros_like(value))
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
         if method != "__call__" or kwargs:
             return NotImplemented
-        first = next(x for x in inputs if isinstance(x, Running))
+        first = max((x for x in inputs if isinstance(x, Running)), key=lambda x: x.u)
         operands = [first._operand(x) for x in inputs]
         if ufunc in COMPARISONS:
             return ufunc(*[value for value, _ in operands])
@@ -161,6 +163,11 @@ def _tanh(first, a):
     return first._rounded(np.tanh(x), dx, LIBRARY_ULPS)  # |tanh'| <= 1
 
 
+def _power(first, a, b):
+    (x, dx), (n, _) = a, b  # n is a whole number
+    return first._rounded(x**n, (np.abs(x) + dx) ** n - np.abs(x) ** n, LIBRARY_ULPS)
+
+
 def _sign(first, a):
     x, dx = a
     if np.any((dx >= np.abs(x)) & (dx > 0)):
@@ -176,6 +183,7 @@ RULES = {
     np.matmul: _matmul,
     np.negative: lambda first, a: Running(-a[0], a[1], first.precision),
     np.sign: _sign,
+    np.power: _power,
     np.sqrt: _sqrt,
     np.exp: _exp,
     np.log: _log,

@@ -1,0 +1,330 @@
+"""The optimizers' formulas against the same steps by hand, number by number, in 50 digits."""
+
+import decimal
+import types
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from agreement import assert_dtype, assert_same_bits, assert_within, read_only, wide
+from hypothesis import given
+from hypothesis import strategies as st
+from running_error import running
+
+from minimal_nn.errors import ZeroNormError
+
+STEPS = 3
+RATE = 0.07
+
+
+@pytest.fixture(autouse=True)
+def fifty_digits():
+    with decimal.localcontext() as context:
+        context.prec = 50
+        yield
+
+
+# By hand: (w, g, state, t, hyper-parameters) -> (w, state), all Decimal, straight from the papers.
+
+
+def ratio(a, b):
+    return a / b if b else Decimal(0)
+
+
+def sgd(w, g, state, t, h):
+    return w - h["learning_rate"] * g, ()
+
+
+def momentum(w, g, state, t, h):
+    v = h["momentum"] * state[0] + g
+    return w - h["learning_rate"] * v, (v,)
+
+
+def nesterov(w, g, state, t, h):
+    v = h["momentum"] * state[0] + g
+    return w - h["learning_rate"] * (g + h["momentum"] * v), (v,)
+
+
+def rmsprop(w, g, state, t, h):
+    s = h["decay"] * state[0] + (1 - h["decay"]) * g**2
+    return w - h["learning_rate"] * ratio(g, s.sqrt() + h["eps"]), (s,)
+
+
+def adagrad(w, g, state, t, h):
+    s = state[0] + g**2
+    return w - h["learning_rate"] * ratio(g, s.sqrt() + h["eps"]), (s,)
+
+
+def adadelta(w, g, state, t, h):
+    s = h["decay"] * state[0] + (1 - h["decay"]) * g**2
+    d = ratio((state[1] + h["eps_numerator"]).sqrt() * g, (s + h["eps_denominator"]).sqrt())
+    u = h["decay"] * state[1] + (1 - h["decay"]) * d**2
+    return w - h["learning_rate"] * d, (s, u)
+
+
+def adam(w, g, state, t, h):
+    m = h["beta1"] * state[0] + (1 - h["beta1"]) * g
+    v = h["beta2"] * state[1] + (1 - h["beta2"]) * g**2
+    m_hat, v_hat = m / (1 - h["beta1"] ** t), v / (1 - h["beta2"] ** t)
+    return w - h["learning_rate"] * ratio(m_hat, v_hat.sqrt() + h["eps"]), (m, v)
+
+
+def adamw(w, g, state, t, h):
+    decayed = w - h["learning_rate"] * h["decoupled_weight_decay"] * w
+    new, state = adam(w, g, state, t, h)
+    return decayed + (new - w), state
+
+
+def sign_sgd(w, g, state, t, h):
+    return w - h["learning_rate"] * (int(g > 0) - int(g < 0)), ()
+
+
+class Rule:
+    """One formula: how many state arrays it has, its hyper-parameters, and how they scale.
+
+    scaling: hyper-parameter -> power of a by which it grows when the weights grow by a and the
+    gradients shrink by a, such that the whole trajectory grows by a.
+    """
+
+    def __init__(self, by_hand, slots, hyper, scaling):
+        self.by_hand, self.slots, self.hyper, self.scaling = by_hand, slots, hyper, scaling
+        self.counts_steps = "beta1" in hyper
+
+    def hyper_parameters(self, eps):
+        """Return the hyper-parameters with eps added to every eps (one of Adadelta's is not 0)."""
+        return {k: v + eps if k.startswith("eps") else v for k, v in self.hyper.items()}
+
+
+ADAM = {"learning_rate": RATE, "beta1": 0.9, "beta2": 0.999, "eps": 0.0}
+DELTA = {"learning_rate": 0.9, "decay": 0.95, "eps_numerator": 1e-3, "eps_denominator": 0.0}
+RULES = {
+    "sgd": Rule(sgd, 0, {"learning_rate": RATE}, {"learning_rate": 2}),
+    "momentum": Rule(momentum, 1, {"learning_rate": RATE, "momentum": 0.9}, {"learning_rate": 2}),
+    "nesterov": Rule(nesterov, 1, {"learning_rate": RATE, "momentum": 0.9}, {"learning_rate": 2}),
+    "rmsprop": Rule(
+        rmsprop,
+        1,
+        {"learning_rate": RATE, "decay": 0.99, "eps": 0.0},
+        {"learning_rate": 1, "eps": -1},
+    ),
+    "adagrad": Rule(
+        adagrad, 1, {"learning_rate": RATE, "eps": 0.0}, {"learning_rate": 1, "eps": -1}
+    ),
+    "adadelta": Rule(adadelta, 2, DELTA, {"eps_numerator": 2, "eps_denominator": -2}),
+    "adam": Rule(adam, 2, ADAM, {"learning_rate": 1, "eps": -1}),
+    "adamw": Rule(
+        adamw,
+        2,
+        {**ADAM, "decoupled_weight_decay": 0.3},
+        {"learning_rate": 1, "eps": -1, "decoupled_weight_decay": -1},
+    ),
+    "sign_sgd": Rule(sign_sgd, 0, {"learning_rate": RATE}, {"learning_rate": 1}),
+}
+# Steps along a unit's whole gradient: not number by number, so not in the table.
+BY_UNIT = ("normalized_sgd", "lars")
+ADAPTIVE = ("rmsprop", "adagrad", "adadelta", "adam", "adamw")
+
+
+def draw(rng, dtype, shape=(3, 2)):
+    """Return w and the gradients of STEPS steps, not to be written to."""
+    w, *gradients = (rng.standard_normal(shape).astype(dtype) for _ in range(1 + STEPS))
+    return *read_only(w), read_only(*gradients)
+
+
+def trajectory(update, rule, name, w, gradients, zero, hyper):
+    """Return the last weights and the last state."""
+    state = (zero,) * rule.slots
+    for t, g in enumerate(gradients, 1):
+        steps = {"t": t} if rule.counts_steps else {}
+        result = getattr(update, name)(w, g, *state, **steps, **hyper)
+        w, *state = result if rule.slots else (result,)
+    return w, tuple(state)
+
+
+def by_hand(rule, w, gradients, hyper):
+    """Return the last weights and the last state, one number after the other."""
+    results = []
+    for index in np.ndindex(w.shape):
+        entry, state = Decimal(float(w[index])), (Decimal(0),) * rule.slots
+        own = {k: Decimal(float(np.broadcast_to(v, w.shape)[index])) for k, v in hyper.items()}
+        for t, g in enumerate(gradients, 1):
+            entry, state = rule.by_hand(entry, Decimal(float(g[index])), state, t, own)
+        results.append((entry, *state))
+    columns = zip(*results, strict=True)
+    w, *state = (np.array([np.longdouble(str(n)) for n in c]).reshape(w.shape) for c in columns)
+    return w, tuple(state)
+
+
+def check(wing, reference, name, w, gradients, hyper):
+    """Check a few steps against the same steps by hand, within the running error."""
+    rule, dtype = RULES[name], w.dtype
+    got = trajectory(wing.update, rule, name, w, gradients, np.zeros_like(w), hyper)
+    # Python's numbers are computed with in float64, whatever w is in: 1 - beta2^t cancels there.
+    own = {k: running(v, getattr(v, "dtype", np.float64)) for k, v in hyper.items()}
+    zero = running(np.zeros(w.shape), dtype)
+    steps = [running(g, dtype) for g in gradients]
+    bound = trajectory(reference.update, rule, name, running(w, dtype), steps, zero, own)
+    expected = by_hand(rule, w, gradients, hyper)
+    names = ("w", *(f"state {k}" for k in range(rule.slots)))
+    arrays = ((w, *state) for w, state in (got, expected, bound))
+    for what, value, truth, running_bound in zip(names, *arrays, strict=True):
+        assert_dtype(dtype, **{what: value})
+        assert_within(value, truth, running_bound.error, f"{name}: {what}")
+
+
+def test_every_formula_is_tested(reference):
+    functions = {k for k, v in vars(reference.update).items() if isinstance(v, types.FunctionType)}
+    public = {name for name in functions if not name.startswith("_")}
+    assert public == {*RULES, *BY_UNIT, "add_penalty", "normalize"}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_steps_by_hand(wing, reference, rng, dtype, eps, name):
+    w, gradients = draw(rng, dtype)
+    check(wing, reference, name, w, gradients, RULES[name].hyper_parameters(eps))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_learning_rate_for_each_column(wing, reference, rng, dtype, name):
+    w, gradients = draw(rng, dtype)
+    hyper = RULES[name].hyper_parameters(1e-5)
+    hyper["learning_rate"] = np.array([0.5, 0.01], dtype)
+    check(wing, reference, name, w, gradients, hyper)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_zero_over_zero_is_a_zero_step(wing, rng, dtype, name):
+    """A unit that never had a gradient stays where it is, at eps = 0 too."""
+    w, gradients = draw(rng, dtype)
+    gradients = [g * np.array([0, 1], dtype) for g in gradients]
+    rule = RULES[name]
+    hyper = {k: v for k, v in rule.hyper.items() if k != "decoupled_weight_decay"}
+    if name == "adamw":
+        hyper["decoupled_weight_decay"] = 0.0
+    new, _ = trajectory(wing.update, rule, name, w, gradients, np.zeros_like(w), hyper)
+    assert_same_bits(new[:, 0], w[:, 0], "w of the unit without a gradient")
+    assert np.all(new[:, 1] != w[:, 1])
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_power_of_two_scales_the_trajectory_exactly(wing, rng, dtype, name):
+    """With w a, g / a and the hyper-parameters scaled by the rule's powers: a times every step."""
+    w, gradients = draw(rng, dtype)
+    rule = RULES[name]
+    hyper, zero = rule.hyper_parameters(1e-5), np.zeros_like(w)
+    w_last, _ = trajectory(wing.update, rule, name, w, gradients, zero, hyper)
+    for k in (-12, -1, 1, 12):
+        a = dtype(2.0**k)
+        scaled_hyper = {
+            key: value * 2.0 ** (k * rule.scaling.get(key, 0)) for key, value in hyper.items()
+        }
+        scaled = [g / a for g in gradients]
+        last, _ = trajectory(wing.update, rule, name, a * w, scaled, zero, scaled_hyper)
+        assert_same_bits(last, a * w_last, "w")
+        control, _ = trajectory(wing.update, rule, name, a * w, scaled, zero, hyper)
+        assert not np.array_equal(control, a * w_last), "the control, one shared rate, agrees too"
+
+
+def test_coupled_and_decoupled_decay(wing, reference, rng, dtype):
+    """g + weight_decay w goes through the optimizer; AdamW without its decay is Adam."""
+    w, gradients = draw(rng, dtype)
+    for decay in (0.3, np.array([0.5, 0.01], dtype)):
+        penalty = running(decay, dtype) if isinstance(decay, np.ndarray) else decay
+        bound = reference.update.add_penalty(
+            running(gradients[0], dtype), running(w, dtype), penalty
+        )
+        got = wing.update.add_penalty(gradients[0], w, decay)
+        assert_dtype(dtype, g=got)
+        assert_within(got, wide(gradients[0]) + wide(decay) * wide(w), bound.error, "g")
+    own = {**ADAM, "decoupled_weight_decay": 0.0}
+    one = trajectory(wing.update, RULES["adam"], "adam", w, gradients, np.zeros_like(w), ADAM)[0]
+    two = trajectory(wing.update, RULES["adamw"], "adamw", w, gradients, np.zeros_like(w), own)[0]
+    assert_same_bits(two, one, "AdamW at decoupled_weight_decay = 0")
+
+
+@pytest.mark.parametrize("penalty", ({"weight_decay": 0.5}, {"l2": 0.25}))
+def test_the_penalty_goes_through_the_adaptive_scaling(wing, optimizers, rng, dtype, penalty):
+    """Adam with an L2 penalty is Adam on g + 2 l2 w; here w, g and the decay round nowhere."""
+    w, g = (rng.integers(-8, 9, (3, 2)).astype(dtype) for _ in range(2))
+    network = types.SimpleNamespace(
+        parameters={"w": w}, backend=types.SimpleNamespace(update=wing.update, asarray=np.asarray)
+    )
+    optimizer = optimizers.Adam(learning_rate=RATE, **penalty)
+    expected, state = w, (np.zeros_like(w),) * 2
+    for t in (1, 2):
+        penalized = g + dtype(0.5) * expected
+        optimizer.step(network, {"w": g})
+        expected, *state = wing.update.adam(expected, penalized, *state, t, RATE, 0.9, 0.999, 1e-8)
+        if t == 1:
+            assert_same_bits(network.parameters["w"], expected, "w")
+    difference = np.abs(wide(network.parameters["w"]) - wide(expected)).max()
+    assert difference <= 4 * np.finfo(dtype).eps * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("shape", ((3, 2), (5,), (2, 3, 2, 2)))
+@pytest.mark.parametrize("name", BY_UNIT)
+def test_steps_along_a_unit(wing, reference, rng, dtype, name, shape):
+    w, (g, *_) = draw(rng, dtype, shape)
+    axes = tuple(range(w.ndim - 1)) if w.ndim > 1 else None
+    norm_w, norm_g = (np.sqrt(np.square(wide(x)).sum(axis=axes)) for x in (w, g))
+    length = norm_w if name == "lars" else 1
+    got = getattr(wing.update, name)(w, g, RATE)
+    bound = getattr(reference.update, name)(running(w, dtype), running(g, dtype), RATE)
+    assert_dtype(dtype, w=got)
+    expected = wide(w) - np.longdouble(RATE) * length * wide(g) / norm_g
+    assert_within(got, expected, bound.error, name)
+    for k in (-12, 12):
+        a = dtype(2.0**k)
+        rate = RATE if name == "lars" else RATE * 2.0**k
+        assert_same_bits(getattr(wing.update, name)(a * w, g / a, rate), a * got, f"{name} of a w")
+
+
+@pytest.mark.parametrize("name", BY_UNIT)
+def test_a_unit_without_a_gradient_stays(wing, rng, dtype, name):
+    w, (g, *_) = draw(rng, dtype)
+    new = getattr(wing.update, name)(w, g * np.array([0, 1], dtype), RATE)
+    assert_same_bits(new[:, 0], w[:, 0], "w of the unit without a gradient")
+
+
+@pytest.mark.parametrize("shape", ((3, 2), (4,), (2, 3, 2, 2)))
+def test_normalize_sets_the_norm_of_each_unit(wing, reference, rng, dtype, shape):
+    w, _ = draw(rng, dtype, shape)
+    axes = tuple(range(w.ndim - 1)) if w.ndim > 1 else None
+    norms = [1.0, 2.5]
+    if w.ndim > 1:
+        norms.append(np.array([3.0, 0.25], dtype))
+    for norm in norms:
+        own = running(norm, dtype) if isinstance(norm, np.ndarray) else norm
+        bound = reference.update.normalize(running(w, dtype), own)
+        got = wing.update.normalize(w, norm)
+        length = np.sqrt(np.square(wide(w)).sum(axis=axes))
+        assert_dtype(dtype, w=got)
+        assert_within(got, wide(w) * wide(norm) / length, bound.error, "w norm / |w|")
+        assert_same_bits(wing.update.normalize(dtype(8) * w, norm), got, "normalize(8 w)")
+
+
+def test_normalizing_a_zero_unit_is_refused(reference, dtype):
+    with pytest.raises(ZeroNormError, match=r"units \[1\] are all 0 after the step"):
+        reference.update.normalize(np.array([[1, 0], [2, 0]], dtype), 1.0)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_arguments_are_untouched(wing, rng, dtype, name):
+    rule = RULES[name]
+    w, (g, *_) = draw(rng, dtype)
+    arrays = [np.array(x) for x in (w, g, *(abs(g) for _ in range(rule.slots)))]
+    copies = [x.copy() for x in arrays]
+    steps = {"t": 2} if rule.counts_steps else {}
+    getattr(wing.update, name)(*arrays, **steps, **rule.hyper_parameters(1e-5))
+    for before, after in zip(copies, arrays, strict=True):
+        assert_same_bits(after, before, f"an argument of {name}")
+
+
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=4).filter(lambda s: len(s) != 3),
+    name=st.sampled_from(sorted(RULES)),
+    seed=st.integers(0, 99),
+)
+def test_any_shape(wing, reference, dtype, shape, name, seed):
+    w, gradients = draw(np.random.default_rng(seed), dtype, shape)
+    check(wing, reference, name, w, gradients, RULES[name].hyper_parameters(1e-5))
