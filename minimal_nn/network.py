@@ -6,6 +6,7 @@ Nothing here changes a network but `fit` and an optimizer's `step`; `with_parame
 other numbers, which is how the theory package scales weights.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -194,6 +195,15 @@ class Network:
                 arrays[name] = array
             new.append(arrays)
         return self._copy(*new)
+
+    def with_eps(self, eps):
+        """Return this network with `eps` in all its normalization layers, and the same numbers."""
+        copy = self._copy(self.parameters, self.state)
+        copy.layers = tuple(
+            dataclasses.replace(layer, eps=eps) if hasattr(layer, "eps") else layer
+            for layer in self.layers
+        )
+        return copy
 
     def converted(self, convert, dtype):
         """Return this network in another arithmetic: `convert` maps a NumPy array to one of `dtype`."""

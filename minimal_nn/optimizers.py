@@ -10,8 +10,6 @@ A `Group` gives some parameters hyper-parameters of their own.  A hyper-paramete
 broadcasts against the parameter, such as one learning rate per unit.
 """
 
-from abc import ABC
-
 import numpy as np
 
 
@@ -52,7 +50,7 @@ def weight_decay_of(l2=None, weight_decay=None):
     return 0.0 if weight_decay is None else weight_decay
 
 
-class Optimizer(ABC):
+class Optimizer:
     """What all optimizers share: groups, state by parameter name, and the step.
 
     state: {parameter name: {state name: array}}, created at the first step.  t: steps taken.
@@ -63,7 +61,9 @@ class Optimizer(ABC):
     counts_steps = False  # whether the formula takes t
     defaults = {}  # its hyper-parameters
 
-    def __init__(self, *, groups=(), **hyper):
+    def __init__(self, learning_rate=None, *, groups=(), **hyper):
+        if learning_rate is not None:
+            hyper = {"learning_rate": learning_rate, **hyper}
         self.hyper = self._checked(hyper)
         self.groups = list(groups)
         self._by_parameter = {}
@@ -165,7 +165,7 @@ def _nonnegative(value):
 def _match(value, w):
     """Return a hyper-parameter as a Python number, or as an array of the parameter's dtype."""
     if np.ndim(value) == 0:
-        return value if isinstance(value, (int, float)) else value.item()
+        return value.item() if hasattr(value, "item") else value  # np.float64 would promote float32
     return np.asarray(value).astype(w.dtype)
 
 

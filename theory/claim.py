@@ -1,0 +1,183 @@
+"""Claims: statements of the paper as objects that can be run, their registry and their verdicts.
+
+A claim measures a residual on a subject (subject.py), says which bound it must keep and how that bound
+is derived, and runs its negative control: the same measurement with an assumption taken away, which
+must break the bound in the predicted way.  A claim whose control does not fail proves nothing.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from theory.subject import network_subjects
+
+CLAIMS = {}  # by id, in the order of the paper
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a claim's measurement on one subject gives.
+
+    measured: the residual.  bound: what it may be at most, 0 for bit-exact statements.  how: how the
+    bound is derived.  control: the residual of the negative control; None where a subject allows none.
+    control_least: the control fails as predicted if it is at least this.  control_as_predicted: and if
+    its law, where it has one, holds.  details: further figures by name, for --json and --explain.
+    estimated: the bound rests on an estimate (callables).  leak: the residual is that of an eps > 0.
+    """
+
+    measured: float
+    bound: float
+    how: str
+    control: float | None
+    control_least: float
+    control_as_predicted: bool = True
+    details: dict = field(default_factory=dict)
+    estimated: bool = False
+    leak: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim's measurement on a subject, judged."""
+
+    claim: "Claim"
+    subject: str
+    arithmetic: str
+    measurement: Measurement
+
+    @property
+    def holds(self):
+        """Whether the residual keeps the bound (a NaN does not)."""
+        return bool(self.measurement.measured <= self.measurement.bound)
+
+    @property
+    def control_fails(self):
+        """Whether the control breaks the bound as predicted; True where there is no control."""
+        m = self.measurement
+        if m.control is None:
+            return True
+        return bool(m.control > m.bound and m.control >= m.control_least) and m.control_as_predicted
+
+    @property
+    def verified(self):
+        """Whether the claim holds and its control fails."""
+        return self.holds and self.control_fails
+
+    @property
+    def word(self):
+        """The verdict in a word: holds, leaks, FAILS, or CONTROL HOLDS; `estimated` where it is."""
+        if not self.holds:
+            return "leaks" if self.measurement.leak else "FAILS"
+        if not self.control_fails:
+            return "CONTROL HOLDS"
+        return "holds (estimated)" if self.measurement.estimated else "holds"
+
+    def __str__(self):
+        m = self.measurement
+        control = "no control" if m.control is None else f"control {m.control:.3g}"
+        return (
+            f"{self.claim.id} on {self.subject} ({self.arithmetic}): {self.word}: measured "
+            f"{m.measured:.3g}, bound {m.bound:.3g} ({m.how}), {control}"
+        )
+
+    def as_dict(self):
+        """Return every figure of the verdict as plain JSON values."""
+        m = self.measurement
+        return {
+            "claim": self.claim.id,
+            "subject": self.subject,
+            "arithmetic": self.arithmetic,
+            "verdict": self.word,
+            "holds": self.holds,
+            "control_fails": self.control_fails,
+            "measured": _plain(m.measured),
+            "bound": _plain(m.bound),
+            "bound_derivation": m.how,
+            "control": None if m.control is None else _plain(m.control),
+            "control_least": _plain(m.control_least),
+            "estimated": m.estimated,
+            "details": {key: _plain(value) for key, value in m.details.items()},
+        }
+
+
+def _plain(value):
+    """Return a number as JSON can hold it: finite floats and ints as they are, others as text."""
+    if isinstance(value, (bool, int, str)) or value is None:
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement with its source, assumptions, derivation, measurement, and control.
+
+    id: the name on the command line.  statement: LaTeX.  source: paper and place; cite: the same in
+    at most 8 characters, for the table.  assumptions: a tuple of sentences.  control: what is taken away, and what must happen.  derivation: LaTeX and
+    words, a few lines.  measure: subject -> Measurement.  subjects: Options -> the subjects that
+    `python -m theory` measures it on.  erratum: where a source is wrong.
+    """
+
+    id: str
+    statement: str
+    source: str
+    assumptions: tuple
+    control: str
+    derivation: str
+    measure: Callable
+    subjects: Callable
+    cite: str
+    erratum: str = ""
+
+    def verify(self, subject):
+        """Measure on `subject` and return the Verdict."""
+        return Verdict(self, subject.name, subject.arithmetic, self.measure(subject))
+
+
+def claim(
+    *,
+    id,
+    statement,
+    source,
+    cite,
+    assumptions,
+    control,
+    derivation,
+    erratum="",
+    subjects=network_subjects,
+):
+    """Register the decorated function, subject -> Measurement, as a Claim, and return the Claim."""
+
+    def register(measure):
+        if id in CLAIMS:
+            raise ValueError(f"id: the claim {id!r} exists already, expected a new id")
+        CLAIMS[id] = Claim(
+            id=id,
+            statement=statement,
+            source=source,
+            cite=cite,
+            assumptions=tuple(assumptions),
+            control=control,
+            derivation=derivation,
+            measure=measure,
+            subjects=subjects,
+            erratum=erratum,
+        )
+        return CLAIMS[id]
+
+    return register
+
+
+def select(ids=None):
+    """Return the claims with the given ids, or all, in the registry's order.
+
+    Raises ValueError for an unknown id.
+    """
+    if ids is None:
+        return tuple(CLAIMS.values())
+    unknown = [id for id in ids if id not in CLAIMS]
+    if unknown:
+        raise ValueError(f"claims: got {unknown}, expected some of {', '.join(CLAIMS)}")
+    return tuple(c for c in CLAIMS.values() if c.id in ids)
