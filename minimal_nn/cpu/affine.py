@@ -1,0 +1,186 @@
+"""The affine map y = x W + b and its gradients, as products of panels.
+
+Matrices lie in panels of columns (workspace.py): x in panels over its D columns, W in panels over its K
+columns, and for the backward pass W^T in panels over D.  A sum over more than BLOCK terms is split
+into blocks whose sums are added in order, which bounds the error of float32 and keeps the block of W in
+the nearest cache.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minimal_nn.cpu import workspace
+from minimal_nn.cpu.arguments import floating, thread_count
+from minimal_nn.cpu.compiler import inline, kernel
+from minimal_nn.cpu.microkernel import TILE_ROWS, TRANSPOSED_ROWS, tile, tile_transposed
+from minimal_nn.cpu.program import Program
+from minimal_nn.cpu.simd import fill, load, store
+from minimal_nn.cpu.workspace import Operand
+
+BLOCK = 128
+
+
+@inline
+def multiply(z, x, x_step, rows, depth, w):
+    """z [rows][width] = x w; x: panels of `depth` columns, x_step apart; w [depth][width]."""
+    panels = depth // x.row
+    rest = depth - panels * x.row
+    block = max(1, BLOCK // x.row)
+    for first in range(0, panels, block):
+        count = min(block, panels - first)
+        left, right = x + first * x_step, w + first * x.row * w.row
+        for i in range(0, rows, TILE_ROWS):
+            strip, target = left + i * x.row, z + i * z.row
+            tile(strip, x_step, right, x.row * w.row, target, count, x.row, first)
+    if rest:
+        left, right = x + panels * x_step, w + panels * x.row * w.row
+        for i in range(0, rows, TILE_ROWS):
+            tile(left + i * x.row, 0, right, 0, z + i * z.row, 1, rest, panels)
+
+
+@kernel
+def forward_kernel(step, thread, unit, x, x_step, w, w_step, z, z_step, rows, depth):
+    """A panel of z = x W."""
+    multiply(z + unit * z_step, x, x_step, rows, depth, w + unit * w_step)
+
+
+@kernel
+def bias_kernel(step, thread, unit, z, z_step, bias, rows):
+    """A panel of z + b."""
+    panel, b = z + unit * z_step, bias + unit * z.row
+    for column in range(0, z.row, z.lanes):
+        value = load(b + column)
+        for i in range(rows):
+            where = panel + (i * z.row + column)
+            store(where, load(where) + value)
+
+
+@kernel
+def transpose_kernel(step, thread, unit, w, w_step, t, t_step, depth):
+    """From panel `unit` of W [depth][width]: its rows [unit width ...] of the panels of W^T."""
+    source = w + unit * w_step
+    for k in range(depth):
+        target = t + (k // t.row) * t_step + (unit * w.row) * t.row + k % t.row
+        for n in range(w.row):
+            target[n * t.row] = source[k * w.row + n]
+
+
+@kernel
+def weight_gradient_kernel(
+    step, thread, unit, x, x_step, dz, dz_step, dw, thread_step, dw_step, rows, panels, splits
+):
+    """A panel of dW = x^T dz (splits = 1), or its rows for one panel of x (splits = panels)."""
+    target = dw + (thread * thread_step + unit * dw_step)
+    right = dz + (unit // splits) * dz_step
+    first = unit % splits
+    last = panels if splits == 1 else first + 1
+    for start in range(0, rows, BLOCK):
+        count = min(BLOCK, rows - start)
+        for panel in range(first, last):
+            left = x + (panel * x_step + start * x.row)
+            out = target + (panel - first) * x.row * dw.row
+            for k in range(0, x.row, TRANSPOSED_ROWS):
+                tile_transposed(
+                    left + k, 0, right + start * dz.row, 0, out + k * dw.row, 1, count, start
+                )
+
+
+@kernel
+def bias_gradient_kernel(step, thread, unit, dz, dz_step, db, rows):
+    """The column sums of a panel of dz."""
+    panel, out = dz + unit * dz_step, db + unit * dz.row
+    for column in range(0, dz.row, dz.lanes):
+        store(out + column, column_sum(panel + column, rows))
+
+
+@inline
+def column_sum(z, rows):
+    """The sum over the rows of one vector of columns, in blocks, four chains each."""
+    total = fill(z, 0.0)
+    for start in range(0, rows, BLOCK):
+        count = min(BLOCK, rows - start)
+        block = z + start * z.row
+        a, b, c, d = fill(z, 0.0), fill(z, 0.0), fill(z, 0.0), fill(z, 0.0)
+        i = 0
+        while i + 4 <= count:
+            a = a + load(block + i * z.row)
+            b = b + load(block + (i + 1) * z.row)
+            c = c + load(block + (i + 2) * z.row)
+            d = d + load(block + (i + 3) * z.row)
+            i += 4
+        while i < count:
+            a = a + load(block + i * z.row)
+            i += 1
+        total = total + ((a + b) + (c + d))
+    return total
+
+
+class Cache(NamedTuple):
+    x: np.ndarray
+    W: np.ndarray
+    has_bias: bool
+
+
+def _check(x, W, b):
+    if x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[0]:
+        raise ValueError(f"W: got shape {W.shape} for x of shape {x.shape}, expected (D, K), (N, D)")
+    if b is not None and b.shape != W.shape[1:]:
+        raise ValueError(f"b: got shape {b.shape}, expected {W.shape[1:]}")
+
+
+def _product(x, W, b=None):
+    """Return x W + b for matrices, through panels."""
+    (rows, depth), columns = x.shape, W.shape[1]
+    z = workspace.panels(rows, columns, x.dtype)
+    if rows and columns:
+        program = Program().phase(len(z))
+        if depth:
+            left, right = workspace.pack(x), workspace.pack(W, tiles=False)
+            program.call(forward_kernel, left, right, z, z.shape[1], depth)
+        if b is not None:
+            bias = workspace.aligned(z.shape[0] * z.shape[2], x.dtype)
+            bias[:columns] = b
+            program.call(bias_kernel, z, bias, rows)
+        program.run(thread_count=thread_count(rows * depth * columns))
+    return workspace.unpack(z, rows, columns)
+
+
+def forward(x, W, b=None):
+    """Return y = x W + b and the cache for `backward`.
+
+    x (N, D), W (D, K), b (K,) or None, of one floating type -> y (N, K).
+    """
+    x, W, b = floating(x=x, W=W, b=b)
+    _check(x, W, b)
+    return _product(x, W, b), Cache(x, W, b is not None)
+
+
+def backward(dy, cache):
+    """Return dx (N, D), dW (D, K) and db (K,), or None for db where there was no bias.
+
+    dx = dy W^T, dW = x^T dy, db = sum_i dy_i, for the cotangent dy (N, K).
+    """
+    _, dy = floating(x=cache.x, dy=dy)
+    (rows, depth), columns = cache.x.shape, cache.W.shape[1]
+    if dy.shape != (rows, columns):
+        raise ValueError(f"dy: got shape {dy.shape}, expected {(rows, columns)}")
+    dx = _product(dy, np.ascontiguousarray(cache.W.T))
+    dW = np.zeros(cache.W.shape, dtype=dy.dtype)
+    db = np.zeros(columns, dtype=dy.dtype) if cache.has_bias else None
+    if rows and columns:
+        x, dz = workspace.pack(cache.x), workspace.pack(dy)
+        _, _, wide = x.shape
+        gradient = workspace.aligned((len(dz), len(x) * wide, dz.shape[2]), dy.dtype)
+        sums = workspace.aligned(len(dz) * dz.shape[2], dy.dtype)
+        program = Program().phase(len(dz))
+        if depth:
+            target = Operand(gradient, step=0), gradient.shape[1] * gradient.shape[2]
+            program.call(weight_gradient_kernel, x, dz, *target, rows, len(x), 1)
+        if db is not None:
+            program.call(bias_gradient_kernel, dz, sums, rows)
+        program.run(thread_count=thread_count(rows * depth * columns))
+        workspace.unpack(gradient, depth, columns, dW)
+        if db is not None:
+            db[:] = sums[:columns]
+    return dx, dW, db

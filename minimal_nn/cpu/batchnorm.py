@@ -1,0 +1,390 @@
+r"""Batch normalization over the columns of a matrix, or the channels of images.
+
+    mean = sum z / n    c = z - mean    var = sum c^2 / n    h = c / sqrt(var + eps)    y = gamma h + beta
+    dbeta = sum dy      dgamma = sum dy h
+    dz = gamma / sqrt(var + eps) (dy - dbeta / n - h dgamma / n)
+
+The derivation stands in the reference wing.  Rows are taken in blocks: a block's mean and sum of
+squares about it are computed from the cache, and blocks are joined in order (Chan, Golub & LeVeque,
+1983), so statistics cost one pass over memory and the result a second one.  Images are not joined
+within a block: a block never spans two of them, hence the threads of a convolutional network, which
+share out images, get the same bits.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minimal_nn.cpu.arguments import floating, thread_count
+from minimal_nn.cpu.compiler import inline, kernel
+from minimal_nn.cpu.program import Program
+from minimal_nn.cpu.simd import (
+    fill,
+    first_lanes,
+    fma,
+    load,
+    max_lanes,
+    scalar,
+    square_root,
+    store,
+    where_zero,
+)
+from minimal_nn.cpu.workspace import Columns
+from minimal_nn.errors import ZeroVarianceError
+
+BLOCK_ROWS = 256
+ZERO_VARIANCE = 1  # the status
+
+
+@inline
+def block_moments(z, rows):
+    """The mean and the sum of squares about it of `rows` rows of one vector of columns."""
+    count = fill(z, rows)
+    a, b, c, d = fill(z, 0.0), fill(z, 0.0), fill(z, 0.0), fill(z, 0.0)
+    i = 0
+    while i + 4 <= rows:
+        a = a + load(z + i * z.row)
+        b = b + load(z + (i + 1) * z.row)
+        c = c + load(z + (i + 2) * z.row)
+        d = d + load(z + (i + 3) * z.row)
+        i += 4
+    while i < rows:
+        a = a + load(z + i * z.row)
+        i += 1
+    mean = ((a + b) + (c + d)) / count
+    a, b, c, d = fill(z, 0.0), fill(z, 0.0), fill(z, 0.0), fill(z, 0.0)
+    i = 0
+    while i + 4 <= rows:
+        t = load(z + i * z.row) - mean
+        a = fma(t, t, a)
+        t = load(z + (i + 1) * z.row) - mean
+        b = fma(t, t, b)
+        t = load(z + (i + 2) * z.row) - mean
+        c = fma(t, t, c)
+        t = load(z + (i + 3) * z.row) - mean
+        d = fma(t, t, d)
+        i += 4
+    while i < rows:
+        t = load(z + i * z.row) - mean
+        a = fma(t, t, a)
+        i += 1
+    return mean, (a + b) + (c + d)
+
+
+@inline
+def join_moments(mean, squares, before, block_mean, block_squares, count):
+    """The mean and sum of squares of `before` rows and a block of `count` rows together."""
+    total = before + count
+    delta = block_mean - mean
+    mean = fma(delta, fill(mean, count / total), mean)
+    squares = squares + block_squares
+    return mean, fma(delta * delta, fill(mean, before * (count / total)), squares)
+
+
+@inline
+def moments(z, rows, group):
+    """The mean and the biased variance of one vector of columns; blocks within groups of rows."""
+    mean, squares = fill(z, 0.0), fill(z, 0.0)
+    done = 0
+    for start in range(0, rows, group):
+        for first in range(start, start + group, BLOCK_ROWS):
+            count = min(BLOCK_ROWS, start + group - first)
+            block_mean, block_squares = block_moments(z + first * z.row, count)
+            if done == 0:
+                mean, squares = block_mean, block_squares
+            else:
+                mean, squares = join_moments(
+                    mean, squares, done, block_mean, block_squares, count
+                )
+            done += count
+    return mean, squares / fill(z, rows)
+
+
+@inline
+def inverse_deviation(var, eps):
+    """1 / sqrt(var + eps), and 0 where var + eps is 0 (an error, or a column of padding)."""
+    deviation = square_root(var + eps)
+    zero, one = fill(var, 0.0), fill(var, 1.0)
+    return where_zero(deviation, zero, one / deviation)
+
+
+@inline
+def report_zero(vector, valid, status, what):
+    """Set the status to `what` when one of the first `valid` lanes is 0."""
+    zero, one = fill(vector, 0.0), fill(vector, 1.0)
+    if max_lanes(first_lanes(where_zero(vector, one, zero), valid, zero)) > scalar(vector, 0.0):
+        status[0] = what
+
+
+@inline
+def normalize(z, mean, inverse):
+    return (z - mean) * inverse
+
+
+@kernel
+def forward_kernel(
+    step, thread, unit, z, z_step, y, y_step, gamma, beta, mean, var, inverse, eps,
+    rows, group, columns, status,
+):  # fmt: skip
+    """A panel of y, and its columns' mean, variance and 1 / sqrt(var + eps)."""
+    for column in range(0, z.span, z.lanes):
+        at = unit * z.span + column
+        source = z + (unit * z_step + column)
+        target = y + (unit * y_step + column)
+        m, v = moments(source, rows, group)
+        s = inverse_deviation(v, fill(v, eps[0]))
+        report_zero(s, columns - at, status, ZERO_VARIANCE)
+        store(mean + at, m)
+        store(var + at, v)
+        store(inverse + at, s)
+        g, b = load(gamma + at), load(beta + at)
+        for i in range(rows):
+            h = normalize(load(source + i * z.row), m, s)
+            store(target + i * y.row, fma(h, g, b))
+
+
+@inline
+def gradient_sums(z, dy, mean, inverse, rows, group):
+    """The sums of dy and of dy h over the rows of one vector of columns."""
+    beta, gamma = fill(z, 0.0), fill(z, 0.0)
+    for start in range(0, rows, group):
+        for first in range(start, start + group, BLOCK_ROWS):
+            count = min(BLOCK_ROWS, start + group - first)
+            block_beta, block_gamma = block_gradient_sums(
+                z + first * z.row, dy + first * dy.row, mean, inverse, count
+            )
+            beta = beta + block_beta
+            gamma = gamma + block_gamma
+    return beta, gamma
+
+
+@inline
+def block_gradient_sums(z, dy, mean, inverse, rows):
+    a, b, c, d = fill(z, 0.0), fill(z, 0.0), fill(z, 0.0), fill(z, 0.0)
+    i = 0
+    while i + 2 <= rows:
+        g = load(dy + i * dy.row)
+        a = a + g
+        b = fma(g, normalize(load(z + i * z.row), mean, inverse), b)
+        g = load(dy + (i + 1) * dy.row)
+        c = c + g
+        d = fma(g, normalize(load(z + (i + 1) * z.row), mean, inverse), d)
+        i += 2
+    while i < rows:
+        g = load(dy + i * dy.row)
+        a = a + g
+        b = fma(g, normalize(load(z + i * z.row), mean, inverse), b)
+        i += 1
+    return a + c, b + d
+
+
+@inline
+def input_gradient(dy, h, factor, mean_dy, mean_dyh):
+    """dz = gamma / s (dy - mean(dy) - h mean(dy h))"""
+    zero = fill(h, 0.0)
+    return factor * fma(zero - h, mean_dyh, dy - mean_dy)
+
+
+@kernel
+def backward_kernel(
+    step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, dgamma, dbeta,
+    rows, group,
+):  # fmt: skip
+    """A panel of dz (which may be dy's place), dgamma and dbeta."""
+    for column in range(0, z.span, z.lanes):
+        at = unit * z.span + column
+        source = z + (unit * z_step + column)
+        cotangent = dy + (unit * dy_step + column)
+        target = dz + (unit * dz_step + column)
+        m, s = load(mean + at), load(inverse + at)
+        sum_dy, sum_dyh = gradient_sums(source, cotangent, m, s, rows, group)
+        store(dbeta + at, sum_dy)
+        store(dgamma + at, sum_dyh)
+        n = fill(m, rows)
+        mean_dy, mean_dyh = sum_dy / n, sum_dyh / n
+        factor = load(gamma + at) * s
+        for i in range(rows):
+            h = normalize(load(source + i * z.row), m, s)
+            gradient = input_gradient(load(cotangent + i * dy.row), h, factor, mean_dy, mean_dyh)
+            store(target + i * dz.row, gradient)
+
+
+@kernel
+def forward_running_kernel(
+    step, thread, unit, z, z_step, y, y_step, gamma, beta, mean, inverse, rows
+):
+    """A panel of y for given statistics."""
+    for column in range(0, z.span, z.lanes):
+        at = unit * z.span + column
+        source = z + (unit * z_step + column)
+        target = y + (unit * y_step + column)
+        m, s, g, b = load(mean + at), load(inverse + at), load(gamma + at), load(beta + at)
+        for i in range(rows):
+            store(target + i * y.row, fma(normalize(load(source + i * z.row), m, s), g, b))
+
+
+@kernel
+def backward_running_kernel(
+    step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, dgamma, dbeta,
+    rows, group,
+):  # fmt: skip
+    for column in range(0, z.span, z.lanes):
+        at = unit * z.span + column
+        source = z + (unit * z_step + column)
+        cotangent = dy + (unit * dy_step + column)
+        target = dz + (unit * dz_step + column)
+        m, s = load(mean + at), load(inverse + at)
+        sum_dy, sum_dyh = gradient_sums(source, cotangent, m, s, rows, group)
+        store(dbeta + at, sum_dy)
+        store(dgamma + at, sum_dyh)
+        factor = load(gamma + at) * s
+        for i in range(rows):
+            store(target + i * dz.row, factor * load(cotangent + i * dy.row))
+
+
+@kernel
+def update_running_kernel(
+    step, thread, unit, running_mean, running_var, mean, var, unbias, momentum, span
+):
+    """r + momentum (batch - r) for a panel's columns; unbias = n / (n - 1)."""
+    weight = fill(mean, momentum[0])
+    for column in range(0, span, mean.lanes):
+        at = unit * span + column
+        r = load(running_mean + at)
+        store(running_mean + at, r + weight * (load(mean + at) - r))
+        r = load(running_var + at)
+        unbiased = load(var + at) * fill(mean, unbias[0])
+        store(running_var + at, r + weight * (unbiased - r))
+
+
+class Cache(NamedTuple):
+    z: Columns
+    gamma: np.ndarray
+    inverse: np.ndarray  # 1 / sqrt(var + eps), padded
+    padded_mean: np.ndarray
+    group: int
+    mean: np.ndarray
+    var: np.ndarray  # biased
+
+
+class RunningCache(NamedTuple):
+    z: Columns
+    gamma: np.ndarray
+    inverse: np.ndarray
+    padded_mean: np.ndarray
+    group: int
+
+
+def zero_variance(var, what):
+    """Return the error that names the units without variance."""
+    units = np.flatnonzero(var == 0)
+    return ZeroVarianceError(
+        f"var: {what} {units[:8].tolist()}{' ...' if units.size > 8 else ''} have variance 0 "
+        "at eps = 0, where 0/0 is undefined; expected variances > 0 or eps > 0 "
+        "(units die under strong decay; use a smaller decay, or a small eps)"
+    )
+
+
+def _group(shape):
+    """Return the rows of an image, or of the whole batch of a matrix."""
+    return int(np.prod(shape[1:-1])) if len(shape) > 2 else shape[0]
+
+
+def _check(z, **vectors):
+    for name, vector in vectors.items():
+        if vector.shape != z.shape[-1:]:
+            raise ValueError(f"{name}: got shape {vector.shape}, expected {z.shape[-1:]}")
+
+
+def _one(value, dtype):
+    return np.array([value], dtype=dtype)
+
+
+def forward(z, gamma, beta, eps):
+    """Normalize over the batch: y = gamma (z - mean) / sqrt(var + eps) + beta.
+
+    z (N, K) or images (N, H, W, K); gamma, beta (K,); eps >= 0, inside the root.
+    Returns y and a cache whose `mean` and `var` (K,) are the batch's, var biased.
+    Raises ZeroVarianceError at eps = 0 where a unit is constant over the batch.
+    """
+    z, gamma, beta = floating(z=z, gamma=gamma, beta=beta)
+    _check(z, gamma=gamma, beta=beta)
+    source = Columns.of(z)
+    y = source.empty()
+    mean, var, inverse = source.vector(), source.vector(), source.vector()
+    group = _group(z.shape)
+    program = Program().phase(source.count if source.rows else 0)
+    program.call(
+        forward_kernel, source.operand, y.operand, source.vector(gamma), source.vector(beta),
+        mean, var, inverse, _one(eps, z.dtype), source.rows, group, source.columns, program.status,
+    )  # fmt: skip
+    if program.run(thread_count=thread_count(8 * z.size)):
+        raise zero_variance(var[: source.columns], "units")
+    units = source.columns
+    return y.result(), Cache(source, gamma, inverse, mean, group, mean[:units], var[:units])
+
+
+def _backward(dy, cache, kernel):
+    _, dy = floating(gamma=cache.gamma, dy=dy)
+    source = cache.z
+    if dy.shape != source.shape:
+        raise ValueError(f"dy: got shape {dy.shape}, expected {source.shape}")
+    cotangent = Columns.of(dy)
+    dz = source.empty()
+    dgamma, dbeta = source.vector(), source.vector()
+    program = Program().phase(source.count if source.rows else 0)
+    program.call(
+        kernel, source.operand, cotangent.operand, dz.operand, source.vector(cache.gamma),
+        cache.padded_mean, cache.inverse, dgamma, dbeta, source.rows, cache.group,
+    )  # fmt: skip
+    program.run(thread_count=thread_count(8 * dy.size))
+    return dz.result(), dgamma[: source.columns], dbeta[: source.columns]
+
+
+def backward(dy, cache):
+    """Return dz (the shape of z), dgamma (K,) and dbeta (K,) for the cotangent dy.
+
+    dz = gamma (dy - mean(dy) - h mean(dy h)) / s; dgamma = sum dy h; dbeta = sum dy.
+    """
+    return _backward(dy, cache, backward_kernel)
+
+
+def forward_running(z, gamma, beta, mean, var, eps):
+    """Normalize with given statistics: y = gamma (z - mean) / sqrt(var + eps) + beta (evaluation).
+
+    mean, var (K,) are constants: running averages over past batches (see `update_running`).
+    """
+    z, gamma, beta, mean, var = floating(z=z, gamma=gamma, beta=beta, mean=mean, var=var)
+    _check(z, gamma=gamma, beta=beta, mean=mean, var=var)
+    if eps == 0 and np.any(var == 0):
+        raise zero_variance(var, "units (running variance)")
+    source = Columns.of(z)
+    y = source.empty()
+    padded_mean, inverse = source.vector(mean), source.vector(1 / np.sqrt(var + z.dtype.type(eps)))
+    program = Program().phase(source.count if source.rows else 0)
+    program.call(
+        forward_running_kernel, source.operand, y.operand, source.vector(gamma),
+        source.vector(beta), padded_mean, inverse, source.rows,
+    )  # fmt: skip
+    program.run(thread_count=thread_count(8 * z.size))
+    return y.result(), RunningCache(source, gamma, inverse, padded_mean, _group(z.shape))
+
+
+def backward_running(dy, cache):
+    """Return dz, dgamma and dbeta of `forward_running`: dz = gamma dy / s, as s is a constant."""
+    return _backward(dy, cache, backward_running_kernel)
+
+
+def update_running(running_mean, running_var, mean, var, count, momentum):
+    """Return the running statistics after a batch: r + momentum (batch - r).
+
+    The variance enters unbiased, var count / (count - 1) with count the numbers per unit, as in
+    PyTorch: normalization itself uses the biased variance, the running average the unbiased one.
+    """
+    arrays = floating(running_mean=running_mean, running_var=running_var, mean=mean, var=var)
+    units = arrays[0].size
+    padded = [Columns((1, units), arrays[0].dtype).vector(array) for array in arrays]
+    one = [_one(value, arrays[0].dtype) for value in (count / (count - 1), momentum)]
+    program = Program().phase(1).call(update_running_kernel, *padded, *one, padded[0].size)
+    program.run()
+    return padded[0][:units], padded[1][:units]

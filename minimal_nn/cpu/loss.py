@@ -1,0 +1,180 @@
+r"""Losses, each a mean over the batch, with their gradients.
+
+    cross_entropy        l_i = log(sum_k e^(s_k - m)) - (s_t - m), m = max s;  ds_k = (p_k - [k = t]) / N
+    mean_squared_error   L = sum (s - t)^2 / (N K);  ds = 2 (s - t) / (N K)
+
+Rows go in blocks to the threads, each row's part of the loss into a place of its own; one unit then
+sums them in a fixed order.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minimal_nn.cpu import workspace
+from minimal_nn.cpu.arguments import floating, thread_count
+from minimal_nn.cpu.compiler import kernel
+from minimal_nn.cpu.layernorm import ROWS, row_units
+from minimal_nn.cpu.program import Program
+from minimal_nn.cpu.simd import (
+    exponential,
+    fill,
+    first_lanes,
+    fma,
+    load,
+    logarithm,
+    max_lanes,
+    maximum,
+    scalar,
+    store,
+    sum_lanes,
+)
+
+KINDS = ("cross_entropy", "mean_squared_error")
+NON_FINITE = 3  # the status
+
+
+@kernel
+def cross_entropy_kernel(
+    step, thread, unit, s, s_step, ds, ds_step, labels, totals, shifted, rows, columns
+):
+    """ROWS rows: sum_k e^(s_k - m), s_t - m, and the gradient of the mean loss (in the place of s)."""
+    panels = (columns + s.row - 1) // s.row
+    lowest = fill(s, -np.inf)
+    for i in range(unit * ROWS, min(rows, (unit + 1) * ROWS)):
+        highest = lowest
+        for panel in range(panels):
+            for column in range(0, s.row, s.lanes):
+                score = load(s + (panel * s_step + i * s.row + column))
+                valid = columns - (panel * s.row + column)
+                highest = maximum(first_lanes(score, valid, lowest), highest)
+        m = fill(s, max_lanes(highest))
+        total = fill(s, 0.0)
+        label = labels[i]
+        place = (label // s.row) * s_step + i * s.row + label % s.row
+        shifted[i] = s[place] - max_lanes(highest)
+        for panel in range(panels):
+            for column in range(0, s.row, s.lanes):
+                at = panel * s.row + column
+                where = panel * s_step + i * s.row + column
+                e = exponential(first_lanes(load(s + where) - m, columns - at, lowest))
+                store(ds + (panel * ds_step + i * ds.row + column), e)
+                total = total + e
+        number = sum_lanes(total)
+        totals[i] = number
+        factor = fill(s, scalar(s, 1.0) / number)
+        n = fill(s, scalar(s, 1.0) / scalar(s, rows))
+        place = (label // ds.row) * ds_step + i * ds.row + label % ds.row
+        # e / total - 1 before the product with 1 / n, for the label's entry
+        at_label = ds[place] * (scalar(s, 1.0) / number) - scalar(s, 1.0)
+        for panel in range(panels):
+            for column in range(0, ds.row, ds.lanes):
+                where = ds + (panel * ds_step + i * ds.row + column)
+                store(where, load(where) * factor * n)
+        ds[place] = at_label * (scalar(s, 1.0) / scalar(s, rows))
+
+
+@kernel
+def mean_cross_entropy_kernel(step, thread, unit, totals, shifted, losses, rows, status):
+    """losses[step] = the mean over the rows of log(total) - shifted."""
+    total = fill(totals, 0.0)
+    for i in range(0, rows, totals.lanes):
+        value = logarithm(load(totals + i)) - load(shifted + i)
+        total = total + first_lanes(value, rows - i, fill(totals, 0.0))
+    value = sum_lanes(total) / scalar(totals, rows)
+    losses[step] = value
+    if not value - value == scalar(totals, 0.0):
+        status[0] = NON_FINITE
+
+
+@kernel
+def squared_error_kernel(
+    step, thread, unit, s, s_step, t, t_step, ds, ds_step, totals, rows, columns
+):
+    """ROWS rows: sum_k (s - t)^2, and the gradient of the mean loss."""
+    panels = (columns + s.row - 1) // s.row
+    factor = fill(s, scalar(s, 2.0) / scalar(s, rows * columns))
+    for i in range(unit * ROWS, min(rows, (unit + 1) * ROWS)):
+        total = fill(s, 0.0)
+        for panel in range(panels):
+            for column in range(0, s.row, s.lanes):
+                at = i * s.row + column
+                difference = load(s + (panel * s_step + at)) - load(t + (panel * t_step + at))
+                total = fma(difference, difference, total)
+                store(ds + (panel * ds_step + at), difference * factor)
+        totals[i] = sum_lanes(total)
+
+
+@kernel
+def mean_squared_error_kernel(step, thread, unit, totals, losses, rows, columns, status):
+    """losses[step] = the sum of the rows' parts / (rows columns)."""
+    total = fill(totals, 0.0)
+    for i in range(0, rows, totals.lanes):
+        total = total + first_lanes(load(totals + i), rows - i, fill(totals, 0.0))
+    value = sum_lanes(total) / scalar(totals, rows * columns)
+    losses[step] = value
+    if not value - value == scalar(totals, 0.0):
+        status[0] = NON_FINITE
+
+
+class Cache(NamedTuple):
+    dscores: np.ndarray  # the gradient of the mean loss
+
+
+def forward(scores, targets, kind):
+    """Return the mean loss, a scalar of the scores' dtype, and the cache.
+
+    cross_entropy: scores (N, K), integer targets (N,) in 0 ... K-1.
+    mean_squared_error: scores and targets of one shape.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
+    if kind == "cross_entropy":
+        return _cross_entropy(*floating(scores=scores), np.asarray(targets))
+    return _mean_squared_error(*floating(scores=scores, targets=targets))
+
+
+def _cross_entropy(scores, targets):
+    rows, columns = scores.shape
+    if targets.shape != (rows,) or targets.dtype.kind not in "iu":
+        raise ValueError(
+            f"targets: got shape {targets.shape} and dtype {targets.dtype}, expected integers "
+            f"of shape {(rows,)}"
+        )
+    if rows and (targets.min() < 0 or targets.max() >= columns):
+        raise ValueError(
+            f"targets: got labels from {targets.min()} to {targets.max()}, expected 0 ... {columns - 1}"
+        )
+    s = workspace.pack(scores)
+    ds = np.zeros_like(s)
+    labels = targets.astype(np.int64)
+    totals, shifted = workspace.padded(rows, s.dtype, 1), workspace.padded(rows, s.dtype)
+    losses = np.zeros(1, dtype=s.dtype)
+    program = Program().phase(row_units(rows))
+    program.call(cross_entropy_kernel, s, ds, labels, totals, shifted, rows, columns)
+    program.phase(1)
+    program.call(mean_cross_entropy_kernel, totals, shifted, losses, rows, program.status)
+    program.run(thread_count=thread_count(16 * scores.size))
+    return losses[0], Cache(workspace.unpack(ds, rows, columns))
+
+
+def _mean_squared_error(scores, targets):
+    if targets.shape != scores.shape:
+        raise ValueError(f"targets: got shape {targets.shape}, expected {scores.shape}")
+    columns = scores.shape[-1]
+    rows = scores.size // columns if columns else 0
+    s, t = (workspace.pack(a.reshape(rows, columns)) for a in (scores, targets))
+    ds = np.zeros_like(s)
+    totals = workspace.padded(rows, s.dtype)
+    losses = np.zeros(1, dtype=s.dtype)
+    program = Program().phase(row_units(rows))
+    program.call(squared_error_kernel, s, t, ds, totals, rows, columns)
+    program.phase(1)
+    program.call(mean_squared_error_kernel, totals, losses, rows, columns, program.status)
+    program.run(thread_count=thread_count(8 * scores.size))
+    return losses[0], Cache(workspace.unpack(ds, rows, columns).reshape(scores.shape))
+
+
+def backward(dvalue, cache):
+    """Return dscores = dvalue times the gradient of the mean loss."""
+    return np.asarray(dvalue, dtype=cache.dscores.dtype) * cache.dscores

@@ -1,0 +1,147 @@
+"""Programs: lists of kernel calls that one compiled loop runs, without the GIL, on several threads.
+
+A program is a list of phases.  A phase has a number of units (a unit is a panel of columns, or an
+image, or a block of rows) and a list of calls; a thread takes its share of the units and does, for
+each unit in turn, all calls of the phase.  So what one call writes is still in the nearest cache when
+the next one reads it, which is what fusing operations by hand would gain, while each operation stays
+a kernel of its own.  Between phases all threads wait for each other.  Two rules make a program right:
+within a phase a unit reads only what the same unit wrote, and no two units write the same place.
+
+A training loop is the same list, run many times: kernels are told the step.
+
+The loop itself is a kernel.  Calls are rows of a table of 64-bit slots: the kernel's address, the
+number of operands, the operands (addresses and integers).  Numbers that change from step to step, such as
+learning rates, lie in arrays.
+"""
+
+import ctypes
+
+import numpy as np
+
+from minimal_nn.cpu import threads
+from minimal_nn.cpu.compiler import kernel
+from minimal_nn.cpu.simd import (
+    FLUSH_DENORMALS,
+    MAX_SLOTS,
+    atomic_add,
+    atomic_load,
+    call_address,
+    floating_point_state,
+    give_way,
+    pause,
+    pointer_type,
+    set_floating_point_state,
+)
+from minimal_nn.cpu.workspace import INTEGER, Operand
+
+CALL_SLOTS = MAX_SLOTS + 4  # a call's row of the table: address, count, operands, padding
+PHASE_SLOTS = 4  # units, first call, last call, whether to look at the status
+STATUS = 8  # `state[0]` is the barrier's count; the status has a cache line of its own
+STATE_SLOTS = 24
+SPINS = 2000
+
+
+@kernel
+def execute(first, thread, thread_count, phases, calls, state, phase_count, steps, flush):
+    before = floating_point_state()
+    if flush != 0:
+        set_floating_point_state(before | FLUSH_DENORMALS)
+    generation = 0
+    running = True
+    step = first
+    while running and step < first + steps:
+        for number in range(phase_count):
+            phase = phases + number * PHASE_SLOTS
+            units = phase[0]
+            for unit in range(thread * units // thread_count, (thread + 1) * units // thread_count):
+                for index in range(phase[1], phase[2]):
+                    call = calls + index * CALL_SLOTS
+                    call_address(call[0], call[1], step, thread, unit, call + 2)
+            if thread_count > 1:
+                generation += thread_count
+                atomic_add(state, 1)
+                spins = 0
+                while atomic_load(state) < generation:
+                    pause()
+                    spins += 1
+                    if spins > SPINS:
+                        give_way()
+            # Kernels set the status before this barrier and none sets it soon after it, so all
+            # threads read the same value.
+            if phase[3] != 0 and state[STATUS] != 0:
+                running = False
+                break
+        step += 1
+    if flush != 0:
+        set_floating_point_state(before)
+
+
+_INTEGERS = pointer_type(INTEGER, 1)
+_LOOP_TYPES = (_INTEGERS, _INTEGERS, _INTEGERS, INTEGER, INTEGER, INTEGER)
+_LOOP = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 9)  # a ctypes call releases the GIL
+_loop = None
+
+
+def _compiled_loop():
+    global _loop
+    if _loop is None:
+        _loop = _LOOP(execute.address(_LOOP_TYPES))
+    return _loop
+
+
+class Program:
+    """A list of phases; see the module's text."""
+
+    def __init__(self):
+        self._phases = []
+        self._calls = []
+        self._arrays = []  # what the table points into must stay alive
+        self._tables = None
+        self.state = np.zeros(STATE_SLOTS, dtype=np.int64)
+
+    def phase(self, units, check=False):
+        """Begin a phase; check: stop after it when a kernel has set the status."""
+        self._phases.append([units, len(self._calls), len(self._calls), int(check)])
+        return self
+
+    def call(self, kernel, *operands):
+        """Add a kernel to the phase.  Operands: arrays, `Operand`s and integers."""
+        kinds, values = (), []
+        for operand in operands:
+            if isinstance(operand, np.ndarray):
+                operand = Operand(operand)
+            if isinstance(operand, Operand):
+                self._arrays.append(operand.array)
+                kinds += operand.kinds
+                values += operand.values
+            else:
+                kinds += (INTEGER,)
+                values.append(int(operand))
+        row = [kernel.address(kinds), len(values), *values]
+        self._calls.append(row + [0] * (CALL_SLOTS - len(row)))
+        self._phases[-1][2] += 1
+        self._tables = None
+        return self
+
+    @property
+    def status(self):
+        """An operand: where kernels write that something is wrong, and what."""
+        return Operand(self.state, start=STATUS)
+
+    def run(self, steps=1, thread_count=1, flush=False):
+        """Run the program for step 0 ... steps-1; flush: treat denormal numbers as 0."""
+        if self._tables is None:
+            self._tables = (
+                np.array(self._phases, dtype=np.int64),
+                np.array(self._calls, dtype=np.int64),
+            )
+        phases, calls = self._tables
+        loop = _compiled_loop()
+        self.state[:] = 0
+        arguments = (phases.ctypes.data, calls.ctypes.data, self.state.ctypes.data)
+
+        def job(thread, together):
+            loop(0, thread, together, *arguments, len(phases), steps, int(flush))
+
+        threads.together(job, thread_count)
+        return int(self.state[STATUS])

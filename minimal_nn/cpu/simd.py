@@ -1,0 +1,722 @@
+"""Vectors and pointers as values inside compiled code, written as LLVM vector instructions.
+
+A `Vector` holds LANES numbers and supports + - * /, `fma`, `maximum`, `square_root`, comparisons that
+select, and sums and maxima across its lanes.  The width comes from the target: 512 bits with
+AVX-512, 256 with AVX, else 128 (SSE2, NEON).  Only LLVM's own vector instructions are used, which it
+lowers on every target; where the processor has no fused multiply-add, `fma` is a product and a sum.
+
+A `Pointer` is an address with two facts that are known when a kernel is compiled: the type of its
+numbers, and `row`, the length in numbers of one row of the matrix it points into.  Constant strides
+let LLVM fold every address of a register tile into the instruction; with strides in registers the
+same tile ran 10 to 20 % slower.  Both types exist only inside kernels: outside there are arrays.
+
+Nothing is ever reordered or contracted: a sum of products in this wing is one chain of fused
+multiply-adds in the order in which the source says it, whatever the width, the tile or the thread.
+"""
+
+import functools
+import math
+import operator
+import os
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import (
+    intrinsic,
+    models,
+    overload,
+    overload_attribute,
+    register_model,
+)
+
+I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+BYTES = I8.as_pointer()
+
+
+@functools.cache
+def features():
+    """Return the processor's feature names, or those that NUMBA_CPU_FEATURES names."""
+    named = os.environ.get("NUMBA_CPU_FEATURES")
+    if named is not None:
+        return frozenset(part[1:] for part in named.split(",") if part.startswith("+"))
+    if os.environ.get("NUMBA_CPU_NAME") == "generic":
+        return frozenset()
+    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+
+
+def _vector_bytes():
+    if "avx512f" in features():
+        return 64
+    return 32 if "avx" in features() else 16
+
+
+VECTOR_BYTES = _vector_bytes()
+# On Arm fused multiply-add is part of the base instruction set, under no feature name of its own.
+IS_X86 = llvm.get_process_triple().split("-")[0] in ("x86_64", "i386", "i686", "amd64")
+IS_ARM = llvm.get_process_triple().split("-")[0] in ("aarch64", "arm64")
+HAS_FMA = "fma" in features() if IS_X86 else IS_ARM
+REGISTERS = 32 if VECTOR_BYTES == 64 or IS_ARM else 16
+LANES = {types.float32: VECTOR_BYTES // 4, types.float64: VECTOR_BYTES // 8}
+_SIZE = {types.float32: 4, types.float64: 8, types.int64: 8}
+_SCALAR = {types.float32: ir.FloatType(), types.float64: ir.DoubleType(), types.int64: I64}
+
+
+class VectorType(types.Type):
+    def __init__(self, dtype):
+        self.dtype = dtype
+        self.llvm = ir.VectorType(_SCALAR[dtype], LANES[dtype])
+        super().__init__(f"Vector({dtype})")
+
+
+class PointerType(types.Type):
+    def __init__(self, dtype, row):
+        self.dtype, self.row = dtype, row
+        super().__init__(f"Pointer({dtype}, {row})")
+
+
+VECTORS = {dtype: VectorType(dtype) for dtype in LANES}
+
+
+@functools.cache
+def pointer_type(dtype, row):
+    """Return the type of a pointer to numbers of `dtype` in rows of `row` numbers."""
+    return PointerType(dtype, row)
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, kind.llvm)
+
+
+@register_model(PointerType)
+class _PointerModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, BYTES)
+
+
+def constant(kind, value):
+    """Return an LLVM constant; of a vector type, with `value` in every lane."""
+    if isinstance(kind, ir.VectorType):
+        return ir.Constant(kind, [value] * kind.count)
+    return ir.Constant(kind, value)
+
+
+def broadcast(builder, scalar, kind):
+    """Return a vector with `scalar` in every lane."""
+    undefined = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, constant(I32, 0))
+    return builder.shuffle_vector(first, undefined, constant(ir.VectorType(I32, kind.count), 0))
+
+
+def call_llvm(builder, name, kind, *arguments):
+    """Call the LLVM intrinsic `name` on values of one type."""
+    suffix = "f32" if kind.element == ir.FloatType() else "f64"
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(kind, [kind] * len(arguments)),
+        f"llvm.{name}.v{kind.count}{suffix}",
+    )
+    return builder.call(function, arguments)
+
+
+def multiply_add(builder, a, b, c):
+    """Emit a b + c for vectors: fused where the processor can."""
+    if HAS_FMA:
+        return call_llvm(builder, "fma", a.type, a, b, c)
+    return builder.fadd(builder.fmul(a, b), c)
+
+
+def address(builder, pointer, count, dtype, kind):
+    """Emit the address `count` numbers (an int or an LLVM value) after `pointer`."""
+    if isinstance(count, int):
+        offset = constant(I64, count * _SIZE[dtype])
+    else:
+        offset = builder.mul(count, constant(I64, _SIZE[dtype]))
+    return builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer())
+
+
+def aligned_load(builder, where, dtype):
+    value = builder.load(where)
+    value.align = _SIZE[dtype]
+    return value
+
+
+def aligned_store(builder, value, where, dtype):
+    builder.store(value, where).align = _SIZE[dtype]
+
+
+# --- pointers -------------------------------------------------------------------------------------
+
+
+@intrinsic
+def _advance(typing, pointer, count):
+    if not isinstance(pointer, PointerType):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        offset = builder.mul(arguments[1], constant(I64, _SIZE[pointer.dtype]))
+        return builder.gep(arguments[0], [offset])
+
+    return pointer(pointer, types.int64), generate
+
+
+@overload(operator.add)
+def _pointer_add(pointer, count):
+    if isinstance(pointer, PointerType) and isinstance(count, types.Integer):
+        return lambda pointer, count: _advance(pointer, count)
+
+
+@overload_attribute(PointerType, "row")
+def _pointer_row(pointer):
+    row = pointer.row
+    return lambda pointer: row
+
+
+@overload_attribute(PointerType, "span")
+def _pointer_span(pointer):
+    span = min(pointer.row, 2 * LANES[pointer.dtype])
+    return lambda pointer: span
+
+
+@overload_attribute(PointerType, "lanes")
+def _pointer_lanes(pointer):
+    lanes = LANES[pointer.dtype]
+    return lambda pointer: lanes
+
+
+@intrinsic
+def _read(typing, pointer, index):
+    if not isinstance(pointer, PointerType):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        kind = _SCALAR[pointer.dtype]
+        where = address(builder, *arguments, pointer.dtype, kind)
+        return aligned_load(builder, where, pointer.dtype)
+
+    return pointer.dtype(pointer, types.int64), generate
+
+
+@intrinsic
+def _write(typing, pointer, index, value):
+    if not isinstance(pointer, PointerType):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        kind = _SCALAR[pointer.dtype]
+        where = address(builder, *arguments[:2], pointer.dtype, kind)
+        aligned_store(builder, arguments[2], where, pointer.dtype)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64, pointer.dtype), generate
+
+
+@overload(operator.getitem)
+def _pointer_getitem(pointer, index):
+    if isinstance(pointer, PointerType) and isinstance(index, types.Integer):
+        return lambda pointer, index: _read(pointer, index)
+
+
+@overload(operator.setitem)
+def _pointer_setitem(pointer, index, value):
+    if isinstance(pointer, PointerType) and isinstance(index, types.Integer):
+        dtype = pointer.dtype
+        return lambda pointer, index, value: _write(pointer, index, dtype(value))
+
+
+@intrinsic
+def load(typing, pointer):
+    """load(p): the vector of LANES numbers at p; any alignment."""
+    vector = VECTORS[pointer.dtype]
+
+    def generate(context, builder, signature, arguments):
+        where = builder.bitcast(arguments[0], vector.llvm.as_pointer())
+        return aligned_load(builder, where, pointer.dtype)
+
+    return vector(pointer), generate
+
+
+@intrinsic
+def store(typing, pointer, value):
+    """store(p, v): write the vector v at p; any alignment."""
+
+    def generate(context, builder, signature, arguments):
+        where = builder.bitcast(arguments[0], arguments[1].type.as_pointer())
+        aligned_store(builder, arguments[1], where, pointer.dtype)
+        return context.get_dummy_value()
+
+    return types.void(pointer, VECTORS[pointer.dtype]), generate
+
+
+# --- vectors --------------------------------------------------------------------------------------
+
+
+@intrinsic
+def _fill(typing, like, scalar):
+    vector = VECTORS[like.dtype]
+
+    def generate(context, builder, signature, arguments):
+        return broadcast(builder, arguments[1], vector.llvm)
+
+    return vector(like, like.dtype), generate
+
+
+def fill(like, scalar):
+    """fill(like, s): a vector, of the type of `like`'s numbers, with s in every lane."""
+    raise NotImplementedError("only inside compiled code")
+
+
+@overload(fill)
+def _overload_fill(like, scalar):
+    if isinstance(like, PointerType | VectorType):
+        dtype = like.dtype
+        return lambda like, scalar: _fill(like, dtype(scalar))
+
+
+def scalar(like, value):
+    """scalar(like, s): s converted to the type of `like`'s numbers."""
+    raise NotImplementedError("only inside compiled code")
+
+
+@overload(scalar)
+def _overload_scalar(like, value):
+    if isinstance(like, PointerType | VectorType):
+        dtype = like.dtype
+        return lambda like, value: dtype(value)
+
+
+def _elementwise(count, emit):
+    """Return an intrinsic of `count` vectors of one type, whose code `emit` writes."""
+    names = ["a", "b", "c", "d"][:count]
+
+    def typed(typing, *arguments):
+        first = arguments[0]
+        if not isinstance(first, VectorType) or any(other != first for other in arguments):
+            return None
+
+        def generate(context, builder, signature, values):
+            return emit(builder, *values)
+
+        return first(*arguments), generate
+
+    wrappers = {
+        1: lambda typing, a: typed(typing, a),
+        2: lambda typing, a, b: typed(typing, a, b),
+        3: lambda typing, a, b, c: typed(typing, a, b, c),
+        4: lambda typing, a, b, c, d: typed(typing, a, b, c, d),
+    }
+    wrapper = wrappers[len(names)]
+    wrapper.__name__ = emit.__name__.strip("_")
+    return intrinsic(wrapper)
+
+
+def _add(builder, a, b):
+    return builder.fadd(a, b)
+
+
+def _subtract(builder, a, b):
+    return builder.fsub(a, b)
+
+
+def _multiply(builder, a, b):
+    return builder.fmul(a, b)
+
+
+def _divide(builder, a, b):
+    return builder.fdiv(a, b)
+
+
+def _maximum(builder, a, b):
+    return builder.select(builder.fcmp_unordered(">", a, b), a, b)
+
+
+def _where_positive(builder, condition, a, b):
+    zero = constant(condition.type, 0.0)
+    return builder.select(builder.fcmp_ordered(">", condition, zero), a, b)
+
+
+def _where_zero(builder, condition, a, b):
+    zero = constant(condition.type, 0.0)
+    return builder.select(builder.fcmp_ordered("==", condition, zero), a, b)
+
+
+def _where_greater(builder, p, q, a, b):
+    return builder.select(builder.fcmp_ordered(">", p, q), a, b)
+
+
+def _where_beats(builder, p, q, a, b):
+    larger = builder.fcmp_ordered(">", p, q)
+    return builder.select(builder.or_(larger, builder.fcmp_unordered("uno", p, p)), a, b)
+
+
+def _square_root(builder, a):
+    return call_llvm(builder, "sqrt", a.type, a)
+
+
+def _round_down(builder, a):
+    return call_llvm(builder, "floor", a.type, a)
+
+
+def _power_of_two(builder, a):
+    mantissa, bits = (23, 32) if a.type.element == ir.FloatType() else (52, 64)
+    kind = ir.VectorType(ir.IntType(bits), a.type.count)
+    bias = constant(kind, (1 << (bits - 2 - mantissa)) - 1)
+    exponent = builder.add(builder.fptosi(a, kind), bias)
+    return builder.bitcast(builder.shl(exponent, constant(kind, mantissa)), a.type)
+
+
+_add, _subtract, _multiply, _divide = (
+    _elementwise(2, emit) for emit in (_add, _subtract, _multiply, _divide)
+)
+maximum = _elementwise(2, _maximum)  # the larger; a NaN in the first place is kept
+where_positive = _elementwise(3, _where_positive)  # a where condition > 0, else b
+where_zero = _elementwise(3, _where_zero)  # a where condition == 0, else b
+where_greater = _elementwise(4, _where_greater)  # a where p > q, else b
+where_beats = _elementwise(4, _where_beats)  # a where p > q or p is NaN, else b
+square_root = _elementwise(1, _square_root)
+round_down = _elementwise(1, _round_down)
+power_of_two = _elementwise(1, _power_of_two)  # 2^a for integral a in the normal range
+fma = _elementwise(3, multiply_add)  # a b + c
+
+
+def _overload_operator(symbol, function):
+    @overload(symbol)
+    def typed(a, b):
+        if isinstance(a, VectorType) and a == b:
+            return lambda a, b: function(a, b)
+
+
+for _symbol, _function in (
+    (operator.add, _add),
+    (operator.sub, _subtract),
+    (operator.mul, _multiply),
+    (operator.truediv, _divide),
+):
+    _overload_operator(_symbol, _function)
+
+
+def _across(combine):
+    """Return an intrinsic that folds a vector's lanes, halves onto halves."""
+
+    @intrinsic
+    def fold(typing, vector):
+        def generate(context, builder, signature, arguments):
+            (value,) = arguments
+            while value.type.count > 1:
+                half = value.type.count // 2
+                undefined = ir.Constant(value.type, ir.Undefined)
+                kind = ir.VectorType(I32, half)
+                low = ir.Constant(kind, list(range(half)))
+                high = ir.Constant(kind, list(range(half, 2 * half)))
+                value = combine(
+                    builder,
+                    builder.shuffle_vector(value, undefined, low),
+                    builder.shuffle_vector(value, undefined, high),
+                )
+            return builder.extract_element(value, constant(I32, 0))
+
+        return vector.dtype(vector), generate
+
+    return fold
+
+
+def _larger(builder, a, b):
+    return builder.select(builder.fcmp_unordered(">", a, b), a, b)
+
+
+sum_lanes = _across(lambda builder, a, b: builder.fadd(a, b))
+max_lanes = _across(_larger)
+
+
+@intrinsic
+def first_lanes(typing, vector, count, rest):
+    """first_lanes(v, count, rest): v in lanes 0 ... count-1, `rest` in the others."""
+
+    def generate(context, builder, signature, arguments):
+        value, count, rest = arguments
+        lanes = value.type.count
+        numbers = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
+        limit = broadcast(builder, count, numbers.type)
+        return builder.select(builder.icmp_signed("<", numbers, limit), value, rest)
+
+    return vector(vector, types.int64, vector), generate
+
+
+# --- elementary functions -------------------------------------------------------------------------
+
+_LOG2_E = 1 / math.log(2)
+# ln 2 in two parts: the first has so few digits that its product with an exponent is exact.
+_LN2_HIGH = {types.float32: 0.693359375, types.float64: 0.693145751953125}
+_LN2_LOW = {
+    types.float32: -2.12194440054690583e-4,
+    types.float64: 1.42860682030941723212e-6,
+}
+_TAYLOR = {
+    dtype: tuple(1 / math.factorial(n) for n in range(degree, -1, -1))
+    for dtype, degree in ((types.float32, 7), (types.float64, 13))
+}
+# Below this exp(x) is less than the smallest normal number, and 0 is returned.
+_SMALLEST = {types.float32: -87.0, types.float64: -708.0}
+_LARGEST = {types.float32: 88.0, types.float64: 709.0}
+
+
+def exponential(x):
+    """exponential(v): e^x by its Taylor sum on |r| <= ln(2)/2, x = q ln 2 + r; about 1 ulp."""
+    raise NotImplementedError("only inside compiled code")
+
+
+@overload(exponential)
+def _overload_exponential(x):
+    if not isinstance(x, VectorType):
+        return None
+    high, low = _LN2_HIGH[x.dtype], _LN2_LOW[x.dtype]
+    smallest, largest = _SMALLEST[x.dtype], _LARGEST[x.dtype]
+    coefficients = _TAYLOR[x.dtype]
+    first, rest = coefficients[0], coefficients[1:]
+
+    def evaluate(x):
+        clamped = maximum(x, fill(x, smallest))
+        clamped = where_greater(clamped, fill(x, largest), fill(x, largest), clamped)
+        exponent = round_down(fma(clamped, fill(x, _LOG2_E), fill(x, 0.5)))
+        r = fma(exponent, fill(x, -high), clamped)
+        r = fma(exponent, fill(x, -low), r)
+        total = fill(x, first)
+        for coefficient in numba.literal_unroll(rest):
+            total = fma(total, r, fill(x, coefficient))
+        value = total * power_of_two(exponent)
+        # x - x is 0 unless x is NaN or infinite: keeps a NaN alive through the clamping.
+        return where_positive(fill(x, smallest) - x, fill(x, 0.0), value)
+
+    return evaluate
+
+
+# log m = 2 atanh(s) = 2 s (1 + s^2/3 + s^4/5 + ...), s = (m - 1) / (m + 1)
+_ATANH = {
+    dtype: tuple(2.0 / (2 * n + 1) for n in range(terms, -1, -1))
+    for dtype, terms in ((types.float32, 5), (types.float64, 10))
+}
+
+
+@intrinsic
+def _exponent_and_mantissa(typing, vector):
+    """The integer e and the number m in [1, 2) with v = m 2^e, for normal positive v."""
+
+    def generate(context, builder, signature, arguments):
+        (value,) = arguments
+        mantissa, bits = (23, 32) if value.type.element == ir.FloatType() else (52, 64)
+        kind = ir.VectorType(ir.IntType(bits), value.type.count)
+        one = ((1 << (bits - 2 - mantissa)) - 1) << mantissa
+        pattern = builder.bitcast(value, kind)
+        exponent = builder.ashr(builder.sub(pattern, constant(kind, one)), constant(kind, mantissa))
+        fraction = builder.and_(pattern, constant(kind, (1 << mantissa) - 1))
+        fraction = builder.bitcast(builder.or_(fraction, constant(kind, one)), value.type)
+        return cgutils.pack_array(builder, [builder.sitofp(exponent, value.type), fraction])
+
+    return types.UniTuple(vector, 2)(vector), generate
+
+
+def logarithm(x):
+    """logarithm(v): ln v for normal positive v, by the series of atanh; about 2 ulp."""
+    raise NotImplementedError("only inside compiled code")
+
+
+@overload(logarithm)
+def _overload_logarithm(x):
+    if not isinstance(x, VectorType):
+        return None
+    high, low = _LN2_HIGH[x.dtype], _LN2_LOW[x.dtype]
+    first, rest = _ATANH[x.dtype][0], _ATANH[x.dtype][1:]
+
+    def evaluate(x):
+        exponent, m = _exponent_and_mantissa(x)
+        one = fill(x, 1.0)
+        root = fill(x, math.sqrt(2))
+        exponent = where_greater(m, root, exponent + one, exponent)
+        m = where_greater(m, root, m * fill(x, 0.5), m)
+        s = (m - one) / (m + one)
+        z = s * s
+        total = fill(x, first)
+        for coefficient in numba.literal_unroll(rest):
+            total = fma(total, z, fill(x, coefficient))
+        value = fma(exponent, fill(x, high), fma(exponent, fill(x, low), s * total))
+        return where_beats(x, x, x, value)  # NaN stays NaN
+
+    return evaluate
+
+
+def hyperbolic_tangent(x):
+    """hyperbolic_tangent(v): a rational function for |x| < 0.625, else 1 - 2 / (e^2|x| + 1)."""
+    raise NotImplementedError("only inside compiled code")
+
+
+# Moshier, Cephes mathematical library (1989), tanh.c: tanh x = x + x^3 P(x^2) / Q(x^2).
+_TANH_P = (-9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3)
+_TANH_Q = (1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3)
+
+
+@overload(hyperbolic_tangent)
+def _overload_tangent(x):
+    if not isinstance(x, VectorType):
+        return None
+    p0, p1, p2 = _TANH_P
+    q0, q1, q2 = _TANH_Q
+
+    def evaluate(x):
+        zero = fill(x, 0.0)
+        one = fill(x, 1.0)
+        two = fill(x, 2.0)
+        size = where_positive(x, x, zero - x)
+        far = one - two / (exponential(size + size) + one)
+        far = where_positive(x, far, zero - far)
+        z = x * x
+        numerator = fma(fma(fill(x, p0), z, fill(x, p1)), z, fill(x, p2))
+        denominator = fma(fma(z + fill(x, q0), z, fill(x, q1)), z, fill(x, q2))
+        near = fma(x * z, numerator / denominator, x)
+        return where_greater(size, fill(x, 0.625), far, near)
+
+    return evaluate
+
+
+# --- the processor --------------------------------------------------------------------------------
+
+
+@intrinsic
+def atomic_add(typing, pointer, value):
+    """Add to an int64 in memory, as one indivisible step."""
+
+    def generate(context, builder, signature, arguments):
+        where = builder.bitcast(arguments[0], I64.as_pointer())
+        return builder.atomic_rmw("add", where, arguments[1], "seq_cst")
+
+    return types.int64(pointer, types.int64), generate
+
+
+@intrinsic
+def atomic_load(typing, pointer):
+    """Read an int64 that other threads change."""
+
+    def generate(context, builder, signature, arguments):
+        where = builder.bitcast(arguments[0], I64.as_pointer())
+        return builder.load_atomic(where, "acquire", 8)
+
+    return types.int64(pointer), generate
+
+
+@intrinsic
+def pause(typing):
+    """Tell the processor that this is a waiting loop."""
+
+    def generate(context, builder, signature, arguments):
+        if IS_X86:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            name = "llvm.x86.sse2.pause"
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def give_way(typing):
+    """Let another thread run on this core: more threads than cores may be waiting."""
+
+    def generate(context, builder, signature, arguments):
+        if os.name != "nt":
+            kind = ir.FunctionType(I32, [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+# x86: bits FTZ (results) and DAZ (operands) of MXCSR; Arm: bit FZ of FPCR does both.
+_FLUSH_X86 = 0x8040
+_FLUSH_ARM = 1 << 24
+
+
+@intrinsic
+def floating_point_state(typing):
+    """Return the thread's floating-point control register."""
+
+    def generate(context, builder, signature, arguments):
+        return _read_state(builder)
+
+    return types.int64(), generate
+
+
+@intrinsic
+def set_floating_point_state(typing, state):
+    """Set the thread's floating-point control register."""
+
+    def generate(context, builder, signature, arguments):
+        _write_state(builder, arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+def _control(builder, name, slot):
+    kind = ir.FunctionType(ir.VoidType(), [BYTES])
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    builder.call(function, [builder.bitcast(slot, BYTES)])
+
+
+def _read_state(builder):
+    if IS_X86:
+        slot = cgutils.alloca_once(builder, I32)
+        _control(builder, "llvm.x86.sse.stmxcsr", slot)
+        return builder.zext(builder.load(slot), I64)
+    if IS_ARM:
+        return builder.asm(ir.FunctionType(I64, []), "mrs $0, fpcr", "=r", [], True)
+    return constant(I64, 0)
+
+
+def _write_state(builder, state):
+    if IS_X86:
+        slot = cgutils.alloca_once(builder, I32)
+        builder.store(builder.trunc(state, I32), slot)
+        _control(builder, "llvm.x86.sse.ldmxcsr", slot)
+    elif IS_ARM:
+        kind = ir.FunctionType(ir.VoidType(), [I64])
+        builder.asm(kind, "msr fpcr, $0", "r", [state], True)
+
+
+FLUSH_DENORMALS = _FLUSH_X86 if IS_X86 else _FLUSH_ARM if IS_ARM else 0
+
+
+@intrinsic
+def call_address(typing, function, count, step, thread, unit, slots):
+    """Call the C function at an address with (step, thread, unit) and the first `count` slots."""
+
+    def generate(context, builder, signature, arguments):
+        function, count, step, thread, unit, slots = arguments
+        slots = builder.bitcast(slots, I64.as_pointer())
+        done = builder.append_basic_block("called")
+        switch = builder.switch(count, done)
+        for number in range(1, MAX_SLOTS + 1):
+            block = builder.append_basic_block(f"call{number}")
+            switch.add_case(constant(I64, number), block)
+            with builder.goto_block(block):
+                values = [
+                    builder.load(builder.gep(slots, [constant(I64, i)])) for i in range(number)
+                ]
+                kind = ir.FunctionType(ir.VoidType(), [I64] * (3 + number))
+                target = builder.inttoptr(function, kind.as_pointer())
+                builder.call(target, [step, thread, unit, *values])
+                builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    kinds = [types.int64] * 5
+    return types.void(*kinds, slots), generate
+
+
+MAX_SLOTS = 28
+NUMPY_DTYPES = {types.float32: np.dtype(np.float32), types.float64: np.dtype(np.float64)}
+NUMBA_DTYPES = {dtype: kind for kind, dtype in NUMPY_DTYPES.items()}
+NUMBA_DTYPES[np.dtype(np.int64)] = types.int64

@@ -1,0 +1,130 @@
+r"""Weight normalization: W = g v / r for each unit, r = sqrt(|v|^2 + eps).
+
+    dg = sum dW u, u = v / r        dv = (g / r) (dW - u dg)
+
+The derivation stands in the reference wing.  A unit's weights are a column of a panel.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minimal_nn.cpu.affine import BLOCK
+from minimal_nn.cpu.arguments import floating, thread_count
+from minimal_nn.cpu.batchnorm import inverse_deviation, report_zero
+from minimal_nn.cpu.compiler import inline, kernel
+from minimal_nn.cpu.program import Program
+from minimal_nn.cpu.simd import fill, fma, load, store
+from minimal_nn.cpu.workspace import Columns
+from minimal_nn.errors import ZeroNormError
+
+ZERO_NORM = 2  # the status
+
+
+@inline
+def column_product(a, b, rows):
+    """The sum over the rows of a b, for one vector of columns, in blocks of four chains."""
+    total = fill(a, 0.0)
+    for start in range(0, rows, BLOCK):
+        last = min(rows, start + BLOCK)
+        p, q, r, s = fill(a, 0.0), fill(a, 0.0), fill(a, 0.0), fill(a, 0.0)
+        i = start
+        while i + 4 <= last:
+            p = fma(load(a + i * a.row), load(b + i * b.row), p)
+            q = fma(load(a + (i + 1) * a.row), load(b + (i + 1) * b.row), q)
+            r = fma(load(a + (i + 2) * a.row), load(b + (i + 2) * b.row), r)
+            s = fma(load(a + (i + 3) * a.row), load(b + (i + 3) * b.row), s)
+            i += 4
+        while i < last:
+            p = fma(load(a + i * a.row), load(b + i * b.row), p)
+            i += 1
+        total = total + ((p + q) + (r + s))
+    return total
+
+
+@kernel
+def forward_kernel(
+    step, thread, unit, v, v_step, g, w, w_step, inverse, eps, rows, columns, status
+):
+    """A panel of W, and 1 / r of its columns."""
+    for column in range(0, v.span, v.lanes):
+        at = unit * v.span + column
+        source = v + (unit * v_step + column)
+        target = w + (unit * w_step + column)
+        s = inverse_deviation(column_product(source, source, rows), fill(v, eps[0]))
+        report_zero(s, columns - at, status, ZERO_NORM)
+        store(inverse + at, s)
+        factor = load(g + at)
+        for i in range(rows):
+            store(target + i * w.row, factor * (load(source + i * v.row) * s))
+
+
+@kernel
+def backward_kernel(
+    step, thread, unit, v, v_step, dw, dw_thread, dw_step, dv, dv_thread, dv_step, g, inverse, dg,
+    rows,
+):  # fmt: skip
+    """A panel of dv (which may be dW's place) and dg."""
+    for column in range(0, v.span, v.lanes):
+        at = unit * v.span + column
+        source = v + (unit * v_step + column)
+        cotangent = dw + (thread * dw_thread + unit * dw_step + column)
+        target = dv + (thread * dv_thread + unit * dv_step + column)
+        s = load(inverse + at)
+        total = column_product(cotangent, source, rows) * s
+        store(dg + at, total)
+        factor = load(g + at) * s
+        for i in range(rows):
+            u = load(source + i * v.row) * s
+            gradient = fma(fill(v, 0.0) - u, total, load(cotangent + i * dw.row))
+            store(target + i * dv.row, factor * gradient)
+
+
+class Cache(NamedTuple):
+    v: Columns
+    g: np.ndarray
+    inverse: np.ndarray  # 1 / sqrt(|v|^2 + eps), padded
+
+
+def forward(v, g, eps):
+    """Return W = g v / sqrt(|v|^2 + eps), with |v| over all axes but the last, and the cache.
+
+    v (D, K) or a kernel (kh, kw, C, K); g (K,); eps >= 0, 0 by default in the layer.
+    Raises ZeroNormError at eps = 0 where a column of v is 0.
+    """
+    v, g = floating(v=v, g=g)
+    if g.shape != v.shape[-1:]:
+        raise ValueError(f"g: got shape {g.shape}, expected {v.shape[-1:]}")
+    source = Columns.of(v)
+    w, inverse = source.empty(), source.vector()
+    program = Program().phase(source.count)
+    program.call(
+        forward_kernel, source.operand, source.vector(g), w.operand, inverse,
+        np.array([eps], dtype=v.dtype), source.rows, source.columns, program.status,
+    )  # fmt: skip
+    if program.run(thread_count=thread_count(8 * v.size)):
+        columns = np.flatnonzero(inverse[: source.columns] == 0)
+        raise ZeroNormError(
+            f"v: the weight vectors of units {columns[:8].tolist()} have norm 0 at eps = 0, where "
+            "v/|v| is undefined; expected norms > 0 or eps > 0"
+        )
+    return w.result(), Cache(source, g, inverse)
+
+
+def backward(dW, cache):
+    """Return dv (the shape of v) and dg (K,) for the cotangent dW.
+
+    dg = sum dW u; dv = (g / r) (dW - u dg).
+    """
+    _, dW = floating(g=cache.g, dW=dW)
+    source = cache.v
+    if dW.shape != source.shape:
+        raise ValueError(f"dW: got shape {dW.shape}, expected {source.shape}")
+    cotangent, dv, dg = Columns.of(dW), source.empty(), source.vector()
+    program = Program().phase(source.count)
+    program.call(
+        backward_kernel, source.operand, *cotangent.threaded(0), *dv.threaded(0),
+        source.vector(cache.g), cache.inverse, dg, source.rows,
+    )  # fmt: skip
+    program.run(thread_count=thread_count(8 * dW.size))
+    return dv.result(), dg[: source.columns]
