@@ -1,5 +1,6 @@
 """Fetching data sets, tried against a server on this machine; the real addresses are not asked."""
 
+import errno
 import gzip
 import hashlib
 import io
@@ -18,7 +19,7 @@ import pytest
 
 from minimal_nn import data, fetch
 
-pytest.importorskip("pooch", reason="the extra `data` is not installed")
+pooch = pytest.importorskip("pooch", reason="the extra `data` is not installed")
 
 NAME = "train-images-idx3-ubyte.gz"
 
@@ -303,6 +304,22 @@ class TestRefused:
         assert status == 1
         folder = tmp_path / "mnist"
         assert err == [f"mnist: no space left in {folder}: free some and run the command again"]
+        assert files_in(tmp_path) == []
+
+    def test_a_full_disk_gets_back_what_the_transfer_took(
+        self, mnist, tmp_path, capsys, monkeypatch
+    ):
+        class FullAfter1000Bytes:
+            def __init__(self, **_):
+                pass
+
+            def __call__(self, url, out, pooch):
+                out.write(bytes(1000))
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(pooch, "HTTPDownloader", FullAfter1000Bytes)
+        status, _, err = run(capsys, "mnist", "--folder", tmp_path)
+        assert status == 1 and len(err) == 1 and "no space left" in err[0]
         assert files_in(tmp_path) == []
 
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
