@@ -17,13 +17,6 @@ STEPS = 3
 RATE = 0.07
 
 
-@pytest.fixture(autouse=True)
-def fifty_digits():
-    with decimal.localcontext() as context:
-        context.prec = 50
-        yield
-
-
 # By hand: (w, g, state, t, hyper-parameters) -> (w, state), all Decimal, straight from the papers.
 
 
@@ -142,7 +135,13 @@ def trajectory(update, rule, name, w, gradients, zero, hyper):
 
 
 def by_hand(rule, w, gradients, hyper):
-    """Return the last weights and the last state, one number after the other."""
+    """Return the last weights and the last state, one number after the other, in 50 digits."""
+    with decimal.localcontext() as context:
+        context.prec = 50
+        return _by_hand(rule, w, gradients, hyper)
+
+
+def _by_hand(rule, w, gradients, hyper):
     results = []
     for index in np.ndindex(w.shape):
         entry, state = Decimal(float(w[index])), (Decimal(0),) * rule.slots
