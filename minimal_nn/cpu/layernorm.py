@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn.cpu import workspace
+from minimal_nn.cpu.affine import BLOCK
 from minimal_nn.cpu.arguments import floating, thread_count
 from minimal_nn.cpu.batchnorm import ZERO_VARIANCE, normalize
-from minimal_nn.cpu.affine import BLOCK
 from minimal_nn.cpu.compiler import inline, kernel
 from minimal_nn.cpu.program import Program
 from minimal_nn.cpu.simd import fill, first_lanes, fma, load, scalar, square_root, store, sum_lanes

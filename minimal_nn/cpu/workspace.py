@@ -109,6 +109,14 @@ def flat(array):
     return out
 
 
+def pad_channels(images):
+    """Copy images (N, H, W, C) so that the channels are whole vectors, the new ones 0."""
+    channels = round_up(images.shape[3], lanes(images.dtype))
+    out = aligned((*images.shape[:3], channels), images.dtype)
+    out[..., : images.shape[3]] = images
+    return out
+
+
 class Operand:
     """What a kernel is given of an array: a pointer, and for panels the distance from one to the next.
 
@@ -134,7 +142,7 @@ class Operand:
 
 def elements(array, step=None):
     """Return the operand of a kernel that takes numbers one by one, whatever their layout."""
-    return Operand(array, row=1, step=step)
+    return Operand(array.reshape(-1), row=1, step=step)
 
 
 class Columns:
