@@ -1,4 +1,4 @@
-"""Backends: the contract between the wings and everything above them, and the choice of one by name.
+"""Backends: the contract between the wings and everything above them, and the choice by name.
 
 A wing is a package with one module for each operation, all with the same functions in every wing:
 
@@ -8,12 +8,12 @@ A wing is a package with one module for each operation, all with the same functi
     loss        forward(scores, targets, kind) -> value, cache;  backward(dvalue, cache) -> dscores
     update      one function for each optimizer's formula
 
-The functions are pure: they never change their inputs and return new arrays.  A batch norm cache shows
-the batch's `mean` and biased `var`; every other cache is nobody else's business.
+The functions are pure: they never change their inputs and return new arrays.  A batch norm cache
+shows the batch's `mean` and biased `var`; every other cache is nobody else's business.
 
-A wing may have a module `plan` whose `plan(program, optimizer, batch_size)` allocates all work space
-once and returns an object with `run(X, targets, batches)` (see `training.fit`), or None for a program
-that it cannot compile; then the steps are made of calls of the functions above.
+A wing may have a module `plan` whose `plan(program, optimizer, batch_size)` allocates all work
+space once and returns an object with `run(X, targets, batches)` (see `training.fit`), or None for a
+program that it cannot compile; then the steps are made of calls of the functions above.
 """
 
 import importlib

@@ -1,11 +1,11 @@
 """Layers: what a network is made of.
 
-A layer is an immutable description.  It draws initial parameters, calls its wing's operations forward
-and backward, and knows what becomes of a rescaling that travels through it; arrays live in the network
-(network.py), formulas in the wings (reference/, cpu/, cuda/).
+A layer is an immutable description.  It draws initial parameters, calls its wing's operations
+forward and backward, and knows what becomes of a rescaling that travels through it; arrays live in
+the network (network.py), formulas in the wings (reference/, cpu/, cuda/).
 
-Local names: W, b (Dense, Conv2d), v, g, b (WeightNorm), gamma, beta with the running statistics mean,
-var (BatchNorm), gamma, beta (LayerNorm).
+Local names: W, b (Dense, Conv2d), v, g, b (WeightNorm), gamma, beta with the running statistics
+mean, var (BatchNorm), gamma, beta (LayerNorm).
 """
 
 from abc import ABC, abstractmethod
@@ -34,7 +34,7 @@ class Absorbed(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Parameters of a layer whose rescaling rescales its output: `scale`, and `shift` with it or not."""
+    """Parameters whose rescaling rescales the layer's output: `scale`, with `shift` or without."""
 
     scale: str
     shift: str | None
@@ -71,7 +71,7 @@ class Layer(ABC):
         """Return the wing module that does the work, and its options, for a wing's plan."""
 
     def rescaled(self, rescaling):
-        """Return what a `Rescaling` of the input is at the output: a Rescaling, Absorbed, or None."""
+        """Return what a `Rescaling` of the input is at the output: Rescaling, Absorbed, or None."""
         return None
 
     def sources(self):

@@ -2,8 +2,8 @@
 
 The backward pass is explicit: the loss gives the cotangent of the scores, and each layer, from the
 last to the first, turns the cotangent of its output into that of its input and its own gradients.
-Nothing here changes a network but `fit` and an optimizer's `step`; `with_parameters` gives a copy with
-other numbers, which is how the theory package scales weights.
+Nothing here changes a network but `fit` and an optimizer's `step`; `with_parameters` gives a copy
+with other numbers, which is how the theory package scales weights.
 """
 
 import dataclasses
@@ -49,8 +49,8 @@ class InvarianceGroup(NamedTuple):
 
     parameters: their names; they are rescaled jointly.  per_unit: each unit (last axis) may have a
     factor of its own, so that each is a group by itself; else one factor for all of them.
-    absorbed_by: the layer whose normalization makes the rescaling invisible.  eps: that layer's; the
-    invariance is exact at 0.  training_only: lost with running statistics.
+    absorbed_by: the layer whose normalization makes the rescaling invisible.  eps: that layer's;
+    the invariance is exact at 0.  training_only: lost with running statistics.
     """
 
     parameters: tuple
@@ -63,8 +63,8 @@ class InvarianceGroup(NamedTuple):
 class Operation(NamedTuple):
     """One layer as a wing's plan sees it: names instead of layers.
 
-    module: the wing module, or "flatten".  layer: the layer's name.  parameters and state: full names
-    by local name.  options: numbers and kinds.  Shapes are without the batch axis.
+    module: the wing module, or "flatten".  layer: the layer's name.  parameters and state: full
+    names by local name.  options: numbers and kinds.  Shapes are without the batch axis.
     """
 
     module: str
@@ -91,8 +91,8 @@ class Network:
 
     layers: Layer objects, first to last.  input_shape: an example's shape, (D,) or (H, W, C).
     loss: "cross_entropy" (softmax, integer labels) or "mean_squared_error".  rng: a seed or
-    numpy.random.Generator for the initial weights.  dtype: of parameters and data.  backend: the wing,
-    by name.
+    numpy.random.Generator for the initial weights.  dtype: of parameters and data.  backend: the
+    wing, by name.
 
     `parameters` and `state` are dicts of arrays by name ("dense1.W", "batchnorm1.mean").
 
@@ -118,7 +118,7 @@ class Network:
         for layer in self.layers:
             if not isinstance(layer, Layer):
                 raise TypeError(
-                    f"layers: got {layer!r}, expected Layer objects such as Dense(64) or BatchNorm()"
+                    f"layers: got {layer!r}, expected Layer objects such as Dense(64), BatchNorm()"
                 )
         if not self.layers:
             raise ValueError("layers: got none, expected at least one Layer")
@@ -206,7 +206,7 @@ class Network:
         return copy
 
     def converted(self, convert, dtype):
-        """Return this network in another arithmetic: `convert` maps a NumPy array to one of `dtype`."""
+        """Return this network in another arithmetic: `convert` maps NumPy arrays to `dtype`."""
         parameters, state = (
             {name: convert(self.backend.to_numpy(array)) for name, array in arrays.items()}
             for arrays in (self.parameters, self.state)
@@ -235,7 +235,9 @@ class Network:
         """Refuse X that is not a finite array (N, *input_shape) of the network's dtype."""
         shape, dtype = getattr(X, "shape", None), getattr(X, "dtype", None)
         if shape is None or dtype is None:
-            raise TypeError(f"X: got {type(X).__name__}, expected an array (N, *{self.input_shape})")
+            raise TypeError(
+                f"X: got {type(X).__name__}, expected an array (N, *{self.input_shape})"
+            )
         if len(shape) == 0 or shape[1:] != self.input_shape:
             raise ValueError(f"X: got shape {shape}, expected (N, *{self.input_shape})")
         if shape[0] == 0:
@@ -289,10 +291,11 @@ class Network:
         """Return the outputs of all layers (X first), their caches, and the state afterwards."""
         outputs, caches, state = [X], [], dict(self.state)
         for name, layer in zip(self.names, self.layers, strict=True):
+            local_parameters = self._local(self.parameters, name)
             local_state = self._local(self.state, name)
             try:
                 y, cache, new_state = layer.forward(
-                    self.backend, self._local(self.parameters, name), local_state, outputs[-1], train
+                    self.backend, local_parameters, local_state, outputs[-1], train
                 )
             except (ZeroVarianceError, ZeroNormError) as error:
                 raise type(error)(f"{name}: {error}") from None
@@ -332,8 +335,8 @@ class Network:
         """Return the mean loss, its gradient for every parameter, and the state afterwards.
 
         X (N, *input_shape) and targets, (N,) integer labels or (N, K) numbers.  train: batch norm
-        uses the batch's statistics, or, if False, the running ones.  Returns `Gradients`; nothing in
-        the network changes.  Raises ValueError, TypeError, ZeroVarianceError, ZeroNormError or
+        uses the batch's statistics, or, if False, the running ones.  Returns `Gradients`; nothing
+        in the network changes.  Raises ValueError, TypeError, ZeroVarianceError, ZeroNormError or
         NonFiniteError, which say what to mend.
         """
         value, gradients, state, _, _ = self._pass(X, targets, train)
@@ -376,7 +379,7 @@ class Network:
         return self._loss(self._forward(X, train)[0][-1], targets)[0]
 
     def predict(self, X, *, batch_size=1024):
-        """Return the label of the largest score for each example, int64 (N,), in evaluation mode."""
+        """Return the label of each example's largest score, int64 (N,), in evaluation mode."""
         parts = [
             self.backend.to_numpy(self.forward(X[start : start + batch_size])).argmax(axis=1)
             for start in range(0, len(X), batch_size)
@@ -415,9 +418,9 @@ class Network:
         taken: of each unit by itself or of the layer as a whole, without its shift (bias, beta) or
         jointly with it.  It is followed through the layers by `Layer.rescaled`: a positively
         homogeneous layer passes it on, a linear one passes a common factor, batch norm absorbs any
-        (also past a bias), layer norm absorbs a common factor without a bias.  Under weight norm v is
-        absorbed in the layer itself.  A parameter in no group is one that the loss really depends on
-        (or a bias that a normalization cancels, whose gradient is 0).
+        (also past a bias), layer norm absorbs a common factor without a bias.  Under weight norm
+        v is absorbed in the layer itself.  A parameter in no group is one that the loss really depends
+        on (or a bias that a normalization cancels, whose gradient is 0).
         """
         groups = []
         for index, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
@@ -455,7 +458,7 @@ class Network:
         return None
 
     def summary(self):
-        """Return a table of the layers: output shapes, parameters, and what each is invariant to."""
+        """Return a table of the layers: outputs, parameters, and what each is invariant to."""
         by_parameter = {name: g for g in self.invariance_groups() for name in g.parameters}
         rows = [("layer", "output", "parameters", "numbers", "invariant under")]
         for name, shape in zip(self.names, self.shapes[1:], strict=True):

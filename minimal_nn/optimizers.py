@@ -1,13 +1,14 @@
-"""Optimizers: which formula of the wing's `update` module is applied to which parameter, and with what.
+"""Optimizers: which formula of the wing's `update` module is applied to which parameter.
 
 Three things that are easily confused have three names:
 
     l2                      the paper's lambda: the loss is L + l2 |w|^2, the gradient gets 2 l2 w
-    weight_decay            2 l2, the same penalty in the convention of the frameworks (give one of the two)
-    decoupled_weight_decay  AdamW's: w shrinks by 1 - eta decoupled_weight_decay, apart from the gradient
+    weight_decay            2 l2, the same penalty as the frameworks write it (give one of the two)
+    decoupled_weight_decay  AdamW's: w shrinks by 1 - eta decoupled_weight_decay, apart from the
+    gradient
 
-A `Group` gives some parameters hyper-parameters of their own.  A hyper-parameter may be an array that
-broadcasts against the parameter, such as one learning rate per unit.
+A `Group` gives some parameters hyper-parameters of their own.  A hyper-parameter may be an array
+that broadcasts against the parameter, such as one learning rate per unit.
 """
 
 import numpy as np
@@ -185,7 +186,7 @@ class Momentum(Optimizer):
 
 
 class Nesterov(Optimizer):
-    """Nesterov's momentum: v = momentum v + g; w - eta (g + momentum v) (Sutskever et al., 2013)."""
+    """Nesterov: v = momentum v + g; w - eta (g + momentum v) (Sutskever et al., 2013)."""
 
     formula = "nesterov"
     slots = ("buffer",)
@@ -262,7 +263,8 @@ class NormalizedSGD(Optimizer):
 class LARS(Optimizer):
     """A step of length eta |w|, unit by unit: w - eta |w| g / |g| (after You et al., 2017).
 
-    Its effective learning rate does not depend on |w|: a first-order method that removes the effect.
+    Its effective learning rate does not depend on |w|: a first-order method that removes the
+    effect.
     """
 
     formula = "lars"

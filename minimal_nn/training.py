@@ -1,7 +1,7 @@
-"""Training: `fit` runs an optimizer over batches, records a history, and can be stopped and resumed.
+"""Training: `fit` runs an optimizer over batches, keeps a history, can be stopped and resumed.
 
-The same arguments and the same `rng` give the same bits, in one go or resumed from a checkpoint after
-any epoch.
+The same arguments and the same `rng` give the same bits, in one go or resumed from a checkpoint
+after any epoch.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import os
 import pathlib
 import tempfile
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class StepByStep:
     """The plan that every wing has: each step is a forward pass, a backward pass and an update."""
 
     def run(self, network, optimizer, X, targets, batches):
-        """Train on X[rows], targets[rows] for each row of `batches`; return the losses, (steps,)."""
+        """Train on X[rows], targets[rows] for rows in `batches`; return the losses, (steps,)."""
         losses = np.empty(len(batches))
         for step, rows in enumerate(batches):
             loss, gradients, state = network.step_gradients(X[rows], targets[rows])
@@ -67,17 +68,17 @@ def fit(
     """Train `network` in place and return its `History`.
 
     Each epoch visits the examples in a new random order, in batches of `batch_size`; the last batch
-    is smaller where the numbers do not divide, and dropped where it would hold a single example (batch
-    norm has no variance there).
+    is smaller where the numbers do not divide, and dropped where it would hold a single example
+    (batch norm has no variance there).
 
-    X (N, *input_shape) and targets: arrays as for `Network.loss_and_gradients`.  epochs: passes over
-    the data.  rng: a seed or numpy.random.Generator for the order.  validation: (X, labels) whose error
-    is recorded after each epoch.  observe: a function network -> dict of numbers, recorded too.
-    progress: show a bar.  checkpoint: a path, written whole after every epoch.  resume: continue from
-    it if it exists; the result is bit for bit that of an uninterrupted run.
+    X (N, *input_shape) and targets: arrays as for `Network.loss_and_gradients`.  epochs: passes
+    over the data.  rng: a seed or numpy.random.Generator for the order.  validation: (X, labels)
+    whose error is recorded after each epoch.  observe: a function network -> dict of numbers,
+    recorded too. progress: show a bar.  checkpoint: a path, written whole after every epoch.
+    resume: continue from it if it exists; the result is bit for bit that of an uninterrupted run.
 
-    Raises ValueError and TypeError for arguments that do not fit; NonFiniteError, ZeroVarianceError or
-    ZeroNormError, with the step, where training ends in one; CheckpointError for a file that is
+    Raises ValueError and TypeError for arguments that do not fit; NonFiniteError, ZeroVarianceError
+    or ZeroNormError, with the step, where training ends in one; CheckpointError for a file that is
     damaged, or that another run wrote.  An existing checkpoint is never overwritten without resume.
 
     >>> from minimal_nn import Dense, Network, SGD, fit
@@ -99,8 +100,8 @@ def fit(
         batchnorms = [name for name in network.names if name.startswith("batchnorm")]
         if batchnorms and len(network.input_shape) == 1:
             raise ValueError(
-                f"batch_size: got batches of 1 example, expected at least 2 for {batchnorms[0]} (the "
-                "variance of one number is 0)"
+                f"batch_size: got batches of 1 example, expected at least 2 for {batchnorms[0]} "
+                "(the variance of one number is 0)"
             )
     threads = _blas_threads()
     fingerprint = None
@@ -170,7 +171,8 @@ def _blas_threads():
     """Return how many threads NumPy's BLAS uses: its results' last bits depend on it."""
     from threadpoolctl import threadpool_info
 
-    return max((lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"), default=1)
+    libraries = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
+    return max((lib["num_threads"] for lib in libraries), default=1)
 
 
 def _pinned_blas(threads):
@@ -234,7 +236,7 @@ def load_checkpoint(path, network, optimizer, rng, fingerprint):
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(str(arrays.pop("meta")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(
             f"checkpoint: {path} is damaged or not a checkpoint ({error}); it was left as it is: "
             "move it away to start anew"

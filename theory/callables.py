@@ -3,8 +3,9 @@
     verdicts = verify(loss_and_grad, w)                    which claims hold, and how well
     assert_claim(loss_and_grad, w, "gradient-orthogonality")     one line of a test
 
-Scaling by a = 2^k compares bits.  Where rounding is left, its size cannot be derived from a callable;
-it is estimated from evaluations at w changed by one ulp, and the verdict is marked `estimated`.
+Scaling by a = 2^k compares bits.  Where rounding is left, its size cannot be derived from a
+callable; it is estimated from evaluations at w changed by one ulp, and the verdict is marked
+`estimated`.
 """
 
 import numpy as np
@@ -69,13 +70,13 @@ class CallableSubject:
         return w
 
     def products(self, w, gradient):
-        """Return <w, gradient>, |w| |gradient| and sum |w gradient| for each group, in longdouble."""
-        wide = np.longdouble
+        """Return <w, g>, |w| |g| and sum |w g| for each group, g the gradient, in longdouble."""
+        w, g = w.astype(np.longdouble), gradient.astype(np.longdouble)
         rows = [
             (
-                (w[m].astype(wide) * gradient[m]).sum(),
-                np.sqrt(np.square(w[m].astype(wide)).sum() * np.square(gradient[m].astype(wide)).sum()),
-                np.abs(w[m].astype(wide) * gradient[m]).sum(),
+                (w[m] * g[m]).sum(),
+                np.sqrt(np.square(w[m]).sum() * np.square(g[m]).sum()),
+                np.abs(w[m] * g[m]).sum(),
             )
             for m in self.masks
         ]
@@ -105,8 +106,8 @@ def _masks(groups, w):
     for mask in masks:
         if mask.shape != w.shape or mask.dtype != bool or not mask.any():
             raise ValueError(
-                f"groups: got a mask of shape {mask.shape} and dtype {mask.dtype}, expected boolean "
-                f"masks of w's shape {w.shape} that select something"
+                f"groups: got a mask of shape {mask.shape} and dtype {mask.dtype}, expected "
+                f"boolean masks of w's shape {w.shape} that select something"
             )
     return masks
 
@@ -114,8 +115,9 @@ def _masks(groups, w):
 def _leaks(subject):
     """Return whether <w, grad L> vanishes at large |w| as a leak of eps does.
 
-    With eps > 0 the cosine of w and grad L falls as eps/(v + eps), v ~ |w|^2; that of a loss that is
-    not scale-invariant does not.  At 2^12 |w| it must have fallen by 2^12 at least, or be rounding.
+    With eps > 0 the cosine of w and grad L falls as eps/(v + eps), v ~ |w|^2; that of a loss that
+    is not scale-invariant does not.  At 2^12 |w| it must have fallen by 2^12 at least, or be
+    rounding.
     """
     cosines = []
     for a in (1.0, 2.0**_FAR):
@@ -252,9 +254,9 @@ ON_CALLABLE = {
 def verify(loss_and_grad, w, *, claims=None, groups="whole", leak=None, name="callable"):
     """Verify claims on a loss with its gradient, and return the Verdicts.
 
-    loss_and_grad: w -> (loss, gradient), arrays of w's shape and dtype.  claims: ids, by default all
-    that a callable allows.  groups, leak: see `CallableSubject`.  A verdict is `holds`, `leaks` (the
-    residual is that of an eps > 0: it vanishes at large |w|), or `FAILS`.
+    loss_and_grad: w -> (loss, gradient), arrays of w's shape and dtype.  claims: ids, by default
+    all that a callable allows.  groups, leak: see `CallableSubject`.  A verdict is `holds`, `leaks`
+    (the residual is that of an eps > 0: it vanishes at large |w|), or `FAILS`.
 
     Raises ValueError and TypeError for arguments that do not fit.
 
@@ -270,8 +272,8 @@ def verify(loss_and_grad, w, *, claims=None, groups="whole", leak=None, name="ca
     unknown = [id for id in ids if id not in ON_CALLABLE]
     if unknown:
         raise ValueError(
-            f"claims: got {unknown}, expected some of {', '.join(ON_CALLABLE)} (the claims that can "
-            "be measured on a callable)"
+            f"claims: got {unknown}, expected some of {', '.join(ON_CALLABLE)} (the claims that "
+            "can be measured on a callable)"
         )
     return [
         Verdict(claim, subject.name, subject.arithmetic, ON_CALLABLE[claim.id](subject))

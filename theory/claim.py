@@ -1,8 +1,9 @@
 """Claims: statements of the paper as objects that can be run, their registry and their verdicts.
 
-A claim measures a residual on a subject (subject.py), says which bound it must keep and how that bound
-is derived, and runs its negative control: the same measurement with an assumption taken away, which
-must break the bound in the predicted way.  A claim whose control does not fail proves nothing.
+A claim measures a residual on a subject (subject.py), says which bound it must keep and how that
+bound is derived, and runs its negative control: the same measurement with an assumption taken away,
+which must break the bound in the predicted way.  A claim whose control does not fail proves
+nothing.
 """
 
 import math
@@ -18,11 +19,12 @@ CLAIMS = {}  # by id, in the order of the paper
 class Measurement:
     """What a claim's measurement on one subject gives.
 
-    measured: the residual.  bound: what it may be at most, 0 for bit-exact statements.  how: how the
-    bound is derived.  control: the residual of the negative control; None where a subject allows none.
-    control_least: the control fails as predicted if it is at least this.  control_as_predicted: and if
-    its law, where it has one, holds.  details: further figures by name, for --json and --explain.
-    estimated: the bound rests on an estimate (callables).  leak: the residual is that of an eps > 0.
+    measured: the residual.  bound: what it may be at most, 0 for bit-exact statements.  how: how
+    the bound is derived.  control: the residual of the negative control; None where a subject
+    allows none. control_least: the control fails as predicted if it is at least this.
+    control_as_predicted: and if its law, where it has one, holds.  details: further figures by
+    name, for --json and --explain. estimated: the bound rests on an estimate (callables).  leak:
+    the residual is that of an eps > 0.
     """
 
     measured: float
@@ -115,9 +117,10 @@ class Claim:
     """A statement with its source, assumptions, derivation, measurement, and control.
 
     id: the name on the command line.  statement: LaTeX.  source: paper and place; cite: the same in
-    at most 8 characters, for the table.  assumptions: a tuple of sentences.  control: what is taken away, and what must happen.  derivation: LaTeX and
-    words, a few lines.  measure: subject -> Measurement.  subjects: Options -> the subjects that
-    `python -m theory` measures it on.  erratum: where a source is wrong.
+    at most 8 characters, for the table.  assumptions: a tuple of sentences.  control: what is taken
+    away, and what must happen.  derivation: LaTeX and words, a few lines.  measure: subject ->
+    Measurement.  subjects: Options -> the subjects that `python -m theory` measures it on.
+    erratum: where a source is wrong.
     """
 
     id: str

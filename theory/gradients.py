@@ -1,4 +1,4 @@
-r"""The gradient of a scale-invariant loss: its scaling and its orthogonality (the paper's section 3)."""
+r"""The gradient of a scale-invariant loss: scaling and orthogonality (the paper's section 3)."""
 
 import numpy as np
 
@@ -46,10 +46,10 @@ def _differing_gradients(network, subject, plain, k, l2=0.0):
     control="eps = 0.5: the gradient does not scale",
     derivation=r"""
 Differentiate L(a w) = L(w) with respect to w: a (\nabla L)(a w) = \nabla L(w). Differentiate
-L_\lambda(a w) = L_{\lambda a^2}(w) likewise. The larger the weights, the smaller the gradient, while
-they can bear larger steps: a step of SGD changes the direction of w by about \eta |\nabla L(w)| / |w|,
-proportional to \eta / |w|^2. With a = 2^k both sides have the same bits; the gradients of all other
-parameters do not change at all.
+L_\lambda(a w) = L_{\lambda a^2}(w) likewise. The larger the weights, the smaller the gradient,
+while they can bear larger steps: a step of SGD changes the direction of w by about \eta |\nabla
+L(w)| / |w|, proportional to \eta / |w|^2. With a = 2^k both sides have the same bits; the gradients
+of all other parameters do not change at all.
 """,
 )
 def gradient_scaling(subject):
@@ -99,9 +99,10 @@ def _units(arrays, per_unit):
 def _bounded_group_pass(network, group, trace):
     """Run the layers from the group's to the absorbing one on `Bounded` numbers, forward and back.
 
-    Returns the gradients of the source layer's parameters given dz at the absorbing layer's input; the
-    part of the residual's bound that dz's own error causes there; the absorbing layer's y - beta, dy,
-    and the variance or squared norm v that its eps stands beside; all with their rounding errors.
+    Returns the gradients of the source layer's parameters given dz at the absorbing layer's input;
+    the part of the residual's bound that dz's own error causes there; the absorbing layer's y -
+    beta, dy, and the variance or squared norm v that its eps stands beside; all with their rounding
+    errors.
     """
     wing = backend.get("reference")
     source = group.parameters[0].split(".")[0]
@@ -161,23 +162,24 @@ def _per_unit_sum(array, per_unit, units):
 def orthogonality(network, group, X, targets, trace=None):
     """Return residual, leak, scale and bound of <w, grad L> for a group, each (groups,) float64.
 
-    residual: <w, grad L> for each unit, or one number for the group as a whole, from the network's own
-    gradients, summed in longdouble.  leak: what eps > 0 must leave, the sum over what the absorbing
-    layer normalizes of eps / (v + eps) <dy, y - beta>.  scale: |w| |grad L|.  bound: the running error
-    bound (running_error.py) on residual - leak.
+    residual: <w, grad L> for each unit, or one number for the group as a whole, from the network's
+    own gradients, summed in longdouble.  leak: what eps > 0 must leave, the sum over what the
+    absorbing layer normalizes of eps / (v + eps) <dy, y - beta>.  scale: |w| |grad L|.  bound: the
+    running error bound (running_error.py) on residual - leak.
     """
     trace = network.trace(X, targets) if trace is None else trace
     weights = [network.backend.to_numpy(network.parameters[name]) for name in group.parameters]
     grads = [network.backend.to_numpy(trace.gradients[name]) for name in group.parameters]
     wide = np.longdouble
-    residual = _units([w.astype(wide) * g for w, g in zip(weights, grads)], group.per_unit)
+    products = [w.astype(wide) * g for w, g in zip(weights, grads, strict=True)]
+    residual = _units(products, group.per_unit)
     scale = np.sqrt(
         _units([w.astype(wide) ** 2 for w in weights], group.per_unit)
         * _units([g.astype(wide) ** 2 for g in grads], group.per_unit)
     )
     local, through, y, dy, v = _bounded_group_pass(network, group, trace)
     errors = [local[name.split(".")[1]].error for name in group.parameters]
-    bound = _units([np.abs(w) * e for w, e in zip(weights, errors)], group.per_unit)
+    bound = _units([np.abs(w) * e for w, e in zip(weights, errors, strict=True)], group.per_unit)
     bound = bound + _per_unit_sum(through, group.per_unit, residual.size)
     leak = np.zeros_like(residual)
     if group.eps > 0:
@@ -190,7 +192,10 @@ def orthogonality(network, group, X, targets, trace=None):
 
 
 def worst_orthogonality(network, X, targets):
-    """Return |residual - leak| / scale, bound / scale and |residual| / scale where closest to the bound."""
+    """Return |residual - leak| and bound where they are closest, and the largest |residual|.
+
+    Each is relative to |w| |grad L|.
+    """
     trace = network.trace(X, targets)
     worst = (0.0, 0.0, 0.0, -1.0)
     largest = 0.0
@@ -219,17 +224,19 @@ def worst_orthogonality(network, X, targets):
     control="eps = 0.5: the residual is the leak of eps, and far above the bound",
     derivation=r"""
 Euler's identity for a function of degree 0: differentiate L(a w) = L(w) with respect to a at a = 1.
-With eps > 0, write z = a z_0 (up to a constant): d/da of (z - \mu)/\sqrt{v + \varepsilon} at a = 1 is h -
-h v/(v + \varepsilon) = h \varepsilon/(v + \varepsilon), with h = (z - \mu)/\sqrt{v + \varepsilon}; the
-chain rule with \gamma h = y - \beta gives the second formula. For layer norm v is the variance of an
-example and the sums run over its units, for weight norm v_k = |v_k|^2, and for a group that is
-absorbed further on (gamma and beta before ReLU and the next batch norm) the sum runs over all units of
-the absorbing layer. Bound: the same lines of the reference wing run on numbers that carry their
-rounding error, with the cotangent dy of the absorbing layer given; \sum |w| error(\nabla L).
+With eps > 0, write z = a z_0 (up to a constant): d/da of (z - \mu)/\sqrt{v + \varepsilon} at a = 1
+is h - h v/(v + \varepsilon) = h \varepsilon/(v + \varepsilon), with h = (z - \mu)/\sqrt{v +
+\varepsilon}; the chain rule with \gamma h = y - \beta gives the second formula. For layer norm v is
+the variance of an example and the sums run over its units, for weight norm v_k = |v_k|^2, and for a
+group that is absorbed further on (gamma and beta before ReLU and the next batch norm) the sum runs
+over all units of the absorbing layer. Bound: the same lines of the reference wing run on numbers
+that carry their rounding error, with the cotangent dy of the absorbing layer given; \sum |w|
+error(\nabla L).
 """,
 )
 def gradient_orthogonality(subject):
-    # A worst-case bound grows faster with the batch than the residual does: few examples, tight bound.
+    # A worst-case bound grows faster with the batch than the residual does: few examples, tight
+    # bound.
     X, targets = subject.X[:_EXAMPLES], subject.targets[:_EXAMPLES]
     worst = (0.0, 0.0, 0.0)
     laws = []

@@ -21,10 +21,10 @@ def _squares(arrays, per_unit):
 
 
 def _step_bound(network, group, gradients, after, residual_bound):
-    """Return the bound on | |w'|^2 - (1 - 2 eta lambda)^2 |w|^2 - eta^2 |grad|^2 |, per unit.
+    """Return the bound on |w'|^2 - (1 - 2 eta lambda)^2 |w|^2 - eta^2 |grad|^2, per unit.
 
-    The update w - eta (g + 2 lambda w) is run on `Bounded` numbers, exact at w and g; an error e of w'
-    changes |w'|^2 by at most 2 |w'| e + e^2.  The cross term adds its own bound.
+    The update w - eta (g + 2 lambda w) is run on `Bounded` numbers, exact at w and g; an error e of
+    w' changes |w'|^2 by at most 2 |w'| e + e^2.  The cross term adds its own bound.
     """
     total = 0.0
     for name in group.parameters:
@@ -40,10 +40,10 @@ def _step_bound(network, group, gradients, after, residual_bound):
 
 
 def norm_residuals(network, X, targets, groups=None):
-    """Take one step of SGD; return (next network, residual, bound, size) lists over groups and units.
+    """Take one step of SGD; return the next network and, for each group, residual, bound, size.
 
-    residual: |w'|^2 - (1 - 2 eta lambda)^2 |w|^2 - eta^2 |grad L|^2, with the cross term of eps > 0,
-    -2 eta (1 - 2 eta lambda) <w, grad L>, added; size: |w'|^2.
+    residual: |w'|^2 - (1 - 2 eta lambda)^2 |w|^2 - eta^2 |grad L|^2, with the cross term of eps >
+    0, -2 eta (1 - 2 eta lambda) <w, grad L>, added; size: |w'|^2.
     """
     optimizer = nn.SGD(ETA, l2=LAMBDA)
     trace = network.trace(X, targets)
@@ -90,11 +90,11 @@ def _worst(rows):
     assumptions=("plain SGD with L2", "every invariance group, at every step", "[eps > 0]"),
     control="eps = 0.5 without its cross term: the recursion is broken",
     derivation=r"""
-w_{t+1} = (1 - 2 \eta \lambda) w_t - \eta \nabla L(w_t), and the two parts are orthogonal (Pythagoras).
-Without decay |w| can only grow, so \eta_{\mathrm{eff}} = \eta / |w|^2 can only fall; with decay growth
-and shrinking balance. With eps > 0 the parts are not quite orthogonal and the cross term, known by the
-leak law, is added. Bound: the running error of the update, 2 |w'| error(w') + error(w')^2 summed, and
-that of the cross term.
+w_{t+1} = (1 - 2 \eta \lambda) w_t - \eta \nabla L(w_t), and the two parts are orthogonal
+(Pythagoras). Without decay |w| can only grow, so \eta_{\mathrm{eff}} = \eta / |w|^2 can only fall;
+with decay growth and shrinking balance. With eps > 0 the parts are not quite orthogonal and the
+cross term, known by the leak law, is added. Bound: the running error of the update, 2 |w'|
+error(w') + error(w')^2 summed, and that of the cross term.
 """,
 )
 def norm_growth(subject):

@@ -1,11 +1,11 @@
 r"""Running error bounds: numbers that carry a bound on their rounding error.
 
 A `Bounded` array holds computed values and, for each, a bound on its distance from what exact
-arithmetic would give.  One operation adds one rounding, |fl(x op y) - (x op y)| <= u |fl(x op y)|, and
-passes on the bounds of its operands; a sum of n terms, in whatever order, adds gamma_n sum |x_i| with
-gamma_n = n u / (1 - n u) (Higham, Accuracy and Stability of Numerical Algorithms, 2002, sections 3.1
-to 3.3).  The reference wing's lines run on these arrays unchanged, so the bound of a formula is not
-derived by hand: it is the formula, run on other numbers.
+arithmetic would give.  One operation adds one rounding, |fl(x op y) - (x op y)| <= u |fl(x op y)|,
+and passes on the bounds of its operands; a sum of n terms, in whatever order, adds gamma_n sum
+|x_i| with gamma_n = n u / (1 - n u) (Higham, Accuracy and Stability of Numerical Algorithms, 2002,
+sections 3.1 to 3.3).  The reference wing's lines run on these arrays unchanged, so the bound of a
+formula is not derived by hand: it is the formula, run on other numbers.
 
 Underflow is left out, as usual; the claims keep away from it.
 """

@@ -1,8 +1,8 @@
 """Subjects: the networks that the claims are measured on, and the ways in which claims change them.
 
-A subject is a network at eps = 0 with a batch of real data: the digits, one normalization, one wing,
-one dtype, at initialization and after training.  `theory.callables` makes subjects of other people's
-losses.
+A subject is a network at eps = 0 with a batch of real data: the digits, one normalization, one
+wing, one dtype, at initialization and after training.  `theory.callables` makes subjects of other
+people's losses.
 """
 
 import dataclasses
@@ -76,8 +76,8 @@ class NetworkSubject:
 def layers(normalization, width, eps):
     """Return the layers of the built-in subjects: two hidden layers of `width` units, 10 outputs.
 
-    A Dense layer before batch norm has no bias: batch norm cancels it, and its rounding would be the
-    only thing that a scaling by 2^k does not commute with.
+    A Dense layer before batch norm has no bias: batch norm cancels it, and its rounding would be
+    the only thing that a scaling by 2^k does not commute with.
     """
     if normalization == "batch":
         block = [nn.Dense(width, bias=False), nn.BatchNorm(eps), nn.ReLU()]
@@ -204,19 +204,19 @@ def exact_range(count_differing, least, limit):
         ends = []
         for sign in (-1, 1):
             good, step = (least, max(least // 4, 1)) if wrong == 0 else (0, 1)
-            while wrong == 0 and good + step <= limit and not _fails(count_differing, sign, good + step):
+            while wrong == 0 and _exact_at(count_differing, sign, good + step, limit):
                 good, step = good + step, 2 * step
             while step > 1 and wrong == 0:
                 step //= 2
-                if good + step <= limit and not _fails(count_differing, sign, good + step):
+                if _exact_at(count_differing, sign, good + step, limit):
                     good += step
             ends.append(sign * good)
     return wrong, ends[0], ends[1]
 
 
-def _fails(count_differing, sign, k):
-    """Return whether the bits differ at sign k, or an over- or underflow ends in an exception."""
+def _exact_at(count_differing, sign, k, limit):
+    """Return whether no bit differs at sign k, and no over- or underflow ends in an exception."""
     try:
-        return count_differing(sign * k) != 0
+        return k <= limit and count_differing(sign * k) == 0
     except (ValueError, ArithmeticError):
-        return True
+        return False
