@@ -15,7 +15,7 @@ from minimal_nn.cpu.arguments import floating, thread_count
 from minimal_nn.cpu.compiler import inline, kernel
 from minimal_nn.cpu.microkernel import TILE_ROWS, TRANSPOSED_ROWS, tile, tile_transposed
 from minimal_nn.cpu.program import Program
-from minimal_nn.cpu.simd import fill, load, store
+from minimal_nn.cpu.simd import fill, load, store, transpose_square
 from minimal_nn.cpu.workspace import Operand
 
 BLOCK = 128
@@ -58,12 +58,12 @@ def bias_kernel(step, thread, unit, z, z_step, bias, rows):
 
 @kernel
 def transpose_kernel(step, thread, unit, w, w_step, t, t_step, depth):
-    """From panel `unit` of W [depth][width]: its rows [unit width ...] of the panels of W^T."""
+    """From panel `unit` of W, `depth` rows (whole panels): rows unit width ... of the panels of W^T."""
     source = w + unit * w_step
-    for k in range(depth):
-        target = t + (k // t.row) * t_step + (unit * w.row) * t.row + k % t.row
-        for n in range(w.row):
-            target[n * t.row] = source[k * w.row + n]
+    for k in range(0, depth, w.lanes):
+        target = t + ((k // t.row) * t_step + unit * w.row * t.row + k % t.row)
+        for column in range(0, w.row, w.lanes):
+            transpose_square(source + (k * w.row + column), target + column * t.row)
 
 
 @kernel

@@ -37,6 +37,7 @@ from minimal_nn.cpu.workspace import INTEGER, Operand
 CALL_SLOTS = MAX_SLOTS + 4  # a call's row of the table: address, count, operands, padding
 PHASE_SLOTS = 4  # units, first call, last call, whether to look at the status
 STATUS = 8  # `state[0]` is the barrier's count; the status has a cache line of its own
+FINISHED = 16
 STATE_SLOTS = 24
 SPINS = 2000
 
@@ -71,7 +72,10 @@ def execute(first, thread, thread_count, phases, calls, state, phase_count, step
             if phase[3] != 0 and state[STATUS] != 0:
                 running = False
                 break
-        step += 1
+        if running:
+            step += 1
+    if thread == 0:
+        state[FINISHED] = step - first
     if flush != 0:
         set_floating_point_state(before)
 
@@ -127,6 +131,11 @@ class Program:
     def status(self):
         """An operand: where kernels write that something is wrong, and what."""
         return Operand(self.state, start=STATUS)
+
+    @property
+    def finished(self):
+        """How many steps the last run finished."""
+        return int(self.state[FINISHED])
 
     def run(self, steps=1, thread_count=1, flush=False):
         """Run the program for step 0 ... steps-1; flush: treat denormal numbers as 0."""

@@ -253,6 +253,50 @@ def store(typing, pointer, value):
     return types.void(pointer, VECTORS[pointer.dtype]), generate
 
 
+@intrinsic
+def pointer_at(typing, like, where):
+    """pointer_at(like, n): a pointer of the type of `like` to the address n."""
+    if not isinstance(like, PointerType):
+        return None
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[1], BYTES)
+
+    return like(like, types.int64), generate
+
+
+@intrinsic
+def transpose_square(typing, source, target):
+    """Write the transposed square of LANES x LANES numbers at `source` to `target`.
+
+    Interleaving row i with row i + n/2, log2(n) times, is the transposition.
+    """
+    dtype, lanes = source.dtype, LANES[source.dtype]
+    kind = VECTORS[dtype].llvm
+
+    def generate(context, builder, signature, arguments):
+        rows = []
+        for i in range(lanes):
+            where = address(builder, arguments[0], i * source.row, dtype, kind)
+            rows.append(aligned_load(builder, where, dtype))
+        half = lanes // 2
+        indices = ir.VectorType(I32, lanes)
+        for _ in range(lanes.bit_length() - 1):
+            mixed = []
+            for i in range(half):
+                for start in (0, half):
+                    order = [j + k * lanes for j in range(start, start + half) for k in (0, 1)]
+                    mask = ir.Constant(indices, order)
+                    mixed.append(builder.shuffle_vector(rows[i], rows[i + half], mask))
+            rows = mixed
+        for i in range(lanes):
+            where = address(builder, arguments[1], i * target.row, dtype, kind)
+            aligned_store(builder, rows[i], where, dtype)
+        return context.get_dummy_value()
+
+    return types.void(source, target), generate
+
+
 # --- vectors --------------------------------------------------------------------------------------
 
 

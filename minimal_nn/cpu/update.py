@@ -343,6 +343,14 @@ def hyper_table(rows, shape, dtype, pack=None):
     return out, 1
 
 
+CORRECTIONS = slice(7, 9)  # where the bias corrections stand in Adam's row
+
+
+def bias_corrections(t, beta1, beta2):
+    """Return 1 / (1 - beta1^t) and 1 / sqrt(1 - beta2^t)."""
+    return [1 / (1 - beta1**t), 1 / np.sqrt(1 - beta2**t)]
+
+
 def hyper_parameters(formula, t, weight_decay=0.0, **hyper):
     """Return the row of the table for an optimizer's kernel, in its order."""
     rate = hyper["learning_rate"]
@@ -360,7 +368,7 @@ def hyper_parameters(formula, t, weight_decay=0.0, **hyper):
         return [weight_decay, rate, decay, 1 - decay, *eps]
     beta1, beta2 = hyper["beta1"], hyper["beta2"]
     row = [weight_decay, rate, beta1, 1 - beta1, beta2, 1 - beta2, hyper["eps"]]
-    row += [1 / (1 - beta1**t), 1 / np.sqrt(1 - beta2**t)]
+    row += bias_corrections(t, beta1, beta2)
     if formula == "adamw":
         row.append(1 - rate * hyper["decoupled_weight_decay"])
     return row

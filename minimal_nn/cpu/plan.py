@@ -1,0 +1,605 @@
+"""A network's training loop as one program: every step of a run without coming back to Python.
+
+`plan` turns a network's operations into phases of kernel calls (program.py), the same kernels that the
+pure functions of this wing call, so the losses and weights are the same bits as those of training
+layer by layer (as long as no denormal number appears: the loop treats those as 0, since dead units'
+weights decay into them and would make a step fifty times slower).
+
+How a fully connected network becomes phases, with panels of columns as units:
+
+    forward     one phase for each affine map: a panel of z = x W, its normalization and activation
+    loss        rows as units, then their sum
+    backward    one phase for each affine map: a panel of dy from the next layer, back through activation
+                and normalization to dz, the panel of dW, and the update of that panel of W at once
+
+Weights and optimizer state live in panels during a run and are copied from and to the network's arrays
+at its ends.  W^T, which the backward pass multiplies with, is made in the forward pass, before the
+update.  A step that ends in an error has changed nothing: all checks come before the first update.
+"""
+
+import math
+
+import numpy as np
+
+from minimal_nn.cpu import (
+    activation,
+    affine,
+    batchnorm,
+    layernorm,
+    loss,
+    threads,
+    update,
+    weightnorm,
+    workspace,
+)
+from minimal_nn.cpu.batchnorm import ZERO_VARIANCE
+from minimal_nn.cpu.compiler import kernel
+from minimal_nn.cpu.layernorm import ROWS, row_units
+from minimal_nn.cpu.program import Program
+from minimal_nn.cpu.simd import load, pointer_at, store
+from minimal_nn.cpu.weightnorm import ZERO_NORM
+from minimal_nn.cpu.workspace import Operand, elements
+from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
+
+CHUNK = 256  # steps between two looks at the host's tables
+# A step with fewer multiplications than this is faster on one thread.
+WORTH_THREADS = 1 << 20
+
+
+@kernel
+def gather_kernel(step, thread, unit, data, batches, x, x_step, rows, columns):
+    """ROWS examples of the step's batch, from X (at address data[0]) into panels."""
+    source = pointer_at(x, data[0])
+    for i in range(unit * ROWS, min(rows, (unit + 1) * ROWS)):
+        example = source + batches[step * rows + i] * columns
+        for first in range(0, columns, x.row):
+            target = x + ((first // x.row) * x_step + i * x.row)
+            if first + x.row <= columns:
+                for column in range(0, x.row, x.lanes):
+                    store(target + column, load(example + (first + column)))
+            else:
+                for column in range(columns - first):
+                    target[column] = example[first + column]
+
+
+@kernel
+def gather_labels_kernel(step, thread, unit, data, batches, labels, rows):
+    """The step's labels, from the targets at address data[1]."""
+    source = pointer_at(batches, data[1])
+    for i in range(unit * ROWS, min(rows, (unit + 1) * ROWS)):
+        labels[i] = source[batches[step * rows + i]]
+
+
+@kernel
+def gather_targets_kernel(step, thread, unit, data, batches, t, t_step, rows, columns):
+    """ROWS target vectors of the step's batch, from the targets at address data[1] into panels."""
+    source = pointer_at(t, data[1])
+    for i in range(unit * ROWS, min(rows, (unit + 1) * ROWS)):
+        example = source + batches[step * rows + i] * columns
+        for column in range(columns):
+            t[(column // t.row) * t_step + i * t.row + column % t.row] = example[column]
+
+
+def plan(program, optimizer, batch_size):
+    """Return the compiled training loop of a network and an optimizer, or None if there is none.
+
+    program: a network's `Program`; optimizer: an `Optimizer`; batch_size: examples in most batches.
+    """
+    dtype = np.dtype(program.dtype)
+    if dtype not in (np.float32, np.float64) or optimizer.formula not in update.KERNELS:
+        return None
+    supported = {"affine", "batchnorm", "layernorm", "activation", "flatten"}
+    for operation in program.operations:
+        if operation.module not in supported:
+            return None
+        if operation.module != "flatten" and len(operation.input_shape) != 1:
+            return None
+    if len(program.operations[-1].output_shape) != 1:
+        return None
+    for operation in program.operations:
+        for name in operation.parameters.values():
+            hyper = optimizer.hyper_parameters(name)
+            arrays = [value for value in hyper.values() if np.ndim(value)]
+            if hyper["fixed_norm"] is not None or arrays:
+                return None
+    return Plan(program, optimizer, batch_size)
+
+
+class Plan:
+    """A network's training loop for any batch size, each prepared on first use."""
+
+    def __init__(self, program, optimizer, batch_size):
+        self.program = program
+        self._loops = {}
+        self._loop(optimizer, batch_size)
+
+    def _loop(self, optimizer, batch_size):
+        if batch_size not in self._loops:
+            self._loops[batch_size] = TrainingLoop(self.program, optimizer, batch_size)
+        return self._loops[batch_size]
+
+    def run(self, network, optimizer, X, targets, batches):
+        """Train on X[rows], targets[rows] for each row of `batches`; return the losses, (steps,).
+
+        Parameters, running statistics and optimizer state are replaced by those after the last step
+        that succeeded.  Raises NonFiniteError, ZeroVarianceError or ZeroNormError.
+        """
+        batches = np.ascontiguousarray(batches, dtype=np.int64)
+        if batches.size and (batches.min() < 0 or batches.max() >= len(X)):
+            raise IndexError(
+                f"batches: got row numbers from {batches.min()} to {batches.max()}, expected 0 to "
+                f"{len(X) - 1}"
+            )
+        if batches.shape[1] < 2 and any(op.module == "batchnorm" for op in self.program.operations):
+            raise ValueError(
+                f"batches: got {batches.shape[1]} example a batch, expected at least 2 for batch norm"
+            )
+        loop = self._loop(optimizer, batches.shape[1])
+        return loop.run(network, optimizer, X, targets, batches)
+
+
+class Parameter:
+    """A parameter and its optimizer state in the loop's layout."""
+
+    def __init__(self, name, shape, dtype, slots, unit_size):
+        self.name, self.shape = name, shape
+        self.is_matrix = len(shape) == 2
+        self.arrays = [self._room(dtype) for _ in range(1 + len(slots))]
+        self.unit_size = unit_size or self.arrays[0][0].size  # numbers that one unit updates
+        self.table = None
+
+    def _room(self, dtype):
+        if self.is_matrix:
+            return weight_panels(*self.shape, dtype)
+        width = workspace.width(self.shape[0], dtype)
+        return workspace.aligned(workspace.round_up(self.shape[0], width), dtype)
+
+    def pack(self, array, out=None):
+        """Copy an array of the parameter's shape into the layout."""
+        out = self._room(array.dtype) if out is None else out
+        if self.is_matrix:
+            return workspace.pack(array, out)
+        out[: array.size] = array
+        return out
+
+    def load(self, sources):
+        for source, out in zip(sources, self.arrays, strict=True):
+            self.pack(source, out)
+
+    def saved(self):
+        """Return weights and state as new arrays."""
+        if self.is_matrix:
+            return [workspace.unpack(array, *self.shape) for array in self.arrays]
+        return [array[: self.shape[0]].copy() for array in self.arrays]
+
+
+def weight_panels(depth, columns, dtype):
+    """Return panels for a weight matrix, its rows padded to whole panels of x."""
+    width = workspace.width(columns, dtype)
+    rows = workspace.round_up(depth, workspace.width(depth, dtype))
+    return workspace.aligned((workspace.panel_count(columns, dtype), rows, width), dtype)
+
+
+class TrainingLoop:
+    """The program of one training step for one batch size, with all its arrays."""
+
+    def __init__(self, network, optimizer, batch_size):
+        self.dtype = np.dtype(network.dtype)
+        self.rows = batch_size
+        self.formula = optimizer.formula
+        self.slots = optimizer.slots
+        self.operations = network.operations
+        self.input_columns = math.prod(network.operations[0].input_shape)
+        self.parameters, self.state, self.statistics = {}, {}, {}
+        self.program = Program()
+        self.work = 0
+        self.threads = threads.get_num_threads()
+        self.data = np.zeros(2, dtype=np.int64)
+        self.batches = np.zeros((CHUNK, batch_size), dtype=np.int64)
+        self.losses = np.zeros(CHUNK, dtype=self.dtype)
+        self.units = None  # what the open phase's units are: panels of this array
+        self._pending = None
+        sizes = [
+            weight_panels(*self._matrix(operation), self.dtype)[0].size
+            for operation in self.operations
+            if operation.module == "affine"
+        ]
+        self.scratch = workspace.aligned((self.threads, max(sizes, default=1)), self.dtype)
+        x = workspace.panels(batch_size, self.input_columns, self.dtype)
+        self.program.phase(row_units(batch_size))
+        self.program.call(
+            gather_kernel, self.data, elements(self.batches), x, batch_size, self.input_columns
+        )
+        self.saved = []
+        for operation in self.operations:
+            x = self._forward(operation, x)
+        columns = operation.output_shape[0]
+        dy = self._loss(network.loss, x, columns)
+        first = next((i for i, op in enumerate(self.operations) if op.parameters), None)
+        for index in range(len(self.operations) - 1, -1, -1):
+            if first is None or index < first:
+                break
+            dy = self._backward(self.operations[index], self.saved[index], dy, index > first)
+        self._flush_pending()
+
+    # Phases
+
+    def _columns(self, array):
+        """Make the open phase's units the panels of `array`."""
+        if self.units is None or len(array) != self.units:
+            self.units = len(array)
+            self.program.phase(self.units)
+
+    def _new_phase(self, units, **options):
+        self.units = None
+        self.program.phase(units, **options)
+
+    def _vector(self, panels):
+        return workspace.aligned(panels.shape[0] * panels.shape[2], self.dtype)
+
+    @staticmethod
+    def _matrix(operation):
+        return operation.input_shape[0], operation.output_shape[0]
+
+    def _parameter(self, operation, local, shape, unit_size=None):
+        name = operation.parameters[local]
+        found = Parameter(name, shape, self.dtype, self.slots, unit_size)
+        self.parameters[name] = found
+        return found
+
+    # Forward
+
+    def _forward(self, operation, x):
+        emit = getattr(self, f"_{operation.module}")
+        y, saved = emit(operation, x)
+        self.saved.append(saved)
+        return y
+
+    def _flatten(self, operation, x):
+        return x, None
+
+    def _affine(self, operation, x):
+        depth, columns = self._matrix(operation)
+        self.work += 3 * self.rows * depth * columns
+        z = workspace.panels(self.rows, columns, self.dtype)
+        self._new_phase(len(z))
+        self.units = len(z)
+        saved = {"x": x, "z": z}
+        eps = operation.options.get("weightnorm_eps")
+        if eps is None:
+            weights = self._parameter(operation, "W", (depth, columns))
+            w = weights.arrays[0]
+        else:
+            weights = self._parameter(operation, "v", (depth, columns))
+            w = weight_panels(depth, columns, self.dtype)
+            g = self._parameter(operation, "g", (columns,), z.shape[2])
+            inverse = self._vector(z)
+            self.program.call(
+                weightnorm.forward_kernel, weights.arrays[0], g.arrays[0], w, inverse,
+                np.array([eps], dtype=self.dtype), depth, columns, self.program.status,
+            )  # fmt: skip
+            saved.update(g=g, inverse=inverse)
+            self.statistics[operation.layer] = ("norm", inverse, columns)
+        saved["weights"] = weights
+        if any(op.parameters for op in self.operations[: len(self.saved)]):
+            width = workspace.width(depth, self.dtype)
+            rows = len(z) * z.shape[2]
+            transposed = workspace.aligned(
+                (workspace.panel_count(depth, self.dtype), rows, width), self.dtype
+            )
+            self.program.call(affine.transpose_kernel, w, transposed, w.shape[1])
+            saved["transposed"] = transposed
+        self.program.call(affine.forward_kernel, x, w, z, z.shape[1], depth)
+        if "b" in operation.parameters:
+            bias = self._parameter(operation, "b", (columns,), z.shape[2])
+            self.program.call(affine.bias_kernel, z, bias.arrays[0], self.rows)
+            saved["bias"] = bias
+        return z, saved
+
+    def _batchnorm(self, operation, z):
+        (columns,) = operation.input_shape
+        self._columns(z)
+        y = workspace.aligned(z.shape, self.dtype)
+        gamma = self._parameter(operation, "gamma", (columns,), z.shape[2])
+        beta = self._parameter(operation, "beta", (columns,), z.shape[2])
+        mean, var, inverse = (self._vector(z) for _ in range(3))
+        running = [self._vector(z) for _ in range(2)]
+        for local, array in zip(("mean", "var"), running, strict=True):
+            self.state[operation.state[local]] = array
+        eps = np.array([operation.options["eps"]], dtype=self.dtype)
+        self.program.call(
+            batchnorm.forward_kernel, z, y, gamma.arrays[0], beta.arrays[0], mean, var, inverse,
+            eps, self.rows, self.rows, columns, self.program.status,
+        )  # fmt: skip
+        self.statistics[operation.layer] = ("variance", inverse, columns)
+        saved = {"z": z, "gamma": gamma, "beta": beta, "mean": mean, "inverse": inverse}
+        saved["var"], saved["running"] = var, running
+        return y, saved
+
+    def _layernorm(self, operation, z):
+        (columns,) = operation.input_shape
+        self._new_phase(row_units(self.rows))
+        y = workspace.aligned(z.shape, self.dtype)
+        gamma = self._parameter(operation, "gamma", (columns,), z.shape[2])
+        beta = self._parameter(operation, "beta", (columns,), z.shape[2])
+        mean, inverse = (workspace.padded(self.rows, self.dtype) for _ in range(2))
+        eps = np.array([operation.options["eps"]], dtype=self.dtype)
+        self.program.call(
+            layernorm.forward_kernel, z, y, gamma.arrays[0], beta.arrays[0], mean, inverse, eps,
+            self.rows, columns, self.program.status,
+        )  # fmt: skip
+        self.statistics[operation.layer] = ("example", inverse, self.rows)
+        return y, {"z": z, "gamma": gamma, "beta": beta, "mean": mean, "inverse": inverse}
+
+    def _activation(self, operation, z):
+        self._columns(z)
+        kind = operation.options["kind"]
+        y = z
+        if kind != "identity":
+            target = _numbers(z)
+            self.program.call(activation.FORWARD[kind], target, target, self.rows * z.shape[2])
+        return y, {"y": y, "kind": kind}
+
+    # Loss
+
+    def _loss(self, kind, scores, columns):
+        self._new_phase(row_units(self.rows))
+        totals = workspace.padded(self.rows, self.dtype, 1)
+        arguments = self.data, elements(self.batches)
+        if kind == "cross_entropy":
+            labels = np.zeros(self.rows, dtype=np.int64)
+            shifted = workspace.padded(self.rows, self.dtype)
+            self.program.call(gather_labels_kernel, *arguments, labels, self.rows)
+            self.program.call(
+                loss.cross_entropy_kernel, scores, scores, labels, totals, shifted, self.rows,
+                columns,
+            )  # fmt: skip
+            self._new_phase(1, check=True)
+            self.program.call(
+                loss.mean_cross_entropy_kernel, totals, shifted, self.losses, self.rows,
+                self.program.status,
+            )  # fmt: skip
+        else:
+            t = workspace.panels(self.rows, columns, self.dtype)
+            self.program.call(gather_targets_kernel, *arguments, t, self.rows, columns)
+            self.program.call(
+                loss.squared_error_kernel, scores, t, scores, totals, self.rows, columns
+            )
+            self._new_phase(1, check=True)
+            self.program.call(
+                loss.mean_squared_error_kernel, totals, self.losses, self.rows, columns,
+                self.program.status,
+            )  # fmt: skip
+        return scores
+
+    # Backward: `dy` becomes dz in its own place wherever that is possible.
+
+    def _backward(self, operation, saved, dy, needed):
+        return getattr(self, f"_{operation.module}_backward")(operation, saved, dy, needed)
+
+    def _flatten_backward(self, operation, saved, dy, needed):
+        return dy
+
+    def _activation_backward(self, operation, saved, dy, needed):
+        self._columns(dy)
+        if saved["kind"] != "identity":
+            gradient = _numbers(dy)
+            self.program.call(
+                activation.BACKWARD[saved["kind"]], _numbers(saved["y"]), gradient, gradient,
+                self.rows * dy.shape[2],
+            )  # fmt: skip
+        return dy
+
+    def _batchnorm_backward(self, operation, saved, dy, needed):
+        self._columns(dy)
+        dgamma, dbeta = self._vector(dy), self._vector(dy)
+        gamma, beta = saved["gamma"], saved["beta"]
+        self.program.call(
+            batchnorm.backward_kernel, saved["z"], dy, dy, gamma.arrays[0], saved["mean"],
+            saved["inverse"], dgamma, dbeta, self.rows, self.rows,
+        )  # fmt: skip
+        unbias, momentum = (
+            np.array([value], dtype=self.dtype)
+            for value in (self.rows / max(self.rows - 1, 1), operation.options["momentum"])
+        )
+        self.program.call(
+            batchnorm.update_running_kernel, *saved["running"], saved["mean"], saved["var"], unbias,
+            momentum, dy.shape[2],
+        )  # fmt: skip
+        self._update(gamma, dgamma, 0)
+        self._update(beta, dbeta, 0)
+        return dy
+
+    def _layernorm_backward(self, operation, saved, dy, needed):
+        (columns,) = operation.input_shape
+        z, gamma, beta = saved["z"], saved["gamma"], saved["beta"]
+        rowwise = saved["mean"], saved["inverse"]
+        dz = workspace.aligned(dy.shape, self.dtype)
+        if needed:
+            self._new_phase(row_units(self.rows))
+            self.program.call(
+                layernorm.input_gradient_kernel, z, dy, dz, gamma.arrays[0], *rowwise, self.rows,
+                columns,
+            )  # fmt: skip
+        self._new_phase(len(dy))
+        self.units = len(dy)
+        dgamma, dbeta = self._vector(dy), self._vector(dy)
+        self.program.call(
+            layernorm.parameter_gradient_kernel, z, dy, *rowwise, dgamma, dbeta, self.rows
+        )
+        self._update(gamma, dgamma, 0)
+        self._update(beta, dbeta, 0)
+        return dz
+
+    def _affine_backward(self, operation, saved, dz, needed):
+        x, weights = saved["x"], saved["weights"]
+        self._columns(dz)
+        if "bias" in saved:
+            db = self._vector(dz)
+            self.program.call(affine.bias_gradient_kernel, dz, db, self.rows)
+            self._update(saved["bias"], db, 0)
+        split = len(dz) == 1 and len(x) > 1 and "g" not in saved
+        if split:
+            self._pending = saved, dz
+        else:
+            self._weight_gradient(saved, dz, splits=1)
+        if not needed:
+            return None
+        depth, columns = self._matrix(operation)
+        dx = workspace.panels(self.rows, depth, self.dtype)
+        self._new_phase(len(dx))
+        self.units = len(dx)
+        self._flush_pending(phase=False)
+        self.program.call(affine.forward_kernel, dz, saved["transposed"], dx, dx.shape[1], columns)
+        return dx
+
+    def _flush_pending(self, phase=True):
+        """Emit the weight gradient of a layer of one panel, with panels of its input as units."""
+        if self._pending is None:
+            return
+        saved, dz = self._pending
+        self._pending = None
+        if phase:
+            self._new_phase(len(saved["x"]))
+        self._weight_gradient(saved, dz, splits=len(saved["x"]))
+
+    def _weight_gradient(self, saved, dz, splits):
+        x, weights = saved["x"], saved["weights"]
+        stored = weights.arrays[0]
+        thread_step = self.scratch.shape[1]
+        gradient = Operand(self.scratch, row=stored.shape[2], step=thread_step)
+        self.program.call(
+            affine.weight_gradient_kernel, x, dz, gradient, 0, self.rows, len(x), splits
+        )
+        weights.unit_size = stored[0].size // splits
+        if "g" in saved:
+            dg = self._vector(dz)
+            self.program.call(
+                weightnorm.backward_kernel, stored, gradient, 0, gradient, 0, saved["g"].arrays[0],
+                saved["inverse"], dg, weights.shape[0],
+            )  # fmt: skip
+            self._update(saved["g"], dg, 0)
+        self._update(weights, self.scratch, thread_step, shared=True)
+
+    # Updates
+
+    def _update(self, parameter, gradient, thread_step, shared=False):
+        """Update the unit's part of a parameter.  shared: all units' gradients in one place."""
+        count = parameter.unit_size
+        w, *states = parameter.arrays
+        rows = len(update.hyper_parameters(self.formula, 1, **_UNIT_HYPER))
+        parameter.per_step = self.formula in ("adam", "adamw")
+        lanes = workspace.lanes(self.dtype)
+        parameter.table = workspace.aligned(
+            (CHUNK if parameter.per_step else 1, rows, lanes), self.dtype
+        )
+        parameter.element_step = 0
+        hyper_step = rows * lanes if parameter.per_step else 0
+        self.program.call(
+            update.KERNELS[self.formula], elements(w, count), elements(gradient, thread_step),
+            0 if shared else count, *map(elements, states), elements(parameter.table), hyper_step,
+            lanes, 0, count,
+        )  # fmt: skip
+
+    def _fill_tables(self, optimizer, first, steps):
+        """Write the hyper-parameters of the next steps, whose first is step first + 1."""
+        corrections = {}
+        for parameter in self.parameters.values():
+            if parameter.table is None:
+                continue
+            hyper = optimizer.hyper_parameters(parameter.name)
+            hyper.pop("fixed_norm")
+            values = update.hyper_parameters(self.formula, first + 1, **hyper)
+            parameter.table[:] = np.array(values, dtype=np.float64)[:, None]
+            if parameter.per_step:
+                betas = hyper["beta1"], hyper["beta2"]
+                if betas not in corrections:
+                    corrections[betas] = [
+                        update.bias_corrections(t, *betas)
+                        for t in range(first + 1, first + steps + 1)
+                    ]
+                parameter.table[:steps, update.CORRECTIONS] = np.array(corrections[betas])[..., None]
+
+    # Running
+
+    def run(self, network, optimizer, X, targets, batches):
+        X = np.ascontiguousarray(X)
+        if X.dtype != self.dtype:
+            raise TypeError(f"X: got dtype {X.dtype}, expected {self.dtype}")
+        label_dtype = np.int64 if np.asarray(targets).dtype.kind in "iu" else self.dtype
+        targets = np.ascontiguousarray(targets, dtype=label_dtype)
+        self.data[:] = X.ctypes.data, targets.ctypes.data
+        self._load(network, optimizer)
+        losses = np.empty(len(batches))
+        count = self._thread_count()
+        done, status = 0, 0
+        while done < len(batches) and not status:
+            steps = min(CHUNK, len(batches) - done)
+            self.batches[:steps] = batches[done : done + steps]
+            self._fill_tables(optimizer, optimizer.t + done, steps)
+            status = self.program.run(steps, count, flush=True)
+            finished = self.program.finished
+            losses[done : done + finished] = self.losses[:finished]
+            done += finished
+        self._save(network, optimizer, done)
+        if status:
+            self._raise(status)
+        return losses
+
+    def _thread_count(self):
+        if self.work < WORTH_THREADS:
+            return 1
+        return min(self.threads, threads.get_num_threads())
+
+    def _load(self, network, optimizer):
+        for name, parameter in self.parameters.items():
+            array = network.parameters[name]
+            if name not in optimizer.state:
+                optimizer.state[name] = optimizer.initial_state(array, network.backend)
+            state = optimizer.state[name]
+            parameter.load([array, *(state[slot] for slot in self.slots)])
+        for name, padded in self.state.items():
+            padded[: network.state[name].size] = network.state[name]
+
+    def _save(self, network, optimizer, steps):
+        for name, parameter in self.parameters.items():
+            array, *states = parameter.saved()
+            network.parameters[name] = array
+            optimizer.state[name] = dict(zip(self.slots, states, strict=True))
+        for name, padded in self.state.items():
+            network.state[name] = padded[: network.state[name].size].copy()
+        optimizer.t += steps
+
+    def _raise(self, status):
+        """Raise the exception for what stopped the loop, naming the first layer concerned."""
+        if status in (ZERO_VARIANCE, ZERO_NORM):
+            for layer, (what, inverse, count) in self.statistics.items():
+                zero = np.flatnonzero(inverse[:count] == 0)
+                if zero.size == 0:
+                    continue
+                where = f"{zero[:8].tolist()}{' ...' if zero.size > 8 else ''}"
+                if what == "norm":
+                    raise ZeroNormError(
+                        f"{layer}: v: the weight vectors of units {where} have norm 0 at eps = 0, "
+                        "where v/|v| is undefined; expected norms > 0 or eps > 0"
+                    )
+                who = "units" if what == "variance" else "examples"
+                raise ZeroVarianceError(
+                    f"{layer}: var: {who} {where} have variance 0 at eps = 0, where 0/0 is "
+                    "undefined; expected variances > 0 or eps > 0 (units die under strong decay; "
+                    "use a smaller decay, or a small eps)"
+                )
+        raise NonFiniteError(
+            f"loss: got {self.losses[self.program.finished]}, expected a finite number: the "
+            "parameters or activations have overflowed (a smaller learning rate keeps them finite)"
+        )
+
+
+_UNIT_HYPER = dict.fromkeys(
+    ("learning_rate", "momentum", "decay", "eps", "eps_numerator", "eps_denominator"), 0.0
+) | {"beta1": 0.5, "beta2": 0.5, "decoupled_weight_decay": 0.0}
+
+
+def _numbers(panels):
+    """Return panels as an operand of a kernel that takes numbers one by one."""
+    return elements(panels, step=panels.shape[1] * panels.shape[2])
