@@ -90,11 +90,19 @@ def _check_count(argument, value, least=1):
         _refuse(argument, value, f"an integer >= {least}")
 
 
-def _check_eps(eps):
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"eps: got {eps!r}, expected a Python number >= 0")
-    if not 0 <= eps < float("inf"):
-        _refuse("eps", eps, "a finite number >= 0 (0 is allowed and makes invariance exact)")
+def _python_number(layer, argument, expected):
+    """Make a layer's number a Python float: np.float64 would promote float32 in silence."""
+    value = getattr(layer, argument)
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{argument}: got {value!r}, expected {expected}")
+    object.__setattr__(layer, argument, float(value))
+    return float(value)
+
+
+def _check_eps(layer):
+    expected = "a finite number >= 0 (0 is allowed and makes invariance exact)"
+    if not 0 <= _python_number(layer, "eps", expected) < float("inf"):
+        _refuse("eps", layer.eps, expected)
 
 
 @dataclass(frozen=True)
@@ -220,7 +228,7 @@ class WeightNorm(Layer):
     def __post_init__(self):
         if not isinstance(self.layer, _Affine):
             raise TypeError(f"layer: got {self.layer!r}, expected a Dense or Conv2d layer")
-        _check_eps(self.eps)
+        _check_eps(self)
 
     def output_shape(self, input_shape):
         return self.layer.output_shape(input_shape)
@@ -272,9 +280,10 @@ class BatchNorm(Layer):
     kind = "batchnorm"
 
     def __post_init__(self):
-        _check_eps(self.eps)
-        if not 0 <= self.momentum <= 1:
-            _refuse("momentum", self.momentum, "a number from 0 to 1")
+        _check_eps(self)
+        expected = "a number from 0 to 1"
+        if not 0 <= _python_number(self, "momentum", expected) <= 1:
+            _refuse("momentum", self.momentum, expected)
 
     def output_shape(self, input_shape):
         return tuple(input_shape)
@@ -332,7 +341,7 @@ class LayerNorm(Layer):
     kind = "layernorm"
 
     def __post_init__(self):
-        _check_eps(self.eps)
+        _check_eps(self)
 
     def output_shape(self, input_shape):
         if len(input_shape) != 1:
