@@ -52,8 +52,8 @@ def _with_negative_gamma(network):
     control="no normalization: the scores change with the scale of w",
     derivation=r"""
 z = X w is linear in w, so a w gives a z. Its mean is a \mu and its deviation |a| \sigma, hence
-(a z - a \mu) / (|a| \sigma) = \operatorname{sign}(a) (z - \mu) / \sigma. The same holds for layer norm
-with mean and deviation over the units of an example, when the whole W (with a bias before the
+(a z - a \mu) / (|a| \sigma) = \operatorname{sign}(a) (z - \mu) / \sigma. The same holds for layer
+norm with mean and deviation over the units of an example, when the whole W (with a bias before the
 normalization) is scaled; for weight norm (X a v)/|a v| = \operatorname{sign}(a) (X v)/|v|. The sign
 moves into \gamma. With a = 2^k no rounding changes: the scores must have the same bits.
 """,
@@ -174,9 +174,9 @@ def penalty_rescaling(subject):
     control="the same eps on both sides: the scores differ",
     derivation=r"""
 (a z - a \mu) / \sqrt{a^2 \sigma^2 + \varepsilon} =
-(z - \mu) / \sqrt{\sigma^2 + \varepsilon / a^2} for a > 0: scaling w up is the same as making eps smaller. So eps > 0 breaks scale invariance only as
-far as eps is felt beside the variance. With a = 2^k, eps / a^2 is the same number with another
-exponent and both sides have the same bits, for eps = 1e-5 and for eps = 0.5.
+(z - \mu) / \sqrt{\sigma^2 + \varepsilon / a^2} for a > 0: scaling w up is the same as
+making eps smaller. So eps > 0 breaks scale invariance only as far as eps is felt beside the
+variance. With a = 2^k, eps / a^2 is the same number with another exponent and both sides have the same bits, for eps = 1e-5 and for eps = 0.5.
 """,
 )
 def eps_rescaling(subject):
