@@ -1,0 +1,311 @@
+"""Products on the device: exact on integers, within derived bounds otherwise, and compiled."""
+
+import compiled
+import numpy as np
+import pytest
+
+from minimal_nn.cuda import assembly, blocked, launch, matmul, tensor, tiled
+from minimal_nn.gradcheck import gamma, unit_roundoff
+
+DTYPES = pytest.mark.parametrize("kind", [np.float32, np.float64], ids=["float32", "float64"])
+SHAPES = [(1, 1, 1), (3, 1, 2), (1, 7, 5), (16, 20, 16), (33, 19, 37), (40, 8, 4)]
+LAYOUTS = ("NN", "NT", "TN", "TT")
+
+
+def integers(rng, shape, kind):
+    """Return numbers whose products' sums are exact in float32 whatever their order."""
+    return rng.integers(-8, 9, shape).astype(kind)
+
+
+def laid_out(matrix, transposed):
+    return np.asfortranarray(matrix) if transposed else np.ascontiguousarray(matrix)
+
+
+def every_second(matrix):
+    larger = np.full((2 * matrix.shape[0], 2 * matrix.shape[1]), 77, matrix.dtype)
+    larger[::2, ::2] = matrix
+    return larger[::2, ::2]
+
+
+def product_on(place, a, b, **options):
+    """Return the product of host arrays, computed on the device, as a host array."""
+    bias = options.pop("bias", None)
+    bias = None if bias is None else launch.asarray(bias)
+    result = matmul.product(launch.asarray(a), launch.asarray(b), bias=bias, **options)
+    return launch.to_host(result)
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_integers_exactly(place, rng, kind, shape):
+    M, K, N = shape
+    a, b = integers(rng, (M, K), kind), integers(rng, (K, N), kind)
+    got = product_on(place, a, b)
+    assert got.dtype == kind
+    assert np.array_equal(got, a @ b)
+
+
+@DTYPES
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(24, 12, 20), (17, 9, 11)], ids=["wide", "ragged"])
+def test_every_layout(place, rng, kind, layout, shape):
+    M, K, N = shape
+    a, b = integers(rng, (M, K), kind), integers(rng, (K, N), kind)
+    if place == "simulator":
+        left, right = laid_out(a, layout[0] == "T"), laid_out(b, layout[1] == "T")
+        got = matmul.product(left, right)
+    else:
+        left = launch.asarray(a.T.copy()).T if layout[0] == "T" else launch.asarray(a)
+        right = launch.asarray(b.T.copy()).T if layout[1] == "T" else launch.asarray(b)
+        got = launch.to_host(matmul.product(left, right))
+    assert np.array_equal(got, a @ b)
+
+
+@DTYPES
+def test_strided_negative_and_misaligned_arrays(rng, kind):
+    a, b = integers(rng, (9, 8), kind), integers(rng, (8, 12), kind)
+    shifted = np.empty(8 * 12 + 1, kind)[1:].reshape(8, 12)
+    shifted[...] = b
+    with launch.simulation():
+        assert np.array_equal(matmul.product(every_second(a), every_second(b)), a @ b)
+        assert np.array_equal(matmul.product(a[::-1], b[:, ::-1]), a[::-1] @ b[:, ::-1])
+        assert np.array_equal(matmul.product(a, shifted), a @ b)
+
+
+def direct(rng, family, tile, layout, wide, M, K, N, arithmetic=None):
+    """Return a product by one given kernel, and NumPy's."""
+    kind = np.float64 if arithmetic is tensor.FLOAT64 else np.float32
+    a, b = integers(rng, (M, K), kind), integers(rng, (K, N), kind)
+    left = matmul.strided(laid_out(a, layout[0] == "T"))
+    right = matmul.strided(laid_out(b, layout[1] == "T"))
+    assert left.vectors and right.vectors or not wide
+    args = (left.transposed, right.transposed, wide, left.locate, right.locate)
+    c, marks = launch.empty(M * N, kind), launch.empty(1, np.uint8)
+    if family == "blocked":
+        kernel, extra, unit = blocked.product_kernel(tile, *args), (), ()
+    else:
+        kernel = tensor.product_kernel(arithmetic, tile, *args)
+        extra, unit = (marks,), (np.float64(0),)
+    grid = (-(-M // tile.BM), -(-N // tile.BN))
+    numbers = (M, N, K, K, left.geometry, right.geometry, 0)
+    operands = (left.memory, right.memory, c, c)
+    launch.launch(kernel, grid, tile.threads, operands + extra + numbers + unit)
+    return c.reshape(M, N), a @ b
+
+
+LARGE, MIDDLE, SMALL = (tile for tile, _ in matmul.TILES["blocked"])
+LARGE_TENSOR, SMALL_TENSOR = (tile for tile, _ in matmul.TILES["tensor"])
+# What is compiled in every run; the other variants come from the same text and are marked slow.
+KERNELS = [
+    ("blocked", LARGE, "NN", True, None),
+    ("blocked", LARGE, "NT", True, None),
+    ("blocked", LARGE, "TN", True, None),
+    ("blocked", MIDDLE, "NN", True, None),
+    ("blocked", SMALL, "TN", False, None),
+    ("tensor", LARGE_TENSOR, "NN", True, tensor.FLOAT64),
+    ("tensor", LARGE_TENSOR, "NT", True, tensor.FLOAT64),
+    ("tensor", SMALL_TENSOR, "TN", False, tensor.FLOAT64),
+    ("tensor", LARGE_TENSOR, "NN", True, tensor.WIDENED),
+    ("tensor", LARGE_TENSOR, "NN", True, tensor.TF32),
+    ("tensor", LARGE_TENSOR, "NN", True, tensor.BFLOAT16),
+]
+OTHERS = [
+    (family, tile, layout, wide, arithmetic)
+    for family, arithmetics in (
+        ("blocked", [None]),
+        ("tensor", [tensor.FLOAT64, tensor.WIDENED, tensor.TF32, tensor.BFLOAT16]),
+    )
+    for tile, needs_wide in matmul.TILES[family]
+    for arithmetic in arithmetics
+    for layout in LAYOUTS
+    for wide in (True, False)
+    if wide >= needs_wide and (family, tile, layout, wide, arithmetic) not in KERNELS
+]
+
+
+def name(case):
+    family, tile, layout, wide, arithmetic = case
+    sizes = f"{tile.BM}x{tile.BN}"
+    first = arithmetic.name if arithmetic else family
+    return f"{first}-{sizes}-{layout}-{'wide' if wide else 'any'}"
+
+
+@pytest.mark.parametrize(
+    "case", KERNELS + [pytest.param(case, marks=pytest.mark.slow) for case in OTHERS], ids=name
+)
+def test_every_kernel_exactly_and_compiled(rng, case):
+    family, tile, layout, wide, arithmetic = case
+    M, K, N = (36, 20, 44) if wide else (37, 19, 33)
+    with launch.simulation(), launch.recorded() as records:
+        got, expected = direct(rng, family, tile, layout, wide, M, K, N, arithmetic)
+    assert np.array_equal(got, expected)
+    compiled.check(records)
+
+
+def test_the_checks_see_a_kernel_with_too_few_registers():
+    with launch.simulation(), launch.recorded() as records:
+        rng = np.random.default_rng(0)
+        direct(rng, "blocked", LARGE._replace(blocks=3), "NN", True, 8, 8, 8)
+    with pytest.raises(AssertionError, match="spills"):
+        compiled.check(records)
+
+
+def test_the_order_of_threads_does_not_matter(rng, schedules):
+    a, b = rng.standard_normal((2, 20, 20)).astype(np.float32)
+    schedules(lambda: [matmul.product(a, b), matmul.product(a.astype(float), b.astype(float))])
+
+
+def test_a_split_product(rng, monkeypatch, schedules):
+    """Split along K: exact on integers, the same bits in every order, bias and ReLU at the end."""
+    monkeypatch.setattr(matmul, "PART", 32)
+    a, b, bias = integers(rng, (12, 100), np.float32), integers(rng, (100, 8), np.float32), -3
+    bias = np.full(8, bias, np.float32)
+    with launch.simulation(), launch.recorded() as records:
+        got = matmul.product(a, b, bias=bias, activation="relu")
+    assert [r.kernel.name for r in records][1:] == ["sum_of_parts"]
+    assert records[0].grid[2] == 3
+    assert np.array_equal(got, np.maximum(a @ b + bias, 0))
+    compiled.check(records)
+    x, y = rng.standard_normal((12, 100)), rng.standard_normal((100, 8))
+    schedules(lambda: [matmul.product(x, y)])
+
+
+@DTYPES
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_bias_and_activation(place, rng, kind, activation):
+    a, b = integers(rng, (9, 5), kind), integers(rng, (5, 12), kind)
+    bias = integers(rng, 12, kind)
+    expected = a @ b + bias
+    expected = np.maximum(expected, 0) if activation == "relu" else expected
+    assert np.array_equal(product_on(place, a, b, bias=bias, activation=activation), expected)
+
+
+@DTYPES
+def test_random_numbers_within_the_bound_of_any_order(place, rng, kind):
+    a, b = rng.standard_normal((30, 50)).astype(kind), rng.standard_normal((50, 21)).astype(kind)
+    exact = a.astype(np.longdouble) @ b.astype(np.longdouble)
+    sizes = np.abs(a).astype(np.longdouble) @ np.abs(b).astype(np.longdouble)
+    # gamma_K for any order of K products and sums; longdouble's own error is the second term.
+    bound = (gamma(50, unit_roundoff(kind)) + gamma(50, unit_roundoff(np.longdouble))) * sizes
+    assert np.all(np.abs(product_on(place, a, b) - exact) <= bound)
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("tf32", 11), ("bfloat16", 8)])
+def test_reduced_precision_only_by_name(place, rng, precision, bits):
+    a, b = rng.standard_normal((2, 24, 24)).astype(np.float32)
+    exact, sizes = a.astype(float) @ b.astype(float), np.abs(a).astype(float) @ np.abs(b)
+    got = product_on(place, a, b, precision=precision)
+    # Each operand is rounded once to `bits` bits: (1 + u)^2 - 1; the sums are float32.
+    u = 2.0**-bits
+    bound = (2 * u + u * u + gamma(24, unit_roundoff(np.float32)) * (1 + u) ** 2) * sizes
+    assert np.all(np.abs(got - exact) <= bound)
+    assert not np.array_equal(got, product_on(place, a, b))
+    with pytest.raises(TypeError, match="precision: got '" + precision):
+        product_on(place, a.astype(float), b.astype(float), precision=precision)
+
+
+@DTYPES
+def test_powers_of_two_go_through_exactly(place, rng, kind):
+    a, b = rng.standard_normal((2, 17, 17)).astype(kind)
+    one = product_on(place, a, b)
+    scaled = product_on(place, a * kind(2.0**9), b * kind(2.0**-20))
+    assert np.array_equal(scaled, one * kind(2.0**-11))
+
+
+@DTYPES
+def test_nan_and_infinity_stay_in_their_row_and_column(place, rng, kind):
+    a, b = rng.standard_normal((2, 10, 10)).astype(kind)
+    a[3, 4], b[2, 7] = np.nan, np.inf
+    got = product_on(place, a, b)
+    assert np.isnan(got[3]).all()
+    others = np.delete(got, 3, axis=0)
+    assert not np.isfinite(others[:, 7]).any()
+    assert np.isfinite(np.delete(others, 7, axis=1)).all()
+
+
+def test_the_table_of_variants():
+    """Large products get large tiles, small ones small tiles; only short products are split."""
+    assert matmul.choose("blocked", 4096, 4096, wide=True) == LARGE
+    assert matmul.choose("blocked", 4096, 4096, wide=False) == MIDDLE
+    assert matmul.choose("blocked", 128, 256, wide=True) == SMALL
+    assert matmul.choose("tensor", 4096, 4096, wide=True) == LARGE_TENSOR
+    assert matmul.parts(LARGE, 4096, 4096, 4096) == (1, 4096)
+    count, length = matmul.parts(SMALL, 128, 256, 4096)
+    assert (count, length) == (4, 1024)
+    assert matmul.parts(SMALL, 32, 32, 8) == (1, 8)
+    count, length = matmul.parts(SMALL, 32, 32, 100_003)
+    assert (count - 1) * length < 100_003 <= count * length and length % SMALL.BK == 0
+
+
+def near_ties(rng):
+    """Return matrices whose products lie on rounding boundaries of float32, or very near them."""
+    a, b = np.zeros((4, 8), np.float32), np.zeros((8, 6), np.float32)
+    a[0, :2] = 1, 2.0**-24  # 1 + 2^-24 b: half a unit at b = 1
+    a[1, :3] = 1, 2.0**-24, 2.0**-60  # and a little more
+    a[2, :3] = 1, 2.0**-24, -(2.0**-60)
+    a[3] = rng.standard_normal(8)
+    b[0], b[1], b[2] = 1, [1, -1, 3, 1 + 2.0**-20, 1 - 2.0**-20, 0], 1
+    return a, b
+
+
+def test_the_rounded_product_is_the_same_on_device_and_host(place, rng):
+    a, b = rng.standard_normal((40, 60)), rng.standard_normal((60, 24))
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    host, _ = matmul.rounded_on_host(a, b)
+    device = matmul.rounded(launch.asarray(a), launch.asarray(b))
+    assert np.array_equal(launch.to_host(device.product), host)
+    assert device.open == 0
+    exact = a.astype(np.longdouble) @ b
+    assert np.all(np.abs(host - exact) <= np.spacing(np.abs(host)) / 2 * (1 + 2.0**-20))
+
+
+def test_ties_are_found_and_decided(place, rng):
+    a, b = near_ties(rng)
+    host, open_on_host = matmul.rounded_on_host(a, b)
+    device = matmul.rounded(launch.asarray(a), launch.asarray(b))
+    got = launch.to_host(device.product)
+    assert np.array_equal(got, host)
+    assert got[0, 0] == 1  # to even
+    assert got[1, 0] == 1 + np.float32(2.0**-23)  # 2^-60 above the boundary
+    assert got[2, 0] == 1
+    assert device.recomputed >= 6 and open_on_host >= 6 and device.open == 0
+
+
+def test_the_rounded_product_compiles(rng):
+    with launch.simulation(), launch.recorded() as records:
+        matmul.rounded(*near_ties(rng))
+    compiled.check(records)
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 1, 1), (20, 33, 17)], ids=str)
+def test_the_kernel_for_teaching(place, rng, kind, shape):
+    M, K, N = shape
+    a, b = integers(rng, (M, K), kind), integers(rng, (K, N), kind)
+    got = launch.to_host(tiled.matmul(launch.asarray(a), launch.asarray(b)))
+    assert np.array_equal(got, a @ b)
+
+
+def test_the_kernel_for_teaching_compiles(rng):
+    with launch.simulation(), launch.recorded() as records:
+        tiled.matmul(integers(rng, (3, 3), np.float32), integers(rng, (3, 3), np.float32))
+        tiled.matmul(integers(rng, (3, 3), np.float64), integers(rng, (3, 3), np.float64))
+    for record in records:
+        assert assembly.faults(compiled.assembled(record)) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda f: matmul.product(f(2, 3), f(2, 3)), ValueError, r"b: got shape \(2, 3\)"),
+        (lambda f: matmul.product(f(2), f(2, 3)), ValueError, "a: got shape .* a matrix"),
+        (lambda f: matmul.product(f(2, 0), f(0, 3)), ValueError, "at least one row"),
+        (lambda f: matmul.product(f(2, 2), f(2, 2), precision="half"), ValueError, "precision"),
+        (lambda f: matmul.product(f(2, 2), f(2, 2), activation="tanh"), ValueError, "activation"),
+        (lambda f: matmul.product(f(2, 2), f(2, 2).astype(float)), TypeError, "float64"),
+        (lambda f: tiled.matmul(f(2, 3), f(2, 3)), ValueError, r"b: got float32 of shape \(2, 3\)"),
+    ],
+)
+def test_bad_arguments_are_refused(call, error, message):
+    with launch.simulation(), pytest.raises(error, match=message):
+        call(lambda *shape: np.ones(shape, np.float32))
