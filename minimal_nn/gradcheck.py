@@ -18,6 +18,7 @@ The tolerance follows the gradient.  The gradient of a scale-invariant loss is p
 large.  Here every bound is proportional to the quantities that are compared.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,13 @@ METHODS = ("complex_step", "finite_differences")
 # Small enough that step^2 vanishes beside 1 in any precision, large enough that step^2 itself,
 # which a complex product forms, is not subnormal.
 STEP = 1e-100
+
+# Of the largest step of a difference: from eps_mach^(1/5) down to about 1e-8 in float64.
+HALVINGS = 16
+
+# n roundings of either sign add up to more than CONFIDENCE sqrt(n) of them with probability
+# 2 exp(-CONFIDENCE^2 / 2), about 3e-8.
+CONFIDENCE = 6
 
 
 class FiniteDifference(NamedTuple):
@@ -165,8 +173,12 @@ def finite_difference(f, x, direction, noise=None):
     of D(h/2), larger than what is left), and noise: errors of size `noise` in the values of f enter
     as (4/3) (2/h) noise + (1/3) (1/h) noise = 3 noise / h.
 
-    The step is relative: h |d| = eps_mach^(1/5) |x| (largest entries), where truncation h^4 and
-    noise eps_mach / h meet.  So it works equally at any scale of x.
+    The step starts at h |d| = eps_mach^(1/5) |x| (largest entries), where truncation h^4 and noise
+    eps_mach / h meet for a function that varies as x does, so it works equally at any scale of x;
+    it is halved `HALVINGS` times, and the step with the smallest sum of both bounds is taken, the
+    truncation being the largest of three estimates from that step downwards, and of all those below
+    that noise does not explain.  (A function that varies within some hundred ulps of x is beyond
+    differences; the estimates can then be wrong.)
 
     f: array -> number.  noise: a bound of the rounding error of f; eps_mach |f(x)| when not given.
 
@@ -181,22 +193,31 @@ def finite_difference(f, x, direction, noise=None):
     length = np.max(np.abs(direction))
     if length == 0:
         raise ValueError("direction: got all zeros, expected a direction to move in")
-    eps = np.finfo(x.dtype).eps
+    eps = float(np.finfo(x.dtype).eps)
     size = np.max(np.abs(x))
-    h = x.dtype.type(eps**0.2 * (size if size > 0 else 1) / length)
     if noise is None:
-        noise = float(eps) * abs(float(f(x)))
+        noise = eps * abs(float(f(x)))
 
     def central(h):
-        forward, back = x + h * direction, x - h * direction
-        return (float(f(forward)) - float(f(back))) / (2 * float(h))
+        forward, back = x + x.dtype.type(h) * direction, x - x.dtype.type(h) * direction
+        return (float(f(forward)) - float(f(back))) / (2 * h)
 
-    coarse, fine = central(h), central(h / 2)
-    return FiniteDifference(
-        derivative=(4 * fine - coarse) / 3,
-        truncation=abs(fine - coarse) / 3,
-        noise=3 * float(noise) / float(h),
-    )
+    largest = float(x.dtype.type(eps**0.2 * float(size if size > 0 else 1) / float(length)))
+    steps = [largest / 2**k for k in range(HALVINGS + 1)]
+    values = [central(h) for h in steps]
+    estimates = [abs(fine - coarse) / 3 for coarse, fine in pairwise(values)]
+    noises = [3 * float(noise) / h for h in steps]
+    # What changes at smaller steps, and is more than noise, was truncation at the larger ones.
+    unexplained = [max(e - n, 0) for e, n in zip(estimates, noises, strict=False)]
+    candidates = [
+        FiniteDifference(
+            derivative=(4 * values[k + 1] - values[k]) / 3,
+            truncation=max(*estimates[k : k + 3], *unexplained[k:]),
+            noise=noises[k],
+        )
+        for k in range(HALVINGS - 2)
+    ]
+    return min(candidates, key=lambda result: result.truncation + result.noise)
 
 
 def check(
@@ -222,12 +243,15 @@ def check(
     where J d comes from `method` and J^T dy from `backward`.  That is checked for each argument,
     and for an argument of at most `entries` entries every entry of the gradient is checked too.
 
-    The bound of the error is   gamma_n scale + 2 n noise   (+ truncation, for differences).
-    n = the number of entries of y and of the argument: no result is a chain of more roundings;
-    gamma_n = n u / (1 - n u), u the unit round-off of the gradient's dtype;
+    The bound of the error is (u + gamma_n) scale + 6 sqrt(n) noise, and for differences their own.
+    u is the unit round-off of the gradient's dtype: the gradient itself is rounded;
+    n = the number of entries of y and of the argument, about as many as the roundings in a result;
+    gamma_n = n u' / (1 - n u') for the two inner products, added up in at least float64 (u');
     scale = sum |dy (J d)| + sum |(J^T dy) d|: what the two inner products add up;
     noise = the largest change of the backward value, over `probes` perturbations of every number by
-    up to one ulp: how much a single rounding can matter (an estimate, from random draws).
+    up to one ulp: how much one rounding can matter (an estimate, from random draws).  n of them add
+    up to 6 sqrt(n) at most, but for a chance of 2 exp(-6^2/2) = 3e-8 (Higham & Mary, A new approach
+    to probabilistic rounding error analysis, SIAM J. Sci. Comput. 41, 2019, theorem 2.4).
 
     arguments: arrays of float32 or float64 (or float16, longdouble).
     rng: numpy.random.Generator; the cotangent, the directions and the perturbations come from it.
@@ -273,7 +297,7 @@ def check(
             raise ValueError(f"d{name}: got shape {gradient.shape}, expected {name}'s, {x.shape}")
         function = _function_of(complex_forward or forward, arguments, k)
         changes = [np.abs(_wide(other[k]) - _wide(gradient)) for other in perturbed]
-        compare = _Comparer(name, y.size + x.size, unit_roundoff(gradient.dtype))
+        compare = _Comparer(name, y.size + x.size, gradient.dtype)
         direction = rng.standard_normal(x.shape).astype(x.dtype)
         value = np.sum(_wide(gradient) * _wide(direction))
         noise = max(np.sum(change * np.abs(_wide(direction))) for change in changes)
@@ -310,13 +334,16 @@ def assert_gradient(forward, backward, arguments, rng, **options):
 class _Comparer:
     """Makes the comparisons for one argument: it knows n and u."""
 
-    def __init__(self, name, n, u):
-        self.name, self.n, self.u = name, n, u
+    def __init__(self, name, n, dtype):
+        self.name, self.n, self.u = name, n, unit_roundoff(dtype)
+        self.rounding = self.u + gamma(n, unit_roundoff(np.result_type(dtype, np.float64)))
+        self.spread = CONFIDENCE * np.sqrt(n)
 
     def __call__(self, kind, numeric, value, scale, noise):
-        bound = gamma(self.n, self.u) * scale + 2 * self.n * noise
+        bound = self.rounding * scale + self.spread * noise
         derivation = (
-            f"gamma_n scale + 2 n noise, n = {self.n}, u = {self.u:.3g}, noise = {float(noise):.3g}"
+            f"(u + gamma_n) scale + 6 sqrt(n) noise, n = {self.n}, u = {self.u:.3g}, "
+            f"noise = {float(noise):.3g}"
         )
         numbers = (float(v) for v in (numeric, value, scale, bound))
         return Comparison(self.name, kind, *numbers, derivation)
@@ -330,13 +357,11 @@ class _Comparer:
         terms = np.sum(np.abs(_wide(dy) * _wide(function(x))))
         centre = loss(x)
         wobble = max(abs(loss(_perturb(x, rng)) - centre) for _ in range(probes))
-        loss_noise = gamma(self.n, self.u) * terms + self.n * wobble
+        loss_noise = self.rounding * terms + self.spread * wobble
         result = finite_difference(loss, x, direction, loss_noise)
-        bound = (
-            gamma(self.n, self.u) * absolute + 2 * self.n * noise + result.noise + result.truncation
-        )
+        bound = self.rounding * absolute + self.spread * noise + result.noise + result.truncation
         derivation = (
-            f"gamma_n scale + 2 n noise + 3 loss_noise/h + truncation, n = {self.n}, "
+            f"(u + gamma_n) scale + 6 sqrt(n) noise + 3 loss_noise/h + truncation, n = {self.n}, "
             f"u = {self.u:.3g}, noise = {float(noise):.3g}, 3 loss_noise/h = {result.noise:.3g}, "
             f"truncation = {result.truncation:.3g}"
         )

@@ -1,5 +1,8 @@
 """What the tests of an operation assert: within a derived bound, the same bits, nothing touched."""
 
+import contextlib
+import random
+
 import numpy as np
 from running_error import Running, running
 
@@ -50,6 +53,18 @@ def read_only(*arrays):
     for array in arrays:
         array.setflags(write=False)
     return arrays
+
+
+@contextlib.contextmanager
+def untouched_chance():
+    """Assert that nothing draws from, or seeds, the global random states."""
+    before, python_before = np.random.get_state(), random.getstate()
+    yield
+    after = np.random.get_state()
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)), (
+        "the global state of numpy.random was touched: use a numpy.random.Generator"
+    )
+    assert random.getstate() == python_before, "the global state of random was touched"
 
 
 def wide(array):

@@ -5,12 +5,12 @@ A test of tests/test_<operation>.py that takes `wing` runs once for every wing; 
 """
 
 import importlib
-import random
 
 import hypothesis
 import numpy as np
 import pytest
 import wings
+from agreement import untouched_chance
 
 from minimal_nn.backend import OPERATIONS
 
@@ -60,10 +60,5 @@ def strict_floating_point():
 @pytest.fixture(autouse=True)
 def untouched_global_chance():
     """Fail a test whose code draws from the global random states or seeds them."""
-    before, python_before = np.random.get_state(), random.getstate()
-    yield
-    after = np.random.get_state()
-    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)), (
-        "the global state of numpy.random was touched: use a numpy.random.Generator"
-    )
-    assert random.getstate() == python_before, "the global state of random was touched"
+    with untouched_chance():
+        yield

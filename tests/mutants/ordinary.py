@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import wings
 
-# How an ordinary test says no.  A ValueError or a TypeError, say, is a mutant that crashes, which
-# says little about the tests; a FloatingPointError is the strict environment of conftest.py at work.
+# How an ordinary test says no.  A ValueError or a TypeError is a mutant that crashes, which says
+# little about the tests; a FloatingPointError is the strict environment of conftest.py at work.
 CAUGHT = (AssertionError, pytest.fail.Exception, FloatingPointError)
 
 
