@@ -99,10 +99,12 @@ def _sgd(factors, eta=ETA, l2=LAMBDA):
     ),
     control="one shared eta: the runs differ",
     derivation=r"""
-By induction: if w_t' = a w_t, then \nabla L(w_t') = \nabla L(w_t) / a, and the step w_t' - a^2 \eta
-(\nabla L(w_t') + 2 (\lambda / a^2) w_t') = a (w_t - \eta (\nabla L(w_t) + 2 \lambda w_t)) = a w_{t+1}.
-The outputs, hence all other gradients, are the same. So of \eta, \lambda and |w_0| only \eta / |w|^2 and
-\eta \lambda are felt. With a = 2^k, also a different one for each unit, whole runs agree bit by bit.
+By induction: if $w_t' = a w_t$, then $\nabla L(w_t') = \nabla L(w_t) / a$, and the step $w_t' -
+a^2 \eta (\nabla L(w_t') + 2 (\lambda / a^2) w_t') = a (w_t - \eta (\nabla L(w_t) + 2 \lambda w_t))
+= a w_{t+1}$. The outputs, hence all other gradients, are the same.
+
+So of $\eta$, $\lambda$ and $|w_0|$ only $\eta / |w|^2$ and $\eta \lambda$ are felt. With $a =
+2^k$, also a different one for each unit, whole runs agree bit by bit.
 """,
 )
 def effective_learning_rate(subject):

@@ -45,11 +45,14 @@ def _differing_gradients(network, subject, plain, k, l2=0.0):
     assumptions=("a > 0", "eps = 0", "statistics of the batch"),
     control="eps = 0.5: the gradient does not scale",
     derivation=r"""
-Differentiate L(a w) = L(w) with respect to w: a (\nabla L)(a w) = \nabla L(w). Differentiate
-L_\lambda(a w) = L_{\lambda a^2}(w) likewise. The larger the weights, the smaller the gradient,
-while they can bear larger steps: a step of SGD changes the direction of w by about \eta |\nabla
-L(w)| / |w|, proportional to \eta / |w|^2. With a = 2^k both sides have the same bits; the gradients
-of all other parameters do not change at all.
+Differentiate $L(a w) = L(w)$ with respect to $w$: $a (\nabla L)(a w) = \nabla L(w)$. Differentiate
+$L_\lambda(a w) = L_{\lambda a^2}(w)$ likewise.
+
+The larger the weights, the smaller the gradient, while they can bear larger steps: a step of SGD
+changes the direction of $w$ by about $\eta |\nabla L(w)| / |w|$, proportional to $\eta / |w|^2$.
+
+With $a = 2^k$ both sides have the same bits; the gradients of all other parameters do not change
+at all.
 """,
 )
 def gradient_scaling(subject):
@@ -223,15 +226,18 @@ def worst_orthogonality(network, X, targets):
     assumptions=("for every invariance group", "eps = 0, or the leak of eps > 0 counted"),
     control="eps = 0.5: the residual is the leak of eps, and far above the bound",
     derivation=r"""
-Euler's identity for a function of degree 0: differentiate L(a w) = L(w) with respect to a at a = 1.
-With eps > 0, write z = a z_0 (up to a constant): d/da of (z - \mu)/\sqrt{v + \varepsilon} at a = 1
-is h - h v/(v + \varepsilon) = h \varepsilon/(v + \varepsilon), with h = (z - \mu)/\sqrt{v +
-\varepsilon}; the chain rule with \gamma h = y - \beta gives the second formula. For layer norm v is
-the variance of an example and the sums run over its units, for weight norm v_k = |v_k|^2, and for a
-group that is absorbed further on (gamma and beta before ReLU and the next batch norm) the sum runs
-over all units of the absorbing layer. Bound: the same lines of the reference wing run on numbers
-that carry their rounding error, with the cotangent dy of the absorbing layer given; \sum |w|
-error(\nabla L).
+Euler's identity for a function of degree 0: differentiate $L(a w) = L(w)$ with respect to $a$ at
+$a = 1$.
+
+With $\varepsilon > 0$, write $z = a z_0$ (up to a constant). The derivative of $h = (z - \mu) /
+\sqrt{v + \varepsilon}$ with respect to $a$ at $a = 1$ is $h - h v / (v + \varepsilon) = h
+\varepsilon / (v + \varepsilon)$; the chain rule with $\gamma h = y - \beta$ gives the second
+formula. For layer norm $v$ is the variance of an example and the sums run over its units; for
+weight norm $v_k = |v_k|^2$; for a group that is absorbed further on ($\gamma$ and $\beta$ before
+ReLU and the next batch norm) the sum runs over all units of the absorbing layer.
+
+Bound: $\sum |w|$ times the error of $\nabla L$, from the same lines of the reference wing, run on
+numbers that carry their rounding error, with the cotangent of the absorbing layer given.
 """,
 )
 def gradient_orthogonality(subject):

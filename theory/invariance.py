@@ -51,11 +51,14 @@ def _with_negative_gamma(network):
     assumptions=("batch, layer or weight normalization", "eps = 0", "statistics of the batch"),
     control="no normalization: the scores change with the scale of w",
     derivation=r"""
-z = X w is linear in w, so a w gives a z. Its mean is a \mu and its deviation |a| \sigma, hence
-(a z - a \mu) / (|a| \sigma) = \operatorname{sign}(a) (z - \mu) / \sigma. The same holds for layer
-norm with mean and deviation over the units of an example, when the whole W (with a bias before the
-normalization) is scaled; for weight norm (X a v)/|a v| = \operatorname{sign}(a) (X v)/|v|. The sign
-moves into \gamma. With a = 2^k no rounding changes: the scores must have the same bits.
+$z = X w$ is linear in $w$, so $a w$ gives $a z$. Its mean is $a \mu$ and its standard deviation
+$|a| \sigma$, hence $(a z - a \mu) / (|a| \sigma) = \operatorname{sign}(a) (z - \mu) / \sigma$.
+
+The same holds for layer norm with mean and deviation over the units of an example, when the whole
+$W$ (with a bias before the normalization) is scaled; for weight norm $(X a v) / |a v| =
+\operatorname{sign}(a) (X v) / |v|$. The sign moves into $\gamma$.
+
+With $a = 2^k$ no rounding changes: the scores must have the same bits.
 """,
 )
 def scale_invariance(subject):
@@ -99,12 +102,17 @@ def scale_invariance(subject):
     assumptions=("eps = 0", "the penalty is on the invariant weights", "other parameters fixed"),
     control="no normalization: the two objectives differ",
     derivation=r"""
-L_\lambda(a w) = L(a w) + \lambda |a w|^2 = L(w) + \lambda a^2 |w|^2 = L_{\lambda a^2}(w), since L(a
-w) = L(w). For \lambda > 0 the value L(w) + \lambda 4^{-k} |w|^2 decreases to L(w) as k grows: the
-infimum of L_\lambda over w is that of L, approached as |w| \to 0 and never attained, because the
-penalty is positive for every w where y is defined. So \lambda does not select among functions.
-Bound of the second half: with L equal bit for bit, the sum L + \lambda |w|^2 is rounded once,
-|error| \le u L_\lambda, and |w|^2, a sum of n squares, has relative error at most \gamma_{n+2}.
+$L_\lambda(a w) = L(a w) + \lambda |a w|^2 = L(w) + \lambda a^2 |w|^2 = L_{\lambda a^2}(w)$, since
+$L(a w) = L(w)$.
+
+For $\lambda > 0$ the value $L(w) + \lambda 4^{-k} |w|^2$ decreases to $L(w)$ as $k$ grows: the
+infimum of $L_\lambda$ over $w$ is that of $L$. It is approached as $|w| \to 0$ and never attained,
+because the penalty is positive for every $w$ where $y$ is defined. So $\lambda$ does not select
+among functions.
+
+Bound of the second half: with $L$ equal bit for bit, the sum $L + \lambda |w|^2$ is rounded once,
+with an error of at most $u L_\lambda$, and $|w|^2$, a sum of $n$ squares, has a relative error of
+at most $\gamma_{n+2}$.
 """,
 )
 def penalty_rescaling(subject):
@@ -173,10 +181,12 @@ def penalty_rescaling(subject):
     assumptions=("eps inside the root", "statistics of the batch"),
     control="the same eps on both sides: the scores differ",
     derivation=r"""
-(a z - a \mu) / \sqrt{a^2 \sigma^2 + \varepsilon} =
-(z - \mu) / \sqrt{\sigma^2 + \varepsilon / a^2} for a > 0: scaling w up is the same as
-making eps smaller. So eps > 0 breaks scale invariance only as far as eps is felt beside the
-variance. With a = 2^k, eps / a^2 is the same number with another exponent and both sides have the same bits, for eps = 1e-5 and for eps = 0.5.
+$(a z - a \mu) / \sqrt{a^2 \sigma^2 + \varepsilon} = (z - \mu) / \sqrt{\sigma^2 + \varepsilon /
+a^2}$ for $a > 0$: scaling $w$ up is the same as making $\varepsilon$ smaller. So $\varepsilon > 0$
+breaks scale invariance only as far as it is felt beside the variance.
+
+With $a = 2^k$, $\varepsilon / a^2$ is the same number with another exponent, and both sides have
+the same bits, for $\varepsilon = 10^{-5}$ and for $\varepsilon = 0.5$.
 """,
 )
 def eps_rescaling(subject):

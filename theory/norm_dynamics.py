@@ -90,11 +90,15 @@ def _worst(rows):
     assumptions=("plain SGD with L2", "every invariance group, at every step", "[eps > 0]"),
     control="eps = 0.5 without its cross term: the recursion is broken",
     derivation=r"""
-w_{t+1} = (1 - 2 \eta \lambda) w_t - \eta \nabla L(w_t), and the two parts are orthogonal
-(Pythagoras). Without decay |w| can only grow, so \eta_{\mathrm{eff}} = \eta / |w|^2 can only fall;
-with decay growth and shrinking balance. With eps > 0 the parts are not quite orthogonal and the
-cross term, known by the leak law, is added. Bound: the running error of the update, 2 |w'|
-error(w') + error(w')^2 summed, and that of the cross term.
+$w_{t+1} = (1 - 2 \eta \lambda) w_t - \eta \nabla L(w_t)$, and the two parts are orthogonal
+(Pythagoras). Without decay $|w|$ can only grow, so $\eta / |w|^2$ can only fall; with decay,
+growth and shrinking balance.
+
+With $\varepsilon > 0$ the parts are not quite orthogonal, and the cross term, known by the leak
+law of the gradient, is added.
+
+Bound: the running error of the update, $2 |w'| e + e^2$ summed over the entries' errors $e$, and
+that of the cross term.
 """,
 )
 def norm_growth(subject):
