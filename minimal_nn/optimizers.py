@@ -122,6 +122,10 @@ class Optimizer:
             slot: wing.asarray(np.zeros(array.shape, dtype=array.dtype)) for slot in self.slots
         }
 
+    def rule(self, wing):
+        """Return the update function: the wing's `formula`, or what a subclass puts in its place."""
+        return getattr(wing.update, self.formula)
+
     def step(self, network, gradients):
         """Update the network's parameters in place of the old ones, given {name: gradient}.
 
@@ -141,7 +145,7 @@ class Optimizer:
                 self.state[name] = self.initial_state(w, network.backend)
             state = self.state[name]
             steps = {"t": self.t} if self.counts_steps else {}
-            result = getattr(update, self.formula)(
+            result = self.rule(network.backend)(
                 w, g, *(state[slot] for slot in self.slots), **steps, **hyper
             )
             w, *new = result if self.slots else (result,)
