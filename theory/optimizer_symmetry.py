@@ -344,9 +344,11 @@ def fit_slope(x, y, confidence=CONFIDENCE):
     """Return the least-squares slope of y on x and the half-width of its t interval."""
     from scipy import stats
 
-    fit = stats.linregress(x, y)
-    half = stats.t.ppf((1 + confidence) / 2, len(x) - 2) * fit.stderr
-    return float(fit.slope), float(half)
+    x, y = x - np.mean(x), y - np.mean(y)
+    slope = (x @ y) / (x @ x)
+    residual = y - slope * x
+    error = np.sqrt((residual @ residual) / (len(x) - 2) / (x @ x))
+    return float(slope), float(stats.t.ppf((1 + confidence) / 2, len(x) - 2) * error)
 
 
 @claim(
@@ -373,7 +375,7 @@ def step_exponent(subject):
     rng = np.random.default_rng(20170616)
     batches = [(template.X[i::4], template.targets[i::4]) for i in range(4)]
     norms, lengths, rounding = [], [], []
-    u = unit_roundoff(template.arithmetic)
+    u = max(unit_roundoff(template.arithmetic), unit_roundoff("float64"))  # lengths are float64
     for scale in 10.0 ** rng.uniform(-_DECADES / 2, _DECADES / 2, size=_DRAWS):
         drawn = template.untrained.with_parameters(
             {
@@ -395,7 +397,7 @@ def step_exponent(subject):
         length = step_length(symmetry.plain(), drawn, batches)
         norms.append(norm)
         lengths.append(length)
-        rounding.append(u * (norm + length) / length)
+        rounding.append(u * (norm + length) / length + u * abs(np.log(length)))
     x, y = np.log(norms), np.log(lengths)
     slope, half = fit_slope(x, y)
     centered = x - x.mean()
@@ -461,8 +463,8 @@ def _gradients_of_weights(network, subject):
     control="eps/a in place of eps: nu stays 0 for every |w|",
     derivation=r"""
 At $t = 1$ the corrected moments are $g$ and $g^2$, so the step is $\eta g_i/(|g_i| +
-\varepsilon)$, and at $a w$ the gradient is $g/a$. Hence the length above, and $-d \log|p|/d \log a =
-\sum q_i^2 (1 - q_i)/\sum q_i^2$.
+\varepsilon)$, and at $a w$ the gradient is $g/a$. Hence the length above, and $-d \log|p|/d \log a
+= \sum q_i^2 (1 - q_i)/\sum q_i^2$.
 
 It rises from 0 ($|g| \gg a \varepsilon$: only the sign counts, the effective rate is $\eta/|w|$) to
 1 ($|g| \ll a \varepsilon$: SGD with $\eta/\varepsilon$, effective rate $\eta/(\varepsilon
