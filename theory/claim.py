@@ -25,6 +25,7 @@ class Measurement:
     control_as_predicted: and if its law, where it has one, holds.  details: further figures by
     name, for --json and --explain. estimated: the bound rests on an estimate (callables).  leak:
     the residual is that of an eps > 0.
+    refused: why nothing can be concluded, "" if something can.
     """
 
     measured: float
@@ -36,6 +37,11 @@ class Measurement:
     details: dict = field(default_factory=dict)
     estimated: bool = False
     leak: bool = False
+    refused: str = ""
+
+
+class Refused(Exception):
+    """A measurement that can tell nothing, such as a statistical run that is too short; says why."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,12 @@ class Verdict:
     @property
     def holds(self):
         """Whether the residual keeps the bound (a NaN does not)."""
-        return bool(self.measurement.measured <= self.measurement.bound)
+        return bool(self.measurement.measured <= self.measurement.bound) and not self.refused
+
+    @property
+    def refused(self):
+        """Why the measurement can tell nothing; "" if it can."""
+        return self.measurement.refused
 
     @property
     def control_fails(self):
@@ -67,7 +78,9 @@ class Verdict:
 
     @property
     def word(self):
-        """The verdict in a word: holds, leaks, FAILS, or CONTROL HOLDS; `estimated` where it is."""
+        """The verdict in a word: holds (estimated), leaks, FAILS, CONTROL HOLDS, or refused."""
+        if self.refused:
+            return "refused"
         if not self.holds:
             return "leaks" if self.measurement.leak else "FAILS"
         if not self.control_fails:
@@ -76,6 +89,8 @@ class Verdict:
 
     def __str__(self):
         m = self.measurement
+        if m.refused:
+            return f"{self.claim.id} on {self.subject} ({self.arithmetic}): refused: {m.refused}"
         control = "no control" if m.control is None else f"control {m.control:.3g}"
         return (
             f"{self.claim.id} on {self.subject} ({self.arithmetic}): {self.word}: measured "
@@ -91,6 +106,7 @@ class Verdict:
             "arithmetic": self.arithmetic,
             "verdict": self.word,
             "holds": self.holds,
+            "refused": self.refused,
             "control_fails": self.control_fails,
             "measured": _plain(m.measured),
             "bound": _plain(m.bound),
@@ -135,8 +151,12 @@ class Claim:
     erratum: str = ""
 
     def verify(self, subject):
-        """Measure on `subject` and return the Verdict."""
-        return Verdict(self, subject.name, subject.arithmetic, self.measure(subject))
+        """Measure on `subject` and return the Verdict; `refused` where that can tell nothing."""
+        try:
+            measurement = self.measure(subject)
+        except Refused as reason:
+            measurement = Measurement(math.nan, 0.0, "", None, 0.0, refused=str(reason))
+        return Verdict(self, subject.name, subject.arithmetic, measurement)
 
 
 def claim(
