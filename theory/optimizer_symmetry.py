@@ -342,13 +342,13 @@ def exponent_subjects(options):
 
 def fit_slope(x, y, confidence=CONFIDENCE):
     """Return the least-squares slope of y on x and the half-width of its t interval."""
-    from scipy import stats
+    from scipy.special import stdtrit  # on first use: scipy is slow to import
 
     x, y = x - np.mean(x), y - np.mean(y)
     slope = (x @ y) / (x @ x)
     residual = y - slope * x
     error = np.sqrt((residual @ residual) / (len(x) - 2) / (x @ x))
-    return float(slope), float(stats.t.ppf((1 + confidence) / 2, len(x) - 2) * error)
+    return float(slope), float(stdtrit(len(x) - 2, (1 + confidence) / 2) * error)
 
 
 @claim(
