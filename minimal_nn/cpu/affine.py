@@ -16,7 +16,6 @@ from minimal_nn.cpu.compiler import inline, kernel
 from minimal_nn.cpu.microkernel import TILE_ROWS, TRANSPOSED_ROWS, tile, tile_transposed
 from minimal_nn.cpu.program import Program
 from minimal_nn.cpu.simd import fill, load, store, transpose_square
-from minimal_nn.cpu.workspace import Operand
 
 BLOCK = 128
 
@@ -68,10 +67,10 @@ def transpose_kernel(step, thread, unit, w, w_step, t, t_step, depth):
 
 @kernel
 def weight_gradient_kernel(
-    step, thread, unit, x, x_step, dz, dz_step, dw, thread_step, dw_step, rows, panels, splits
+    step, thread, unit, x, x_step, dz, dz_step, dw, dw_step, rows, panels, splits
 ):
     """A panel of dW = x^T dz (splits = 1), or its rows for one panel of x (splits = panels)."""
-    target = dw + (thread * thread_step + unit * dw_step)
+    target = dw + unit * dw_step
     right = dz + (unit // splits) * dz_step
     first = unit % splits
     last = panels if splits == 1 else first + 1
@@ -175,8 +174,7 @@ def backward(dy, cache):
         sums = workspace.aligned(len(dz) * dz.shape[2], dy.dtype)
         program = Program().phase(len(dz))
         if depth:
-            target = Operand(gradient, step=0), gradient.shape[1] * gradient.shape[2]
-            program.call(weight_gradient_kernel, x, dz, *target, rows, len(x), 1)
+            program.call(weight_gradient_kernel, x, dz, gradient, rows, len(x), 1)
         if db is not None:
             program.call(bias_gradient_kernel, dz, sums, rows)
         program.run(thread_count=thread_count(rows * depth * columns))

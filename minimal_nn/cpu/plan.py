@@ -38,7 +38,7 @@ from minimal_nn.cpu.layernorm import ROWS, row_units
 from minimal_nn.cpu.program import Program
 from minimal_nn.cpu.simd import load, pointer_at, store
 from minimal_nn.cpu.weightnorm import ZERO_NORM
-from minimal_nn.cpu.workspace import Operand, elements
+from minimal_nn.cpu.workspace import elements
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 
 CHUNK = 256  # steps between two looks at the host's tables
@@ -193,7 +193,6 @@ class TrainingLoop:
         self.parameters, self.state, self.statistics = {}, {}, {}
         self.program = Program()
         self.work = 0
-        self.threads = threads.get_num_threads()
         self.data = np.zeros(2, dtype=np.int64)
         self.batches = np.zeros((CHUNK, batch_size), dtype=np.int64)
         self.losses = np.zeros(CHUNK, dtype=self.dtype)
@@ -204,7 +203,7 @@ class TrainingLoop:
             for operation in self.operations
             if operation.module == "affine"
         ]
-        self.scratch = workspace.aligned((self.threads, max(sizes, default=1)), self.dtype)
+        self.scratch = self.program.local((max(sizes, default=1),), self.dtype)
         x = workspace.panels(batch_size, self.input_columns, self.dtype)
         self.program.phase(row_units(batch_size))
         self.program.call(
@@ -406,8 +405,8 @@ class TrainingLoop:
             batchnorm.update_running_kernel, *saved["running"], saved["mean"], saved["var"], unbias,
             momentum, dy.shape[2],
         )  # fmt: skip
-        self._update(gamma, dgamma, 0)
-        self._update(beta, dbeta, 0)
+        self._update(gamma, dgamma)
+        self._update(beta, dbeta)
         return dy
 
     def _layernorm_backward(self, operation, saved, dy, needed):
@@ -427,8 +426,8 @@ class TrainingLoop:
         self.program.call(
             layernorm.parameter_gradient_kernel, z, dy, *rowwise, dgamma, dbeta, self.rows
         )
-        self._update(gamma, dgamma, 0)
-        self._update(beta, dbeta, 0)
+        self._update(gamma, dgamma)
+        self._update(beta, dbeta)
         return dz
 
     def _affine_backward(self, operation, saved, dz, needed):
@@ -437,7 +436,7 @@ class TrainingLoop:
         if "bias" in saved:
             db = self._vector(dz)
             self.program.call(affine.bias_gradient_kernel, dz, db, self.rows)
-            self._update(saved["bias"], db, 0)
+            self._update(saved["bias"], db)
         split = len(dz) == 1 and len(x) > 1 and "g" not in saved
         if split:
             self._pending = saved, dz
@@ -466,26 +465,27 @@ class TrainingLoop:
     def _weight_gradient(self, saved, dz, splits):
         x, weights = saved["x"], saved["weights"]
         stored = weights.arrays[0]
-        thread_step = self.scratch.shape[1]
-        gradient = Operand(self.scratch, row=stored.shape[2], step=thread_step)
+        gradient = self.scratch.at(row=stored.shape[2], step=0)
         self.program.call(
-            affine.weight_gradient_kernel, x, dz, gradient, 0, self.rows, len(x), splits
+            affine.weight_gradient_kernel, x, dz, gradient, self.rows, len(x), splits
         )
         weights.unit_size = stored[0].size // splits
         if "g" in saved:
             dg = self._vector(dz)
             self.program.call(
-                weightnorm.backward_kernel, stored, gradient, 0, gradient, 0, saved["g"].arrays[0],
+                weightnorm.backward_kernel, stored, gradient, gradient, saved["g"].arrays[0],
                 saved["inverse"], dg, weights.shape[0],
             )  # fmt: skip
-            self._update(saved["g"], dg, 0)
-        self._update(weights, self.scratch, thread_step, shared=True)
+            self._update(saved["g"], dg)
+        self._update(weights, self.scratch.at(row=1, step=0))
 
     # Updates
 
-    def _update(self, parameter, gradient, thread_step, shared=False):
-        """Update the unit's part of a parameter.  shared: all units' gradients in one place."""
+    def _update(self, parameter, gradient):
+        """Update the unit's part of a parameter; `gradient`: of all units, or an operand."""
         count = parameter.unit_size
+        if isinstance(gradient, np.ndarray):
+            gradient = elements(gradient, count)
         w, *states = parameter.arrays
         rows = len(update.hyper_parameters(self.formula, 1, **_UNIT_HYPER))
         parameter.per_step = self.formula in ("adam", "adamw")
@@ -496,9 +496,8 @@ class TrainingLoop:
         parameter.element_step = 0
         hyper_step = rows * lanes if parameter.per_step else 0
         self.program.call(
-            update.KERNELS[self.formula], elements(w, count), elements(gradient, thread_step),
-            0 if shared else count, *map(elements, states), elements(parameter.table), hyper_step,
-            lanes, 0, count,
+            update.KERNELS[self.formula], elements(w, count), gradient, *map(elements, states),
+            elements(parameter.table), hyper_step, lanes, 0, count,
         )  # fmt: skip
 
     def _fill_tables(self, optimizer, first, steps):
@@ -549,7 +548,7 @@ class TrainingLoop:
     def _thread_count(self):
         if self.work < WORTH_THREADS:
             return 1
-        return min(self.threads, threads.get_num_threads())
+        return threads.get_num_threads()
 
     def _load(self, network, optimizer):
         for name, parameter in self.parameters.items():

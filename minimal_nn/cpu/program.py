@@ -32,18 +32,20 @@ from minimal_nn.cpu.simd import (
     pointer_type,
     set_floating_point_state,
 )
-from minimal_nn.cpu.workspace import INTEGER, Operand
+from minimal_nn.cpu.workspace import INTEGER, Operand, aligned
 
 CALL_SLOTS = MAX_SLOTS + 4  # a call's row of the table: address, count, operands, padding
-PHASE_SLOTS = 4  # units, first call, last call, whether to look at the status
+PHASE_SLOTS = 5  # units, first call, last call, whether to look at the status, grain
 STATUS = 8  # `state[0]` is the barrier's count; the status has a cache line of its own
 FINISHED = 16
 STATE_SLOTS = 24
-SPINS = 2000
+SPINS = 500
 
 
 @kernel
-def execute(first, thread, thread_count, phases, calls, state, phase_count, steps, flush):
+def execute(
+    first, thread, thread_count, phases, calls, state, phase_count, call_count, steps, flush
+):
     before = floating_point_state()
     if flush != 0:
         set_floating_point_state(before | FLUSH_DENORMALS)
@@ -53,10 +55,13 @@ def execute(first, thread, thread_count, phases, calls, state, phase_count, step
     while running and step < first + steps:
         for number in range(phase_count):
             phase = phases + number * PHASE_SLOTS
-            units = phase[0]
-            for unit in range(thread * units // thread_count, (thread + 1) * units // thread_count):
+            units, grain = phase[0], phase[4]
+            grains = (units + grain - 1) // grain
+            begin = thread * grains // thread_count * grain
+            end = min(units, (thread + 1) * grains // thread_count * grain)
+            for unit in range(begin, end):
                 for index in range(phase[1], phase[2]):
-                    call = calls + index * CALL_SLOTS
+                    call = calls + (thread * call_count + index) * CALL_SLOTS
                     call_address(call[0], call[1], step, thread, unit, call + 2)
             if thread_count > 1:
                 generation += thread_count
@@ -81,8 +86,8 @@ def execute(first, thread, thread_count, phases, calls, state, phase_count, step
 
 
 _INTEGERS = pointer_type(INTEGER, 1)
-_LOOP_TYPES = (_INTEGERS, _INTEGERS, _INTEGERS, INTEGER, INTEGER, INTEGER)
-_LOOP = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 9)  # a ctypes call releases the GIL
+_LOOP_TYPES = (_INTEGERS,) * 3 + (INTEGER,) * 4
+_LOOP = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 10)  # a ctypes call releases the GIL
 _loop = None
 
 
@@ -94,23 +99,33 @@ def _compiled_loop():
 
 
 class Program:
-    """A list of phases; see the module's text."""
+    """A list of phases for up to `max_threads` threads; see the module's text."""
 
-    def __init__(self):
+    def __init__(self, max_threads=None):
+        self.max_threads = max_threads or threads.get_num_threads()
         self._phases = []
         self._calls = []
         self._arrays = []  # what the table points into must stay alive
         self._tables = None
         self.state = np.zeros(STATE_SLOTS, dtype=np.int64)
 
-    def phase(self, units, check=False):
-        """Begin a phase; check: stop after it when a kernel has set the status."""
-        self._phases.append([units, len(self._calls), len(self._calls), int(check)])
+    def local(self, shape, dtype):
+        """Return an operand for scratch space of which every thread has its own."""
+        array = aligned((self.max_threads, *shape), dtype)
+        return Operand(array, row=shape[-1], local=array[0].size)
+
+    def phase(self, units, check=False, grain=1):
+        """Begin a phase.
+
+        check: stop after it when a kernel has set the status.  grain: so many neighbouring units are
+        always done by one thread, in order.
+        """
+        self._phases.append([units, len(self._calls), len(self._calls), int(check), grain])
         return self
 
     def call(self, kernel, *operands):
         """Add a kernel to the phase.  Operands: arrays, `Operand`s and integers."""
-        kinds, values = (), []
+        kinds, values, strides = (), [], []
         for operand in operands:
             if isinstance(operand, np.ndarray):
                 operand = Operand(operand)
@@ -118,11 +133,15 @@ class Program:
                 self._arrays.append(operand.array)
                 kinds += operand.kinds
                 values += operand.values
+                strides += [operand.local * operand.array.itemsize] + [0] * (len(operand.kinds) - 1)
             else:
                 kinds += (INTEGER,)
                 values.append(int(operand))
-        row = [kernel.address(kinds), len(values), *values]
-        self._calls.append(row + [0] * (CALL_SLOTS - len(row)))
+                strides.append(0)
+        padding = [0] * (CALL_SLOTS - 2 - len(values))
+        self._calls.append(
+            ([kernel.address(kinds), len(values), *values, *padding], [0, 0, *strides, *padding])
+        )
         self._phases[-1][2] += 1
         self._tables = None
         return self
@@ -137,20 +156,29 @@ class Program:
         """How many steps the last run finished."""
         return int(self.state[FINISHED])
 
-    def run(self, steps=1, thread_count=1, flush=False):
-        """Run the program for step 0 ... steps-1; flush: treat denormal numbers as 0."""
+    def _frozen(self):
         if self._tables is None:
+            calls = np.array(self._calls, dtype=np.int64).reshape(-1, 2, CALL_SLOTS)
+            thread = np.arange(self.max_threads)[:, None, None]
             self._tables = (
                 np.array(self._phases, dtype=np.int64),
-                np.array(self._calls, dtype=np.int64),
+                calls[:, 0] + thread * calls[:, 1],
             )
-        phases, calls = self._tables
+        return self._tables
+
+    def run(self, steps=1, thread_count=1, flush=False):
+        """Run the program for step 0 ... steps-1; flush: treat denormal numbers as 0.
+
+        Returns the status, 0 when all is well.
+        """
+        phases, calls = self._frozen()
         loop = _compiled_loop()
         self.state[:] = 0
-        arguments = (phases.ctypes.data, calls.ctypes.data, self.state.ctypes.data)
+        addresses = (phases.ctypes.data, calls.ctypes.data, self.state.ctypes.data)
+        sizes = len(phases), len(self._calls)
 
         def job(thread, together):
-            loop(0, thread, together, *arguments, len(phases), steps, int(flush))
+            loop(0, thread, together, *addresses, *sizes, steps, int(flush))
 
-        threads.together(job, thread_count)
+        threads.together(job, min(thread_count, self.max_threads))
         return int(self.state[STATUS])

@@ -56,12 +56,12 @@ def average(mean, decay, rest, value):
 
 @kernel
 def add_penalty_kernel(
-    step, thread, unit, w, w_step, g, g_thread, g_step,
+    step, thread, unit, w, w_step, g, g_step,
     hyper, hyper_step, hyper_row, element_step, count,
 ):  # fmt: skip
     """decay; writes g."""
     base = unit * w_step
-    at = thread * g_thread + unit * g_step
+    at = unit * g_step
     h = hyper + (step * hyper_step + base * element_step)
     for i in range(0, count, w.lanes):
         decay = load(h + i * element_step)
@@ -70,12 +70,12 @@ def add_penalty_kernel(
 
 @kernel
 def sgd_kernel(
-    step, thread, unit, w, w_step, g, g_thread, g_step,
+    step, thread, unit, w, w_step, g, g_step,
     hyper, hyper_step, hyper_row, element_step, count,
 ):  # fmt: skip
     """decay, learning rate"""
     base = unit * w_step
-    at = thread * g_thread + unit * g_step
+    at = unit * g_step
     h = hyper + (step * hyper_step + base * element_step)
     for i in range(0, count, w.lanes):
         p = h + i * element_step
@@ -86,12 +86,12 @@ def sgd_kernel(
 
 @kernel
 def sign_sgd_kernel(
-    step, thread, unit, w, w_step, g, g_thread, g_step,
+    step, thread, unit, w, w_step, g, g_step,
     hyper, hyper_step, hyper_row, element_step, count,
 ):  # fmt: skip
     """decay, learning rate"""
     base = unit * w_step
-    at = thread * g_thread + unit * g_step
+    at = unit * g_step
     h = hyper + (step * hyper_step + base * element_step)
     for i in range(0, count, w.lanes):
         p = h + i * element_step
@@ -104,12 +104,12 @@ def sign_sgd_kernel(
 
 @kernel
 def momentum_kernel(
-    step, thread, unit, w, w_step, g, g_thread, g_step, buffer,
+    step, thread, unit, w, w_step, g, g_step, buffer,
     hyper, hyper_step, hyper_row, element_step, count,
 ):  # fmt: skip
     """decay, learning rate, momentum"""
     base = unit * w_step
-    at = thread * g_thread + unit * g_step
+    at = unit * g_step
     h = hyper + (step * hyper_step + base * element_step)
     for i in range(0, count, w.lanes):
         p = h + i * element_step
@@ -122,12 +122,12 @@ def momentum_kernel(
 
 @kernel
 def nesterov_kernel(
-    step, thread, unit, w, w_step, g, g_thread, g_step, buffer,
+    step, thread, unit, w, w_step, g, g_step, buffer,
     hyper, hyper_step, hyper_row, element_step, count,
 ):  # fmt: skip
     """decay, learning rate, momentum"""
     base = unit * w_step
-    at = thread * g_thread + unit * g_step
+    at = unit * g_step
     h = hyper + (step * hyper_step + base * element_step)
     for i in range(0, count, w.lanes):
         p = h + i * element_step
@@ -141,12 +141,12 @@ def nesterov_kernel(
 
 @kernel
 def rmsprop_kernel(
-    step, thread, unit, w, w_step, g, g_thread, g_step, square,
+    step, thread, unit, w, w_step, g, g_step, square,
     hyper, hyper_step, hyper_row, element_step, count,
 ):  # fmt: skip
     """decay, learning rate, decay of the average, 1 - that, eps"""
     base = unit * w_step
-    at = thread * g_thread + unit * g_step
+    at = unit * g_step
     h = hyper + (step * hyper_step + base * element_step)
     for i in range(0, count, w.lanes):
         p = h + i * element_step
@@ -165,12 +165,12 @@ def rmsprop_kernel(
 
 @kernel
 def adagrad_kernel(
-    step, thread, unit, w, w_step, g, g_thread, g_step, square,
+    step, thread, unit, w, w_step, g, g_step, square,
     hyper, hyper_step, hyper_row, element_step, count,
 ):  # fmt: skip
     """decay, learning rate, eps"""
     base = unit * w_step
-    at = thread * g_thread + unit * g_step
+    at = unit * g_step
     h = hyper + (step * hyper_step + base * element_step)
     for i in range(0, count, w.lanes):
         p = h + i * element_step
@@ -184,12 +184,12 @@ def adagrad_kernel(
 
 @kernel
 def adadelta_kernel(
-    step, thread, unit, w, w_step, g, g_thread, g_step, square, delta_square,
+    step, thread, unit, w, w_step, g, g_step, square, delta_square,
     hyper, hyper_step, hyper_row, element_step, count,
 ):  # fmt: skip
     """decay, learning rate, decay of the averages, 1 - that, eps_numerator, eps_denominator"""
     base = unit * w_step
-    at = thread * g_thread + unit * g_step
+    at = unit * g_step
     h = hyper + (step * hyper_step + base * element_step)
     for i in range(0, count, w.lanes):
         p = h + i * element_step
@@ -222,12 +222,12 @@ def adam_direction(gradient, m, v, p, hyper_row):
 
 @kernel
 def adam_kernel(
-    step, thread, unit, w, w_step, g, g_thread, g_step, m, v,
+    step, thread, unit, w, w_step, g, g_step, m, v,
     hyper, hyper_step, hyper_row, element_step, count,
 ):  # fmt: skip
     """decay, learning rate, and those of adam_direction"""
     base = unit * w_step
-    at = thread * g_thread + unit * g_step
+    at = unit * g_step
     h = hyper + (step * hyper_step + base * element_step)
     for i in range(0, count, w.lanes):
         p = h + i * element_step
@@ -243,12 +243,12 @@ def adam_kernel(
 
 @kernel
 def adamw_kernel(
-    step, thread, unit, w, w_step, g, g_thread, g_step, m, v,
+    step, thread, unit, w, w_step, g, g_step, m, v,
     hyper, hyper_step, hyper_row, element_step, count,
 ):  # fmt: skip
     """decay, learning rate, those of adam_direction, 1 - eta decoupled_weight_decay"""
     base = unit * w_step
-    at = thread * g_thread + unit * g_step
+    at = unit * g_step
     h = hyper + (step * hyper_step + base * element_step)
     for i in range(0, count, w.lanes):
         p = h + i * element_step
@@ -316,7 +316,7 @@ def _elementwise(kernel, w, g, states, hyper):
     table, element_step = hyper_table([hyper], w.shape, w.dtype)
     program = Program().phase(1)
     program.call(
-        kernel, elements(weights, 0), elements(gradient, 0), 0, *map(elements, others),
+        kernel, elements(weights, 0), elements(gradient, 0), *map(elements, others),
         elements(table), 0, table.shape[-1], element_step, weights.size,
     )  # fmt: skip
     program.run()

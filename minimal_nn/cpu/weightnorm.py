@@ -61,15 +61,14 @@ def forward_kernel(
 
 @kernel
 def backward_kernel(
-    step, thread, unit, v, v_step, dw, dw_thread, dw_step, dv, dv_thread, dv_step, g, inverse, dg,
-    rows,
+    step, thread, unit, v, v_step, dw, dw_step, dv, dv_step, g, inverse, dg, rows
 ):  # fmt: skip
     """A panel of dv (which may be dW's place) and dg."""
     for column in range(0, v.span, v.lanes):
         at = unit * v.span + column
         source = v + (unit * v_step + column)
-        cotangent = dw + (thread * dw_thread + unit * dw_step + column)
-        target = dv + (thread * dv_thread + unit * dv_step + column)
+        cotangent = dw + (unit * dw_step + column)
+        target = dv + (unit * dv_step + column)
         s = load(inverse + at)
         total = column_product(cotangent, source, rows) * s
         store(dg + at, total)
@@ -123,7 +122,7 @@ def backward(dW, cache):
     cotangent, dv, dg = Columns.of(dW), source.empty(), source.vector()
     program = Program().phase(source.count)
     program.call(
-        backward_kernel, source.operand, *cotangent.threaded(0), *dv.threaded(0),
+        backward_kernel, source.operand, cotangent.operand, dv.operand,
         source.vector(cache.g), cache.inverse, dg, source.rows,
     )  # fmt: skip
     program.run(thread_count=thread_count(8 * dW.size))

@@ -118,19 +118,20 @@ def pad_channels(images):
 
 
 class Operand:
-    """What a kernel is given of an array: a pointer, and for panels the distance from one to the next.
+    """What a kernel is given of an array: a pointer, and for panels the step from one to the next.
 
     A 3-D array is taken as panels: a pointer with rows of shape[2] numbers, and the step.  A 2-D
-    array is a pointer with rows of shape[1], a 1-D array one with rows of 1.
+    array is a pointer with rows of shape[1], a 1-D array one with rows of 1.  local: numbers between
+    one thread's part of the array and the next one's.
     """
 
-    __slots__ = ("array", "kinds", "values")
+    __slots__ = ("array", "kinds", "values", "local")
 
-    def __init__(self, array, row=None, step=None, start=0):
-        self.array = array
+    def __init__(self, array, row=None, step=None, start=0, local=0):
+        self.array, self.local = array, local
         if row is None:
             row = array.shape[-1] if array.ndim > 1 else 1
-        if step is None and array.ndim == 3:
+        if step is None and array.ndim == 3 and not local:
             step = array.shape[1] * array.shape[2]
         address = array.__array_interface__["data"][0] + start * array.itemsize
         self.kinds = (simd.pointer_type(simd.NUMBA_DTYPES[array.dtype], row),)
@@ -138,6 +139,12 @@ class Operand:
         if step is not None:
             self.kinds += (INTEGER,)
             self.values += (step,)
+
+    def at(self, start=0, row=None, step=None):
+        """Return an operand of the same array from another number on, or with other rows."""
+        first = (self.values[0] - self.array.ctypes.data) // self.array.itemsize
+        row = self.kinds[0].row if row is None else row
+        return Operand(self.array, row, step, first + start, self.local)
 
 
 def elements(array, step=None):
@@ -187,12 +194,6 @@ class Columns:
     def empty(self):
         """Return room for a result of the same shape."""
         return Columns(self.shape, self.dtype)
-
-    def threaded(self, step):
-        """Return operands (pointer, step between threads, step between units) for a kernel that
-        can also work in a thread's own scratch space."""
-        (kind, _), (_, unit_step) = self.operand.kinds, self.operand.values
-        return Operand(self.array, row=kind.row, step=step), unit_step
 
     def result(self):
         """Return the numbers as an array of the shape."""
