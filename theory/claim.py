@@ -41,7 +41,7 @@ class Measurement:
 
 
 class Refused(Exception):
-    """A measurement that can tell nothing, such as a statistical run that is too short; says why."""
+    """Nothing can be concluded, for instance from a statistical run that is too short; says why."""
 
 
 @dataclass(frozen=True)
