@@ -23,11 +23,11 @@ hypothesis.settings.load_profile("deterministic")
 
 def pytest_generate_tests(metafunc):
     operation = metafunc.module.__name__.rpartition(".")[2].removeprefix("test_")
-    if "wing" in metafunc.fixturenames and operation in OPERATIONS:
-        available = [wings.Wing(name) for name in wings.names(operation)]
-        metafunc.parametrize("wing", available, ids=repr)
-    for axis, values in wings.AXES.items():
-        marked = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if operation not in OPERATIONS:
+        return
+    axes = {"wing": [wings.Wing(name) for name in wings.names(operation)], **wings.AXES}
+    marked = {mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")}
+    for axis, values in axes.items():
         if axis in metafunc.fixturenames and axis not in marked:
             ids = [getattr(value, "__name__", str(value)) for value in values]
             metafunc.parametrize(axis, values, ids=[f"{axis}={i}" for i in ids])

@@ -50,7 +50,9 @@ MUTANTS = (
     # affine
     _mutant("affine", "bias-forgotten", ("        y = y + b\n", "        y = y + 0 * b\n")),
     _mutant("affine", "weight-gradient-is-a-mean", ("cache.x.T @ dy", "cache.x.T @ dy / len(dy)")),
-    _mutant("affine", "bias-gradient-is-a-mean", ("dy.sum(axis=0) if", "dy.mean(axis=0) if")),
+    _mutant(
+        "affine", "bias-gradient-is-a-mean", ("dy.sum(axis=0) if", "dy.sum(axis=0) / len(dy) if")
+    ),
     # convolution
     _mutant(
         "convolution",
