@@ -10,7 +10,15 @@ from typing import NamedTuple
 from numba import uint32
 
 from minimal_nn.cuda import reduction
-from minimal_nn.cuda.launch import asarray, contiguous, cuda, empty, kernel, launch
+from minimal_nn.cuda.launch import (
+    asarray,
+    contiguous,
+    cuda,
+    empty,
+    kernel,
+    launch,
+    transposed,
+)
 from minimal_nn.cuda.matmul import product
 from minimal_nn.cuda.vectors import flatten, number_type, vector, vector_width
 
@@ -37,19 +45,20 @@ def backward(dy, cache):
     """Return dx (N, D), dW (D, K) and db (K,), or None for db where there was no bias."""
     x, W, has_bias, precision = cache
     dy = asarray(dy, x.dtype)
-    dx = product(dy, W.T, precision=precision)
-    dW = product(x.T, dy, precision=precision)
+    dx = product(dy, transposed(W), precision=precision)
+    dW = product(transposed(x), dy, precision=precision)
     return dx, dW, column_sums(dy) if has_bias else None
 
 
-def column_sums(dy):
-    """Return the sums of dy (..., K) over all axes but the last: (K,)."""
+def column_sums(dy, out=None):
+    """Return the sums of dy (..., K) over all axes but the last: (K,); out: where they go."""
     dy = contiguous(dy)
     columns = dy.shape[-1]
     rows = dy.size // columns
     width = vector_width(columns, dy)
     cut = reduction.Cut(rows, columns, width)
-    partial, total = empty(cut.chunks * columns, dy.dtype), empty(columns, dy.dtype)
+    partial = empty(cut.chunks * columns, dy.dtype)
+    total = empty(columns, dy.dtype) if out is None else out
     T = number_type(dy.dtype)
     args = (flatten(dy), rows, columns, cut.rows, partial)
     launch(_partial_sums(T, width), cut.grid, cut.block, args)

@@ -49,6 +49,12 @@ class Tile(NamedTuple):
         return (self.BM // self.TM) * (self.BN // self.TN)
 
 
+def name(locate):
+    """Return what an operand adds to the name of a kernel: nothing for a matrix."""
+    kind = locate.py_func.__name__.removeprefix("locate")
+    return "" if kind == "_strided" else kind
+
+
 @functools.cache
 def fetch(locate, wide):
     """Return the device function that loads four neighbouring columns of an operand."""
@@ -210,5 +216,6 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
     function = unrolled(blocked)
     layout = ("T" if a_transposed else "N") + ("T" if b_transposed else "N")
     width = "wide" if wide else "any"
-    function.__name__ = f"blocked_{tile.BM}x{tile.BN}x{tile.BK}_{layout}_{width}"
+    operands = "".join(name(locate) for locate in (locate_a, locate_b))
+    function.__name__ = f"blocked_{tile.BM}x{tile.BN}x{tile.BK}_{layout}_{width}{operands}"
     return kernel(threads=tile.threads, blocks=tile.blocks)(function)

@@ -52,6 +52,7 @@ _state = {
     "simulated": os.environ.get("MINIMAL_NN_CUDA", "") == "simulator",
     "schedule": "forward",
     "records": None,
+    "recording_runs": True,
     "stream": 0,
 }
 
@@ -122,18 +123,27 @@ def schedule():
 
 
 class Record:
-    """One launch that `recorded` saw: the kernel, its geometry and the types of its arguments."""
+    """One launch that `recorded` saw: the kernel, its geometry and its arguments."""
 
     def __init__(self, kernel, grid, block, args, shared):
         self.kernel, self.grid, self.block, self.shared = kernel, grid, block, shared
-        self.signature = signature(args)
+        self.args = _typed(args)
+
+    @property
+    def signature(self):
+        """The Numba types of the arguments."""
+        return signature(self.args)
+
+    def prepare(self):
+        """Return a callable that repeats the launch, see `prepare`."""
+        return prepare(self.kernel, self.grid, self.block, self.args, self.shared)
 
 
 @contextlib.contextmanager
-def recorded():
-    """Collect a `Record` of every launch in the `with` block."""
+def recorded(run=True):
+    """Collect a `Record` of every launch in the `with` block; run=False: only that."""
     records = []
-    with _setting(records=records):
+    with _setting(records=records, recording_runs=run):
         yield records
 
 
@@ -144,7 +154,7 @@ def signature(args):
 
 def _type(arg):
     if isinstance(arg, tuple):
-        return types.Tuple.from_types([_type(item) for item in arg])
+        return types.Tuple.from_types(tuple(_type(item) for item in arg))
     if isinstance(arg, np.ndarray):
         layout = "C" if arg.flags.c_contiguous else "A"
         return types.Array(numba.from_dtype(arg.dtype), arg.ndim, layout)
@@ -212,7 +222,7 @@ def is_device_array(x):
     """Return whether x is an array of this wing (under simulation: a NumPy array)."""
     if simulated():
         return isinstance(x, np.ndarray)
-    return cuda.is_cuda_array(x) and not hasattr(x, "get") and hasattr(x, "copy_to_host")
+    return getattr(x, "__cuda_ndarray__", False)
 
 
 def empty(shape, dtype):
@@ -265,8 +275,19 @@ def flat(x):
     if simulated():
         memory = np.lib.stride_tricks.as_strided(x, (span,), (itemsize,))
     else:
-        memory = cuda.devicearray.DeviceNDArray((span,), (itemsize,), x.dtype, gpu_data=x.gpu_data)
+        memory = _view(x, (span,), (itemsize,))
     return memory, strides
+
+
+def transposed(x):
+    """Return the transposed matrix, a view (DeviceNDArray.T would copy)."""
+    return x.T if simulated() else _view(x, x.shape[::-1], x.strides[::-1])
+
+
+def _view(x, shape, strides):
+    from numba.cuda.cudadrv.devicearray import DeviceNDArray
+
+    return DeviceNDArray(shape, strides, x.dtype, gpu_data=x.gpu_data)
 
 
 def address(x):
@@ -319,6 +340,8 @@ def launch(kernel, grid, block, args, shared=0):
     args = _typed(args)
     if _state["records"] is not None:
         _state["records"].append(Record(kernel, grid, block, args, shared))
+        if not _state["recording_runs"]:
+            return
     if simulated():
         simulator = _simulator()
         simulator.run(kernel.function, grid, block, args, shared, _state["schedule"])
@@ -336,7 +359,7 @@ class Prepared:
 
         args = _typed(args)
         self.arguments = args  # keeps the arrays alive
-        compiled = kernel.dispatcher.compile(signature_on_device(args))
+        compiled = kernel.dispatcher.compile(signature(args))
         flattened = []
         for kind, value in zip(compiled.argument_types, args, strict=True):
             compiled._prepare_args(kind, value, 0, [], flattened)
@@ -364,16 +387,6 @@ def _core_stream():
 @functools.lru_cache(maxsize=1)
 def _default_stream(make):
     return make(0)
-
-
-def signature_on_device(args):
-    """Return the Numba types of arguments that lie on the device."""
-    return tuple(
-        types.Tuple.from_types(signature_on_device(arg))
-        if isinstance(arg, tuple)
-        else getattr(arg, "_numba_type_", None) or numba.typeof(arg)
-        for arg in args
-    )
 
 
 def prepare(kernel, grid, block, args, shared=0):

@@ -47,19 +47,21 @@ ARITHMETIC = {
     ("float64", "float64"): tensor.FLOAT64,
 }
 
-# The table of variants: the tiles of each family, largest first, and whether a tile needs `wide`
-# operands # (16-byte vectors).  `choose` takes the first one that leaves no multiprocessor of an
-# H200 without work, # or else the last.
+# The table of variants: the tiles of each family, largest first, and what each is for: "matrices"
+# that # load and store vectors of 16 bytes; such "vectors" of any operands (to find the pixels of a
+# patch # takes registers, which the largest tile does not have); "any" operands.  `choose` takes
+# the first # that leaves no multiprocessor of an H200 without work, or else the last.
 MULTIPROCESSORS = 132
 TILES = {
     "blocked": (
-        (blocked.Tile(BM=128, BN=128, BK=8, TM=8, TN=8, blocks=2), True),
-        (blocked.Tile(BM=64, BN=64, BK=8, TM=8, TN=4, blocks=4), False),
-        (blocked.Tile(BM=32, BN=32, BK=8, TM=4, TN=4, blocks=8), False),
+        (blocked.Tile(BM=128, BN=128, BK=8, TM=8, TN=8, blocks=2), "matrices"),
+        (blocked.Tile(BM=128, BN=64, BK=8, TM=8, TN=8, blocks=3), "vectors"),
+        (blocked.Tile(BM=64, BN=64, BK=8, TM=8, TN=4, blocks=4), "any"),
+        (blocked.Tile(BM=32, BN=32, BK=8, TM=4, TN=4, blocks=8), "any"),
     ),
     "tensor": (
-        (tensor.Tile(BM=64, BN=64, BK=16, WM=32, WN=32, blocks=2), False),
-        (tensor.Tile(BM=32, BN=32, BK=16, WM=16, WN=16, blocks=4), False),
+        (tensor.Tile(BM=64, BN=64, BK=16, WM=32, WN=32, blocks=2), "any"),
+        (tensor.Tile(BM=32, BN=32, BK=16, WM=16, WN=16, blocks=4), "any"),
     ),
 }
 # A product whose tiles fill less than the chip is split along K, into parts of at least PART; the
@@ -67,12 +69,19 @@ TILES = {
 PART = 256
 
 
-def choose(family, M, N, wide):
-    """Return the tile for a product of M x N."""
-    for tile, needs_wide in TILES[family]:
-        if wide >= needs_wide and _tiles(tile, M, N) >= MULTIPROCESSORS:
+def choose(family, M, N, fits):
+    """Return the tile for a product of M x N; fits: the kinds of operands that the two are."""
+    for tile, kind in TILES[family]:
+        if kind in fits and _tiles(tile, M, N) >= MULTIPROCESSORS:
             return tile
     return TILES[family][-1][0]
+
+
+def fitting(a, b, N, dtype):
+    """Return which kinds of operands (see TILES) the operands of a product with N columns are."""
+    wide = a.vectors and b.vectors and N % (16 // np.dtype(dtype).itemsize) == 0
+    matrices = a.locate is locate_strided and b.locate is locate_strided
+    return ("any",) + ("vectors",) * wide + ("matrices",) * (wide and matrices)
 
 
 def parts(tile, M, N, K):
@@ -154,17 +163,17 @@ def product_of_operands(
     a, b, M, N, K, dtype, bias=None, activation="identity", precision=None, out=None
 ):
     """Return act(A B + bias), (M, N), for two operands (any `Operand`, not only matrices)."""
-    if max(M * K, K * N, M * N) >= 2**32:
+    if max(a.memory.size, b.memory.size, M * N) >= 2**32 or max(M, N, K) >= 2**31:
         raise ValueError(
-            f"a: got a product of {M} x {K} by {K} x {N}, expected < 2**32 entries each"
+            f"a: got a product of {M} x {K} by {K} x {N}, expected sizes below 2**31 and arrays of "
+            "fewer than 2**32 entries: compute it in parts"
         )
     if activation not in ("identity", "relu"):
         raise ValueError(f"activation: got {activation!r}, expected 'identity' or 'relu'")
     c = empty((M, N), dtype) if out is None else out
     flags = (int(BIAS) if bias is not None else 0) | (int(RELU) if activation == "relu" else 0)
     bias = c.reshape(M * N) if bias is None else contiguous(asarray(bias, dtype))
-    wide = a.vectors and b.vectors and N % (16 // np.dtype(dtype).itemsize) == 0
-    compiled, tile, extra = _variant(dtype, precision, a, b, M, N, wide)
+    compiled, tile, extra = _variant(dtype, precision, a, b, M, N)
     count, part = parts(tile, M, N, K)
     target, own_flags = (c, flags) if count == 1 else (empty((count, M, N), dtype), 0)
     marks, unit = extra
@@ -182,20 +191,21 @@ def product_of_operands(
     return c
 
 
-def _variant(dtype, precision, a, b, M, N, wide):
+def _variant(dtype, precision, a, b, M, N):
     """Return the kernel for a product, its tile, and the arguments that only some kernels have."""
     if np.dtype(dtype).name not in ("float32", "float64"):
         raise TypeError(f"a: got an array of {np.dtype(dtype)}, expected float32 or float64")
     if precision not in PRECISIONS:
         raise ValueError(f"precision: got {precision!r}, expected one of {PRECISIONS}")
     arithmetic = ARITHMETIC.get((np.dtype(dtype).name, precision))
-    layout = (a.transposed, b.transposed, wide, a.locate, b.locate)
+    fits = fitting(a, b, N, dtype)
+    layout = (a.transposed, b.transposed, "vectors" in fits, a.locate, b.locate)
     if arithmetic is None:
         if precision is not None:
             raise TypeError(f"precision: got {precision!r} for arrays of {dtype}, expected float32")
-        tile = choose("blocked", M, N, wide)
+        tile = choose("blocked", M, N, fits)
         return blocked.product_kernel(tile, *layout), tile, ((), ())
-    tile = choose("tensor", M, N, wide)
+    tile = choose("tensor", M, N, fits)
     compiled = tensor.product_kernel(arithmetic, tile, *layout)
     return compiled, tile, ((_no_marks(simulated()),), (np.float64(0),))
 
@@ -254,7 +264,7 @@ def rounded(a, b):
     if K != b.shape[0]:
         raise ValueError(f"b: got shape {tuple(b.shape)}, expected ({K}, N) to fit a's ({M}, {K})")
     left, right = strided(a), strided(b)
-    wide = left.vectors and right.vectors and N % 4 == 0
+    wide = "vectors" in fitting(left, right, N, np.float32)
     tile = TILES["tensor"][-1][0]
     layout = (left.transposed, right.transposed, wide, left.locate, right.locate)
     compiled = tensor.product_kernel(tensor.WIDENED, tile, *layout, certify=True)

@@ -25,7 +25,7 @@ import numpy as np
 from numba import float32, float64, uint8, uint32
 
 from minimal_nn.cuda import intrinsics
-from minimal_nn.cuda.blocked import BIAS, RELU
+from minimal_nn.cuda.blocked import BIAS, RELU, name
 from minimal_nn.cuda.intrinsics import (
     copy_async_4,
     copy_async_8,
@@ -266,7 +266,8 @@ def product_kernel(
                                 marks[m * N + n + uint32(q)] = uint8(0 if certain else 1)
 
     layout = ("T" if a_transposed else "N") + ("T" if b_transposed else "N")
-    tensor.__name__ = "_".join(
-        (arithmetic.name, f"{tile.BM}x{tile.BN}x{tile.BK}", layout, "wide" if wide else "any")
-    ) + ("_certify" if certify else "")
+    operands = "".join(name(locate) for locate in (locate_a, locate_b))
+    width = ("wide" if wide else "any") + ("_certify" if certify else "")
+    sizes = f"{tile.BM}x{tile.BN}x{tile.BK}"
+    tensor.__name__ = f"{arithmetic.name}_{sizes}_{layout}_{width}{operands}"
     return kernel(threads=tile.threads, blocks=tile.blocks, widens=total is float64)(tensor)

@@ -93,7 +93,7 @@ def direct(rng, family, tile, layout, wide, M, K, N, arithmetic=None):
     return c.reshape(M, N), a @ b
 
 
-LARGE, MIDDLE, SMALL = (tile for tile, _ in matmul.TILES["blocked"])
+LARGE, OBLONG, MIDDLE, SMALL = (tile for tile, _ in matmul.TILES["blocked"])
 LARGE_TENSOR, SMALL_TENSOR = (tile for tile, _ in matmul.TILES["tensor"])
 # What is compiled in every run; the other variants come from the same text and are marked slow.
 KERNELS = [
@@ -115,11 +115,11 @@ OTHERS = [
         ("blocked", [None]),
         ("tensor", [tensor.FLOAT64, tensor.WIDENED, tensor.TF32, tensor.BFLOAT16]),
     )
-    for tile, needs_wide in matmul.TILES[family]
+    for tile, kind in matmul.TILES[family]
     for arithmetic in arithmetics
     for layout in LAYOUTS
     for wide in (True, False)
-    if wide >= needs_wide and (family, tile, layout, wide, arithmetic) not in KERNELS
+    if (wide or kind == "any") and (family, tile, layout, wide, arithmetic) not in KERNELS
 ]
 
 
@@ -225,10 +225,12 @@ def test_nan_and_infinity_stay_in_their_row_and_column(place, rng, kind):
 
 def test_the_table_of_variants():
     """Large products get large tiles, small ones small tiles; only short products are split."""
-    assert matmul.choose("blocked", 4096, 4096, wide=True) == LARGE
-    assert matmul.choose("blocked", 4096, 4096, wide=False) == MIDDLE
-    assert matmul.choose("blocked", 128, 256, wide=True) == SMALL
-    assert matmul.choose("tensor", 4096, 4096, wide=True) == LARGE_TENSOR
+    vectors, matrices = ("any", "vectors"), ("any", "vectors", "matrices")
+    assert matmul.choose("blocked", 4096, 4096, matrices) == LARGE
+    assert matmul.choose("blocked", 4096, 4096, vectors) == OBLONG
+    assert matmul.choose("blocked", 4096, 4096, ("any",)) == MIDDLE
+    assert matmul.choose("blocked", 128, 256, matrices) == SMALL
+    assert matmul.choose("tensor", 4096, 4096, matrices) == LARGE_TENSOR
     assert matmul.parts(LARGE, 4096, 4096, 4096) == (1, 4096)
     count, length = matmul.parts(SMALL, 128, 256, 4096)
     assert (count, length) == (4, 1024)

@@ -1,0 +1,172 @@
+r"""Convolution of images as matrix products whose operands are never written down (implicit GEMM).
+
+With pixels m = (n, p, q) of the output, pixels i = (n, h, w) of the input, and taps (a, b) of the
+kernel:
+
+    y[m, k]         = sum over (a, b, c) of   patch_x[m, (a, b, c)]  W[(a, b, c), k]
+    dx[i, c]        = sum over (a, b, k) of   patch_dy[i, (a, b, k)]  W[(a, b, c), k]
+    dW[(a, b, c), k] = sum over m of          patch_x[m, (a, b, c)]  dy[m, k]
+
+patch_x[m, (a, b, c)] is x[n, stride p + a - padding, stride q + b - padding, c], or 0 outside the
+image; patch_dy[i, (a, b, k)] is dy[n, p, q, k] for the p, q with stride p + a - padding = h, and so
+on, or 0 where there are none.  The kernels of `matmul` ask `locate_...` below where an entry lies;
+with channels a multiple of four, four neighbours at once.  dW sums over all pixels: matmul splits
+that sum into parts of a fixed length, and adds the parts in order.
+
+The formulas are those of reference/convolution.py; images are (N, H, W, C), kernels (kh, kw, C, K).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import uint32, uint64
+
+from minimal_nn.cuda.affine import column_sums
+from minimal_nn.cuda.launch import address, asarray, contiguous, device, empty
+from minimal_nn.cuda.matmul import Operand, product_of_operands, strided
+from minimal_nn.reference.convolution import output_size
+
+
+class Cache(NamedTuple):
+    x: object
+    W: object
+    has_bias: bool
+    stride: int
+    padding: int
+    precision: str | None
+
+
+def divisor(d):
+    """Return (d, multiplier, shift), with which `divide` divides numbers below 2^31 by d.
+
+    floor(n / d) = (n + floor(n multiplier / 2^32)) >> shift, shift = ceil(log2 d) and multiplier =
+    floor(2^32 (2^shift - d) / d) + 1 (Granlund & Montgomery, 1994): two instructions for some
+    twenty.
+    """
+    shift = (d - 1).bit_length()
+    return d, (2**32 * (2**shift - d)) // d + 1, shift
+
+
+@device
+def divide(n, by, multiplier, shift):
+    """Return n // by and n % by, for a triple of `divisor`."""
+    high = uint32((uint64(n) * uint64(multiplier)) >> uint64(32))
+    quotient = (n + high) >> shift
+    return quotient, n - quotient * by
+
+
+@device
+def locate_patch(row, column, rows, columns, g):
+    """Return the place in x of patch_x[row, column], and whether it is inside the image."""
+    n, rest = divide(row, g[0], g[1], g[2])
+    p, q = divide(rest, g[3], g[4], g[5])
+    a, rest = divide(column, g[6], g[7], g[8])
+    b, c = divide(rest, g[9], g[10], g[11])
+    height, width, stride, padding = g[12], g[13], g[14], g[15]
+    h, w = p * stride + a - padding, q * stride + b - padding  # below zero: large
+    exists = row < rows and column < columns and h < height and w < width
+    return ((n * height + h) * width + w) * g[9] + c, exists
+
+
+@device
+def locate_cotangent(row, column, rows, columns, g):
+    """Return the place in dy of patch_dy[row, column], and whether there is one."""
+    n, rest = divide(row, g[0], g[1], g[2])
+    h, w = divide(rest, g[3], g[4], g[5])
+    a, rest = divide(column, g[6], g[7], g[8])
+    b, k = divide(rest, g[9], g[10], g[11])
+    height, width, padding = g[15], g[16], g[17]
+    exists = row < rows and column < columns and h + padding >= a and w + padding >= b
+    p, p_rest = divide(h + padding - a, g[12], g[13], g[14])
+    q, q_rest = divide(w + padding - b, g[12], g[13], g[14])
+    exists = exists and p_rest == uint32(0) and q_rest == uint32(0) and p < height and q < width
+    return ((n * height + p) * width + q) * g[9] + k, exists
+
+
+@device
+def locate_tap(row, column, rows, columns, g):
+    """Return the place in W of W[(a, b, row), k] for column = (a, b, k)."""
+    tap, k = divide(column, g[0], g[1], g[2])
+    return (tap * g[3] + row) * g[0] + k, row < rows and column < columns
+
+
+def forward(x, W, b=None, stride=1, padding=1, *, precision=None, out=None, activation="identity"):
+    """Return y (N, P, Q, K) and the cache for images x (N, H, W, C) and a kernel W (kh, kw, C, K).
+
+    precision and activation ("relu" is taken in the same kernel): see `matmul`.  out: a contiguous
+    array to write y into.
+    """
+    x = contiguous(asarray(x))
+    W = contiguous(asarray(W, x.dtype))
+    (n, height, width, channels), (kh, kw, channels_of_W, units) = x.shape, W.shape
+    if channels != channels_of_W:
+        raise ValueError(
+            f"W: got shape {tuple(W.shape)}, expected (kh, kw, {channels}, K) to fit x's "
+            f"{channels} channels"
+        )
+    p, q = output_size(height, kh, stride, padding), output_size(width, kw, stride, padding)
+    if p < 1 or q < 1:
+        raise ValueError(
+            f"W: got a kernel of {kh} x {kw} pixels, expected at most the "
+            f"{height + 2 * padding} x {width + 2 * padding} pixels of the padded image"
+        )
+    rows, inner = n * p * q, kh * kw * channels
+    y = empty((n, p, q, units), x.dtype) if out is None else out
+    patches = _patches(x, W, p, q, stride, padding, transposed=False)
+    kernel = strided(W.reshape(inner, units))
+    shape = rows, units, inner, x.dtype
+    options = {"bias": b, "activation": activation, "precision": precision}
+    product_of_operands(patches, kernel, *shape, out=y.reshape(rows, units), **options)
+    return y, Cache(x, W, b is not None, stride, padding, precision)
+
+
+def backward(dy, cache):
+    """Return dx (N, H, W, C), dW (kh, kw, C, K) and db (K,), None where there was no bias."""
+    dy = contiguous(asarray(dy, cache.x.dtype))
+    db = column_sums(dy) if cache.has_bias else None
+    return input_gradient(dy, cache), kernel_gradient(dy, cache), db
+
+
+def input_gradient(dy, cache, out=None):
+    """Return dx (N, H, W, C) for a contiguous dy; out: a contiguous array to write it into."""
+    x, W, _, stride, padding, precision = cache
+    (n, height, width, channels), (kh, kw, _, units) = x.shape, W.shape
+    _, p, q, _ = dy.shape
+    dx = empty(x.shape, x.dtype) if out is None else out
+    pixels, inner = n * height * width, kh * kw * units
+    geometry = (*divisor(height * width), *divisor(width), *divisor(kw * units), *divisor(units))
+    geometry += (*divisor(stride), p, q, padding)
+    vectors = _vectors(dy, units)
+    cotangents = Operand(dy.reshape(dy.size), geometry, locate_cotangent, False, vectors)
+    geometry = (*divisor(units), channels)
+    kernel = Operand(W.reshape(W.size), geometry, locate_tap, True, _vectors(W, units))
+    shape = pixels, channels, inner, x.dtype
+    out = dx.reshape(pixels, channels)
+    product_of_operands(cotangents, kernel, *shape, out=out, precision=precision)
+    return dx
+
+
+def kernel_gradient(dy, cache, out=None):
+    """Return dW (kh, kw, C, K) for a contiguous dy; out: a contiguous array to write it into."""
+    x, W, _, stride, padding, precision = cache
+    _, p, q, units = dy.shape
+    dW = empty(W.shape, x.dtype) if out is None else out
+    rows, inner = W.size // units, dy.size // units
+    patches = _patches(x, W, p, q, stride, padding, transposed=True)
+    cotangent = strided(dy.reshape(inner, units))
+    shape = rows, units, inner, x.dtype
+    out = dW.reshape(rows, units)
+    product_of_operands(patches, cotangent, *shape, out=out, precision=precision)
+    return dW
+
+
+def _patches(x, W, p, q, stride, padding, transposed):
+    (_, height, width, channels), (_, kw, _, _) = x.shape, W.shape
+    geometry = (*divisor(p * q), *divisor(q), *divisor(kw * channels), *divisor(channels))
+    geometry += (height, width, stride, padding)
+    return Operand(x.reshape(x.size), geometry, locate_patch, transposed, _vectors(x, channels))
+
+
+def _vectors(array, channels):
+    """Return whether 16 bytes of neighbouring channels always exist together and are aligned."""
+    return channels % (16 // np.dtype(array.dtype).itemsize) == 0 and address(array) % 16 == 0
