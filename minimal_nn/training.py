@@ -7,15 +7,13 @@ after any epoch.
 import contextlib
 import hashlib
 import json
-import os
 import pathlib
-import tempfile
-import zipfile
-import zlib
+import sys
 
 import numpy as np
 
 from minimal_nn.errors import CheckpointError, NonFiniteError, ZeroNormError, ZeroVarianceError
+from minimal_nn.files import whole_file
 
 _FORMAT = 1  # of checkpoint files
 
@@ -44,8 +42,8 @@ class StepByStep:
         losses = np.empty(len(batches))
         for step, rows in enumerate(batches):
             loss, gradients, state = network.step_gradients(X[rows], targets[rows])
-            network.state = state
             optimizer.step(network, gradients)
+            network.state = state
             losses[step] = loss
         return losses
 
@@ -93,7 +91,13 @@ def fit(
             raise ValueError(f"{argument}: got {value!r}, expected an integer >= 1")
     network.check_inputs(X)
     network.check_targets(targets, len(X))
-    optimizer.check_names(network.parameters)
+    optimizer.check(network)
+    if validation is not None:
+        try:
+            network.check_inputs(validation[0])
+            network.check_labels(validation[1], len(validation[0]))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"validation: {error}") from None
     rng = np.random.default_rng(rng)
     history = History()
     if batch_size == 1 or len(X) == 1:
@@ -118,7 +122,9 @@ def fit(
                 f"checkpoint: the folder {checkpoint.parent} does not exist; create it first"
             )
         if checkpoint.exists():
-            history, threads = load_checkpoint(checkpoint, network, optimizer, rng, fingerprint)
+            history, threads = load_checkpoint(
+                checkpoint, network, optimizer, rng, fingerprint, epochs
+            )
     plan = network.backend.plan(network.program(), optimizer, batch_size) or StepByStep()
     with _pinned_blas(threads), _bar(progress, epochs, len(history.epochs)) as bar:
         for epoch in range(len(history.epochs) + 1, epochs + 1):
@@ -127,7 +133,7 @@ def fit(
             if validation is not None:
                 record["error"] = network.error(*validation)
             if observe is not None:
-                record.update(observe(network))
+                record.update(_observed(observe(network)))
             if checkpoint is not None:
                 save_checkpoint(checkpoint, network, optimizer, rng, history, fingerprint, threads)
             bar.set_postfix({k: f"{v:.4g}" for k, v in record.items() if k in ("loss", "error")})
@@ -144,16 +150,28 @@ def _epoch(plan, network, optimizer, X, targets, batch_size, rng, history, epoch
         parts.append(rest[None])
     losses = []
     for batches in parts:
-        first = optimizer.t
         try:
             losses.extend(plan.run(network, optimizer, X, targets, batches).tolist())
         except (NonFiniteError, ZeroVarianceError, ZeroNormError) as error:
-            step = optimizer.t + 1
-            raise type(error)(
-                f"epoch {epoch}, step {step} ({step - first} of this call): {error}"
-            ) from None
+            raise type(error)(f"epoch {epoch}, step {optimizer.t + 1}: {error}") from None
+    for name, array in network.parameters.items():
+        if not np.all(np.isfinite(network.backend.to_numpy(array))):
+            raise NonFiniteError(
+                f"epoch {epoch}, step {optimizer.t}: {name} got NaN or infinite in an update; "
+                "expected finite numbers: a smaller learning rate keeps them finite"
+            )
     history.loss.extend(losses)
     history.epochs.append({"epoch": epoch, "loss": float(np.mean(losses))})
+
+
+def _observed(numbers):
+    """Return what `observe` returned with Python numbers, which a checkpoint can hold."""
+    record = {}
+    for name, value in numbers.items():
+        if np.ndim(value) or np.asarray(value).dtype.kind not in "biuf":
+            raise TypeError(f"observe: got {name!r} = {value!r}, expected a dict of numbers")
+        record[name] = np.asarray(value).item()
+    return record
 
 
 @contextlib.contextmanager
@@ -185,13 +203,15 @@ def _fingerprint(network, optimizer, X, targets, batch_size):
     """Return what a checkpoint must agree with: layers, optimizer, data, batch size, wing."""
     data = hashlib.sha256(np.ascontiguousarray(X).tobytes())
     data.update(np.ascontiguousarray(targets).tobytes())
+    with np.printoptions(threshold=sys.maxsize, floatmode="unique"):  # every digit of arrays
+        optimizer_text = repr(optimizer)
     return {
         "layers": repr(network.layers),
         "input_shape": list(network.input_shape),
         "loss": network.loss_kind,
         "dtype": str(network.dtype),
         "backend": network.backend.name,
-        "optimizer": repr(optimizer),
+        "optimizer": optimizer_text,
         "batch_size": int(batch_size),
         "data": data.hexdigest(),
     }
@@ -214,20 +234,11 @@ def save_checkpoint(path, network, optimizer, rng, history, fingerprint, threads
     }
     arrays["history/loss"] = np.asarray(history.loss)
     arrays["meta"] = np.array(json.dumps(meta))
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    with whole_file(path) as file:
+        np.savez(file, **arrays)
 
 
-def load_checkpoint(path, network, optimizer, rng, fingerprint):
+def load_checkpoint(path, network, optimizer, rng, fingerprint, epochs):
     """Restore network, optimizer and rng from `path`; return the history and the BLAS threads.
 
     Everything is read and checked before anything is changed.
@@ -235,31 +246,44 @@ def load_checkpoint(path, network, optimizer, rng, fingerprint):
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        meta = json.loads(str(arrays.pop("meta")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        meta = json.loads(str(arrays["meta"]))
+        written_by = {"format": meta["format"], **meta["fingerprint"]}
+        parameters = {name: arrays[f"parameter/{name}"] for name in _listed(arrays, "parameter/")}
+        state = {name: arrays[f"state/{name}"] for name in _listed(arrays, "state/")}
+        slots = {name: {} for name in parameters}
+        for key in _listed(arrays, "optimizer/"):
+            name, slot = key.rsplit("/", 1)
+            slots[name][slot] = arrays[f"optimizer/{key}"]
+        history = History(arrays["history/loss"].tolist(), meta["epochs"])
+        t, threads, rng_state = meta["t"], meta["blas_threads"], meta["rng"]
+        generator = rng_state["bit_generator"]
+    except Exception as error:  # whatever a damaged byte leads to, NumPy's or zipfile's
         raise CheckpointError(
-            f"checkpoint: {path} is damaged or not a checkpoint ({error}); it was left as it is: "
-            "move it away to start anew"
+            f"checkpoint: {path} is damaged or not a checkpoint ({type(error).__name__}: {error}); "
+            "it was left as it is: move it away to start anew"
         ) from None
-    if meta.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"checkpoint: {path} has format {meta.get('format')}, expected {_FORMAT}"
-        )
-    for key, expected in fingerprint.items():
-        got = meta["fingerprint"].get(key)
-        if got != expected:
+    written_by["rng"] = generator
+    expected = {"format": _FORMAT, **fingerprint, "rng": type(rng.bit_generator).__name__}
+    for key, value in expected.items():
+        if written_by.get(key) != value:
             raise CheckpointError(
-                f"checkpoint: {path} was written by a run with {key} = {got}, this run has "
-                f"{expected}; expected the same: use another path"
+                f"checkpoint: {path} was written by a run with {key} = {written_by.get(key)}, this "
+                f"run has {value}; expected the same: use another path"
             )
+    if len(history.epochs) > epochs:
+        raise CheckpointError(
+            f"checkpoint: {path} has {len(history.epochs)} epochs behind it, expected at most "
+            f"epochs = {epochs}"
+        )
     asarray = network.backend.asarray
-    parameters = {name: asarray(arrays[f"parameter/{name}"]) for name in network.parameters}
-    state = {name: asarray(arrays[f"state/{name}"]) for name in network.state}
-    slots = {
-        name: {slot: asarray(arrays[f"optimizer/{name}/{slot}"]) for slot in optimizer.slots}
-        for name in network.parameters
+    network.parameters = {name: asarray(parameters[name]) for name in network.parameters}
+    network.state = {name: asarray(state[name]) for name in network.state}
+    optimizer.state = {
+        name: {slot: asarray(array) for slot, array in own.items()} for name, own in slots.items()
     }
-    network.parameters, network.state = parameters, state
-    optimizer.state, optimizer.t = slots, meta["t"]
-    rng.bit_generator.state = meta["rng"]
-    return History(arrays["history/loss"].tolist(), meta["epochs"]), meta["blas_threads"]
+    optimizer.t, rng.bit_generator.state = t, rng_state
+    return history, threads
+
+
+def _listed(arrays, prefix):
+    return [name[len(prefix) :] for name in arrays if name.startswith(prefix)]

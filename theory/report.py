@@ -1,12 +1,13 @@
 """The table of verdicts, on a terminal and as JSON."""
 
 import json
-import os
 import platform
 import sys
-import tempfile
 from pathlib import Path
 
+import numpy as np
+
+from minimal_nn.files import whole_file
 from theory.claim import CLAIMS
 
 WIDTH = 100
@@ -18,9 +19,10 @@ def number(value):
     """Return a figure as the table prints it: counts as they are, others to three digits."""
     if value is None:
         return "-"
-    if float(value).is_integer() and abs(value) < 1e6:
+    if value == 0 or (float(value).is_integer() and 1 <= abs(value) < 1e6):
         return f"{int(value)}"
-    return f"{value:.2e}"
+    digits = 2 if value == 0 or abs(np.log10(abs(value))) < 99 else 1
+    return np.format_float_scientific(value, precision=digits, exp_digits=2, min_digits=digits)
 
 
 def row(verdict):
@@ -30,6 +32,8 @@ def row(verdict):
     if verdict.holds and "exact for k" in m.details:
         low, high = m.details["exact for k"]
         word += f" |k|<={min(-low, high)}"
+    if verdict.holds and "largest radius" in m.details:
+        word += f" r<={number(m.details['largest radius'])}"
     return (
         verdict.claim.id,
         verdict.claim.cite,
@@ -41,10 +45,20 @@ def row(verdict):
     )
 
 
-def header():
-    """Return the table's first lines."""
+_HEADS = {
+    "ball": "balls: measured |midpoint|, bound the radius of the enclosure closest to excluding 0, "
+    "relative",
+    "symbol": "symbols: measured the expressions that do not simplify to 0",
+}
+
+
+def header(arithmetic=None):
+    """Return the table's first lines for an arithmetic (None: floats)."""
     return [
-        "bit-exact claims: bound 0, a = 2^k for every |k| up to the figure in the last column",
+        _HEADS.get(
+            arithmetic,
+            "bit-exact claims: bound 0, a = 2^k for every |k| up to the figure in the last column",
+        ),
         _line(_COLUMNS),
         "-" * WIDTH,
     ]
@@ -76,6 +90,25 @@ def listing():
     return [f"{c.id:25s} {c.source}\n{'':25s} control: {c.control}" for c in CLAIMS.values()]
 
 
+def explanation(claim):
+    """Return a claim in full: statement, derivation, assumptions, what is measured, the bound."""
+    parts = [
+        f"{claim.id}  ({claim.source})",
+        "",
+        f"  {claim.statement}",
+        "",
+        claim.derivation.strip(),
+        "",
+        "assumptions: " + "; ".join(claim.assumptions),
+        f"control: {claim.control}",
+    ]
+    if claim.measure.__doc__:
+        parts.append(f"measured: {' '.join(claim.measure.__doc__.split())}")
+    if claim.erratum:
+        parts.append(f"erratum: {claim.erratum}")
+    return "\n".join(parts)
+
+
 def versions():
     """Return what the figures depend on: versions and platform."""
     import numpy
@@ -101,16 +134,5 @@ def write_json(path, verdicts, options):
         "options": options,
         "verdicts": [verdict.as_dict() for verdict in verdicts],
     }
-    write_whole(path, json.dumps(report, indent=1))
-
-
-def write_whole(path, text):
-    """Write `text` to `path` through a temporary file in the same folder."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with whole_file(path, "w") as file:
+        json.dump(report, file, indent=1)

@@ -1,0 +1,98 @@
+"""The page with the claims: whole, self-contained, with every formula rendered."""
+
+import html.parser
+import re
+
+import pytest
+
+from theory import CLAIMS, page, report
+from theory.subject import network_subject
+
+VOID = {"meta", "link", "br", "img"}
+
+
+class Checker(html.parser.HTMLParser):
+    """Collects unbalanced tags and everything that the page would load or run."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.faults, self.loaded, self.seen = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href") and value and value[0] != "#":
+                self.loaded.append(value)
+        if tag == "script":
+            self.loaded.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(tag)
+
+
+@pytest.fixture(scope="module")
+def verdicts():
+    subject = network_subject("batch", "float32")
+    ids = ("scale-invariance", "gradient-orthogonality")
+    return [CLAIMS[id].verify(subject) for id in ids]
+
+
+def test_the_page_is_whole_and_loads_nothing(verdicts):
+    checker = Checker()
+    text = page.page(verdicts, 1.0)
+    checker.feed(text)
+    assert checker.faults == [] and checker.open == []
+    assert checker.loaded == ["data:,"]
+    assert checker.seen.count("math") > 10 and checker.seen.count("svg") == 2
+    for verdict in verdicts:
+        assert f'<section id="{verdict.claim.id}">' in text
+        assert report.number(verdict.measurement.control) in text
+
+
+def test_the_checker_sees_what_is_wrong():
+    checker = Checker()
+    checker.feed('<p><b>no end</p><script src="https://example.org/x.js"></script>')
+    assert checker.faults and "https://example.org/x.js" in checker.loaded
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=lambda claim: claim.id)
+def test_every_formula_is_rendered(claim):
+    statement = page.mathematics(claim.statement, display=True)
+    assert statement.startswith("<math") and "\\" not in statement
+    words = page.prose(claim.derivation)
+    assert "\\" not in words and "$" not in words
+    # LaTeX outside of $...$ would be shown as it is written.
+    assert not re.search(r"[_^]\{", re.sub(r"<math.*?</math>", "", words))
+
+
+def test_an_unpaired_dollar_is_refused():
+    with pytest.raises(ValueError, match="odd number of"):
+        page.prose("the gradient $g is")
+
+
+def test_bars_are_fences():
+    assert page.mathematics("|w|").count('<mo lspace="0" rspace="0">|</mo>') == 2
+
+
+def test_the_page_is_written_whole_and_for_everybody_to_read(verdicts, tmp_path):
+    path = page.write(tmp_path / "new" / "folder", verdicts, 1.0)
+    assert [p.name for p in path.parent.iterdir()] == ["index.html"]
+    ordinary = path.parent / "ordinary"
+    ordinary.touch()
+    assert path.stat().st_mode == ordinary.stat().st_mode
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=lambda claim: claim.id)
+def test_every_claim_explains_itself(claim):
+    text = report.explanation(claim)
+    for part in (claim.id, claim.source, claim.statement, "assumptions:", "control:", "measured:"):
+        assert part in text
+    assert len(claim.derivation.split()) > 15
