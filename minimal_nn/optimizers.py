@@ -13,6 +13,8 @@ that broadcasts against the parameter, such as one learning rate per unit.
 
 import numpy as np
 
+from minimal_nn.errors import ZeroNormError
+
 
 class Group:
     """Parameters with hyper-parameters of their own; the others keep the optimizer's.
@@ -108,6 +110,18 @@ class Optimizer:
         hyper["fixed_norm"] = own.get("fixed_norm", self.hyper.get("fixed_norm"))
         return hyper
 
+    def check(self, network):
+        """Refuse groups that name parameters which the network does not have, and misfit arrays."""
+        self.check_names(network.parameters)
+        for name, w in network.parameters.items():
+            for argument, value in self.hyper_parameters(name).items():
+                if np.ndim(value) and not _fits(np.shape(value), w.shape):
+                    raise ValueError(
+                        f"{argument}: got an array of shape {np.shape(value)}, expected one that "
+                        f"broadcasts to {name}'s shape {w.shape}: put the parameters that it is "
+                        "for into a Group"
+                    )
+
     def check_names(self, parameters):
         """Refuse groups that name parameters which the network does not have."""
         unknown = [name for name in self._by_parameter if name not in parameters]
@@ -123,36 +137,42 @@ class Optimizer:
         }
 
     def rule(self, wing):
-        """Return the update function: the wing's `formula`, or what a subclass puts in its place."""
+        """Return the update function: the wing's `formula`, or what a subclass has instead."""
         return getattr(wing.update, self.formula)
 
     def step(self, network, gradients):
         """Update the network's parameters in place of the old ones, given {name: gradient}.
 
-        Gradients are not changed; the network's arrays are replaced, not written into.
+        Gradients are not changed; the network's arrays are replaced, not written into.  Where the
+        step ends in an exception (`fixed_norm` of weights that are all 0) nothing has changed.
         """
         self.check_names(network.parameters)
         update = network.backend.update
-        self.t += 1
+        t, parameters, states = self.t + 1, {}, {}
         for name, w in network.parameters.items():
+            _check_gradient(name, gradients.get(name), w)
             hyper = self.hyper_parameters(name)
             weight_decay, fixed_norm = hyper.pop("weight_decay"), hyper.pop("fixed_norm")
             hyper = {key: _match(value, w) for key, value in hyper.items()}
             g = gradients[name]
             if np.any(np.asarray(weight_decay) != 0):
                 g = update.add_penalty(g, w, _match(weight_decay, w))
-            if name not in self.state:
-                self.state[name] = self.initial_state(w, network.backend)
-            state = self.state[name]
-            steps = {"t": self.t} if self.counts_steps else {}
+            state = self.state.get(name) or self.initial_state(w, network.backend)
+            steps = {"t": t} if self.counts_steps else {}
             result = self.rule(network.backend)(
                 w, g, *(state[slot] for slot in self.slots), **steps, **hyper
             )
             w, *new = result if self.slots else (result,)
-            self.state[name] = dict(zip(self.slots, new, strict=True))
+            states[name] = dict(zip(self.slots, new, strict=True))
             if fixed_norm is not None:
-                w = update.normalize(w, fixed_norm)
-            network.parameters[name] = w
+                try:
+                    w = update.normalize(w, _match(fixed_norm, w))
+                except ZeroNormError as error:
+                    raise ZeroNormError(f"{name}: {error}") from None
+            parameters[name] = w
+        network.parameters.update(parameters)
+        self.state.update(states)
+        self.t = t
 
     def __repr__(self):
         hyper = ", ".join(f"{key}={value!r}" for key, value in self.hyper.items())
@@ -165,6 +185,24 @@ def _nonnegative(value):
         return False
     array = np.asarray(value)
     return array.dtype.kind in "iuf" and bool(np.all(np.isfinite(array)) and np.all(array >= 0))
+
+
+def _check_gradient(name, g, w):
+    if g is None:
+        raise ValueError(f"gradients: got none for {name!r}, expected one for each parameter")
+    if g.shape != w.shape or g.dtype != w.dtype:
+        raise ValueError(
+            f"gradients[{name!r}]: got shape {g.shape} and dtype {g.dtype}, expected the "
+            f"parameter's, {w.shape} and {w.dtype}"
+        )
+
+
+def _fits(shape, target):
+    """Return whether an array of `shape` broadcasts to `target` without enlarging it."""
+    try:
+        return np.broadcast_shapes(shape, target) == tuple(target)
+    except ValueError:
+        return False
 
 
 def _match(value, w):
