@@ -129,21 +129,21 @@ class Network:
         if self.dtype.kind not in "fcO":
             raise TypeError(f"dtype: got {self.dtype}, expected a floating type such as float32")
         self.backend = backends.get(backend)
-        self.input_shape = tuple(int(size) for size in input_shape)
+        self.input_shape = _checked_shape(input_shape)
         self.names = _names(self.layers)
         rng = np.random.default_rng(rng)
         self.shapes = [self.input_shape]
         self.parameters, self.state = {}, {}
         for name, layer in zip(self.names, self.layers, strict=True):
             shape = self.shapes[-1]
-            for local, array in layer.initial_parameters(shape, rng).items():
-                self.parameters[f"{name}.{local}"] = self._own(array)
-            for local, array in layer.initial_state(shape).items():
-                self.state[f"{name}.{local}"] = self._own(array)
             try:
                 self.shapes.append(layer.output_shape(shape))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
+            for local, array in layer.initial_parameters(shape, rng).items():
+                self.parameters[f"{name}.{local}"] = self._own(array)
+            for local, array in layer.initial_state(shape).items():
+                self.state[f"{name}.{local}"] = self._own(array)
         if loss == "cross_entropy" and len(self.shapes[-1]) != 1:
             raise ValueError(
                 f"layers: the last output has shape {self.shapes[-1]}, expected (classes,) for "
@@ -198,7 +198,7 @@ class Network:
 
     def with_eps(self, eps):
         """Return this network with `eps` in all its normalization layers, and the same numbers."""
-        copy = self._copy(self.parameters, self.state)
+        copy = self._copy(dict(self.parameters), dict(self.state))
         copy.layers = tuple(
             dataclasses.replace(layer, eps=eps) if hasattr(layer, "eps") else layer
             for layer in self.layers
@@ -253,24 +253,13 @@ class Network:
     def check_targets(self, targets, examples):
         """Refuse targets that do not fit the loss and the number of examples."""
         outputs = self.shapes[-1]
-        targets = targets if hasattr(targets, "dtype") else np.asarray(targets)
         if self.loss_kind == "cross_entropy":
-            if targets.dtype.kind not in "iu":
-                raise TypeError(
-                    f"targets: got dtype {targets.dtype}, expected integer labels for cross_entropy"
-                )
-            if targets.shape != (examples,):
-                raise ValueError(
-                    f"targets: got shape {targets.shape}, expected one label for each of the "
-                    f"{examples} examples"
-                )
-            labels = self.backend.to_numpy(targets)
-            if labels.min() < 0 or labels.max() >= outputs[0]:
-                raise ValueError(
-                    f"targets: got labels from {labels.min()} to {labels.max()}, expected 0 to "
-                    f"{outputs[0] - 1} for {outputs[0]} outputs"
-                )
+            self.check_labels(targets, examples, "targets")
             return
+        if not hasattr(targets, "dtype"):
+            raise TypeError(
+                f"targets: got {type(targets).__name__}, expected an array {(examples, *outputs)}"
+            )
         if targets.shape != (examples, *outputs):
             raise ValueError(
                 f"targets: got shape {targets.shape}, expected {(examples, *outputs)} for "
@@ -280,6 +269,27 @@ class Network:
             raise TypeError(f"targets: got dtype {targets.dtype}, expected {self.dtype}")
         if isinstance(targets, np.ndarray):
             _check_finite("targets", targets)
+
+    def check_labels(self, labels, examples, argument="labels"):
+        """Refuse labels that are not one integer for each example, from 0 to below the outputs."""
+        outputs = self.shapes[-1][0]
+        if not hasattr(labels, "dtype"):
+            raise TypeError(
+                f"{argument}: got {type(labels).__name__}, expected an array of integer labels"
+            )
+        if labels.dtype.kind not in "iu":
+            raise TypeError(f"{argument}: got dtype {labels.dtype}, expected integer labels")
+        if labels.shape != (examples,):
+            raise ValueError(
+                f"{argument}: got shape {labels.shape}, expected one label for each of the "
+                f"{examples} examples"
+            )
+        labels = self.backend.to_numpy(labels)
+        if labels.min() < 0 or labels.max() >= outputs:
+            raise ValueError(
+                f"{argument}: got labels from {labels.min()} to {labels.max()}, expected 0 to "
+                f"{outputs - 1} for {outputs} outputs"
+            )
 
     # Forward and backward
 
@@ -352,10 +362,10 @@ class Network:
         return Trace(value, gradients, layers)
 
     def _pass(self, X, targets, train):
-        X = self._to_wing(X)
         self.check_inputs(X)
-        targets = self._to_wing(targets)
+        X = self._to_wing(X)
         self.check_targets(targets, X.shape[0])
+        targets = self._to_wing(targets)
         outputs, caches, state = self._forward(X, train)
         value, cache = self._loss(outputs[-1], targets)
         gradients, cotangents = self._backward(self.backend.loss.backward(1, cache), caches)
@@ -366,16 +376,16 @@ class Network:
 
     def forward(self, X, *, train=False):
         """Return the scores (N, K) of X, with running statistics unless `train`."""
-        X = self._to_wing(X)
         self.check_inputs(X)
+        X = self._to_wing(X)
         return self._forward(X, train)[0][-1]
 
     def loss(self, X, targets, *, train=True):
         """Return the mean loss, with the batch's statistics unless train=False."""
-        X = self._to_wing(X)
         self.check_inputs(X)
-        targets = self._to_wing(targets)
+        X = self._to_wing(X)
         self.check_targets(targets, X.shape[0])
+        targets = self._to_wing(targets)
         return self._loss(self._forward(X, train)[0][-1], targets)[0]
 
     def predict(self, X, *, batch_size=1024):
@@ -390,7 +400,8 @@ class Network:
 
     def error(self, X, labels, *, batch_size=1024):
         """Return the fraction of examples whose predicted label is wrong, in evaluation mode."""
-        self.check_targets(labels, len(X))
+        self.check_inputs(X)
+        self.check_labels(labels, len(X))
         return float(np.mean(self.predict(X, batch_size=batch_size) != np.asarray(labels)))
 
     # Structure
@@ -493,6 +504,19 @@ def _describe(group):
     extent = "a factor per unit" if group.per_unit else "one factor"
     eps = "" if group.eps == 0 else f" up to eps = {group.eps:g}"
     return f"{joint}{extent}, by {group.absorbed_by}{eps}"
+
+
+def _checked_shape(input_shape):
+    sizes = tuple(input_shape) if np.iterable(input_shape) else ()
+    if not sizes or any(
+        isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1
+        for size in sizes
+    ):
+        raise ValueError(
+            f"input_shape: got {input_shape!r}, expected an example's shape, (D,) or "
+            "(height, width, channels)"
+        )
+    return tuple(map(int, sizes))
 
 
 def _names(layers):
