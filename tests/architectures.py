@@ -1,0 +1,274 @@
+"""Networks that the tests run over: every layer and normalization, and what is invariant in them.
+
+An invariance group is written (parameters, per_unit, absorbed_by); `cancelled` are the shifts that
+a normalization subtracts again, so that the loss does not depend on them at all.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minimal_nn import (
+    BatchNorm,
+    Conv2d,
+    Dense,
+    Flatten,
+    LayerNorm,
+    MaxPool2d,
+    Network,
+    ReLU,
+    Tanh,
+    WeightNorm,
+)
+
+EXAMPLES = 8
+
+
+class Architecture(NamedTuple):
+    layers: list
+    input_shape: tuple
+    groups: tuple = ()
+    cancelled: tuple = ()
+
+
+def per_unit(absorbed_by, *parameters):
+    return parameters, True, absorbed_by
+
+
+def whole(absorbed_by, *parameters):
+    return parameters, False, absorbed_by
+
+
+def _wide(bias=True):
+    return Dense(5, bias=bias)
+
+
+ARCHITECTURES = {
+    "no normalization": Architecture([_wide(), ReLU(), Dense(3)], (4,)),
+    "tanh": Architecture([_wide(), Tanh(), Dense(4), Tanh(), Dense(3)], (4,)),
+    "batch norm": Architecture(
+        [_wide(bias=False), BatchNorm(), ReLU(), Dense(3)],
+        (4,),
+        (per_unit("batchnorm1", "dense1.W"),),
+    ),
+    "batch norm after a bias": Architecture(
+        [_wide(), BatchNorm(), ReLU(), Dense(3)],
+        (4,),
+        (per_unit("batchnorm1", "dense1.W"),),
+        ("dense1.b",),
+    ),
+    "batch norm of the data": Architecture([BatchNorm(), _wide(), Tanh(), Dense(3)], (4,)),
+    "two batch norm blocks": Architecture(
+        [_wide(), BatchNorm(), ReLU(), Dense(6), BatchNorm(), ReLU(), Dense(3)],
+        (4,),
+        (
+            per_unit("batchnorm1", "dense1.W"),
+            whole("batchnorm2", "batchnorm1.gamma", "batchnorm1.beta"),
+            per_unit("batchnorm2", "dense2.W"),
+        ),
+        ("dense1.b", "dense2.b"),
+    ),
+    "two batch norm blocks with tanh": Architecture(
+        [_wide(), BatchNorm(), Tanh(), Dense(6), BatchNorm(), Tanh(), Dense(3)],
+        (4,),
+        (per_unit("batchnorm1", "dense1.W"), per_unit("batchnorm2", "dense2.W")),
+        ("dense1.b", "dense2.b"),
+    ),
+    "batch norm, ReLU, batch norm": Architecture(
+        [_wide(bias=False), BatchNorm(), ReLU(), BatchNorm(), Dense(3)],
+        (4,),
+        (
+            per_unit("batchnorm1", "dense1.W"),
+            per_unit("batchnorm2", "batchnorm1.gamma", "batchnorm1.beta"),
+        ),
+    ),
+    "batch norm, linear, batch norm": Architecture(
+        [_wide(bias=False), BatchNorm(), Dense(6), BatchNorm(), Tanh(), Dense(3)],
+        (4,),
+        (
+            per_unit("batchnorm1", "dense1.W"),
+            whole("batchnorm2", "batchnorm1.gamma"),
+            per_unit("batchnorm2", "dense2.W"),
+        ),
+        ("batchnorm1.beta", "dense2.b"),
+    ),
+    "two linear maps, batch norm": Architecture(
+        [_wide(), Dense(6), BatchNorm(), Tanh(), Dense(3)],
+        (4,),
+        (whole("batchnorm1", "dense1.W"), per_unit("batchnorm1", "dense2.W")),
+        ("dense1.b", "dense2.b"),
+    ),
+    "ReLU, batch norm": Architecture(
+        [_wide(), ReLU(), BatchNorm(), Dense(3)],
+        (4,),
+        (per_unit("batchnorm1", "dense1.W", "dense1.b"),),
+    ),
+    "layer norm": Architecture(
+        [_wide(bias=False), LayerNorm(), ReLU(), Dense(3)],
+        (4,),
+        (whole("layernorm1", "dense1.W"),),
+    ),
+    "layer norm after a bias": Architecture(
+        [_wide(), LayerNorm(), ReLU(), Dense(3)],
+        (4,),
+        (whole("layernorm1", "dense1.W", "dense1.b"),),
+    ),
+    "two layer norm blocks with biases": Architecture(
+        [_wide(), LayerNorm(), ReLU(), Dense(6), LayerNorm(), ReLU(), Dense(3)],
+        (4,),
+        (
+            whole("layernorm1", "dense1.W", "dense1.b"),
+            whole("layernorm2", "dense2.W", "dense2.b"),
+        ),
+    ),
+    "two layer norm blocks without a bias between": Architecture(
+        [_wide(), LayerNorm(), ReLU(), Dense(6, bias=False), LayerNorm(), Tanh(), Dense(3)],
+        (4,),
+        (
+            whole("layernorm1", "dense1.W", "dense1.b"),
+            whole("layernorm2", "layernorm1.gamma", "layernorm1.beta"),
+            whole("layernorm2", "dense2.W"),
+        ),
+    ),
+    "layer norm before batch norm": Architecture(
+        [_wide(), LayerNorm(), Dense(6), BatchNorm(), ReLU(), Dense(3)],
+        (4,),
+        (
+            whole("layernorm1", "dense1.W", "dense1.b"),
+            whole("batchnorm1", "layernorm1.gamma"),
+            per_unit("batchnorm1", "dense2.W"),
+        ),
+        ("layernorm1.beta", "dense2.b"),
+    ),
+    "weight norm": Architecture(
+        [WeightNorm(_wide()), ReLU(), Dense(3)],
+        (4,),
+        (per_unit("weightnorm1", "weightnorm1.v"),),
+    ),
+    "weight norm, tanh": Architecture(
+        [WeightNorm(_wide()), Tanh(), WeightNorm(Dense(3, bias=False))],
+        (4,),
+        (per_unit("weightnorm1", "weightnorm1.v"), per_unit("weightnorm2", "weightnorm2.v")),
+    ),
+    "weight norm, batch norm": Architecture(
+        [WeightNorm(_wide()), BatchNorm(), Tanh(), Dense(3)],
+        (4,),
+        (
+            per_unit("weightnorm1", "weightnorm1.v"),
+            per_unit("batchnorm1", "weightnorm1.g"),
+        ),
+        ("weightnorm1.b",),
+    ),
+    "weight norm, ReLU, batch norm": Architecture(
+        [WeightNorm(_wide()), ReLU(), BatchNorm(), Dense(3)],
+        (4,),
+        (
+            per_unit("weightnorm1", "weightnorm1.v"),
+            per_unit("batchnorm1", "weightnorm1.g", "weightnorm1.b"),
+        ),
+    ),
+    "weight norm, layer norm": Architecture(
+        [WeightNorm(_wide()), LayerNorm(), ReLU(), Dense(3)],
+        (4,),
+        (
+            per_unit("weightnorm1", "weightnorm1.v"),
+            whole("layernorm1", "weightnorm1.g", "weightnorm1.b"),
+        ),
+    ),
+    "convolutions with batch norm": Architecture(
+        [
+            *(Conv2d(3), BatchNorm(), ReLU(), MaxPool2d()),
+            *(Conv2d(4), BatchNorm(), ReLU(), Flatten(), Dense(3)),
+        ],
+        (4, 4, 2),
+        (
+            per_unit("batchnorm1", "conv1.W"),
+            whole("batchnorm2", "batchnorm1.gamma", "batchnorm1.beta"),
+            per_unit("batchnorm2", "conv2.W"),
+        ),
+        ("conv1.b", "conv2.b"),
+    ),
+    "convolution without padding after batch norm": Architecture(
+        [
+            *(Conv2d(3, bias=False), BatchNorm(), MaxPool2d()),
+            *(Conv2d(4, kernel=2, padding=0), BatchNorm(), Flatten(), Dense(3)),
+        ],
+        (4, 4, 2),
+        (
+            per_unit("batchnorm1", "conv1.W"),
+            whole("batchnorm2", "batchnorm1.gamma"),
+            per_unit("batchnorm2", "conv2.W"),
+        ),
+        ("batchnorm1.beta", "conv2.b"),
+    ),
+    "padding after batch norm": Architecture(
+        [Conv2d(3, bias=False), BatchNorm(), Conv2d(4), BatchNorm(), Flatten(), Dense(3)],
+        (3, 3, 2),
+        (
+            per_unit("batchnorm1", "conv1.W"),
+            whole("batchnorm2", "batchnorm1.gamma", "batchnorm1.beta"),
+            per_unit("batchnorm2", "conv2.W"),
+        ),
+        ("conv2.b",),
+    ),
+    "pooling and flattening before batch norm": Architecture(
+        [Conv2d(3, stride=2), ReLU(), MaxPool2d(), Flatten(), BatchNorm(), Dense(3)],
+        (8, 8, 2),
+        (per_unit("batchnorm1", "conv1.W", "conv1.b"),),
+    ),
+    "flattening before layer norm": Architecture(
+        [Conv2d(3), ReLU(), Flatten(), LayerNorm(), Dense(3)],
+        (3, 3, 2),
+        (whole("layernorm1", "conv1.W", "conv1.b"),),
+    ),
+    "weight norm of convolutions": Architecture(
+        [WeightNorm(Conv2d(3)), BatchNorm(), ReLU(), WeightNorm(Conv2d(2)), Flatten(), Dense(3)],
+        (3, 3, 2),
+        (
+            per_unit("weightnorm1", "weightnorm1.v"),
+            per_unit("batchnorm1", "weightnorm1.g"),
+            per_unit("weightnorm2", "weightnorm2.v"),
+        ),
+        ("weightnorm1.b",),
+    ),
+}
+
+
+def network_of(name, rng, *, eps=0.0, dtype=np.float64, loss="cross_entropy", backend="reference"):
+    """Return an architecture's network, every parameter and running statistic drawn at random."""
+    architecture = ARCHITECTURES[name]
+    network = Network(
+        architecture.layers,
+        architecture.input_shape,
+        rng=rng,
+        dtype=dtype,
+        loss=loss,
+        backend=backend,
+    ).with_eps(eps)
+    parameters = {
+        # Positive shifts keep units and examples alive through ReLU, so that variances are > 0.
+        name: _normal(rng, array) if name in network.weights() else _positive(rng, array)
+        for name, array in network.parameters.items()
+    }
+    state = {
+        name: _positive(rng, array) if name.endswith(".var") else _normal(rng, array)
+        for name, array in network.state.items()
+    }
+    return network.with_parameters(parameters, state)
+
+
+def _normal(rng, array):
+    return rng.standard_normal(array.shape).astype(array.dtype)
+
+
+def _positive(rng, array):
+    return rng.uniform(0.5, 1.5, array.shape).astype(array.dtype)
+
+
+def batch_of(network, rng, examples=EXAMPLES):
+    """Return a random batch: X and targets that fit the network's loss."""
+    X = rng.standard_normal((examples, *network.input_shape)).astype(network.dtype)
+    outputs = network.shapes[-1]
+    if network.loss_kind == "cross_entropy":
+        return X, rng.integers(0, outputs[0], examples)
+    return X, rng.standard_normal((examples, *outputs)).astype(network.dtype)
