@@ -1,8 +1,8 @@
 """What every test of an operation runs over: wings, precisions, memory orders, values of eps.
 
 MINIMAL_NN_TEST_WINGS names the wings, separated by commas; a wing that is named must be there.  By
-default they are all wings that run without a GPU: reference and cpu.  (The cuda wing runs in
-tests/cuda under the simulator, and here when it is named, on a machine with a GPU.)
+default they are all wings that are quick without a GPU: reference and cpu.  The cuda wing runs in
+tests/cuda, and here when it is named, on a GPU or (in minutes) with MINIMAL_NN_CUDA=simulator.
 """
 
 import importlib
