@@ -242,6 +242,115 @@ def backward_running_kernel(
             store(target + i * dz.row, factor * load(cotangent + i * dy.row))
 
 
+# The same for images, which are units of work, so that what stands before and after normalization
+# happens while an image is in the cache; blocks and their order are those of the kernels above.
+
+
+@kernel
+def image_moments_kernel(step, thread, unit, z, z_step, means, squares, pixels):
+    """The moments of an image's blocks, [image][block][channel]."""
+    blocks = (pixels + BLOCK_ROWS - 1) // BLOCK_ROWS
+    for block in range(blocks):
+        first = block * BLOCK_ROWS
+        at = (unit * blocks + block) * z.row
+        for column in range(0, z.row, z.lanes):
+            source = z + (unit * z_step + first * z.row + column)
+            mean, square = block_moments(source, min(BLOCK_ROWS, pixels - first))
+            store(means + (at + column), mean)
+            store(squares + (at + column), square)
+
+
+@kernel
+def join_moments_kernel(
+    step, thread, unit, means, squares, mean, var, inverse, eps, images, pixels, channels, status
+):
+    """A vector of channels: the moments of the batch from those of its blocks."""
+    blocks = (pixels + BLOCK_ROWS - 1) // BLOCK_ROWS
+    at = unit * means.lanes
+    m, s = load(means + at), load(squares + at)
+    done = min(BLOCK_ROWS, pixels)
+    for index in range(1, images * blocks):
+        count = min(BLOCK_ROWS, pixels - (index % blocks) * BLOCK_ROWS)
+        where = index * means.row + at
+        m, s = join_moments(m, s, done, load(means + where), load(squares + where), count)
+        done += count
+    v = s / fill(s, images * pixels)
+    i = inverse_deviation(v, fill(v, eps[0]))
+    report_zero(i, channels - at, status, ZERO_VARIANCE)
+    store(mean + at, m)
+    store(var + at, v)
+    store(inverse + at, i)
+
+
+@kernel
+def normalize_image_kernel(
+    step, thread, unit, z, z_step, y, gamma, beta, mean, inverse, pixels
+):
+    """An image of y into the thread's space."""
+    for column in range(0, z.row, z.lanes):
+        source = z + (unit * z_step + column)
+        m, s, g, b = (
+            load(mean + column),
+            load(inverse + column),
+            load(gamma + column),
+            load(beta + column),
+        )
+        for i in range(pixels):
+            h = normalize(load(source + i * z.row), m, s)
+            store(y + (i * y.row + column), fma(h, g, b))
+
+
+@kernel
+def image_gradient_sums_kernel(
+    step, thread, unit, z, z_step, dy, dy_step, mean, inverse, betas, gammas, pixels
+):
+    """The sums of dy and dy h over an image's blocks, [image][block][channel]."""
+    blocks = (pixels + BLOCK_ROWS - 1) // BLOCK_ROWS
+    for block in range(blocks):
+        first = block * BLOCK_ROWS
+        count = min(BLOCK_ROWS, pixels - first)
+        for column in range(0, z.row, z.lanes):
+            source = z + (unit * z_step + first * z.row + column)
+            cotangent = dy + (unit * dy_step + first * dy.row + column)
+            m, s = load(mean + column), load(inverse + column)
+            beta, gamma = block_gradient_sums(source, cotangent, m, s, count)
+            at = (unit * blocks + block) * z.row + column
+            store(betas + at, beta)
+            store(gammas + at, gamma)
+
+
+@kernel
+def join_sums_kernel(step, thread, unit, betas, gammas, dbeta, dgamma, images, pixels):
+    """A vector of channels: dbeta and dgamma from the sums of the blocks."""
+    blocks = (pixels + BLOCK_ROWS - 1) // BLOCK_ROWS
+    at = unit * betas.lanes
+    beta, gamma = fill(betas, 0.0), fill(betas, 0.0)
+    for index in range(images * blocks):
+        beta = beta + load(betas + (index * betas.row + at))
+        gamma = gamma + load(gammas + (index * betas.row + at))
+    store(dbeta + at, beta)
+    store(dgamma + at, gamma)
+
+
+@kernel
+def image_input_gradient_kernel(
+    step, thread, unit, z, z_step, dy, dy_step, dz, gamma, mean, inverse, dgamma, dbeta, images,
+    pixels,
+):  # fmt: skip
+    """An image of dz into the thread's space."""
+    n = fill(z, images * pixels)
+    for column in range(0, z.row, z.lanes):
+        source = z + (unit * z_step + column)
+        cotangent = dy + (unit * dy_step + column)
+        m, s = load(mean + column), load(inverse + column)
+        mean_dy, mean_dyh = load(dbeta + column) / n, load(dgamma + column) / n
+        factor = load(gamma + column) * s
+        for i in range(pixels):
+            h = normalize(load(source + i * z.row), m, s)
+            gradient = input_gradient(load(cotangent + i * dy.row), h, factor, mean_dy, mean_dyh)
+            store(dz + (i * dz.row + column), gradient)
+
+
 @kernel
 def update_running_kernel(
     step, thread, unit, running_mean, running_var, mean, var, unbias, momentum, span

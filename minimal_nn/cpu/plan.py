@@ -25,6 +25,7 @@ from minimal_nn.cpu import (
     activation,
     affine,
     batchnorm,
+    image_plan,
     layernorm,
     loss,
     threads,
@@ -88,13 +89,14 @@ def plan(program, optimizer, batch_size):
     dtype = np.dtype(program.dtype)
     if dtype not in (np.float32, np.float64) or optimizer.formula not in update.KERNELS:
         return None
+    images, dense = _parts(program.operations)
+    if images and not image_plan.supported(images):
+        return None
     supported = {"affine", "batchnorm", "layernorm", "activation", "flatten"}
-    for operation in program.operations:
-        if operation.module not in supported:
+    for operation in dense:
+        if operation.module not in supported or len(operation.output_shape) != 1:
             return None
-        if operation.module != "flatten" and len(operation.input_shape) != 1:
-            return None
-    if len(program.operations[-1].output_shape) != 1:
+    if not any(operation.parameters for operation in program.operations):
         return None
     for operation in program.operations:
         for name in operation.parameters.values():
@@ -103,6 +105,16 @@ def plan(program, optimizer, batch_size):
             if hyper["fixed_norm"] is not None or arrays:
                 return None
     return Plan(program, optimizer, batch_size)
+
+
+def _parts(operations):
+    """Return the operations on images, up to a flatten, and those on vectors."""
+    for index, operation in enumerate(operations):
+        if operation.module == "flatten" and index > 0:
+            return operations[: index + 1], operations[index + 1 :]
+        if len(operation.output_shape) == 1:
+            return (), operations
+    return operations, ()
 
 
 class Plan:
@@ -130,7 +142,7 @@ class Plan:
                 f"batches: got row numbers from {batches.min()} to {batches.max()}, expected 0 to "
                 f"{len(X) - 1}"
             )
-        if batches.shape[1] < 2 and any(op.module == "batchnorm" for op in self.program.operations):
+        if batches.shape[1] < 2 and any(len(op.input_shape) == 1 and op.module == "batchnorm" for op in self.program.operations):
             raise ValueError(
                 f"batches: got {batches.shape[1]} example a batch, expected at least 2 for batch norm"
             )
@@ -138,46 +150,59 @@ class Plan:
         return loop.run(network, optimizer, X, targets, batches)
 
 
+class Vector:
+    """The layout of a vector: padded to whole panels."""
+
+    def __init__(self, size, dtype):
+        self.size, self.dtype = size, dtype
+        self.unit_size = workspace.width(size, dtype)
+
+    def room(self):
+        return workspace.aligned(workspace.round_up(self.size, self.unit_size), self.dtype)
+
+    def pack(self, array, out):
+        out[: self.size] = array
+
+    def unpack(self, packed):
+        return packed[: self.size].copy()
+
+
+class Matrix:
+    """The layout of a weight matrix: panels, with rows for whole panels of the layer's input."""
+
+    def __init__(self, depth, columns, dtype):
+        self.depth, self.columns, self.dtype = depth, columns, dtype
+        rows = workspace.round_up(depth, workspace.width(depth, dtype))
+        width = workspace.width(columns, dtype)
+        self.shape = (workspace.panel_count(columns, dtype), rows, width)
+        self.unit_size = rows * width
+
+    def room(self):
+        return workspace.aligned(self.shape, self.dtype)
+
+    def pack(self, array, out):
+        workspace.pack(array, out)
+
+    def unpack(self, packed):
+        return workspace.unpack(packed, self.depth, self.columns)
+
+
 class Parameter:
     """A parameter and its optimizer state in the loop's layout."""
 
-    def __init__(self, name, shape, dtype, slots, unit_size):
-        self.name, self.shape = name, shape
-        self.is_matrix = len(shape) == 2
-        self.arrays = [self._room(dtype) for _ in range(1 + len(slots))]
-        self.unit_size = unit_size or self.arrays[0][0].size  # numbers that one unit updates
+    def __init__(self, name, layout, slots):
+        self.name, self.layout = name, layout
+        self.arrays = [layout.room() for _ in range(1 + len(slots))]
+        self.unit_size = layout.unit_size  # numbers that one unit updates
         self.table = None
-
-    def _room(self, dtype):
-        if self.is_matrix:
-            return weight_panels(*self.shape, dtype)
-        width = workspace.width(self.shape[0], dtype)
-        return workspace.aligned(workspace.round_up(self.shape[0], width), dtype)
-
-    def pack(self, array, out=None):
-        """Copy an array of the parameter's shape into the layout."""
-        out = self._room(array.dtype) if out is None else out
-        if self.is_matrix:
-            return workspace.pack(array, out)
-        out[: array.size] = array
-        return out
 
     def load(self, sources):
         for source, out in zip(sources, self.arrays, strict=True):
-            self.pack(source, out)
+            self.layout.pack(source, out)
 
     def saved(self):
         """Return weights and state as new arrays."""
-        if self.is_matrix:
-            return [workspace.unpack(array, *self.shape) for array in self.arrays]
-        return [array[: self.shape[0]].copy() for array in self.arrays]
-
-
-def weight_panels(depth, columns, dtype):
-    """Return panels for a weight matrix, its rows padded to whole panels of x."""
-    width = workspace.width(columns, dtype)
-    rows = workspace.round_up(depth, workspace.width(depth, dtype))
-    return workspace.aligned((workspace.panel_count(columns, dtype), rows, width), dtype)
+        return [self.layout.unpack(array) for array in self.arrays]
 
 
 class TrainingLoop:
@@ -188,38 +213,44 @@ class TrainingLoop:
         self.rows = batch_size
         self.formula = optimizer.formula
         self.slots = optimizer.slots
-        self.operations = network.operations
-        self.input_columns = math.prod(network.operations[0].input_shape)
+        images, self.operations = _parts(network.operations)
         self.parameters, self.state, self.statistics = {}, {}, {}
         self.program = Program()
         self.work = 0
         self.data = np.zeros(2, dtype=np.int64)
         self.batches = np.zeros((CHUNK, batch_size), dtype=np.int64)
         self.losses = np.zeros(CHUNK, dtype=self.dtype)
-        self.units = None  # what the open phase's units are: panels of this array
+        self.units = None  # how many panels the open phase works on
         self._pending = None
         sizes = [
-            weight_panels(*self._matrix(operation), self.dtype)[0].size
+            Matrix(*self._matrix(operation), self.dtype).unit_size
             for operation in self.operations
             if operation.module == "affine"
         ]
         self.scratch = self.program.local((max(sizes, default=1),), self.dtype)
-        x = workspace.panels(batch_size, self.input_columns, self.dtype)
-        self.program.phase(row_units(batch_size))
-        self.program.call(
-            gather_kernel, self.data, elements(self.batches), x, batch_size, self.input_columns
-        )
+        self.images = image_plan.ImageLayers(self, images) if images else None
+        x = self.images.forward() if images else self._gather(math.prod(network.operations[0].input_shape))
         self.saved = []
         for operation in self.operations:
             x = self._forward(operation, x)
-        columns = operation.output_shape[0]
+        (columns,) = network.operations[-1].output_shape
         dy = self._loss(network.loss, x, columns)
-        first = next((i for i, op in enumerate(self.operations) if op.parameters), None)
-        for index in range(len(self.operations) - 1, -1, -1):
-            if first is None or index < first:
-                break
+        # Gradients are needed down to the first layer that has parameters.
+        with_parameters = [i for i, op in enumerate(self.operations) if op.parameters]
+        first = -1 if images else min(with_parameters)
+        for index in range(len(self.operations) - 1, max(first, 0) - 1, -1):
             dy = self._backward(self.operations[index], self.saved[index], dy, index > first)
         self._flush_pending()
+        if images:
+            self.images.backward(dy)
+
+    def _gather(self, columns):
+        x = workspace.panels(self.rows, columns, self.dtype)
+        self.program.phase(row_units(self.rows))
+        self.program.call(
+            gather_kernel, self.data, elements(self.batches), x, self.rows, columns
+        )
+        return x
 
     # Phases
 
@@ -229,7 +260,7 @@ class TrainingLoop:
             self.units = len(array)
             self.program.phase(self.units)
 
-    def _new_phase(self, units, **options):
+    def new_phase(self, units, **options):
         self.units = None
         self.program.phase(units, **options)
 
@@ -240,10 +271,12 @@ class TrainingLoop:
     def _matrix(operation):
         return operation.input_shape[0], operation.output_shape[0]
 
-    def _parameter(self, operation, local, shape, unit_size=None):
+    def parameter(self, operation, local, layout):
+        """Return room for a parameter; an int stands for a vector of so many numbers."""
         name = operation.parameters[local]
-        found = Parameter(name, shape, self.dtype, self.slots, unit_size)
-        self.parameters[name] = found
+        if isinstance(layout, int):
+            layout = Vector(layout, self.dtype)
+        found = self.parameters[name] = Parameter(name, layout, self.slots)
         return found
 
     # Forward
@@ -261,17 +294,17 @@ class TrainingLoop:
         depth, columns = self._matrix(operation)
         self.work += 3 * self.rows * depth * columns
         z = workspace.panels(self.rows, columns, self.dtype)
-        self._new_phase(len(z))
+        self.new_phase(len(z))
         self.units = len(z)
         saved = {"x": x, "z": z}
         eps = operation.options.get("weightnorm_eps")
         if eps is None:
-            weights = self._parameter(operation, "W", (depth, columns))
+            weights = self.parameter(operation, "W", Matrix(depth, columns, self.dtype))
             w = weights.arrays[0]
         else:
-            weights = self._parameter(operation, "v", (depth, columns))
-            w = weight_panels(depth, columns, self.dtype)
-            g = self._parameter(operation, "g", (columns,), z.shape[2])
+            weights = self.parameter(operation, "v", Matrix(depth, columns, self.dtype))
+            w = weights.layout.room()
+            g = self.parameter(operation, "g", columns)
             inverse = self._vector(z)
             self.program.call(
                 weightnorm.forward_kernel, weights.arrays[0], g.arrays[0], w, inverse,
@@ -280,7 +313,8 @@ class TrainingLoop:
             saved.update(g=g, inverse=inverse)
             self.statistics[operation.layer] = ("norm", inverse, columns)
         saved["weights"] = weights
-        if any(op.parameters for op in self.operations[: len(self.saved)]):
+        before = self.operations[: len(self.saved)]
+        if self.images is not None or any(op.parameters for op in before):
             width = workspace.width(depth, self.dtype)
             rows = len(z) * z.shape[2]
             transposed = workspace.aligned(
@@ -290,7 +324,7 @@ class TrainingLoop:
             saved["transposed"] = transposed
         self.program.call(affine.forward_kernel, x, w, z, z.shape[1], depth)
         if "b" in operation.parameters:
-            bias = self._parameter(operation, "b", (columns,), z.shape[2])
+            bias = self.parameter(operation, "b", columns)
             self.program.call(affine.bias_kernel, z, bias.arrays[0], self.rows)
             saved["bias"] = bias
         return z, saved
@@ -299,8 +333,8 @@ class TrainingLoop:
         (columns,) = operation.input_shape
         self._columns(z)
         y = workspace.aligned(z.shape, self.dtype)
-        gamma = self._parameter(operation, "gamma", (columns,), z.shape[2])
-        beta = self._parameter(operation, "beta", (columns,), z.shape[2])
+        gamma = self.parameter(operation, "gamma", columns)
+        beta = self.parameter(operation, "beta", columns)
         mean, var, inverse = (self._vector(z) for _ in range(3))
         running = [self._vector(z) for _ in range(2)]
         for local, array in zip(("mean", "var"), running, strict=True):
@@ -317,10 +351,10 @@ class TrainingLoop:
 
     def _layernorm(self, operation, z):
         (columns,) = operation.input_shape
-        self._new_phase(row_units(self.rows))
+        self.new_phase(row_units(self.rows))
         y = workspace.aligned(z.shape, self.dtype)
-        gamma = self._parameter(operation, "gamma", (columns,), z.shape[2])
-        beta = self._parameter(operation, "beta", (columns,), z.shape[2])
+        gamma = self.parameter(operation, "gamma", columns)
+        beta = self.parameter(operation, "beta", columns)
         mean, inverse = (workspace.padded(self.rows, self.dtype) for _ in range(2))
         eps = np.array([operation.options["eps"]], dtype=self.dtype)
         self.program.call(
@@ -342,7 +376,7 @@ class TrainingLoop:
     # Loss
 
     def _loss(self, kind, scores, columns):
-        self._new_phase(row_units(self.rows))
+        self.new_phase(row_units(self.rows))
         totals = workspace.padded(self.rows, self.dtype, 1)
         arguments = self.data, elements(self.batches)
         if kind == "cross_entropy":
@@ -353,7 +387,7 @@ class TrainingLoop:
                 loss.cross_entropy_kernel, scores, scores, labels, totals, shifted, self.rows,
                 columns,
             )  # fmt: skip
-            self._new_phase(1, check=True)
+            self.new_phase(1, check=True)
             self.program.call(
                 loss.mean_cross_entropy_kernel, totals, shifted, self.losses, self.rows,
                 self.program.status,
@@ -364,7 +398,7 @@ class TrainingLoop:
             self.program.call(
                 loss.squared_error_kernel, scores, t, scores, totals, self.rows, columns
             )
-            self._new_phase(1, check=True)
+            self.new_phase(1, check=True)
             self.program.call(
                 loss.mean_squared_error_kernel, totals, self.losses, self.rows, columns,
                 self.program.status,
@@ -397,16 +431,11 @@ class TrainingLoop:
             batchnorm.backward_kernel, saved["z"], dy, dy, gamma.arrays[0], saved["mean"],
             saved["inverse"], dgamma, dbeta, self.rows, self.rows,
         )  # fmt: skip
-        unbias, momentum = (
-            np.array([value], dtype=self.dtype)
-            for value in (self.rows / max(self.rows - 1, 1), operation.options["momentum"])
+        self.update_running(
+            operation, saved["running"], saved["mean"], saved["var"], self.rows, dy.shape[2]
         )
-        self.program.call(
-            batchnorm.update_running_kernel, *saved["running"], saved["mean"], saved["var"], unbias,
-            momentum, dy.shape[2],
-        )  # fmt: skip
-        self._update(gamma, dgamma)
-        self._update(beta, dbeta)
+        self.update(gamma, dgamma)
+        self.update(beta, dbeta)
         return dy
 
     def _layernorm_backward(self, operation, saved, dy, needed):
@@ -415,19 +444,19 @@ class TrainingLoop:
         rowwise = saved["mean"], saved["inverse"]
         dz = workspace.aligned(dy.shape, self.dtype)
         if needed:
-            self._new_phase(row_units(self.rows))
+            self.new_phase(row_units(self.rows))
             self.program.call(
                 layernorm.input_gradient_kernel, z, dy, dz, gamma.arrays[0], *rowwise, self.rows,
                 columns,
             )  # fmt: skip
-        self._new_phase(len(dy))
+        self.new_phase(len(dy))
         self.units = len(dy)
         dgamma, dbeta = self._vector(dy), self._vector(dy)
         self.program.call(
             layernorm.parameter_gradient_kernel, z, dy, *rowwise, dgamma, dbeta, self.rows
         )
-        self._update(gamma, dgamma)
-        self._update(beta, dbeta)
+        self.update(gamma, dgamma)
+        self.update(beta, dbeta)
         return dz
 
     def _affine_backward(self, operation, saved, dz, needed):
@@ -436,7 +465,7 @@ class TrainingLoop:
         if "bias" in saved:
             db = self._vector(dz)
             self.program.call(affine.bias_gradient_kernel, dz, db, self.rows)
-            self._update(saved["bias"], db)
+            self.update(saved["bias"], db)
         split = len(dz) == 1 and len(x) > 1 and "g" not in saved
         if split:
             self._pending = saved, dz
@@ -446,7 +475,7 @@ class TrainingLoop:
             return None
         depth, columns = self._matrix(operation)
         dx = workspace.panels(self.rows, depth, self.dtype)
-        self._new_phase(len(dx))
+        self.new_phase(len(dx))
         self.units = len(dx)
         self._flush_pending(phase=False)
         self.program.call(affine.forward_kernel, dz, saved["transposed"], dx, dx.shape[1], columns)
@@ -459,7 +488,7 @@ class TrainingLoop:
         saved, dz = self._pending
         self._pending = None
         if phase:
-            self._new_phase(len(saved["x"]))
+            self.new_phase(len(saved["x"]))
         self._weight_gradient(saved, dz, splits=len(saved["x"]))
 
     def _weight_gradient(self, saved, dz, splits):
@@ -474,14 +503,24 @@ class TrainingLoop:
             dg = self._vector(dz)
             self.program.call(
                 weightnorm.backward_kernel, stored, gradient, gradient, saved["g"].arrays[0],
-                saved["inverse"], dg, weights.shape[0],
+                saved["inverse"], dg, weights.layout.depth,
             )  # fmt: skip
-            self._update(saved["g"], dg)
-        self._update(weights, self.scratch.at(row=1, step=0))
+            self.update(saved["g"], dg)
+        self.update(weights, self.scratch.at(row=1, step=0))
 
     # Updates
 
-    def _update(self, parameter, gradient):
+    def update_running(self, operation, running, mean, var, count, width):
+        """Update the unit's part of the running statistics."""
+        unbias, momentum = (
+            np.array([value], dtype=self.dtype)
+            for value in (count / max(count - 1, 1), operation.options["momentum"])
+        )
+        self.program.call(
+            batchnorm.update_running_kernel, *running, mean, var, unbias, momentum, width
+        )
+
+    def update(self, parameter, gradient):
         """Update the unit's part of a parameter; `gradient`: of all units, or an operand."""
         count = parameter.unit_size
         if isinstance(gradient, np.ndarray):
