@@ -191,6 +191,8 @@ def asarray(x, dtype=None):
     used in place, whatever its strides.  dtype converts host arrays; of others it is only checked.
     """
     if is_device_array(x):
+        if simulated() and dtype is not None:
+            x = x.astype(dtype, copy=False)  # there, an array of the host looks the same
         return _checked(x, dtype)
     interface = getattr(x, "__cuda_array_interface__", None)
     if interface is not None:
@@ -259,6 +261,22 @@ def fill_from_host(x, values):
         return
     with _translated():
         x.copy_to_device(np.ascontiguousarray(values, dtype=x.dtype))
+
+
+def copy(target, source):
+    """Copy a contiguous device array into another of the same shape and dtype."""
+    if simulated():
+        target[...] = source
+        return
+    with _translated():
+        target.copy_to_device(source)
+
+
+def duplicate(x):
+    """Return a new device array with the content of a contiguous one."""
+    result = empty(x.shape, x.dtype)
+    copy(result, x)
+    return result
 
 
 def flat(x):

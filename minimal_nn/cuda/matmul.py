@@ -144,7 +144,9 @@ def product(a, b, bias=None, activation="identity", precision=None, out=None):
     (M, K), (K_of_b, N) = _shape("a", a), _shape("b", b)
     if K != K_of_b:
         raise ValueError(f"b: got shape {tuple(b.shape)}, expected ({K}, N) to fit a's ({M}, {K})")
-    a, b = asarray(a), asarray(b, a.dtype)
+    if a.dtype != b.dtype:
+        raise TypeError(f"b: got an array of {b.dtype}, expected {a.dtype} as a has")
+    a, b = asarray(a), asarray(b)
     operands = strided(a), strided(b)
     return product_of_operands(*operands, M, N, K, a.dtype, bias, activation, precision, out)
 

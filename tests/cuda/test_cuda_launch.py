@@ -1,0 +1,186 @@
+"""The launch layer: arrays from everywhere, prepared launches, errors that say what to do."""
+
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from numba import float32, uint32
+
+from minimal_nn.cuda import launch
+from minimal_nn.cuda.launch import cuda, kernel
+from minimal_nn.errors import CudaMemoryError, CudaUnavailableError
+
+
+@kernel(threads=64)
+def add(x, y, n, factor):
+    i = uint32(cuda.grid(1))
+    if i < n:
+        y[i] += factor * x[i]
+
+
+class Foreign:
+    """An array of another library, as far as `__cuda_array_interface__` tells."""
+
+    def __init__(self, array):
+        self.array = array
+        pointer, _ = array.__array_interface__["data"]
+        self.__cuda_array_interface__ = {
+            "shape": array.shape,
+            "strides": array.strides,
+            "typestr": array.dtype.str,
+            "data": (pointer, False),
+            "version": 3,
+        }
+
+
+def test_importing_the_wing_costs_nothing():
+    code = "import sys, minimal_nn.cuda; print('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_launch(place):
+    x = launch.asarray(np.arange(100, dtype=np.float32))
+    y = launch.asarray(np.ones(100, np.float32))
+    launch.launch(add, 2, 64, (x, y, 100, np.float32(2)))
+    assert np.array_equal(launch.to_host(y), 1 + 2 * np.arange(100))
+
+
+def test_prepared_launches_and_graphs(place):
+    x = launch.asarray(np.arange(64, dtype=np.float32))
+    y = launch.asarray(np.zeros(64, np.float32))
+    call = launch.prepare(add, 1, 64, (x, y, 64, np.float32(1)))
+    call()
+    call()
+    graph = launch.capture([call, call, call])
+    graph()
+    graph()
+    assert np.array_equal(launch.to_host(y), 8 * np.arange(64))
+
+
+def test_records_without_running():
+    with launch.simulation(), launch.recorded(run=False) as records:
+        x, y = launch.empty(64, np.float32), launch.empty(64, np.float32)
+        launch.launch(add, 1, 64, (x, y, 64, np.float32(1)))
+    assert np.isnan(y).all()
+    assert records[0].signature[2:] == (uint32, float32)
+    with launch.simulation():
+        records[0].prepare()()
+
+
+def test_foreign_arrays_are_used_in_place():
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    with launch.simulation():
+        x = launch.asarray(Foreign(array[:, ::2]))
+        assert x.strides == (16, 8) and np.array_equal(x, array[:, ::2])
+        x[0, 0] = 7
+        assert array[0, 0] == 7
+        assert np.array_equal(launch.to_host(Foreign(array)), array)
+        with pytest.raises(TypeError, match="x: got a device array of float32, expected float64"):
+            launch.asarray(Foreign(array), np.float64)
+
+
+class Memory:
+    """Stands for device memory where only its address is asked for."""
+
+    device_ctypes_pointer = types.SimpleNamespace(value=4096)
+
+
+def device_array(shape, strides=None):
+    """Return an array object of numba.cuda over no memory: enough for everything about shapes."""
+    from numba.cuda.cudadrv.devicearray import DeviceNDArray
+
+    example = np.empty(shape, np.float32)
+    return DeviceNDArray(shape, strides or example.strides, np.float32, gpu_data=Memory())
+
+
+def test_views_of_device_arrays_keep_the_memory():
+    x = device_array((3, 4))
+    assert launch.is_device_array(x) and launch.is_contiguous(x)
+    turned = launch.transposed(x)
+    assert turned.shape == (4, 3) and turned.strides == (4, 16) and turned.gpu_data is x.gpu_data
+    memory, strides = launch.flat(turned)
+    assert memory.shape == (12,) and strides == (1, 4) and memory.gpu_data is x.gpu_data
+    strided, strides = launch.flat(device_array((3, 2), (64, 8)))
+    assert strided.shape == (2 * 16 + 2 + 1,) and strides == (16, 2)
+    assert launch.address(x) == 4096
+    types_of = launch.signature((x, np.float32(1), 3, (1, 2)))
+    assert [str(kind) for kind in types_of[1:]] == ["float32", "uint32", "UniTuple(uint32 x 2)"]
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 4), (2, 2, 3, 4)], ids=str)
+def test_strided_arrays_are_gathered(shape):
+    """The kernel that makes strided device arrays contiguous (the simulator needs it nowhere)."""
+    larger = np.arange(np.prod([2 * n for n in shape]), dtype=np.float32)
+    x = larger.reshape([2 * n for n in shape])[(slice(None, None, 2),) * len(shape)]
+    with launch.simulation():
+        memory, strides = launch.flat(x)
+        y = launch.empty(x.size, np.float32)
+        padded = (1,) * (4 - x.ndim) + x.shape, (0,) * (4 - x.ndim) + strides
+        launch.launch(launch._gather, -(-x.size // 256), 256, (memory, y, *padded))
+    assert np.array_equal(y.reshape(shape), x)
+
+
+def test_zero_length_and_foreign_types_are_refused():
+    with launch.simulation():
+        with pytest.raises(ValueError, match="no axis of length zero"):
+            launch.asarray(np.empty((3, 0), np.float32))
+        with pytest.raises(ValueError, match="no axis of length zero"):
+            launch.empty((0,), np.float32)
+    with pytest.raises(TypeError, match="expected real numbers"):
+        launch.asarray(np.array(["a"]))
+
+
+@pytest.mark.parametrize("value", [0.5, True])
+def test_python_floats_are_refused(value):
+    with launch.simulation():
+        x = launch.empty(64, np.float32)
+        with pytest.raises(TypeError, match=r"args: got the Python .* np.float32"):
+            launch.launch(add, 1, 64, (x, x, 64, value))
+
+
+class DriverError(Exception):
+    def __init__(self, code, text=""):
+        self.code = code
+        super().__init__(text)
+
+
+class CudaSupportError(ImportError):
+    """Named as numba-cuda's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (CudaSupportError("libcuda.so"), CudaUnavailableError, "No CUDA driver was found: install"),
+        (DriverError(100), CudaUnavailableError, "No CUDA device was found: attach one"),
+        (DriverError(222), CudaUnavailableError, "The driver is older .* CUDA 13.0"),
+        (DriverError(None, "CUDA_ERROR_INVALID_PTX"), CudaUnavailableError, "cannot read"),
+        (DriverError(2), CudaMemoryError, "for an array of 400 bytes: take a smaller batch"),
+        (DriverError(700), CudaUnavailableError, "memory that is not its own"),
+    ],
+)
+def test_errors_of_the_driver_become_one_sentence(error, expected, message):
+    with pytest.raises(expected, match=message) as raised:
+        with launch._translated(400):
+            raise error
+    assert "\n" not in str(raised.value)
+    assert raised.value.__cause__ is error
+
+
+def test_other_errors_pass_through():
+    with pytest.raises(KeyError):
+        with launch._translated():
+            raise KeyError("x")
+
+
+def test_without_a_device_the_first_array_says_so():
+    if launch.cuda.is_available():
+        pytest.skip("there is a device")
+    with pytest.raises(CudaUnavailableError, match="MINIMAL_NN_CUDA=simulator"):
+        launch.asarray(np.zeros(3, np.float32))
+    assert not launch.simulated()
+    with launch.simulation():
+        assert launch.require() == "simulator"

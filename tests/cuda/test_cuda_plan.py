@@ -1,0 +1,146 @@
+"""The training loop of the device: the same bits as layer by layer, and what errors leave."""
+
+import numpy as np
+import pytest
+
+from minimal_nn import (
+    SGD,
+    Adam,
+    BatchNorm,
+    Conv2d,
+    Dense,
+    Flatten,
+    Group,
+    LayerNorm,
+    MaxPool2d,
+    Momentum,
+    Network,
+    ReLU,
+    Tanh,
+    WeightNorm,
+    fit,
+)
+from minimal_nn.cuda import launch, plan
+from minimal_nn.errors import NonFiniteError, ZeroVarianceError
+from minimal_nn.training import StepByStep
+
+NETWORKS = {
+    "dense": ([Dense(6), BatchNorm(eps=0.5), ReLU(), Dense(3)], (5,)),
+    "tanh": ([Dense(6), BatchNorm(), Tanh(), Dense(3)], (5,)),
+    "layers": ([Dense(6, bias=False), LayerNorm(), Tanh(), WeightNorm(Dense(4)), ReLU()], (5,)),
+    "images": (
+        [Conv2d(4), ReLU(), MaxPool2d(2), Conv2d(2, bias=False), BatchNorm(), Flatten(), Dense(3)],
+        (4, 4, 2),
+    ),
+}
+OPTIMIZERS = {
+    "sgd": lambda names: SGD(0.1, l2=0.01),
+    "groups": lambda names: Momentum(0.1, groups=[Group(names[:1], learning_rate=0.2)]),
+    "adam": lambda names: Adam(0.01),
+}
+
+
+def prepared(rng, name, kind=np.float32, examples=12):
+    layers, shape = NETWORKS[name]
+    network = Network(layers, input_shape=shape, rng=0, dtype=kind, backend="cuda")
+    X = rng.standard_normal((examples, *shape)).astype(kind)
+    return network, X, rng.integers(0, 3, examples)
+
+
+def batches_of(rng, steps, rows, examples=12):
+    return np.stack([rng.permutation(examples)[:rows] for _ in range(steps)])
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "kind"),
+    [
+        ("dense", "adam", np.float32),
+        ("layers", "sgd", np.float64),
+        pytest.param("layers", "groups", np.float32, marks=pytest.mark.slow),
+        pytest.param("images", "groups", np.float32, marks=pytest.mark.slow),
+        pytest.param("images", "adam", np.float64, marks=pytest.mark.slow),
+    ],
+)
+def test_the_same_bits_as_layer_by_layer(place, rng, name, optimizer, kind, monkeypatch):
+    monkeypatch.setattr(plan, "CHUNK", 2)
+    results = []
+    batches = batches_of(rng, 3, 6)
+    data = prepared(rng, name, kind)[1:]
+    for planned in (True, False):
+        network, *_ = prepared(np.random.default_rng(0), name, kind)
+        steps = OPTIMIZERS[optimizer](list(network.parameters))
+        if planned:
+            loop = plan.plan(network.program(), steps, 6)
+        else:
+            loop = StepByStep()
+        losses = loop.run(network, steps, *data, batches)
+        arrays = [*network.parameters.values(), *network.state.values()]
+        arrays += [a for slots in steps.state.values() for a in slots.values()]
+        results.append((losses, steps.t, [launch.to_host(a) for a in arrays]))
+    (losses, t, arrays), (expected_losses, expected_t, expected) = results
+    assert np.array_equal(losses, expected_losses.astype(kind)) and t == expected_t == 3
+    assert all(np.array_equal(a, b) for a, b in zip(arrays, expected, strict=True))
+
+
+def test_fit_runs_on_the_device_and_continues_in_chunks(place, rng):
+    network, X, labels = prepared(rng, "dense", examples=9)
+    history = fit(network, SGD(0.1), X, labels, epochs=2, batch_size=4, progress=False)
+    assert len(history.loss) == 4 and np.isfinite(history.loss).all()  # 4 + 4, the last is dropped
+
+
+def test_a_failed_step_changes_nothing(rng):
+    with launch.simulation():
+        network, X, labels = prepared(rng, "tanh")
+        good, _, _ = prepared(np.random.default_rng(0), "tanh")
+        X[7, 2] = np.nan
+        batches = np.array([[0, 1, 2, 3], [4, 5, 6, 8], [6, 7, 8, 9], [0, 1, 2, 3]])
+        optimizer, other = SGD(0.1), SGD(0.1)
+        loop = plan.plan(network.program(), optimizer, 4)
+        with pytest.raises(NonFiniteError):
+            loop.run(network, optimizer, X, labels, batches)
+        StepByStep().run(good, other, X, labels, batches[:2])
+        assert optimizer.t == other.t == 2
+        for name, array in {**good.parameters, **good.state}.items():
+            found = {**network.parameters, **network.state}[name]
+            assert np.array_equal(launch.to_host(found), launch.to_host(array)), name
+
+
+def test_a_failed_step_names_what_was_wrong(rng):
+    with launch.simulation():
+        layers = [Dense(4), BatchNorm(eps=0), Dense(3)]
+        network = Network(layers, input_shape=(5,), backend="cuda")
+        X, labels = np.ones((6, 5), np.float32), np.zeros(6, int)
+        optimizer = SGD(0.1)
+        loop = plan.plan(network.program(), optimizer, 3)
+        with pytest.raises(ZeroVarianceError, match="units"):
+            loop.run(network, optimizer, X, labels, np.array([[0, 1, 2]]))
+
+
+def test_host_data_are_not_written(rng):
+    """Two runs with data of the same shape share memory on the device, not with the caller."""
+    with launch.simulation():
+        network, X, labels = prepared(rng, "dense")
+        optimizer, before = SGD(0.1), X.copy()
+        loop = plan.plan(network.program(), optimizer, 4)
+        loop.run(network, optimizer, X, labels, np.array([[0, 1, 2, 3]]))
+        loop.run(network, optimizer, 2 * X, labels, np.array([[0, 1, 2, 3]]))
+        assert np.array_equal(X, before)
+
+
+def test_what_has_no_plan():
+    with launch.simulation():
+        network = Network([Dense(3), BatchNorm()], input_shape=(4,), backend="cuda")
+        program = network.program()
+        assert plan.plan(program, SGD(0.1), 4) is not None
+        assert plan.plan(program, SGD(0.1, fixed_norm=1.0), 4) is None
+        assert plan.plan(program, SGD(np.array([0.1, 0.2, 0.3])), 4) is None
+        assert plan.plan(program._replace(dtype=np.dtype(np.float16)), SGD(0.1), 4) is None
+
+
+def test_rows_out_of_range_are_refused(rng):
+    with launch.simulation():
+        network, X, labels = prepared(rng, "dense")
+        optimizer = SGD(0.1)
+        loop = plan.plan(network.program(), optimizer, 2)
+        with pytest.raises(IndexError, match="batches: got row numbers from 0 to 12"):
+            loop.run(network, optimizer, X, labels, np.array([[0, 12]]))
