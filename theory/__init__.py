@@ -4,14 +4,15 @@
     subject         the built-in networks on the digits that claims are measured on
     callables       verify and assert_claim: the claims on somebody else's loss and gradient
     running_error   numbers that carry a bound on their rounding error
-    invariance, gradients, effective_rate, optimizer_symmetry, norm_dynamics
+    random_walk     a controlled scale-invariant process, and what a statistical claim may say
+    invariance, gradients, effective_rate, optimizer_symmetry, norm_dynamics, equilibrium
                     the claims, in the paper's order
     report          the table; `python -m theory` prints it
 """
 
 # Importing a module of claims registers them; the order is the paper's.
 from theory import invariance, gradients, effective_rate, optimizer_symmetry  # noqa: F401, I001
-from theory import norm_dynamics  # noqa: F401, I001
+from theory import norm_dynamics, equilibrium  # noqa: F401, I001
 from theory.callables import assert_claim, verify
 from theory.claim import CLAIMS, Claim, Measurement, Verdict, select
 
