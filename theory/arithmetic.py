@@ -1,8 +1,8 @@
-r"""Arithmetics: the numbers that a claim can be run in, through the same lines of the reference wing.
+r"""Arithmetics: the numbers that a claim can be run in, all through the reference wing's lines.
 
-    floats    float16, float32, float64, longdouble: what training uses, each with its unit round-off
-    balls     enclosures [m - r, m + r] at any precision (python-flint): every operation encloses the
-              exact result, so "contains 0" is a proof that nothing larger than r is left, and
+    floats    float16, float32, float64, longdouble: what training uses, with its unit round-off
+    balls     enclosures [m - r, m + r] at any precision (python-flint): every operation encloses
+              the exact result, so "contains 0" is a proof that nothing larger than r is left, and
               "excludes 0" a proof that something is
     symbols   expressions (SymPy): an identity holds when it simplifies to 0
 
@@ -15,6 +15,7 @@ Computer Science 3 (2017).
 """
 
 import contextlib
+import operator
 from typing import NamedTuple
 
 import numpy as np
@@ -29,8 +30,8 @@ LEAST_BITS, MOST_BITS = 24, 16_000  # radii are reported in longdouble, which en
 def get(name, bits=1000):
     """Return the arithmetic called `name`, one of `NAMES`; `bits` is the precision of balls.
 
-    Raises ValueError for another name or number of bits, and ImportError, with the command that mends
-    it, where a package is missing.
+    Raises ValueError for another name or number of bits, and ImportError, with the command that
+    mends it, where a package is missing.
     """
     if name in FLOATS:
         return Floats(name)
@@ -247,6 +248,17 @@ class Symbols:
         return numerator == 0
 
 
+def _binary(operation):
+    """Return the method of `Expression` that applies `operation` to it and another number."""
+
+    def method(self, other):
+        if isinstance(other, np.ndarray):
+            return NotImplemented  # the array's business, entry by entry
+        return self._of(operation(self.expression, self._plain(other)))
+
+    return method
+
+
 class Expression:
     """A SymPy expression as an element of an array: what the reference wing asks of a number."""
 
@@ -258,34 +270,21 @@ class Expression:
         return Expression(expression, self.symbols)
 
     def _plain(self, other):
-        if isinstance(other, Expression):
-            return other.expression
-        if isinstance(other, (float, np.generic)):
-            return self.symbols.sympy.Rational(other if isinstance(other, float) else other.item())
-        return other
+        if isinstance(other, np.generic):
+            other = other.item()
+        if isinstance(other, float):
+            return self.symbols.sympy.Rational(other)  # exactly the dyadic number that it is
+        return getattr(other, "expression", other)
 
-    def __add__(self, other):
-        return self._of(self.expression + self._plain(other))
-
-    def __sub__(self, other):
-        return self._of(self.expression - self._plain(other))
-
-    def __rsub__(self, other):
-        return self._of(self._plain(other) - self.expression)
-
-    def __mul__(self, other):
-        return self._of(self.expression * self._plain(other))
-
-    def __truediv__(self, other):
-        return self._of(self.expression / self._plain(other))
-
-    def __rtruediv__(self, other):
-        return self._of(self._plain(other) / self.expression)
+    __add__ = __radd__ = _binary(operator.add)
+    __mul__ = __rmul__ = _binary(operator.mul)
+    __sub__ = _binary(operator.sub)
+    __rsub__ = _binary(lambda x, y: y - x)
+    __truediv__ = _binary(operator.truediv)
+    __rtruediv__ = _binary(lambda x, y: y / x)
 
     def __neg__(self):
         return self._of(-self.expression)
-
-    __radd__, __rmul__ = __add__, __mul__
 
     def sqrt(self):
         # Factored, so that the root of a^2 q becomes a times the root of q.
@@ -323,10 +322,10 @@ LADDER_BITS = (100, 200, 400, 1000)
 class Rung(NamedTuple):
     """One arithmetic of the ladder.
 
-    bits: of the significand.  unit_roundoff: u, a longdouble.  median, lower, upper: the median and the
-    quartiles over seeds and units of |<w, grad>| / (u sum |w_i grad_i|).  radius: for balls, the median
-    of the enclosures' radii in the same unit, else None.  enclosed: whether every enclosure contains 0,
-    None for floats.  note: what is special about the arithmetic.
+    bits: of the significand.  unit_roundoff: u, a longdouble.  median, lower, upper: the median
+    and the quartiles over seeds and units of |<w, grad>| / (u sum |w_i grad_i|).  radius: for
+    balls, the median of the enclosures' radii in the same unit, else None.  enclosed: whether every
+    enclosure contains 0, None for floats.  note: what is special about the arithmetic.
     """
 
     arithmetic: str
@@ -341,8 +340,8 @@ class Rung(NamedTuple):
 
 
 _NOTES = {
-    "float16": "NumPy adds up a matrix product, and a sum along the last axis, in float32 and rounds "
-    "once at the end; sums over the batch round every addition to float16",
+    "float16": "NumPy adds up a matrix product, and a sum along the last axis, in float32 and "
+    "rounds once at the end; sums over the batch round every addition to float16",
 }
 
 
@@ -350,13 +349,13 @@ def ladder(seeds=range(20), bits=LADDER_BITS, names=FLOATS, eps=0.0, batch=16, f
     r"""Return a `Rung` for each floating-point dtype of `names` and each precision of `bits`.
 
     What is left of <w, grad L> = 0 should be rounding and nothing else: |<w, grad>|, divided by
-    u sum_i |w_i grad_i|, is then about the same in every arithmetic, from float16 to 1000 bits.  A term
-    forgotten in the backward pass would instead grow as 1/u.
+    u sum_i |w_i grad_i|, is then about the same in every arithmetic, from float16 to 1000 bits.
+    With a term forgotten in the backward pass it would instead grow as 1/u.
 
-    One layer, z = X W and batch norm, with a random cotangent, per unit: the reference wing's affine
-    and batchnorm.  The inputs are standard normal numbers divided by 3 in the arithmetic itself, so that
-    all their digits are used.  The product <w, grad> is added up in longdouble; for balls, in balls,
-    of which the midpoint is taken.
+    One layer, z = X W and batch norm, with a random cotangent, per unit: the reference wing's
+    affine and batchnorm.  The inputs are standard normal numbers divided by 3 in the arithmetic
+    itself, so that all their digits are used.  The product <w, grad> is added up in longdouble; for
+    balls, in balls, of which the midpoint is taken.
 
     eps: of batch norm; with eps > 0 the figures grow as 1/u (the control).
     Raises ImportError where python-flint is missing and `bits` is not empty.
@@ -379,7 +378,8 @@ def _rung(arithmetic, seeds, eps, shape):
             if isinstance(arithmetic, Balls):
                 radii.append(arithmetic.radii(product) / unit)
                 enclosed.append(arithmetic.contain_zero(product).all())
-    lower, median, upper = np.quantile(np.concatenate(figures).astype(np.float64), (0.25, 0.5, 0.75))
+    figures = np.concatenate(figures).astype(np.float64)
+    lower, median, upper = np.quantile(figures, (0.25, 0.5, 0.75))
     return Rung(
         arithmetic=arithmetic.name,
         bits=arithmetic.bits,

@@ -10,9 +10,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from theory.subject import network_subjects
 
 CLAIMS = {}  # by id, in the order of the paper
+IDENTITIES = {}  # by id: subject -> Measurement in balls and symbols (identities.py)
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,10 @@ def _plain(value):
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    value = float(value)
-    return value if math.isfinite(value) else str(value)
+    plain = float(value)
+    if not math.isfinite(plain) or (plain == 0 and value != 0):  # below a double's range
+        return np.format_float_scientific(value, precision=3)
+    return plain
 
 
 @dataclass(frozen=True)
@@ -151,9 +156,14 @@ class Claim:
     erratum: str = ""
 
     def verify(self, subject):
-        """Measure on `subject` and return the Verdict; `refused` where that can tell nothing."""
+        """Measure on `subject` and return the Verdict; `refused` where that can tell nothing.
+
+        A subject that is `exact` (in balls or symbols) is measured by the claim's identity.
+        """
+        exact = getattr(subject, "exact", False)
+        measure = IDENTITIES[self.id] if exact else self.measure
         try:
-            measurement = self.measure(subject)
+            measurement = measure(subject)
         except Refused as reason:
             measurement = Measurement(math.nan, 0.0, "", None, 0.0, refused=str(reason))
         return Verdict(self, subject.name, subject.arithmetic, measurement)

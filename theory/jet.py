@@ -1,10 +1,10 @@
 r"""Jets: numbers that carry their derivative along one direction.
 
 A `Jet` is x + t x' with t^2 = 0: every operation passes on value and derivative, for example
-(x + t x')(y + t y') = x y + t (x y' + x' y).  The reference wing's lines run on jets unchanged, so a
-backward pass on jets gives the gradient g and its directional derivative H d, without a step and in
-whatever arithmetic value and derivative are made of: floats, `Bounded` floats (H d with its rounding
-error), balls (an enclosure of H d) or symbols.
+(x + t x')(y + t y') = x y + t (x y' + x' y).  The reference wing's lines run on jets unchanged, so
+a backward pass on jets gives the gradient g and its directional derivative H d, without a step, in
+whatever arithmetic value and derivative are made of: floats, `Bounded` floats (H d with its
+rounding error), balls (an enclosure of H d) or symbols.
 
 Source: forward accumulation, Griewank & Walther, Evaluating Derivatives (2008), chapter 3.
 """
@@ -15,8 +15,8 @@ import numpy as np
 class Jet(np.lib.mixins.NDArrayOperatorsMixin):
     """An array with its derivative along a direction.
 
-    value: an array (NumPy's, of floats or objects, or a `Bounded`).  tangent: the derivative, in the
-    same shape and arithmetic; None for a constant.
+    value: an array (NumPy's, of floats or objects, or a `Bounded`).  tangent: the derivative, in
+    the same shape and arithmetic; None for a constant.
 
     >>> x = Jet(np.array([1.0, 2.0]), np.array([1.0, 0.0]))
     >>> (x * x).tangent.tolist(), np.sqrt(x).tangent.tolist()

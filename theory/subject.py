@@ -25,13 +25,16 @@ LEAST_RANGE = {"float32": 12, "float64": 100}
 class Options:
     """What `python -m theory` was asked for, as far as it decides on subjects.
 
-    thorough: also the long runs.
+    thorough: also the long runs.  arithmetic: "ball" or "symbol" asks for the claims' identities
+    (identities.py) in place of `dtypes`; bits: the balls' precision.
     """
 
     backend: str = "reference"
     dtypes: tuple = DTYPES
     seed: int = 0
     thorough: bool = False
+    arithmetic: str | None = None
+    bits: int = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,8 @@ class NetworkSubject:
 
     @property
     def arithmetic(self):
-        return str(self.network.dtype)
+        dtype = self.network.dtype
+        return "longdouble" if dtype == np.longdouble and dtype.itemsize > 8 else str(dtype)
 
     @property
     def states(self):
