@@ -78,6 +78,8 @@ class Optimizer:
                 if name in self._by_parameter:
                     raise ValueError(f"groups: {name!r} stands in two groups, expected one")
                 self._by_parameter[name] = checked
+        hypers = (self.hyper, *(group.hyper for group in self.groups))
+        self._has_arrays = any(np.ndim(value) for hyper in hypers for value in hyper.values())
         self.state = {}
         self.t = 0
 
@@ -113,7 +115,7 @@ class Optimizer:
     def check(self, network):
         """Refuse groups that name parameters which the network does not have, and misfit arrays."""
         self.check_names(network.parameters)
-        for name, w in network.parameters.items():
+        for name, w in network.parameters.items() if self._has_arrays else ():
             for argument, value in self.hyper_parameters(name).items():
                 if np.ndim(value) and not _fits(np.shape(value), w.shape):
                     raise ValueError(
@@ -146,7 +148,7 @@ class Optimizer:
         Gradients are not changed; the network's arrays are replaced, not written into.  Where the
         step ends in an exception (`fixed_norm` of weights that are all 0) nothing has changed.
         """
-        self.check_names(network.parameters)
+        self.check(network)
         update = network.backend.update
         t, parameters, states = self.t + 1, {}, {}
         for name, w in network.parameters.items():

@@ -244,8 +244,8 @@ def load_checkpoint(path, network, optimizer, rng, fingerprint, epochs):
     Everything is read and checked before anything is changed.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
         meta = json.loads(str(arrays["meta"]))
         written_by = {"format": meta["format"], **meta["fingerprint"]}
         parameters = {name: arrays[f"parameter/{name}"] for name in _listed(arrays, "parameter/")}
