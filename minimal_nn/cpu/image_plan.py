@@ -7,9 +7,9 @@ needed: before the next convolution, and twice in the backward pass.
 
     forward     image: the layers before -> image with border -> z, moments of its blocks
                 channels: the batch's mean and variance
-    backward    image: dy back through pooling and activations; block sums for gamma and beta
-                channels: their sums
-                image: dz with border -> dW of its group, dy of the layer before
+    backward    channels: the sums for gamma and beta
+                image: dy back through pooling and activations, dz with border -> dW of its group,
+                dy of the layer before and the sums of its blocks
                 panels: dW from the groups, updates
 """
 
@@ -225,8 +225,10 @@ class ImageLayers:
             sizes = layer.sizes
             gradient = dpanels if index == len(self.layers) - 1 else self.layers[index + 1].dx
             if layer.norm is not None:
-                self.loop.new_phase(self.rows)
-                self._sums(layer, gradient)
+                if index == len(self.layers) - 1:
+                    self.loop.new_phase(self.rows)
+                    self._sums(layer, gradient, again=True)
+                self._join_sums(layer)
             self.loop.new_phase(self.rows, grain=sizes.grain)
             dz = self._input_gradient(layer, gradient)
             if index == 0:
@@ -239,11 +241,17 @@ class ImageLayers:
                     convolution.forward_kernel, dz, layer.turned, _images(layer.dx),
                     3 * sizes.output_channels, sizes.height, sizes.width, len(layer.turned),
                 )  # fmt: skip
+                if self.layers[index - 1].norm is not None:
+                    self._sums(self.layers[index - 1], layer.dx, again=False)
             self._updates(layer)
 
-    def _back_through(self, layer, gradient):
-        """Emit dy back to the output of batch norm (or of the convolution); return an operand."""
-        self._output(layer)
+    def _back_through(self, layer, gradient, again):
+        """Emit dy back to the output of batch norm (or of the convolution); return an operand.
+
+        again: compute the layer's output again (else the thread's spaces hold it still).
+        """
+        if again:
+            self._output(layer)
         channels = layer.sizes.output_channels
         if gradient.ndim == 3:  # panels of the flattened features
             height, width, outputs = self._output_shape(layer)
@@ -280,13 +288,16 @@ class ImageLayers:
         step = numbers.values[1]
         return numbers.at(row=layer.sizes.output_channels, step=step)
 
-    def _sums(self, layer, gradient):
-        dy = self._pixels(layer, self._back_through(layer, gradient))
+    def _sums(self, layer, gradient, again):
+        dy = self._pixels(layer, self._back_through(layer, gradient, again))
         sizes = layer.sizes
         self.program.call(
             batchnorm.image_gradient_sums_kernel, _images(layer.z), dy, layer.mean, layer.inverse,
             *layer.blocks, sizes.pixels,
         )  # fmt: skip
+
+    def _join_sums(self, layer):
+        sizes = layer.sizes
         self.loop.new_phase(sizes.output_channels // workspace.lanes(self.dtype))
         self.program.call(
             batchnorm.join_sums_kernel, *layer.blocks, layer.dbeta, layer.dgamma, self.rows,
@@ -297,7 +308,7 @@ class ImageLayers:
         """Emit dz of the unit's image, with a border; return the operand."""
         sizes = layer.sizes
         channels = sizes.output_channels
-        dy = self._back_through(layer, gradient)
+        dy = self._back_through(layer, gradient, again=True)
         if layer.norm is not None:
             target = self._space("dz", (sizes.pixels, channels))
             self.program.call(
