@@ -9,6 +9,7 @@
     reference/ cpu/ cuda/   the formulas, in three wings with the same modules
 """
 
+from minimal_nn.cpu.threads import set_num_threads
 from minimal_nn.layers import (
     BatchNorm,
     Conv2d,
@@ -41,7 +42,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LARS",
-    "SGD",
     "Adadelta",
     "Adagrad",
     "Adam",
@@ -65,4 +65,5 @@ __all__ = [
     "Tanh",
     "WeightNorm",
     "fit",
+    "set_num_threads",
 ]
