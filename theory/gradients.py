@@ -56,6 +56,7 @@ at all.
 """,
 )
 def gradient_scaling(subject):
+    """Entries of 2^k grad(2^k w) that differ from grad(w), with and without the penalty."""
     least, limit = limits(subject)
     low, high, wrong, control = -limit, limit, 0, 0
     for network in subject.states:
@@ -209,7 +210,8 @@ def worst_orthogonality(network, X, targets):
             continue
         relative = np.abs(residual - leak)[alive] / scale[alive]
         bounds = bound[alive] / scale[alive]
-        ratio = relative / bounds
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(relative > 0, relative / bounds, 0)  # a dead unit's bound is 0
         at = int(np.argmax(ratio))
         largest = max(largest, float(np.max(np.abs(residual[alive]) / scale[alive])))
         if ratio[at] > worst[3]:
@@ -241,6 +243,7 @@ numbers that carry their rounding error, with the cotangent of the absorbing lay
 """,
 )
 def gradient_orthogonality(subject):
+    """|<w, grad L> - leak| / (|w| |grad L|) of the group that comes closest to its bound."""
     # A worst-case bound grows faster with the batch than the residual does: few examples, tight
     # bound.
     X, targets = subject.X[:_EXAMPLES], subject.targets[:_EXAMPLES]
@@ -253,7 +256,7 @@ def gradient_orthogonality(subject):
             worst = plain
         for eps in (1e-5, 0.5):
             residual, bound, leak = worst_orthogonality(network.with_eps(eps), X, targets)
-            laws.append(residual / bound)
+            laws.append(residual / bound if bound else np.inf)
             as_predicted &= residual <= bound
             if eps == 0.5:
                 control, control_bound = min(control, leak), max(control_bound, bound)

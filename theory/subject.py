@@ -206,8 +206,9 @@ def exact_range(count_differing, least, limit):
     with np.errstate(all="ignore"):
         wrong = sum(count_differing(sign * k) for k in inner for sign in (1, -1))
         ends = []
+        first = 2 ** int(math.log2(max(least // 4, 1)))  # halving it ends at 1 and misses no k
         for sign in (-1, 1):
-            good, step = (least, max(least // 4, 1)) if wrong == 0 else (0, 1)
+            good, step = (least, first) if wrong == 0 else (0, 1)
             while wrong == 0 and _exact_at(count_differing, sign, good + step, limit):
                 good, step = good + step, 2 * step
             while step > 1 and wrong == 0:
