@@ -29,7 +29,7 @@ from minimal_nn.cpu.simd import (
     store,
     where_zero,
 )
-from minimal_nn.cpu.workspace import Columns
+from minimal_nn.cpu.workspace import Columns, aligned, lanes
 from minimal_nn.errors import ZeroVarianceError
 
 BLOCK_ROWS = 256
@@ -284,9 +284,9 @@ def join_moments_kernel(
 
 @kernel
 def normalize_image_kernel(
-    step, thread, unit, z, z_step, y, gamma, beta, mean, inverse, pixels
+    step, thread, unit, z, z_step, y, y_step, gamma, beta, mean, inverse, pixels
 ):
-    """An image of y into the thread's space."""
+    """An image of y."""
     for column in range(0, z.row, z.lanes):
         source = z + (unit * z_step + column)
         m, s, g, b = (
@@ -297,7 +297,7 @@ def normalize_image_kernel(
         )
         for i in range(pixels):
             h = normalize(load(source + i * z.row), m, s)
-            store(y + (i * y.row + column), fma(h, g, b))
+            store(y + (unit * y_step + i * y.row + column), fma(h, g, b))
 
 
 @kernel
@@ -334,10 +334,10 @@ def join_sums_kernel(step, thread, unit, betas, gammas, dbeta, dgamma, images, p
 
 @kernel
 def image_input_gradient_kernel(
-    step, thread, unit, z, z_step, dy, dy_step, dz, gamma, mean, inverse, dgamma, dbeta, images,
-    pixels,
+    step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, dgamma, dbeta,
+    images, pixels,
 ):  # fmt: skip
-    """An image of dz into the thread's space."""
+    """An image of dz."""
     n = fill(z, images * pixels)
     for column in range(0, z.row, z.lanes):
         source = z + (unit * z_step + column)
@@ -348,7 +348,7 @@ def image_input_gradient_kernel(
         for i in range(pixels):
             h = normalize(load(source + i * z.row), m, s)
             gradient = input_gradient(load(cotangent + i * dy.row), h, factor, mean_dy, mean_dyh)
-            store(dz + (i * dz.row + column), gradient)
+            store(dz + (unit * dz_step + i * dz.row + column), gradient)
 
 
 @kernel
@@ -409,6 +409,43 @@ def _one(value, dtype):
     return np.array([value], dtype=dtype)
 
 
+def _blocks(source, group):
+    """Return (images, pixels) for a matrix that lies in rows and splits into whole blocks, or None."""
+    if not source.direct:
+        return None
+    pixels = group if group < source.rows else BLOCK_ROWS
+    return (source.rows // pixels, pixels) if source.rows % pixels == 0 else None
+
+
+def _forward_program(source, gamma, beta, eps, group):
+    """Return the program of the forward pass, y, and the padded mean, var and 1 / s."""
+    y = source.empty()
+    mean, var, inverse = source.vector(), source.vector(), source.vector()
+    gamma, beta, eps = source.vector(gamma), source.vector(beta), _one(eps, source.dtype)
+    program = Program()
+    blocks = _blocks(source, group)
+    if blocks is None:
+        program.phase(source.count if source.rows else 0)
+        program.call(
+            forward_kernel, source.operand, y.operand, gamma, beta, mean, var, inverse, eps,
+            source.rows, group, source.columns, program.status,
+        )  # fmt: skip
+        return program, y, mean, var, inverse
+    images, pixels = blocks
+    rows, out = source.row_blocks(pixels), y.row_blocks(pixels)
+    count = -(-pixels // BLOCK_ROWS) * images
+    parts = [aligned((count, source.columns), source.dtype) for _ in range(2)]
+    program.phase(images).call(image_moments_kernel, rows, *parts, pixels)
+    program.phase(source.columns // lanes(source.dtype))
+    program.call(
+        join_moments_kernel, *parts, mean, var, inverse, eps, images, pixels, source.columns,
+        program.status,
+    )  # fmt: skip
+    program.phase(images, check=True)
+    program.call(normalize_image_kernel, rows, out, gamma, beta, mean, inverse, pixels)
+    return program, y, mean, var, inverse
+
+
 def forward(z, gamma, beta, eps):
     """Normalize over the batch: y = gamma (z - mean) / sqrt(var + eps) + beta.
 
@@ -418,34 +455,50 @@ def forward(z, gamma, beta, eps):
     """
     z, gamma, beta = floating(z=z, gamma=gamma, beta=beta)
     _check(z, gamma=gamma, beta=beta)
-    source = Columns.of(z)
-    y = source.empty()
-    mean, var, inverse = source.vector(), source.vector(), source.vector()
-    group = _group(z.shape)
-    program = Program().phase(source.count if source.rows else 0)
-    program.call(
-        forward_kernel, source.operand, y.operand, source.vector(gamma), source.vector(beta),
-        mean, var, inverse, _one(eps, z.dtype), source.rows, group, source.columns, program.status,
-    )  # fmt: skip
+    source, group = Columns.of(z), _group(z.shape)
+    program, y, mean, var, inverse = _forward_program(source, gamma, beta, eps, group)
     if program.run(thread_count=thread_count(8 * z.size)):
         raise zero_variance(var[: source.columns], "units")
     units = source.columns
     return y.result(), Cache(source, gamma, inverse, mean, group, mean[:units], var[:units])
 
 
-def _backward(dy, cache, kernel):
+def _backward_program(cotangent, cache):
+    """Return the program of the backward pass, dz, dgamma and dbeta."""
+    source, gamma = cache.z, cache.z.vector(cache.gamma)
+    dz, dgamma, dbeta = source.empty(), source.vector(), source.vector()
+    rowwise = cache.padded_mean, cache.inverse
+    program = Program()
+    blocks = _blocks(source, cache.group)
+    running = isinstance(cache, RunningCache)
+    if blocks is None or running:
+        program.phase(source.count if source.rows else 0)
+        program.call(
+            backward_running_kernel if running else backward_kernel, source.operand,
+            cotangent.operand, dz.operand, gamma, *rowwise, dgamma, dbeta, source.rows, cache.group,
+        )  # fmt: skip
+        return program, dz, dgamma, dbeta
+    images, pixels = blocks
+    rows, dy, out = (matrix.row_blocks(pixels) for matrix in (source, cotangent, dz))
+    count = -(-pixels // BLOCK_ROWS) * images
+    parts = [aligned((count, source.columns), source.dtype) for _ in range(2)]
+    program.phase(images)
+    program.call(image_gradient_sums_kernel, rows, dy, *rowwise, *parts, pixels)
+    program.phase(source.columns // lanes(source.dtype))
+    program.call(join_sums_kernel, *parts, dbeta, dgamma, images, pixels)
+    program.phase(images)
+    program.call(
+        image_input_gradient_kernel, rows, dy, out, gamma, *rowwise, dgamma, dbeta, images, pixels
+    )
+    return program, dz, dgamma, dbeta
+
+
+def _backward(dy, cache):
     _, dy = floating(gamma=cache.gamma, dy=dy)
     source = cache.z
     if dy.shape != source.shape:
         raise ValueError(f"dy: got shape {dy.shape}, expected {source.shape}")
-    cotangent = Columns.of(dy)
-    dz = source.empty()
-    dgamma, dbeta = source.vector(), source.vector()
-    program = Program().phase(source.count if source.rows else 0)
-    program.call(
-        kernel, source.operand, cotangent.operand, dz.operand, source.vector(cache.gamma),
-        cache.padded_mean, cache.inverse, dgamma, dbeta, source.rows, cache.group,
-    )  # fmt: skip
+    program, dz, dgamma, dbeta = _backward_program(Columns.of(dy), cache)
     program.run(thread_count=thread_count(8 * dy.size))
     return dz.result(), dgamma[: source.columns], dbeta[: source.columns]
 
@@ -455,7 +508,15 @@ def backward(dy, cache):
 
     dz = gamma (dy - mean(dy) - h mean(dy h)) / s; dgamma = sum dy h; dbeta = sum dy.
     """
-    return _backward(dy, cache, backward_kernel)
+    return _backward(dy, cache)
+
+
+def programs(z, gamma, beta, eps, dy):
+    """Return the programs of the forward and the backward pass, for timing them by themselves."""
+    source, group = Columns.of(z), _group(z.shape)
+    forward, _, mean, var, inverse = _forward_program(source, gamma, beta, eps, group)
+    cache = Cache(source, gamma, inverse, mean, group, mean, var)
+    return forward, _backward_program(Columns.of(dy), cache)[0]
 
 
 def forward_running(z, gamma, beta, mean, var, eps):
@@ -481,7 +542,7 @@ def forward_running(z, gamma, beta, mean, var, eps):
 
 def backward_running(dy, cache):
     """Return dz, dgamma and dbeta of `forward_running`: dz = gamma dy / s, as s is a constant."""
-    return _backward(dy, cache, backward_running_kernel)
+    return _backward(dy, cache)
 
 
 def update_running(running_mean, running_var, mean, var, count, momentum):

@@ -181,7 +181,7 @@ class ImageLayers:
         z = _images(layer.z)
         if layer.norm is not None:
             self.program.call(
-                batchnorm.normalize_image_kernel, z, current, layer.gamma.arrays[0],
+                batchnorm.normalize_image_kernel, z, current.at(step=0), layer.gamma.arrays[0],
                 layer.beta.arrays[0], layer.mean, layer.inverse, sizes.pixels,
             )  # fmt: skip
         else:
@@ -313,7 +313,7 @@ class ImageLayers:
             target = self._space("dz", (sizes.pixels, channels))
             self.program.call(
                 batchnorm.image_input_gradient_kernel, _images(layer.z), self._pixels(layer, dy),
-                target, layer.gamma.arrays[0], layer.mean, layer.inverse, layer.dgamma, layer.dbeta,
+                target.at(step=0), layer.gamma.arrays[0], layer.mean, layer.inverse, layer.dgamma, layer.dbeta,
                 self.rows, sizes.pixels,
             )  # fmt: skip
             dy = target.at(row=1, step=0)

@@ -124,3 +124,15 @@ def together(job, threads):
             other.result()
     finally:
         _workers_in_use.release()
+
+
+def _single():
+    _local.limit = 1
+
+
+def one_per_core(n=None):
+    """Return an executor for many small networks: `n` threads, each computing on one core.
+
+    Training loops release the GIL, so networks that are trained in these threads run side by side.
+    """
+    return ThreadPoolExecutor(n or get_num_threads(), thread_name_prefix="one", initializer=_single)

@@ -195,6 +195,10 @@ class Columns:
         """Return room for a result of the same shape."""
         return Columns(self.shape, self.dtype)
 
+    def row_blocks(self, rows):
+        """Return a matrix that stays where it is as an operand whose units are blocks of rows."""
+        return Operand(self.array, step=rows * self.columns)
+
     def result(self):
         """Return the numbers as an array of the shape."""
         if self.direct:

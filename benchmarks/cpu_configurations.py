@@ -1,0 +1,116 @@
+"""What the benchmark of the cpu wing trains: networks, data and initial weights, for all contestants.
+
+Weights and data come from one seed, so that the contestants' losses can be compared before anything
+is timed.  Every contestant visits the same batches in the same order.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+BATCH = 128
+BATCHES = 16
+EPS = 1e-5
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4
+LEARNING_RATES = {"nesterov": 0.05, "adam": 1e-3}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A network, an optimizer, and how many copies of the network train side by side.
+
+    sizes: of an MLP's layers, or None for the convolutional network.  aims: the ratio to the best peer
+    to reach, by number of threads.
+    """
+
+    name: str
+    title: str
+    sizes: tuple | None
+    optimizer: str
+    copies: int = 1
+    aims: tuple = ()  # (threads, ratio), ...
+
+
+CONFIGURATIONS = (
+    Configuration(
+        "mlp", "MLP 784-256-256-10, Nesterov", (784, 256, 256, 10), "nesterov",
+        aims=((1, 1.3), (2, 1.9)),
+    ),
+    Configuration(
+        "mlp-adam", "MLP 784-256-256-10, Adam", (784, 256, 256, 10), "adam",
+        aims=((1, 1.3), (2, 1.9)),
+    ),
+    Configuration(
+        "small", "MLP 64-64-64-10, Nesterov", (64, 64, 64, 10), "nesterov",
+        aims=((1, 2.2), (2, 2.2)),
+    ),
+    Configuration(
+        "small-adam", "MLP 64-64-64-10, Adam", (64, 64, 64, 10), "adam",
+        aims=((1, 2.2), (2, 2.2)),
+    ),
+    Configuration(
+        "conv", "conv net 32-32-64-64, Nesterov", None, "nesterov", aims=((1, 1.6), (2, 1.6))
+    ),
+    Configuration(
+        "grid-small", "64 x MLP 64-64-64-10", (64, 64, 64, 10), "nesterov", copies=64,
+        aims=((2, 2.0),),
+    ),
+    Configuration(
+        "grid-large", "16 x MLP 784-256-256-10", (784, 256, 256, 10), "nesterov", copies=16,
+        aims=((2, 1.25),),
+    ),
+)  # fmt: skip
+CHANNELS = (3, 32, 32, 64, 64)
+IMAGE = 32
+CLASSES = 10
+
+
+def by_name(name):
+    """Return the configuration called `name`."""
+    return next(c for c in CONFIGURATIONS if c.name == name)
+
+
+def data(configuration):
+    """Return X (BATCHES, BATCH, ...) float32, images as NHWC, and labels (BATCHES, BATCH)."""
+    rng = np.random.default_rng(0)
+    shape = (configuration.sizes[0],) if configuration.sizes else (IMAGE, IMAGE, CHANNELS[0])
+    X = rng.standard_normal((BATCHES, BATCH, *shape)).astype(np.float32)
+    return X, rng.integers(0, CLASSES, (BATCHES, BATCH))
+
+
+def weights(configuration, copy=0):
+    """Return the initial weight matrices and kernels (NHWC layout), float32, first to last."""
+    rng = np.random.default_rng((1, copy))
+    if configuration.sizes:
+        pairs = zip(configuration.sizes, configuration.sizes[1:], strict=False)
+        shapes = [((d, k), d) for d, k in pairs]
+    else:
+        pairs = zip(CHANNELS, CHANNELS[1:], strict=False)
+        shapes = [((3, 3, c, k), 9 * c) for c, k in pairs]
+        features = (IMAGE // 4) ** 2 * CHANNELS[-1]
+        shapes.append(((features, CLASSES), features))
+    return [
+        (rng.standard_normal(shape) * np.sqrt(2 / fan_in)).astype(np.float32)
+        for shape, fan_in in shapes
+    ]
+
+
+def learning_rates(configuration):
+    """Return a learning rate for each copy."""
+    rate = LEARNING_RATES[configuration.optimizer]
+    return rate * np.linspace(0.5, 1.5, configuration.copies) if configuration.copies > 1 else [rate]
+
+
+def flops(configuration):
+    """Return the floating-point operations of the products in one step of one copy."""
+    if configuration.sizes:
+        pairs = list(zip(configuration.sizes, configuration.sizes[1:], strict=False))
+        products = [(d * k, i > 0) for i, (d, k) in enumerate(pairs)]
+    else:
+        pixels = (IMAGE**2, IMAGE**2, IMAGE**2 // 4, IMAGE**2 // 4)
+        pairs = zip(pixels, CHANNELS, CHANNELS[1:], strict=False)
+        products = [(9 * p * c * k, i > 0) for i, (p, c, k) in enumerate(pairs)]
+        products.append(((IMAGE // 4) ** 2 * CHANNELS[-1] * CLASSES, True))
+    # forward, gradient of the weights, and, but for the first layer, gradient of the input
+    return sum(2 * BATCH * size * (3 if inner else 2) for size, inner in products)
