@@ -47,8 +47,14 @@ class CallableSubject:
 
     def __call__(self, w):
         """Return loss and gradient at w; refuse what is not finite or does not fit."""
-        loss, gradient = self._function(w.copy())
-        gradient = np.asarray(gradient)
+        result = self._function(w.copy())
+        if not isinstance(result, (tuple, list)) or len(result) != 2:
+            raise TypeError(
+                f"loss_and_grad: got the result {result!r}, expected a pair (loss, gradient)"
+            )
+        loss, gradient = result[0], np.asarray(result[1])
+        if np.asarray(loss).dtype.kind not in "iuf" or np.ndim(loss):
+            raise TypeError(f"loss_and_grad: got the loss {loss!r}, expected a number")
         if gradient.shape != self.w.shape:
             raise ValueError(
                 f"loss_and_grad: got a gradient of shape {gradient.shape}, expected w's, "
@@ -85,7 +91,15 @@ class CallableSubject:
     def leak(self, w):
         """Return the predicted <w, grad L> of each group at w (0 where none was given)."""
         leak = self._leak(w) if callable(self._leak) else self._leak
-        return np.zeros(len(self.masks)) if leak is None else np.broadcast_to(leak, len(self.masks))
+        if leak is None:
+            return np.zeros(len(self.masks))
+        leak = np.atleast_1d(leak)
+        if leak.shape != (len(self.masks),):
+            raise ValueError(
+                f"leak: got shape {leak.shape}, expected one number for each of "
+                f"{len(self.masks)} groups"
+            )
+        return leak
 
 
 def _masks(groups, w):
@@ -103,6 +117,8 @@ def _masks(groups, w):
     if isinstance(groups, str):
         raise ValueError(f"groups: got {groups!r}, expected 'whole', 'columns' or a list of masks")
     masks = [np.asarray(mask) for mask in groups]
+    if not masks:
+        raise ValueError("groups: got none, expected at least one mask")
     for mask in masks:
         if mask.shape != w.shape or mask.dtype != bool or not mask.any():
             raise ValueError(
@@ -117,19 +133,22 @@ def _leaks(subject):
 
     With eps > 0 the cosine of w and grad L falls as eps/(v + eps), v ~ |w|^2; that of a loss that
     is not scale-invariant does not.  At 2^12 |w| it must have fallen by 2^12 at least, or be
-    rounding.
+    rounding, and the loss must have become scale-invariant: its gradient goes on, as 1/|w|.
     """
-    cosines = []
-    for a in (1.0, 2.0**_FAR):
+    cosines, lengths = [], []
+    for a in (1.0, 2.0**_FAR, 2.0 ** (_FAR + 1)):
         w = subject.scaled(a)
         with np.errstate(all="ignore"):
             try:
-                product, size, _ = subject.products(w, subject(w)[1])
+                gradient = subject(w)[1]
             except ValueError:
                 return False
+            product, size, _ = subject.products(w, gradient)
         cosines.append(np.max(np.abs(product) / np.where(size > 0, size, 1)))
+        lengths.append(np.sqrt(sum(np.sum(np.square(gradient[m])) for m in subject.masks)))
     rounding = 1e3 * np.finfo(subject.w.dtype).eps
-    return bool(cosines[1] <= max(cosines[0] / 2.0**_FAR, rounding))
+    vanishes = cosines[1] <= max(cosines[0] / 2.0**_FAR, rounding)
+    return bool(vanishes and lengths[1] > 0 and abs(2 * lengths[2] / lengths[1] - 1) < 0.01)
 
 
 def _bits(a, b):
@@ -267,6 +286,8 @@ def verify(loss_and_grad, w, *, claims=None, groups="whole", leak=None, name="ca
     >>> [v.word for v in verify(loss_and_grad, np.array([3.0, 1.0, 2.0]))]
     ['holds', 'holds', 'holds (estimated)', 'holds']
     """
+    if isinstance(claims, str):
+        raise TypeError(f"claims: got the string {claims!r}, expected a list of ids")
     subject = CallableSubject(loss_and_grad, w, groups=groups, leak=leak, name=name)
     ids = tuple(ON_CALLABLE) if claims is None else tuple(claims)
     unknown = [id for id in ids if id not in ON_CALLABLE]
