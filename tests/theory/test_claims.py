@@ -1,4 +1,4 @@
-"""The claims: verified on every built-in subject, with tight bounds, and refuted by planted faults."""
+"""The claims: verified on every built-in subject, within tight bounds, refuted by faults."""
 
 import dataclasses
 
