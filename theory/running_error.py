@@ -44,6 +44,14 @@ class Bounded(np.lib.mixins.NDArrayOperatorsMixin):
     def __getitem__(self, index):
         return Bounded(self.value[index], self.error[index])
 
+    def __setitem__(self, index, new):
+        new = new if isinstance(new, Bounded) else _exact(new)
+        self.value[index], self.error[index] = new.value, new.error
+
+    def max(self, **kwargs):
+        """Return the largest computed values, which the loss shifts its scores by: any do."""
+        return self.value.max(**kwargs)
+
     def reshape(self, *shape):
         return Bounded(self.value.reshape(*shape), self.error.reshape(*shape))
 
@@ -125,6 +133,18 @@ def _tanh_error(u, value, x, ex):
     return _rounded(4 * u, value, ex)  # |tanh'| <= 1; libraries are within a few ulp
 
 
+def _exp_error(u, value, x, ex):
+    # |exp(x + e) - exp(x)| <= exp(x) (exp|e| - 1); libraries are within a few ulp.
+    size = np.abs(value).astype(np.float64)
+    return _rounded(4 * u, value, size * (1 + 4 * u) * np.expm1(ex))
+
+
+def _log_error(u, value, x, ex):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = np.where(x > ex, -np.log1p(-ex / x), np.inf)
+    return _rounded(4 * u, value, error)
+
+
 def _matmul_error(u, value, x, y, ex, ey):
     # x y has the error |x| ey + ex (|y| + ey) from its operands, and gamma_n (|x| + ex)(|y| + ey)
     # from the n products and additions, in any order, fused or not.
@@ -140,7 +160,9 @@ _RULES = {
     np.true_divide: _quotient_error,
     np.sqrt: _root_error,
     np.tanh: _tanh_error,
+    np.exp: _exp_error,
+    np.log: _log_error,
     np.matmul: _matmul_error,
     np.negative: lambda u, value, x, ex: ex,
 }
-_COMPARISONS = (np.greater, np.equal, np.less_equal)
+_COMPARISONS = (np.greater, np.equal, np.less_equal, np.isfinite)
