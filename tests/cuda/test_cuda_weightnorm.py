@@ -1,0 +1,122 @@
+"""The weight norm kernels: both ways through them, every order of threads, the compiled code."""
+
+import compiled
+import numpy as np
+import pytest
+from agreement import assert_same_bits, assert_within, wide
+from running_error import running
+
+from minimal_nn.cuda import launch, reduction, weightnorm
+from minimal_nn.errors import ZeroNormError
+from minimal_nn.reference import weightnorm as reference
+
+SHAPES = [(1, 1), (5, 3), (70, 36), (34, 33), (3, 3, 2, 8)]
+KINDS = pytest.mark.parametrize("kind", [np.float32, np.float64], ids=["float32", "float64"])
+NAMES = ("W", "dv", "dg")
+
+
+@pytest.fixture(params=["one launch", "two stages"], autouse=True)
+def path(request, monkeypatch):
+    """Few rows take one launch, many take two stages; here both take every shape."""
+    if request.param == "two stages":
+        monkeypatch.setattr(reduction, "SHORT", 0)
+
+
+def draw(rng, shape, kind):
+    v, dW = rng.standard_normal(shape), rng.standard_normal(shape)
+    g = rng.uniform(0.5, 2, shape[-1]) * rng.choice((-1, 1), shape[-1])
+    return [x.astype(kind) for x in (v, g, dW)]
+
+
+def everything(v, g, dW, eps):
+    """Return W, dv, dg as host arrays."""
+    v, g, dW = (launch.asarray(x) for x in (v, g, dW))
+    W, cache = weightnorm.forward(v, g, eps)
+    return [launch.to_host(x) for x in (W, *weightnorm.backward(dW, cache))]
+
+
+def from_reference(arrays, eps, convert):
+    v, g, dW = (convert(x) for x in arrays)
+    W, cache = reference.forward(v, g, eps)
+    return [W, *reference.backward(dW, cache)]
+
+
+@KINDS
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("eps", [0.0, 1e-5, 0.5])
+def test_agrees_with_the_reference(place, rng, kind, shape, eps):
+    arrays = draw(rng, shape, kind)
+    expected = from_reference(arrays, eps, wide)
+    bounds = from_reference(arrays, eps, lambda x: running(x, kind))
+    for name, got, truth, bound in zip(
+        NAMES, everything(*arrays, eps), expected, bounds, strict=True
+    ):
+        assert got.dtype == kind
+        assert_within(got, truth, bound.error, name)
+
+
+@KINDS
+def test_exact_where_the_arithmetic_is(place, rng, kind):
+    """Columns of 64 numbers +-2^k have the norm 2^(k + 3)."""
+    v = rng.choice((-1, 1), (64, 5)) * 2.0 ** rng.integers(-4, 5, 5)
+    arrays = [np.asarray(x, kind) for x in (v, [3, -2, 7, 1, 5], rng.integers(-4, 5, (64, 5)))]
+    for got, expected in zip(
+        everything(*arrays, 0.0), from_reference(arrays, 0.0, np.float64), strict=True
+    ):
+        assert np.array_equal(got, np.asarray(expected, kind))
+
+
+@KINDS
+@pytest.mark.parametrize("shape", [(70, 36), (9, 3)], ids=str)
+def test_powers_of_two_change_no_bit(place, rng, kind, shape):
+    v, g, dW = draw(rng, shape, kind)
+    W, dv, dg = everything(v, g, dW, 0.0)
+    a = (2.0 ** rng.integers(-20, 21, shape[-1])).astype(kind)
+    for name, got, same in zip(NAMES, everything(a * v, g, dW, 0.0), (W, dv / a, dg), strict=True):
+        assert_same_bits(got, same, name)
+
+
+def test_bits_do_not_depend_on_the_schedule(schedules, rng):
+    arrays = draw(rng, (70, 36), np.float32)
+    schedules(lambda: everything(*arrays, 1e-5))
+
+
+def test_a_zero_column_at_eps_zero_is_refused(place, rng):
+    v, g, dW = draw(rng, (9, 8), np.float32)
+    v[:, [3, 6]] = 0
+    assert np.isfinite(everything(v, g, dW, 1e-5)[1]).all()
+    v, g = launch.asarray(v), launch.asarray(g)
+    with pytest.raises(ZeroNormError, match=r"units \[3, 6\] have norm 0 at eps = 0"):
+        weightnorm.forward(v, g, 0.0)
+    status = launch.asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
+    W, norm = launch.empty(v.shape, v.dtype), launch.empty(8, v.dtype)
+    for call in weightnorm.forward_calls(v, g, 0.0, W, norm, status):
+        launch.launch(*call)
+    assert launch.to_host(status).tolist() == [0, 0, 1]
+
+
+def test_nan_stays_in_its_column(place, rng):
+    v, g, dW = draw(rng, (9, 8), np.float32)
+    clean = everything(v, g, dW, 1e-5)
+    v[5, 2] = np.nan
+    for name, got, before in zip(NAMES, everything(v, g, dW, 1e-5), clean, strict=True):
+        assert np.isnan(got[..., 2]).all()
+        got[..., 2] = before[..., 2] = 0
+        assert_same_bits(got, before, name)
+
+
+def test_strided_arrays_give_the_same_bits(rng):
+    v, g, dW = draw(rng, (9, 8), np.float32)
+    with launch.simulation():
+        expected = everything(v, g, dW, 1e-5)
+        views = np.asfortranarray(v), np.repeat(g, 2)[::2], np.repeat(dW, 2, 0)[::2]
+        for name, got, same in zip(NAMES, everything(*views, 1e-5), expected, strict=True):
+            assert_same_bits(got, same, name)
+
+
+@KINDS
+def test_the_compiled_kernels(rng, kind):
+    with launch.simulation(), launch.recorded() as records:
+        for units in (3, 8):
+            everything(*draw(rng, (6, units), kind), 1e-5)
+    compiled.check(records)
