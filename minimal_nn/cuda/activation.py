@@ -13,8 +13,8 @@ import types
 from typing import NamedTuple
 
 from minimal_nn.cuda.elementwise import THREADS, elementwise, grid
-from minimal_nn.cuda.launch import contiguous, empty, launch
-from minimal_nn.cuda.vectors import flatten, number_type, vector_width
+from minimal_nn.cuda.launch import empty, launch
+from minimal_nn.cuda.vectors import flatten, number_type, placed, vector_width
 
 KINDS = ("relu", "tanh", "identity")
 
@@ -69,7 +69,7 @@ def forward(z, kind):
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
     if kind == "identity":
         return z, Cache(kind, None)
-    z = contiguous(z)
+    z = placed(z)
     y = empty(z.shape, z.dtype)
     for call in forward_calls(z, kind, y):
         launch(*call)
@@ -80,7 +80,7 @@ def backward(dy, cache):
     """Return dz = f'(z) dy."""
     if cache.kind == "identity":
         return dy
-    dy = contiguous(dy)
+    dy = placed(dy, dtype=cache.y.dtype)
     dz = empty(dy.shape, dy.dtype)
     for call in backward_calls(dy, cache, dz):
         launch(*call)

@@ -27,9 +27,9 @@ import numpy as np
 from numba import cuda
 
 from minimal_nn.cuda import reduction
-from minimal_nn.cuda.launch import contiguous, device, empty, kernel, launch, to_host
+from minimal_nn.cuda.launch import device, empty, kernel, launch, to_host
 from minimal_nn.cuda.reduction import THREADS, ZERO_VARIANCE, Cut
-from minimal_nn.cuda.vectors import U, flatten, lift, number_type, vector, vector_width
+from minimal_nn.cuda.vectors import U, flatten, lift, number_type, placed, vector, vector_width
 from minimal_nn.reference.batchnorm import standard_deviation
 
 
@@ -475,7 +475,7 @@ def forward(z, gamma, beta, eps):
     z (N, K) or images (N, H, W, K); gamma, beta (K,).  Returns y and a cache whose `mean` and `var`
     (K,) are the batch's, var biased.  Raises ZeroVarianceError at eps = 0 where a unit is constant.
     """
-    z, gamma, beta = contiguous(z), contiguous(gamma), contiguous(beta)
+    z, gamma, beta = placed(z, gamma, beta)
     y, mean, var = empty(z.shape, z.dtype), empty(gamma.shape, z.dtype), empty(gamma.shape, z.dtype)
     _run(forward_calls(z, gamma, beta, eps, y, mean, var, reduction.status()))
     if eps == 0:
@@ -490,9 +490,9 @@ def backward(dy, cache):
 
 def forward_running(z, gamma, beta, mean, var, eps):
     """Normalize with given statistics: y = gamma (z - mean) / sqrt(var + eps) + beta."""
+    z, gamma, beta, mean, var = placed(z, gamma, beta, mean, var)
     if eps == 0:
         standard_deviation(to_host(var), eps, "units (running variance)")
-    z, gamma, beta, mean, var = (contiguous(a) for a in (z, gamma, beta, mean, var))
     y = empty(z.shape, z.dtype)
     _run(running_calls(z, gamma, beta, mean, var, eps, y, reduction.status()))
     return y, RunningCache(z, gamma, beta, mean, var, eps)
@@ -504,7 +504,7 @@ def backward_running(dy, cache):
 
 
 def _backward(dy, cache, training):
-    dy = contiguous(dy)
+    dy = placed(dy, dtype=cache.z.dtype)
     dz = empty(dy.shape, dy.dtype)
     dgamma, dbeta = empty(cache.gamma.shape, dy.dtype), empty(cache.gamma.shape, dy.dtype)
     _run(backward_calls(dy, cache, dz, dgamma, dbeta, training))
@@ -516,7 +516,8 @@ def update_running(running_mean, running_var, mean, var, count, momentum):
 
     The variance enters unbiased, var count / (count - 1) with count the numbers per unit.
     """
-    given = tuple(contiguous(a) for a in (running_mean, running_var, mean, var))
+    given = placed(running_mean, running_var, mean, var)
+    mean = given[2]
     number = mean.dtype.type
     new = empty(mean.shape, mean.dtype), empty(mean.shape, mean.dtype)
     k = finishing_kernels(number_type(mean.dtype)).update_running

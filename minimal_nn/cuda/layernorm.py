@@ -29,10 +29,9 @@ import numpy as np
 from numba import cuda
 
 from minimal_nn.cuda import reduction
-from minimal_nn.cuda.launch import contiguous, empty, kernel, launch, to_host
+from minimal_nn.cuda.launch import empty, kernel, launch, to_host
 from minimal_nn.cuda.reduction import THREADS, ZERO_VARIANCE, Cut
-from minimal_nn.cuda.unroll import unroll, unrolled
-from minimal_nn.cuda.vectors import U, flatten, lift, number_type, vector, vector_width
+from minimal_nn.cuda.vectors import U, flatten, lift, number_type, placed, vector, vector_width
 from minimal_nn.reference.batchnorm import standard_deviation
 
 WARPS_OF_A_BLOCK = {1: 4, 8: 8}  # by the warps that share a row
@@ -61,7 +60,7 @@ def kernels(T, width, warps):
     f = _formulas(T, width)
     affine, squared, standardized, centered = f.affine, f.squared, f.standardized, f.centered
     size = (128 if width > 1 else 64) // (T.bitwidth // 8)  # numbers of a row in each thread
-    J = size // width  # vectors
+    J = size // width  # vectors; NVVM writes these short loops out, and x stays in registers
     block_warps = WARPS_OF_A_BLOCK[warps]
     lanes = 32 * warps
     rows_of_block = block_warps // warps
@@ -77,22 +76,22 @@ def kernels(T, width, warps):
         if row < rows:
             base = row * columns
             first = z[base]
-            for j in unroll(J):
-                column = (U(j * lanes) + lane) * U(width)
+            for j in range(U(J)):
+                column = (j * U(lanes) + lane) * U(width)
                 if column < columns:
-                    put(x, U(j * width), U(1), load(z, base + column))
+                    put(x, j * U(width), U(1), load(z, base + column))
             own = zero()
-            for j in unroll(J):
-                column = (U(j * lanes) + lane) * U(width)
+            for j in range(U(J)):
+                column = (j * U(lanes) + lane) * U(width)
                 if column < columns:
-                    own = add(own, sub(get(x, U(j * width), U(1)), splat(first)))
+                    own = add(own, sub(get(x, j * U(width), U(1)), splat(first)))
             own_warp = t // U(32)
             middle = first + row_sum(total_of(own), shared, own_warp) / T(columns)
             own = zero()
-            for j in unroll(J):
-                column = (U(j * lanes) + lane) * U(width)
+            for j in range(U(J)):
+                column = (j * U(lanes) + lane) * U(width)
                 if column < columns:
-                    own = add(own, squared(get(x, U(j * width), U(1)), splat(middle)))
+                    own = add(own, squared(get(x, j * U(width), U(1)), splat(middle)))
             var = row_sum(total_of(own), shared, own_warp) / T(columns)
             inv = T(1) / math.sqrt(var + eps)
             if lane == U(0):
@@ -100,10 +99,10 @@ def kernels(T, width, warps):
                 inverse[row] = inv
                 if eps == T(0) and var == T(0):
                     status[ZERO_VARIANCE] = 1
-            for j in unroll(J):
-                column = (U(j * lanes) + lane) * U(width)
+            for j in range(U(J)):
+                column = (j * U(lanes) + lane) * U(width)
                 if column < columns:
-                    part = get(x, U(j * width), U(1))
+                    part = get(x, j * U(width), U(1))
                     g, b = load(gamma, column), load(beta, column)
                     store(y, base + column, affine(part, splat(middle), splat(inv), g, b))
 
@@ -116,57 +115,57 @@ def kernels(T, width, warps):
         t = U(cuda.threadIdx.x)
         lane = t % U(lanes)
         own_warp = t // U(32)
-        for j in unroll(J):
-            put(sum_d, U(j * width), U(1), zero())
-            put(sum_dh, U(j * width), U(1), zero())
+        for j in range(U(J)):
+            put(sum_d, j * U(width), U(1), zero())
+            put(sum_dh, j * U(width), U(1), zero())
         row = U(cuda.blockIdx.x) * U(rows_of_block) + t // U(lanes)
         while row < rows:
             base = row * columns
             m, inv = splat(mean[row]), splat(inverse[row])
-            for j in unroll(J):
-                column = (U(j * lanes) + lane) * U(width)
+            for j in range(U(J)):
+                column = (j * U(lanes) + lane) * U(width)
                 if column < columns:
-                    put(d, U(j * width), U(1), load(dy, base + column))
-                    put(h, U(j * width), U(1), load(z, base + column))
+                    put(d, j * U(width), U(1), load(dy, base + column))
+                    put(h, j * U(width), U(1), load(z, base + column))
             own_a = zero()
             own_ah = zero()
-            for j in unroll(J):
-                column = (U(j * lanes) + lane) * U(width)
+            for j in range(U(J)):
+                column = (j * U(lanes) + lane) * U(width)
                 if column < columns:
-                    part = get(d, U(j * width), U(1))
-                    hat = standardized(get(h, U(j * width), U(1)), m, inv)
-                    put(h, U(j * width), U(1), hat)
-                    put(sum_d, U(j * width), U(1), add(get(sum_d, U(j * width), U(1)), part))
+                    part = get(d, j * U(width), U(1))
+                    hat = standardized(get(h, j * U(width), U(1)), m, inv)
+                    put(h, j * U(width), U(1), hat)
+                    put(sum_d, j * U(width), U(1), add(get(sum_d, j * U(width), U(1)), part))
                     put(
-                        sum_dh, U(j * width), U(1),
-                        add(get(sum_dh, U(j * width), U(1)), mul(part, hat)),
+                        sum_dh, j * U(width), U(1),
+                        add(get(sum_dh, j * U(width), U(1)), mul(part, hat)),
                     )  # fmt: skip
                     a = mul(load(gamma, column), part)
-                    put(d, U(j * width), U(1), a)
+                    put(d, j * U(width), U(1), a)
                     own_a = add(own_a, a)
                     own_ah = add(own_ah, mul(a, hat))
             mean_a = splat(row_sum(total_of(own_a), shared, own_warp) / T(columns))
             mean_ah = splat(row_sum(total_of(own_ah), shared, own_warp) / T(columns))
-            for j in unroll(J):
-                column = (U(j * lanes) + lane) * U(width)
+            for j in range(U(J)):
+                column = (j * U(lanes) + lane) * U(width)
                 if column < columns:
-                    a, hat = get(d, U(j * width), U(1)), get(h, U(j * width), U(1))
+                    a, hat = get(d, j * U(width), U(1)), get(h, j * U(width), U(1))
                     store(dz, base + column, centered(a, mean_a, hat, mean_ah, inv))
             row += U(cuda.gridDim.x) * U(rows_of_block)
         part_d = cuda.shared.array(parts, T)
         part_dh = cuda.shared.array(parts, T)
         for turn in range(U(rows_of_block)):
             if t // U(lanes) == turn:
-                for j in unroll(J):
-                    column = (U(j * lanes) + lane) * U(width)
+                for j in range(U(J)):
+                    column = (j * U(lanes) + lane) * U(width)
                     if column < columns:
-                        a, b = get(sum_d, U(j * width), U(1)), get(sum_dh, U(j * width), U(1))
+                        a, b = get(sum_d, j * U(width), U(1)), get(sum_dh, j * U(width), U(1))
                         if turn > U(0):
-                            a = add(a, get(part_d, U(j * width * 32) + lane, U(32)))
-                            b = add(b, get(part_dh, U(j * width * 32) + lane, U(32)))
+                            a = add(a, get(part_d, j * U(width * 32) + lane, U(32)))
+                            b = add(b, get(part_dh, j * U(width * 32) + lane, U(32)))
                         if turn + U(1) < U(rows_of_block):
-                            put(part_d, U(j * width * 32) + lane, U(32), a)
-                            put(part_dh, U(j * width * 32) + lane, U(32), b)
+                            put(part_d, j * U(width * 32) + lane, U(32), a)
+                            put(part_dh, j * U(width * 32) + lane, U(32), b)
                         else:
                             i = U(cuda.blockIdx.x) * columns + column
                             store(first_sums, i, a)
@@ -178,8 +177,8 @@ def kernels(T, width, warps):
         capacity=capacity,
         threads=threads,
         rows_of_block=rows_of_block,
-        forward=kernel(threads=threads, blocks=8 if warps == 1 else 3)(unrolled(forward)),
-        backward=kernel(threads=threads, blocks=3 if warps == 1 else 1)(unrolled(backward)),
+        forward=kernel(threads=threads, blocks=8 if warps == 1 else 3)(forward),
+        backward=kernel(threads=threads, blocks=3 if warps == 1 else 1)(backward),
     )
 
 
@@ -347,7 +346,7 @@ def forward(z, gamma, beta, eps):
     z (N, K), K >= 2; gamma, beta (K,).  Returns y and the cache.
     Raises ZeroVarianceError at eps = 0 where all units of an example are equal.
     """
-    z, gamma, beta = contiguous(z), contiguous(gamma), contiguous(beta)
+    z, gamma, beta = placed(z, gamma, beta)
     rows = z.size // z.shape[-1]
     y, mean, inverse = empty(z.shape, z.dtype), empty(rows, z.dtype), empty(rows, z.dtype)
     for call in forward_calls(z, gamma, beta, eps, y, mean, inverse, reduction.status()):
@@ -360,7 +359,7 @@ def forward(z, gamma, beta, eps):
 
 def backward(dy, cache):
     """Return dz (N, K), dgamma (K,) and dbeta (K,) for the cotangent dy (N, K)."""
-    dy = contiguous(dy)
+    dy = placed(dy, dtype=cache.z.dtype)
     dz, shape = empty(dy.shape, dy.dtype), cache.gamma.shape
     dgamma, dbeta = empty(shape, dy.dtype), empty(shape, dy.dtype)
     for call in backward_calls(dy, cache, dz, dgamma, dbeta):

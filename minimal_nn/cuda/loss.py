@@ -21,9 +21,9 @@ from typing import NamedTuple
 from numba import cuda
 
 from minimal_nn.cuda import reduction
-from minimal_nn.cuda.launch import asarray, contiguous, device, empty, kernel, launch, to_host
+from minimal_nn.cuda.launch import device, empty, kernel, launch, to_host
 from minimal_nn.cuda.reduction import NOT_FINITE
-from minimal_nn.cuda.vectors import U, flatten, number_type
+from minimal_nn.cuda.vectors import U, flatten, number_type, placed
 
 KINDS = ("cross_entropy", "mean_squared_error")
 THREADS = 256
@@ -167,7 +167,9 @@ def forward(scores, targets, kind):
     """
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
-    scores, targets = contiguous(scores), contiguous(asarray(targets))
+    scores = placed(scores)
+    dtype = None if kind == "cross_entropy" else scores.dtype
+    targets = placed(targets, dtype=dtype)
     value, dscores = empty(1, scores.dtype), empty(scores.shape, scores.dtype)
     for call in calls(scores, targets, kind, value, dscores, reduction.status()):
         launch(*call)

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
-from minimal_nn.cuda.launch import contiguous, empty, kernel, launch
-from minimal_nn.cuda.vectors import U, flatten, lift, number_type, vector, vector_width
+from minimal_nn.cuda.launch import empty, kernel, launch
+from minimal_nn.cuda.vectors import U, flatten, lift, number_type, placed, vector, vector_width
 
 THREADS = 128
 
@@ -124,7 +124,7 @@ def forward(x, size):
         raise ValueError(
             f"x: got height and width {(height, breadth)}, expected multiples of size = {size}"
         )
-    x = contiguous(x)
+    x = placed(x)
     y = empty((n, height // size, breadth // size, channels), x.dtype)
     winner = empty(y.shape, position_dtype(size))
     for call in forward_calls(x, size, y, winner):
@@ -134,8 +134,9 @@ def forward(x, size):
 
 def backward(dy, cache):
     """Return dx (N, H, W, C): each entry of dy at its window's winner, 0 elsewhere."""
+    dy = placed(dy)
     n, height, breadth, channels = dy.shape
     dx = empty((n, height * cache.size, breadth * cache.size, channels), dy.dtype)
-    for call in backward_calls(contiguous(dy), cache, dx):
+    for call in backward_calls(dy, cache, dx):
         launch(*call)
     return dx

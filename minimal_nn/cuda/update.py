@@ -29,9 +29,9 @@ from numba import cuda
 from minimal_nn.cuda import launch as launching
 from minimal_nn.cuda import reduction
 from minimal_nn.cuda.elementwise import THREADS, grid
-from minimal_nn.cuda.launch import asarray, contiguous, device, empty, kernel, launch, to_host
+from minimal_nn.cuda.launch import asarray, device, empty, kernel, launch, to_host
 from minimal_nn.cuda.reduction import ZERO_NORM
-from minimal_nn.cuda.vectors import U, flatten, lift, number_type, vector, vector_width
+from minimal_nn.cuda.vectors import U, flatten, lift, number_type, placed, vector, vector_width
 from minimal_nn.errors import ZeroNormError
 
 
@@ -361,6 +361,8 @@ def step_calls(formula, w, g, states, table, place, new=None, per_entry=False):
 
 def _step(formula, w, g, states, **hyper):
     """Run a formula on one parameter and return w and the states."""
+    arrays = placed(w, g, *states)
+    w = arrays[0]
     hyper = {name: _on_host(value) for name, value in hyper.items()}
     row = scalars(formula, **hyper)
     per_entry = any(np.ndim(number) > 0 for number in row)
@@ -368,7 +370,6 @@ def _step(formula, w, g, states, **hyper):
         row = [np.broadcast_to(np.asarray(number, w.dtype), w.shape) for number in row]
     table = asarray(np.array(row, w.dtype).ravel())
     place = asarray(np.zeros(1, np.uint32))
-    arrays = [contiguous(array) for array in (w, g, *states)]
     new = [empty(w.shape, w.dtype) for _ in (w, *states)]
     flat_w, flat_g, *flat_states = (flatten(array) for array in arrays)
     flat_new = tuple(flatten(array) for array in new)
@@ -383,7 +384,7 @@ def _on_host(value):
 
 def add_penalty(g, w, weight_decay):
     """Return g + weight_decay w: the gradient of L + (weight_decay / 2) |w|^2."""
-    g, w = contiguous(g), contiguous(w)
+    g, w = placed(g, w)
     decay = np.broadcast_to(np.asarray(_on_host(weight_decay), w.dtype), w.shape)
     out = empty(w.shape, w.dtype)
     flat = flatten(asarray(np.ascontiguousarray(decay)), w, g, out)
@@ -481,13 +482,14 @@ def unit_step_calls(formula, w, g, units, blocks, table, place, out=None, per_en
 
 
 def _unit_step(formula, w, g, learning_rate):
+    w, g = placed(w, g)
     rate = np.asarray(_on_host(learning_rate), w.dtype)
     per_entry = rate.ndim > 0
     row = (np.zeros_like(rate), rate)
     if per_entry:
         row = [np.broadcast_to(number, w.shape) for number in row]
     table, place = asarray(np.array(row, w.dtype).ravel()), asarray(np.zeros(1, np.uint32))
-    w, g, out = contiguous(w), contiguous(g), empty(w.shape, w.dtype)
+    out = empty(w.shape, w.dtype)
     units = Units([w.shape], 1 if per_entry else Units.widest([w.shape], [0], w, g, out))
     blocks = asarray(units.table.ravel())
     flat_w, flat_g, flat_out = flatten(w, g, out)
@@ -513,7 +515,7 @@ def normalize(w, norm):
 
     Raises ZeroNormError where a unit's weights are all 0.
     """
-    w = contiguous(w)
+    w = placed(w)
     out = empty(w.shape, w.dtype)
     units = Units([w.shape], Units.widest([w.shape], [0], w, out))
     norms = asarray(np.full(units.count, _on_host(norm), w.dtype))

@@ -84,6 +84,17 @@ def vector_width(length, *arrays):
     return widest if whole and aligned else 1
 
 
+def placed(*arrays, dtype=None):
+    """Return the arrays on the device and contiguous, all of one dtype: the first's by default.
+
+    Host arrays are copied there, device arrays of another dtype refused, strided ones copied.
+    """
+    first = launch.asarray(arrays[0], dtype)
+    rest = (launch.asarray(array, first.dtype) for array in arrays[1:])
+    found = tuple(launch.contiguous(array) for array in (first, *rest))
+    return found if len(found) > 1 else found[0]
+
+
 def flatten(*arrays):
     """Return the contiguous arrays as 1-D ones over the same memory."""
     flat = tuple(array.reshape(array.size) for array in arrays)

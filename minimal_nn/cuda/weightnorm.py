@@ -20,9 +20,9 @@ import numpy as np
 from numba import cuda
 
 from minimal_nn.cuda import reduction
-from minimal_nn.cuda.launch import contiguous, device, empty, kernel, launch, to_host
+from minimal_nn.cuda.launch import device, empty, kernel, launch, to_host
 from minimal_nn.cuda.reduction import THREADS, ZERO_NORM, Cut
-from minimal_nn.cuda.vectors import U, flatten, lift, number_type, vector, vector_width
+from minimal_nn.cuda.vectors import U, flatten, lift, number_type, placed, vector, vector_width
 from minimal_nn.errors import ZeroNormError
 
 
@@ -193,7 +193,7 @@ def forward(v, g, eps):
 
     v (D, K) or a kernel (kh, kw, C, K); g (K,).  Raises ZeroNormError at eps = 0 where |v| = 0.
     """
-    v, g = contiguous(v), contiguous(g)
+    v, g = placed(v, g)
     W, norm = empty(v.shape, v.dtype), empty(g.shape, v.dtype)
     for call in forward_calls(v, g, eps, W, norm, reduction.status()):
         launch(*call)
@@ -209,7 +209,7 @@ def forward(v, g, eps):
 
 def backward(dW, cache):
     """Return dv (the shape of v) and dg (K,) for the cotangent dW."""
-    dW = contiguous(dW)
+    dW = placed(dW, dtype=cache.v.dtype)
     dv, dg = empty(dW.shape, dW.dtype), empty(cache.g.shape, dW.dtype)
     for call in backward_calls(dW, cache, dv, dg):
         launch(*call)
