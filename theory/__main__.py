@@ -52,6 +52,8 @@ def main(arguments=None):
         if options.seed < 0:
             raise ValueError(f"--seed: got {options.seed}, expected an integer >= 0")
         backend.get(options.backend)
+        if options.json:
+            report.check_json_path(options.json)
         if options.arithmetic is not None:
             arithmetic.get(options.arithmetic, options.bits)
         if options.arithmetic in ("ball", "symbol"):

@@ -124,11 +124,19 @@ def versions():
     }
 
 
+def check_json_path(path):
+    """Refuse, before the work, a path that a file cannot be written to."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"--json: {path} is a folder, expected a file's name")
+    if not path.parent.is_dir():
+        raise ValueError(f"--json: the folder {path.parent} does not exist; create it first")
+
+
 def write_json(path, verdicts, options):
     """Write every figure of the verdicts to `path`, whole or not at all."""
     path = Path(path)
-    if not path.parent.is_dir():
-        raise ValueError(f"--json: the folder {path.parent} does not exist; create it first")
+    check_json_path(path)
     report = {
         "versions": versions(),
         "options": options,
