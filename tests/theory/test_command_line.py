@@ -1,0 +1,208 @@
+"""python -m theory: the table, exit statuses, options, and every figure as JSON."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minimal_nn.reference import batchnorm
+from theory import CLAIMS
+from theory.__main__ import main
+from theory.subject import network_subject
+
+ROOT = Path(__file__).parents[2]
+SPINE = (
+    "scale-invariance",
+    "penalty-rescaling",
+    "eps-rescaling",
+    "gradient-scaling",
+    "gradient-orthogonality",
+    "effective-learning-rate",
+    "norm-growth",
+)
+
+
+@pytest.fixture(autouse=True)
+def loose_floating_point():
+    with np.errstate(all="ignore"):
+        yield
+
+
+def run(capsys, *arguments):
+    status = main(list(arguments))
+    out, err = capsys.readouterr()
+    return status, out.splitlines(), err
+
+
+@pytest.fixture
+def fresh_subjects():
+    network_subject.cache_clear()
+    yield
+    network_subject.cache_clear()
+
+
+def test_the_table_of_the_spine(capsys, fresh_subjects):
+    started = time.process_time()  # not the wall: other tests run beside this one
+    status, lines, err = run(capsys, "--only", *SPINE)
+    assert status == 0 and err == ""
+    assert time.process_time() - started < 20
+    assert all(len(line) <= 100 for line in lines)
+    (at,) = [i for i, line in enumerate(lines) if line.startswith("claim ")]
+    assert lines[at].split() == [
+        *("claim", "source", "subject", "measured", "bound", "control", "verdict")
+    ]
+    assert set(lines[at + 1]) == {"-"} == set(lines[-2])
+    rows = lines[at + 2 : -2]
+    assert len(rows) == 7 * 3 * 2
+    assert [row.split()[0] for row in rows] == [id for id in SPINE for _ in range(6)]
+    for row in rows:
+        assert row[23:24] == " " and " norm float" in row and "holds" in row
+        assert any(f"{kind} norm" in row for kind in ("batch", "weight", "layer"))
+    assert lines[-1].startswith("7 claims, 42 verdicts, 42 verified in ")
+    assert lines[-1].endswith(" s: every claim holds and every control fails as predicted")
+
+
+def test_only_and_dtype_choose(capsys):
+    status, lines, _ = run(capsys, "--only", "eps-rescaling", "--dtype", "float64")
+    rows = [line for line in lines if line.startswith("eps-rescaling")]
+    assert status == 0 and len(rows) == 3
+    assert all("float64" in row for row in rows)
+    assert "3 verdicts, 3 verified" in lines[-1]
+
+
+def test_the_list_names_every_claim_with_its_control(capsys):
+    status, lines, err = run(capsys, "--list")
+    assert status == 0 and err == ""
+    text = "\n".join(lines)
+    for id, claim in CLAIMS.items():
+        assert id in text and claim.source in text and f"control: {claim.control}" in text
+
+
+def test_seeds_are_other_subjects_and_repeat_exactly(capsys, tmp_path, fresh_subjects):
+    def figures(seed, name):
+        path = tmp_path / name
+        options = ("--only", "gradient-orthogonality", "--dtype", "float32", "--json", str(path))
+        assert run(capsys, *options, "--seed", seed)[0] == 0
+        network_subject.cache_clear()
+        return json.loads(path.read_text())["verdicts"]
+
+    first = figures("3", "a.json")
+    assert figures("3", "b.json") == first
+    assert figures("4", "c.json") != first
+
+
+def test_json_holds_every_figure_with_versions_and_seed(capsys, tmp_path):
+    path = tmp_path / "figures.json"
+    path.write_text("old")
+    options = ("--only", "scale-invariance", "norm-growth", "--seed", "3", "--dtype", "float32")
+    status, lines, _ = run(capsys, *options, "--json", str(path))
+    assert status == 0
+    report = json.loads(path.read_text())
+    assert {"minimal_nn", "python", "numpy"} <= report["versions"].keys()
+    assert report["versions"]["numpy"] == np.__version__
+    assert report["options"]["seed"] == 3 and report["options"]["dtype"] == "float32"
+    assert len(report["verdicts"]) == 6
+    rows = [line for line in lines if line.startswith(("scale-", "norm-"))]
+    for verdict, row in zip(report["verdicts"], rows, strict=True):
+        assert row.startswith(verdict["claim"]) and verdict["subject"] in row
+        assert verdict["holds"] is verdict["control_fails"] is True
+        assert verdict["verdict"] in row and verdict["arithmetic"] == "float32"
+        assert verdict["measured"] <= verdict["bound"] < verdict["control"]
+        assert verdict["bound_derivation"]
+        for cell, key in zip(row[54:].split()[:3], ("measured", "bound", "control"), strict=True):
+            assert math.isclose(float(cell), verdict[key], rel_tol=0.005)
+    assert report["verdicts"][0]["details"]["exact for k"][1] >= 12
+    assert os.listdir(tmp_path) == ["figures.json"]
+
+
+# Exit statuses
+
+
+def without_the_variance_term(dy, cache):
+    axes, n = tuple(range(dy.ndim - 1)), dy.size // dy.shape[-1]
+    dbeta, dgamma = dy.sum(axis=axes), (dy * cache.normalized).sum(axis=axes)
+    return (cache.gamma / cache.std) * (dy - dbeta / n), dgamma, dbeta
+
+
+def test_a_fault_in_the_backward_pass_is_exit_status_1(capsys, monkeypatch, fresh_subjects):
+    monkeypatch.setattr(batchnorm, "backward", without_the_variance_term)
+    status, lines, _ = run(capsys, "--only", *SPINE, "--dtype", "float32")
+    assert status == 1
+    failed = [line for line in lines if line.endswith("FAILS")]
+    assert {line.split()[0] for line in failed} == {"gradient-orthogonality", "norm-growth"}
+    assert all("batch norm" in line for line in failed)
+    assert all(len(line) <= 100 for line in lines)
+    assert lines[-1].endswith(f"{len(failed)} FAILED")
+
+
+def test_a_control_that_does_not_fail_is_exit_status_1(capsys, monkeypatch, fresh_subjects):
+    """eps outside the root obeys another law: at eps = 0 every claim holds, a control does not."""
+    monkeypatch.setattr(batchnorm, "standard_deviation", lambda var, eps, what: np.sqrt(var) + eps)
+    status, lines, _ = run(capsys, "--only", "gradient-orthogonality", "--dtype", "float64")
+    assert status == 1
+    (broken,) = [line for line in lines if line.endswith("CONTROL HOLDS")]
+    assert "batch norm" in broken
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    (
+        (("--only", "no-such-claim"), r"claims: got ['no-such-claim'], expected some of scale-inv"),
+        (("--seed", "-1"), "--seed: got -1, expected an integer >= 0"),
+    ),
+)
+def test_a_wrong_argument_is_exit_status_2(arguments, message, capsys):
+    status, lines, err = run(capsys, *arguments)
+    assert (status, lines) == (2, [])
+    assert err.startswith("python -m theory: ") and message in err
+
+
+@pytest.mark.parametrize("option", ("--backend", "--dtype", "--no-such-option"))
+def test_an_unknown_option_or_choice_is_exit_status_2(option, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([option, "nonsense"])
+    assert caught.value.code == 2
+    assert option in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ("missing/figures.json", "."))
+def test_a_report_that_cannot_be_written_is_said_before_the_work(path, capsys, tmp_path):
+    only = ("--only", "eps-rescaling", "--dtype", "float32")
+    status, lines, err = run(capsys, *only, "--json", str(tmp_path / path))
+    assert (status, lines) == (2, [])
+    assert err.startswith("python -m theory: --json: ")
+    assert os.listdir(tmp_path) == []
+
+
+def test_it_runs_as_a_module_from_another_folder(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-m", "theory", "--only", "scale-invariance", "--dtype", "float32"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "3 verified" in result.stdout and result.stderr == ""
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_unknown_claim_is_exit_status_2_of_the_process(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "theory", "--only", "nonsense"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("python -m theory: claims: got ['nonsense']")
