@@ -131,7 +131,7 @@ class Network:
         self.backend = backends.get(backend)
         self.input_shape = _checked_shape(input_shape)
         self.names = _names(self.layers)
-        rng = np.random.default_rng(rng)
+        rng = random_generator(rng)
         self.shapes = [self.input_shape]
         self.parameters, self.state = {}, {}
         for name, layer in zip(self.names, self.layers, strict=True):
@@ -390,12 +390,11 @@ class Network:
 
     def predict(self, X, *, batch_size=1024):
         """Return the label of each example's largest score, int64 (N,), in evaluation mode."""
+        self.check_inputs(X)
         parts = [
             self.backend.to_numpy(self.forward(X[start : start + batch_size])).argmax(axis=1)
             for start in range(0, len(X), batch_size)
         ]
-        if not parts:
-            raise ValueError("X: got no examples, expected at least one")
         return np.concatenate(parts).astype(np.int64)
 
     def error(self, X, labels, *, batch_size=1024):
@@ -504,6 +503,16 @@ def _describe(group):
     extent = "a factor per unit" if group.per_unit else "one factor"
     eps = "" if group.eps == 0 else f" up to eps = {group.eps:g}"
     return f"{joint}{extent}, by {group.absorbed_by}{eps}"
+
+
+def random_generator(rng):
+    """Return the numpy.random.Generator that a seed names, or the Generator that is given."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"rng: got {rng!r}, expected a seed or a numpy.random.Generator ({error})"
+        ) from None
 
 
 def _checked_shape(input_shape):

@@ -14,6 +14,8 @@ import numpy as np
 
 from minimal_nn.errors import CheckpointError, NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.files import whole_file
+from minimal_nn.network import random_generator
+from minimal_nn.optimizers import Optimizer
 
 _FORMAT = 1  # of checkpoint files
 
@@ -91,14 +93,20 @@ def fit(
             raise ValueError(f"{argument}: got {value!r}, expected an integer >= 1")
     network.check_inputs(X)
     network.check_targets(targets, len(X))
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer: got {optimizer!r}, expected an optimizer such as SGD(0.1)")
     optimizer.check(network)
     if validation is not None:
+        if not isinstance(validation, (tuple, list)) or len(validation) != 2:
+            raise TypeError(
+                f"validation: got {type(validation).__name__}, expected a pair (X, labels)"
+            )
         try:
             network.check_inputs(validation[0])
             network.check_labels(validation[1], len(validation[0]))
         except (ValueError, TypeError) as error:
             raise type(error)(f"validation: {error}") from None
-    rng = np.random.default_rng(rng)
+    rng = random_generator(rng)
     history = History()
     if batch_size == 1 or len(X) == 1:
         batchnorms = [name for name in network.names if name.startswith("batchnorm")]
@@ -166,10 +174,13 @@ def _epoch(plan, network, optimizer, X, targets, batch_size, rng, history, epoch
 
 def _observed(numbers):
     """Return what `observe` returned with Python numbers, which a checkpoint can hold."""
+    if not isinstance(numbers, dict):
+        raise TypeError(f"observe: got {numbers!r}, expected a dict of numbers")
     record = {}
     for name, value in numbers.items():
         if np.ndim(value) or np.asarray(value).dtype.kind not in "biuf":
-            raise TypeError(f"observe: got {name!r} = {value!r}, expected a dict of numbers")
+            got = type(value).__name__
+            raise TypeError(f"observe: got {name!r} = a {got}, expected a dict of numbers")
         record[name] = np.asarray(value).item()
     return record
 
