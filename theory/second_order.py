@@ -337,11 +337,13 @@ def _pseudo_inverse(A, rank=None):
 
 
 def newton_step(network, X, targets, rank=None):
-    """Return the undamped Newton step -H^+ grad L in the invariant weights, and H and grad L."""
+    """Return the undamped Newton step -H^+ grad L in the invariant weights, and H and grad L.
+
+    The pseudo-inverse is that of (H + H^T)/2; H is returned as it was computed.
+    """
     gradient = vector(network, network.loss_and_gradients(X, targets).gradients)
     H = hessian(network, X, targets)
-    H = (H + H.T) / 2
-    return -_pseudo_inverse(H, rank)[0] @ gradient, H, gradient
+    return -_pseudo_inverse((H + H.T) / 2, rank)[0] @ gradient, H, gradient
 
 
 _NEWTON_BATCHES = 4
@@ -357,6 +359,7 @@ def _newton_bound(subject, batch, step, H, gradient):
     """
     network = subject.network
     e, E = hessian_error(network, *batch, H)
+    H, E = (H + H.T) / 2, (E + E.T) / 2
     wide = np.longdouble
     residual = np.abs(H.astype(wide) @ step + gradient).astype(np.float64)
     residual = residual + E @ np.abs(step) + e
