@@ -5,15 +5,15 @@
     callables       verify and assert_claim: the claims on somebody else's loss and gradient
     running_error   numbers that carry a bound on their rounding error
     random_walk     a controlled scale-invariant process, and what a statistical claim may say
-    invariance, gradients, effective_rate, optimizer_symmetry, norm_dynamics, equilibrium,
-    remedies        the claims, in the paper's order
+    invariance, gradients, effective_rate, optimizer_symmetry, norm_dynamics, flow,
+    equilibrium, remedies, gamma_beta    the claims, in the paper's order
     auditing        audit: which parameters of a model are scale-invariant; torch: of PyTorch's
     report, page    the table that `python -m theory` prints, and the page that it writes
 """
 
 # Importing a module of claims registers them; the order is the paper's.
 from theory import invariance, gradients, effective_rate, optimizer_symmetry  # noqa: F401, I001
-from theory import norm_dynamics, equilibrium, remedies  # noqa: F401, I001
+from theory import norm_dynamics, flow, equilibrium, remedies, gamma_beta  # noqa: F401, I001
 from theory.auditing import Audit, audit
 from theory.callables import assert_claim, verify
 from theory.claim import CLAIMS, Claim, Measurement, Verdict, select
