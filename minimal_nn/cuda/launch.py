@@ -54,6 +54,7 @@ _state = {
     "records": None,
     "recording_runs": True,
     "stream": 0,
+    "poisoned": False,
 }
 
 
@@ -236,7 +237,17 @@ def empty(shape, dtype):
         return _simulator().empty(shape, dtype)
     nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     with _translated(nbytes):
-        return cuda.device_array(shape, dtype)
+        array = cuda.device_array(shape, dtype)
+        if _state["poisoned"]:
+            from numba.cuda.cudadrv.driver import device_memset
+
+            device_memset(array, 0xFF, nbytes)
+    return array
+
+
+def poisoned():
+    """Let `empty` fill new device arrays with NaN in a `with` block, as the simulator does."""
+    return _setting(poisoned=True)
 
 
 def to_host(x):
