@@ -1,0 +1,263 @@
+"""Compiled training loops: the bits of layer-by-layer training, exact symmetries, errors, denormals."""
+
+import numpy as np
+import pytest
+
+from minimal_nn import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    AdamW,
+    BatchNorm,
+    Conv2d,
+    Dense,
+    Flatten,
+    Group,
+    LayerNorm,
+    MaxPool2d,
+    Momentum,
+    Nesterov,
+    Network,
+    ReLU,
+    RMSprop,
+    SignSGD,
+    Tanh,
+    WeightNorm,
+    fit,
+)
+from minimal_nn.cpu import simd, threads
+from minimal_nn.cpu.compiler import kernel
+from minimal_nn.cpu.program import Program
+from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
+from minimal_nn.training import StepByStep
+
+MLPS = {
+    "batchnorm": ([Dense(64, bias=False), BatchNorm(), ReLU(), Dense(10)], (64,), "cross_entropy"),
+    "ragged": (
+        [Dense(37), BatchNorm(0.0), ReLU(), Dense(20), LayerNorm(), Tanh(), Dense(3)],
+        (19,),
+        "cross_entropy",
+    ),
+    "weightnorm": (
+        [WeightNorm(Dense(40)), ReLU(), WeightNorm(Dense(50, bias=False)), LayerNorm(), Dense(3)],
+        (33,),
+        "mean_squared_error",
+    ),
+    "first": ([BatchNorm(), ReLU(), Dense(100), ReLU(), Dense(10)], (70,), "cross_entropy"),
+    "linear": ([Dense(10)], (70,), "cross_entropy"),
+}
+IMAGES = {
+    "images": (
+        [
+            Conv2d(5), BatchNorm(), MaxPool2d(2), Tanh(), Conv2d(20), ReLU(),
+            Conv2d(7, bias=False), BatchNorm(0.0), ReLU(), Flatten(), Dense(20), BatchNorm(), ReLU(),
+            Dense(4),
+        ],
+        (16, 18, 1),
+        "cross_entropy",
+    ),
+}  # fmt: skip
+OPTIMIZERS = (SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW, SignSGD)
+EXAMPLES, BATCH, STEPS = 90, 23, 5
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch):
+    monkeypatch.setenv(threads.ENVIRONMENT, "1")
+
+
+def build(name, dtype=np.float32, seed=1):
+    layers, shape, loss = {**MLPS, **IMAGES}[name]
+    network = Network(layers, shape, loss=loss, rng=seed, dtype=dtype, backend="cpu")
+    rng = np.random.default_rng(2)
+    X = rng.standard_normal((EXAMPLES, *shape)).astype(dtype)
+    outputs = layers[-1].units
+    if loss == "cross_entropy":
+        return network, X, rng.integers(0, outputs, EXAMPLES)
+    return network, X, rng.standard_normal((EXAMPLES, outputs)).astype(dtype)
+
+
+def batches(steps=STEPS):
+    return np.random.default_rng(3).integers(0, EXAMPLES, (steps, BATCH))
+
+
+def compiled(network, optimizer):
+    plan = network.backend.plan(network.program(), optimizer, BATCH)
+    assert plan is not None
+    for loop in plan._loops.values():
+        loop.work = 1 << 40  # worth any number of threads
+    return plan
+
+
+def assert_same(network, optimizer, other_network, other_optimizer):
+    for ours, theirs in (
+        (network.parameters, other_network.parameters),
+        (network.state, other_network.state),
+        *zip(optimizer.state.values(), other_optimizer.state.values(), strict=True),
+    ):
+        assert list(ours) == list(theirs)
+        for name, array in ours.items():
+            assert np.array_equal(array, theirs[name]), name
+            assert array.dtype == theirs[name].dtype
+    assert optimizer.t == other_optimizer.t
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", MLPS)
+def test_the_loop_has_the_bits_of_layer_by_layer_training(name, optimizer):
+    for dtype in (np.float32, np.float64):
+        check_bits(name, optimizer, dtype)
+
+
+@pytest.mark.parametrize("optimizer", (Nesterov, Adam))
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_the_loop_of_a_convolutional_network(optimizer, dtype):
+    check_bits("images", optimizer, dtype)
+
+
+def check_bits(name, optimizer, dtype):
+    network, X, targets = build(name, dtype)
+    other, *_ = build(name, dtype)
+    first = next(iter(network.parameters))
+    groups = [Group([first], learning_rate=0.02, l2=1e-3)]
+    ours, theirs = (optimizer(learning_rate=0.01, weight_decay=1e-3, groups=groups) for _ in "12")
+    plan = compiled(network, ours)
+    losses = [*plan.run(network, ours, X, targets, batches()[:2])]
+    losses += [*plan.run(network, ours, X, targets, batches()[2:])]
+    expected = StepByStep().run(other, theirs, X, targets, batches())
+    assert np.array_equal(losses, expected)
+    assert_same(network, ours, other, theirs)
+
+
+@pytest.mark.parametrize("name", ("ragged", "weightnorm", "images"))
+def test_any_number_of_threads_gives_the_same_bits(name):
+    results = []
+    for count in (1, 2, 4):
+        threads.set_num_threads(count)
+        network, X, targets = build(name)
+        optimizer = Nesterov(learning_rate=0.05, weight_decay=1e-2)
+        plan = compiled(network, optimizer)
+        losses = plan.run(network, optimizer, X, targets, batches(8))
+        results.append((losses, network, optimizer))
+    for losses, network, optimizer in results[1:]:
+        assert np.array_equal(losses, results[0][0])
+        assert_same(network, optimizer, *results[0][1:])
+
+
+@pytest.mark.parametrize("k", (-20, -3, 7, 40))
+@pytest.mark.parametrize("optimizer", (SGD, Nesterov))
+def test_a_power_of_two_scales_the_whole_run_exactly(optimizer, k):
+    """At eps = 0: w 2^k with eta 4^k and decay 4^-k gives the same losses and 2^k times the weights."""
+    layers = [Dense(24, bias=False), BatchNorm(0.0), ReLU(), Dense(5)]
+    runs = []
+    for scale in (0, k):
+        network = Network(layers, (12,), rng=0, backend="cpu")
+        W = network.parameters["dense1.W"]
+        network = network.with_parameters({"dense1.W": W * np.float32(2.0**scale)})
+        groups = [Group(["dense1.W"], learning_rate=0.1 * 4.0**scale, weight_decay=0.01 * 4.0**-scale)]
+        optimizer = optimizer(learning_rate=0.1, groups=groups) if isinstance(optimizer, type) else (
+            type(optimizer)(learning_rate=0.1, groups=groups)
+        )
+        rng = np.random.default_rng(0)
+        X, labels = rng.standard_normal((64, 12), dtype=np.float32), rng.integers(0, 5, 64)
+        rows = rng.integers(0, 64, (300, 32))
+        plan = network.backend.plan(network.program(), optimizer, 32)
+        runs.append((plan.run(network, optimizer, X, labels, rows), network))
+    (losses, network), (scaled_losses, scaled) = runs
+    assert np.array_equal(losses, scaled_losses)
+    W = network.parameters["dense1.W"]
+    assert np.array_equal(scaled.parameters["dense1.W"], W * np.float32(2.0**k))
+
+
+def test_batches_of_several_sizes_and_fit():
+    network, X, targets = build("ragged")
+    other, *_ = build("ragged")
+    ours, theirs = Adam(), Adam()
+    fit(network, ours, X, targets, epochs=3, batch_size=32, progress=False)
+    other.backend = _without_plan(other.backend)
+    fit(other, theirs, X, targets, epochs=3, batch_size=32, progress=False)
+    assert_same(network, ours, other, theirs)
+
+
+def _without_plan(backend):
+    class Slow(type(backend)):
+        def plan(self, *arguments):
+            return None
+
+    return Slow(**{f: getattr(backend, f) for f in backend.__dataclass_fields__})
+
+
+def test_a_step_that_fails_names_the_layer_and_changes_nothing():
+    layers = [Dense(8, bias=False), BatchNorm(0.0), ReLU(), Dense(3)]
+    network = Network(layers, (4,), rng=0, backend="cpu")
+    W = network.parameters["dense1.W"].copy()
+    W[:, 2] = 0
+    network = network.with_parameters({"dense1.W": W})
+    before = {name: array.copy() for name, array in network.parameters.items()}
+    optimizer = SGD()
+    X, labels = np.random.default_rng(0).standard_normal((20, 4), np.float32), np.arange(20) % 3
+    plan = network.backend.plan(network.program(), optimizer, 10)
+    with pytest.raises(ZeroVarianceError, match=r"batchnorm1: var: units \[2\] have variance 0"):
+        plan.run(network, optimizer, X, labels, np.arange(20).reshape(2, 10))
+    assert optimizer.t == 0
+    for name, array in before.items():
+        assert np.array_equal(network.parameters[name], array)
+
+
+def test_overflow_and_a_zero_weight_vector_are_named():
+    X, labels = np.random.default_rng(0).standard_normal((20, 4), np.float32), np.arange(20) % 3
+    network = Network([Dense(8), ReLU(), Dense(3)], (4,), rng=0, backend="cpu")
+    optimizer = SGD(learning_rate=1e30)
+    plan = network.backend.plan(network.program(), optimizer, 10)
+    with pytest.raises(NonFiniteError, match="loss: got .*, expected a finite number"):
+        plan.run(network, optimizer, X, labels, np.tile(np.arange(10), (5, 1)))
+    assert 0 < optimizer.t < 5
+    network = Network([WeightNorm(Dense(3))], (4,), rng=0, backend="cpu")
+    v = network.parameters["weightnorm1.v"].copy()
+    v[:, 1] = 0
+    network = network.with_parameters({"weightnorm1.v": v})
+    plan = network.backend.plan(network.program(), SGD(), 10)
+    with pytest.raises(ZeroNormError, match=r"weightnorm1: v: the weight vectors of units \[1\]"):
+        plan.run(network, SGD(), X, labels, np.arange(20).reshape(2, 10))
+
+
+def test_what_cannot_be_compiled_has_no_plan():
+    network = Network([Conv2d(3, kernel=5, padding=2), Flatten(), Dense(2)], (8, 8, 1), backend="cpu")
+    assert network.backend.plan(network.program(), SGD(), 4) is None
+    network = Network([Dense(3)], (4,), backend="cpu")
+    assert network.backend.plan(network.program(), SGD(fixed_norm=1.0), 4) is None
+    per_unit = SGD(groups=[Group(["dense1.W"], learning_rate=np.ones(3))])
+    assert network.backend.plan(network.program(), per_unit, 4) is None
+    network = Network([Dense(3)], (4,), dtype=np.longdouble)
+    from minimal_nn.cpu import plan
+
+    assert plan.plan(network.program(), SGD(), 4) is None
+
+
+def test_denormal_weights_are_flushed_in_the_loop_and_nowhere_else():
+    network, X, targets = build("linear")
+    tiny = np.full_like(network.parameters["dense1.W"], 1e-40)
+    network = network.with_parameters({"dense1.W": tiny})
+    optimizer = SGD(learning_rate=1e-30)
+    for count in (1, 2):
+        threads.set_num_threads(count)
+        plan = compiled(network, optimizer)
+        plan.run(network, optimizer, X * np.float32(1e-12), targets, batches())
+        assert np.count_nonzero(np.abs(network.parameters["dense1.W"]) < 1e-38) == np.count_nonzero(
+            network.parameters["dense1.W"] == 0
+        )
+        # Denormal numbers exist in this thread, and in the workers, after the run as before.
+        assert np.float32(1e-40) * np.float32(0.5) > 0
+        assert _states(count) == [state & ~simd.FLUSH_DENORMALS for state in _states(count)]
+
+
+@kernel
+def state_kernel(step, thread, unit, out):
+    out[unit] = simd.floating_point_state()
+
+
+def _states(count):
+    out = np.zeros(count, dtype=np.int64)
+    Program(count).phase(count).call(state_kernel, out).run(thread_count=count)
+    return out.tolist()

@@ -1,0 +1,109 @@
+"""Thread policy: who decides, who inherits, and the same bits whatever was decided."""
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from minimal_nn.cpu import affine, batchnorm, convolution, loss, threads
+
+COUNTS = (1, 2, 4)
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch):
+    monkeypatch.setenv(threads.ENVIRONMENT, "1")
+
+
+def outputs(rng):
+    """Return the results of the operations that split their work, at sizes where they do."""
+    x, W = rng.standard_normal((203, 70)), rng.standard_normal((70, 130))
+    y, cache = affine.forward(x, W, W[0])
+    results = [y, *affine.backward(y, cache)]
+    normalized, cache = batchnorm.forward(y, W[0], W[1], 1e-5)
+    results += [normalized, *batchnorm.backward(y, cache)]
+    value, cache = loss.forward(y, np.arange(203) % 130, "cross_entropy")
+    results += [value, cache.dscores]
+    images, kernel = rng.standard_normal((19, 9, 10, 3)), rng.standard_normal((3, 3, 3, 5))
+    y, cache = convolution.forward(images, kernel, kernel[0, 0, 0])
+    return [*results, y, *convolution.backward(y, cache)]
+
+
+@pytest.fixture
+def always_threaded(monkeypatch):
+    """Use as many threads as allowed, however small the work is."""
+    for module in (affine, batchnorm, convolution, loss):
+        monkeypatch.setattr(module, "thread_count", lambda work: threads.get_num_threads())
+
+
+def test_any_number_of_threads_gives_the_same_bits(always_threaded):
+    results = []
+    for count in COUNTS:
+        threads.set_num_threads(count)
+        results.append(outputs(np.random.default_rng(0)))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_ten_runs_give_the_same_bits(always_threaded):
+    threads.set_num_threads(2)
+    first = outputs(np.random.default_rng(0))
+    for _ in range(9):
+        for a, b in zip(first, outputs(np.random.default_rng(0)), strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_programs_in_several_python_threads_at_once(always_threaded):
+    threads.set_num_threads(3)
+    expected = outputs(np.random.default_rng(0))
+    with concurrent.futures.ThreadPoolExecutor(4) as executor:
+        jobs = [executor.submit(outputs, np.random.default_rng(0)) for _ in range(8)]
+        for job in jobs:
+            for a, b in zip(expected, job.result(timeout=120), strict=True):
+                assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("n", (0, -1, 1.5, True, "2"))
+def test_a_number_of_threads_is_a_positive_integer(n):
+    with pytest.raises(ValueError, match="^n: got .*expected"):
+        threads.set_num_threads(n)
+
+
+def test_a_bad_environment_is_named(monkeypatch):
+    monkeypatch.setenv(threads.ENVIRONMENT, "many")
+    with pytest.raises(ValueError, match="MINIMAL_NN_NUM_THREADS: got 'many', expected"):
+        threads.get_num_threads()
+
+
+def test_limits_hold_in_their_thread_and_end(monkeypatch):
+    threads.set_num_threads(3)
+    with threads.limit(1):
+        assert threads.get_num_threads() == 1
+        with concurrent.futures.ThreadPoolExecutor(1) as executor:
+            assert executor.submit(threads.get_num_threads).result() == 3
+    assert threads.get_num_threads() == 3
+    with threads.one_per_core(2) as executor:
+        assert executor.submit(threads.get_num_threads).result() == 1
+
+
+def test_worker_processes_inherit_the_number():
+    threads.set_num_threads(2)
+    code = "from minimal_nn.cpu import threads; print(threads.get_num_threads())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "2"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_computes_with_threads_of_its_own(always_threaded):
+    threads.set_num_threads(2)
+    expected = outputs(np.random.default_rng(0))
+    child = os.fork()
+    if child == 0:
+        same = all(map(np.array_equal, expected, outputs(np.random.default_rng(0))))
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
