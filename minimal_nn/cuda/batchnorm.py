@@ -406,7 +406,7 @@ def forward_calls(z, gamma, beta, eps, y, mean, var, status, running=None, relu=
         (k.statistics, cut.grid, cut.block, (flat_z, rows, columns, cut.rows, means, squares)),
         (
             finishing_kernels(T).finish,
-            *reduction.finish_geometry(columns),
+            *reduction.finish_geometry(columns, cut.chunks),
             (means, squares, rows, cut.rows, cut.chunks, columns, mean, var, *moving),
         ),
         *running_calls(z, gamma, beta, mean, var, eps, y, status, relu),
@@ -451,7 +451,7 @@ def backward_calls(dy, cache, dz, dgamma, dbeta, training=True, relu=False):
             (flat_dy, flat_z, rows, columns, cut.rows, *given, relu, first, second),
         ),
         (
-            reduction.finishing(T).finish_sums, *reduction.finish_geometry(columns),
+            reduction.finishing(T).finish_sums, *reduction.finish_geometry(columns, cut.chunks),
             (first, second, cut.chunks, columns, dbeta, dgamma),
         ),
         (

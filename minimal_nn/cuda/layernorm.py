@@ -335,7 +335,7 @@ def backward_calls(dy, cache, dz, dgamma, dbeta):
             (k.backward, rows, WIDE_THREADS, (*given, gamma, mean, inverse, flat_dz)),
             (k.sums, cut.grid, cut.block, sums),
         ]
-    geometry = reduction.finish_geometry(columns)
+    geometry = reduction.finish_geometry(columns, blocks)
     finish = reduction.finishing(T).finish_sums
     return [*stage, (finish, *geometry, (first, second, blocks, columns, dbeta, dgamma))]
 

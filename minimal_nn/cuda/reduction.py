@@ -49,7 +49,7 @@ from minimal_nn.cuda.vectors import U, lift, number_type, vector
 
 THREADS = 128
 FINISH_THREADS = 256
-FINISH_COLUMNS = 4
+FINISH_ROWS = 64  # of a block of the second stage, for that many chunks or more
 # Four blocks for each of the 132 multiprocessors of an H200: enough loads on their way to fill its
 # memory.  A constant, so that the order of the sums, and the bits, are the same on every device.
 BLOCKS = 528
@@ -96,7 +96,7 @@ class Cut:
         """The number of merges (or additions) on the longest path, the second stage included."""
         each = -(-self.rows // self.y)
         thread = each // ROWS_AT_ONCE + ROWS_AT_ONCE
-        finish_y = FINISH_THREADS // FINISH_COLUMNS
+        finish_y = finish_geometry(1, self.chunks)[1][1]
         finish = -(-self.chunks // finish_y) + int(math.log2(finish_y))
         return thread + int(math.log2(self.y)) + finish
 
@@ -329,13 +329,15 @@ def product_sum_calls(a, b, rows, columns, width, total):
     finish = finishing(T).finish_sum
     return [
         (partial_sums(T, width), cut.grid, cut.block, args),
-        (finish, *finish_geometry(columns), (partial, cut.chunks, columns, total)),
+        (finish, *finish_geometry(columns, cut.chunks), (partial, cut.chunks, columns, total)),
     ]
 
 
-def finish_geometry(columns):
+def finish_geometry(columns, chunks=FINISH_ROWS):
     """Return the grid and the block of a kernel of the second stage."""
-    return -(-columns // FINISH_COLUMNS), (FINISH_COLUMNS, FINISH_THREADS // FINISH_COLUMNS)
+    y = min(FINISH_ROWS, _power_of_two(chunks))
+    x = min(32, FINISH_THREADS // y)
+    return -(-columns // x), (x, y)
 
 
 @functools.cache
