@@ -4,7 +4,7 @@ In this order, and it stops where something is wrong:
 
     correctness   every kernel against the reference wing: fresh random numbers, several shapes,
                   both dtypes, new arrays full of NaN; within running error bounds
-                  (tests/running_error.py)
+                  (theory/running_error.py)
     theory        `python -m theory --backend cuda`
     chip          copy bandwidth, float32 and float64 multiply-adds: what the device can do
     timings       CUDA events around prepared launches, against PyTorch (cuBLAS, cuDNN) and CuPy in
@@ -45,8 +45,10 @@ from minimal_nn.cuda import (
     weightnorm,
 )
 from minimal_nn.cuda.intrinsics import load4, store4
+from minimal_nn.cuda.launch import cuda
 from minimal_nn.errors import CudaUnavailableError
 from minimal_nn.gradcheck import gamma, unit_roundoff
+from theory.running_error import running
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
@@ -422,11 +424,6 @@ def check(name, operation, arrays, options, kind, rng):
 
 def running_error_bounds(operation, given, options, kind, rng):
     """Return a random dy, and the results with the bounds of the reference's running error."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    try:
-        from running_error import running
-    finally:
-        sys.path.pop(0)
     reference = importlib.import_module(f"minimal_nn.reference.{operation}")
     y, cache = reference.forward(*(running(a, kind) for a in given), *options)
     dy = rng.standard_normal(y.shape).astype(kind)
@@ -505,7 +502,7 @@ def chip(torch):
 @launch.kernel(threads=256)
 def copy_vectors(x, y):
     """y = x, four numbers to a thread."""
-    i = numba.uint32(launch.cuda.grid(1)) * numba.uint32(4)
+    i = numba.uint32(cuda.grid(1)) * numba.uint32(4)
     store4(y, i, load4(x, i))
 
 
@@ -518,8 +515,8 @@ def multiply_adds(kind):
 
     @launch.kernel(threads=256)
     def chains_of_multiply_adds(out, x, steps):
-        i = numba.uint32(launch.cuda.grid(1))
-        values = launch.cuda.local.array(chains, real)
+        i = numba.uint32(cuda.grid(1))
+        values = cuda.local.array(chains, real)
         for j in range(chains):
             values[j] = real(i + numba.uint32(j))
         for _ in range(steps):

@@ -48,9 +48,10 @@ ARITHMETIC = {
 }
 
 # The table of variants: the tiles of each family, largest first, and what each is for: "matrices"
-# that # load and store vectors of 16 bytes; such "vectors" of any operands (to find the pixels of a
-# patch # takes registers, which the largest tile does not have); "any" operands.  `choose` takes
-# the first # that leaves no multiprocessor of an H200 without work, or else the last.
+# that load and store vectors of 16 bytes; such "vectors" of any operands (to find the pixels of a
+# patch takes registers, which the largest tile does not have); "any" operands.  `choose` takes the
+# first that leaves no multiprocessor of an H200 without work, be it by splitting K, or else the
+# last.
 MULTIPROCESSORS = 132
 TILES = {
     "blocked": (
@@ -65,16 +66,31 @@ TILES = {
     ),
 }
 # A product whose tiles fill less than the chip is split along K, into parts of at least PART; the
-# parts # are summed in order by a second kernel.
+# parts are summed in order by a second kernel.
 PART = 256
 
 
-def choose(family, M, N, fits):
-    """Return the tile for a product of M x N; fits: the kinds of operands that the two are."""
+def choose(family, M, N, K, fits):
+    """Return the tile for a product of M x K by K x N; fits: what kinds of operands the two are."""
     for tile, kind in TILES[family]:
-        if kind in fits and _tiles(tile, M, N) >= MULTIPROCESSORS:
+        if kind in fits and _tiles(tile, M, N) * max(1, K // PART) >= MULTIPROCESSORS:
             return tile
     return TILES[family][-1][0]
+
+
+def parts(tile, M, N, K):
+    """Return how many parts K is split into, and the length of a part, a multiple of the tile's.
+
+    They are to fill about half of the places for blocks on the chip.
+    """
+    places = MULTIPROCESSORS * ((tile.blocks + 1) // 2)
+    count = max(1, min(places // _tiles(tile, M, N), K // PART))
+    length = -(-K // (count * tile.BK)) * tile.BK
+    return -(-K // length), length
+
+
+def _tiles(tile, M, N):
+    return -(-M // tile.BM) * -(-N // tile.BN)
 
 
 def fitting(a, b, N, dtype):
@@ -82,17 +98,6 @@ def fitting(a, b, N, dtype):
     wide = a.vectors and b.vectors and N % (16 // np.dtype(dtype).itemsize) == 0
     matrices = a.locate is locate_strided and b.locate is locate_strided
     return ("any",) + ("vectors",) * wide + ("matrices",) * (wide and matrices)
-
-
-def parts(tile, M, N, K):
-    """Return how many parts K is split into, and the length of a part, a multiple of the tile's."""
-    count = max(1, min(MULTIPROCESSORS // _tiles(tile, M, N), K // PART))
-    length = -(-K // (count * tile.BK)) * tile.BK
-    return -(-K // length), length
-
-
-def _tiles(tile, M, N):
-    return -(-M // tile.BM) * -(-N // tile.BN)
 
 
 class Operand(NamedTuple):
@@ -175,7 +180,7 @@ def product_of_operands(
     c = empty((M, N), dtype) if out is None else out
     flags = (int(BIAS) if bias is not None else 0) | (int(RELU) if activation == "relu" else 0)
     bias = c.reshape(M * N) if bias is None else contiguous(asarray(bias, dtype))
-    compiled, tile, extra = _variant(dtype, precision, a, b, M, N)
+    compiled, tile, extra = _variant(dtype, precision, a, b, M, N, K)
     count, part = parts(tile, M, N, K)
     target, own_flags = (c, flags) if count == 1 else (empty((count, M, N), dtype), 0)
     marks, unit = extra
@@ -193,7 +198,7 @@ def product_of_operands(
     return c
 
 
-def _variant(dtype, precision, a, b, M, N):
+def _variant(dtype, precision, a, b, M, N, K):
     """Return the kernel for a product, its tile, and the arguments that only some kernels have."""
     if np.dtype(dtype).name not in ("float32", "float64"):
         raise TypeError(f"a: got an array of {np.dtype(dtype)}, expected float32 or float64")
@@ -205,9 +210,9 @@ def _variant(dtype, precision, a, b, M, N):
     if arithmetic is None:
         if precision is not None:
             raise TypeError(f"precision: got {precision!r} for arrays of {dtype}, expected float32")
-        tile = choose("blocked", M, N, fits)
+        tile = choose("blocked", M, N, K, fits)
         return blocked.product_kernel(tile, *layout), tile, ((), ())
-    tile = choose("tensor", M, N, fits)
+    tile = choose("tensor", M, N, K, fits)
     compiled = tensor.product_kernel(arithmetic, tile, *layout)
     return compiled, tile, ((_no_marks(simulated()),), (np.float64(0),))
 

@@ -226,14 +226,15 @@ def test_nan_and_infinity_stay_in_their_row_and_column(place, rng, kind):
 def test_the_table_of_variants():
     """Large products get large tiles, small ones small tiles; only short products are split."""
     vectors, matrices = ("any", "vectors"), ("any", "vectors", "matrices")
-    assert matmul.choose("blocked", 4096, 4096, matrices) == LARGE
-    assert matmul.choose("blocked", 4096, 4096, vectors) == OBLONG
-    assert matmul.choose("blocked", 4096, 4096, ("any",)) == MIDDLE
-    assert matmul.choose("blocked", 128, 256, matrices) == SMALL
-    assert matmul.choose("tensor", 4096, 4096, matrices) == LARGE_TENSOR
+    assert matmul.choose("blocked", 4096, 4096, 64, matrices) == LARGE
+    assert matmul.choose("blocked", 4096, 4096, 64, vectors) == OBLONG
+    assert matmul.choose("blocked", 4096, 4096, 64, ("any",)) == MIDDLE
+    assert matmul.choose("blocked", 128, 256, 64, matrices) == SMALL
+    assert matmul.choose("blocked", 576, 64, 2**17, vectors) == OBLONG  # split along K
+    assert matmul.choose("tensor", 4096, 4096, 64, matrices) == LARGE_TENSOR
     assert matmul.parts(LARGE, 4096, 4096, 4096) == (1, 4096)
-    count, length = matmul.parts(SMALL, 128, 256, 4096)
-    assert (count, length) == (4, 1024)
+    assert matmul.parts(LARGE, 1024, 1024, 1024) == (2, 512)
+    assert matmul.parts(SMALL, 128, 256, 4096) == (16, 256)
     assert matmul.parts(SMALL, 32, 32, 8) == (1, 8)
     count, length = matmul.parts(SMALL, 32, 32, 100_003)
     assert (count - 1) * length < 100_003 <= count * length and length % SMALL.BK == 0
