@@ -5,7 +5,7 @@ import numpy as np
 from minimal_nn import backend
 from theory.claim import Measurement, claim
 from theory.invariance import EXACT, limits
-from theory.running_error import Bounded
+from theory.running_error import Bounded, gamma, unit_roundoff
 from theory.subject import differing, exact_range, numbers, rescaled, weight_groups
 
 
@@ -184,6 +184,10 @@ def orthogonality(network, group, X, targets, trace=None):
     local, through, y, dy, v = _bounded_group_pass(network, group, trace)
     errors = [local[name.split(".")[1]].error for name in group.parameters]
     bound = _units([np.abs(w) * e for w, e in zip(weights, errors, strict=True)], group.per_unit)
+    # The sum itself is in longdouble, which counts when the network is too.
+    terms = sum(w.size for w in weights) // residual.size + 1
+    products = [np.abs(w.astype(wide) * g) for w, g in zip(weights, grads, strict=True)]
+    bound = bound + gamma(terms, unit_roundoff(wide)) * _units(products, group.per_unit)
     bound = bound + _per_unit_sum(through, group.per_unit, residual.size)
     leak = np.zeros_like(residual)
     if group.eps > 0:

@@ -239,6 +239,7 @@ step h is a power of two as well.
     subjects=subjects,
 )
 def hessian_scaling(subject):
+    """Entries of a^2 H(a w) whose bits differ from those of H(w), over a = 2^k."""
     data = subject.X, subject.targets
 
     def count(network, k):
@@ -309,6 +310,7 @@ identity holds for every z).
     subjects=float_subjects,
 )
 def hessian_radial(subject):
+    """|H w + grad L| / |grad L| at the entry, of 16 batches, that comes closest to its bound."""
     measured, bound, _ = _closest(_radial(subject.network, *batch) for batch in subject.batches)
     leaky = subject.with_eps(EPS).network
     _, control_bound, control = _radial(leaky, subject.X, subject.targets)
@@ -422,6 +424,7 @@ the errors of H and of \nabla L (running error), through the inverse of H.
     subjects=newton_subjects,
 )
 def newton_is_radial(subject):
+    """|step - (w - P w)| / |w| of the batch, of four, that comes closest to its bound."""
     network, data = subject.network, (subject.X, subject.targets)
     w = vector(network, network.parameters)
     rank = len(w) - subject.flat.shape[1]
@@ -494,6 +497,7 @@ rounding error.
     subjects=float_subjects,
 )
 def gauss_newton_null(subject):
+    """|J w| / (|J| |w|) at the score, of 16 batches, that comes closest to its bound."""
     network = subject.network
     measured, bound, _ = _closest(_null(network, X) for X, _ in subject.batches)
     _, control_bound, control = _null(subject.with_eps(EPS).network, subject.X)
@@ -562,6 +566,7 @@ same bits.
     subjects=subjects,
 )
 def second_order_symmetry(subject):
+    """Entries of the three steps at a w whose bits differ from those of a d(w), over a = 2^k."""
     network, data = subject.network, (subject.X, subject.targets)
     (name,) = invariant_weights(network)
     damping = float(2.0 ** np.round(np.log2(np.abs(hessian(network, *data)).max())))

@@ -13,7 +13,7 @@ from theory import arithmetic, identities
 from theory.claim import CLAIMS
 from theory.jet import Jet
 from theory.running_error import Bounded
-from theory.subject import NORMALIZATIONS
+from theory.subject import NORMALIZATIONS, network_subject
 
 WING = backend.get("reference")
 
@@ -348,6 +348,14 @@ def test_a_jet_of_balls_encloses_the_derivative():
         jet = np.tanh(np.exp(Jet(x, balls.array([1.0, 1.0]))) / np.sqrt(Jet(x)))
         assert jet.tangent.shape == (2,)
         assert np.all(balls.radii(jet.tangent) < 1e-80)
+
+
+@pytest.mark.parametrize("id", ["gradient-orthogonality", "gradient-scaling", "norm-growth"])
+def test_claims_hold_in_longdouble(id):
+    """Also where the residual is added up in the arithmetic that is judged."""
+    subject = network_subject("batch", "longdouble")
+    verdict = CLAIMS[id].verify(subject)
+    assert verdict.arithmetic == "longdouble" and verdict.verified, str(verdict)
 
 
 # The command and its words
