@@ -306,7 +306,11 @@ class _Grid:
                 return isinstance(error, concurrent.futures.BrokenExecutor)
             self.fail(key, error, bars)
             return False
-        self.store.put(configuration, status, values)
+        try:
+            self.store.put(configuration, status, values)
+        except (TypeError, ValueError) as error:  # values that are not numbers
+            self.fail(key, error, bars)
+            return False
         self.store.note(configuration, seconds=round(seconds, 3))
         self.give_back(key)
         self.computed += 1

@@ -13,6 +13,7 @@ fails it counts as absent.  Numbers are written in the shortest form that reads 
 
 import hashlib
 import json
+import lzma
 import math
 import os
 import pathlib
@@ -74,7 +75,7 @@ def code_version(*paths):
 def _plain(value):
     """Return value as JSON's types: float32 by its own shortest digits, NaN and inf as null."""
     if isinstance(value, np.ndarray):
-        return [_plain(entry) for entry in value]
+        return [_plain(entry) for entry in value] if value.ndim else _plain(value[()])
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     if isinstance(value, dict):
@@ -290,8 +291,8 @@ class Store:
 def write_archive(path, store, configurations):
     """Write the results of these configurations into one file, sorted by key, and return how many.
 
-    The first line is the checksum of the rest, each further line one run: a store small enough to
-    be kept with the code.  Missing runs are left out.
+    Compressed (xz); the first line is the checksum of the rest, each further line one run: small
+    enough to be kept with the code.  Missing runs are left out.
     """
     lines = {}
     for configuration in configurations:
@@ -307,13 +308,16 @@ def write_archive(path, store, configurations):
             lines[store.key(configuration)] = canonical(body)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_sealed("\n".join(lines[key] for key in sorted(lines))))
+    path.write_bytes(lzma.compress(_sealed("\n".join(lines[key] for key in sorted(lines)))))
     return len(lines)
 
 
 def read_archive(path):
     """Return an archive's runs, parsed, by key.  Raises ValueError when it is damaged."""
-    checksum, _, body = pathlib.Path(path).read_bytes().partition(b"\n")
+    try:
+        checksum, _, body = lzma.decompress(pathlib.Path(path).read_bytes()).partition(b"\n")
+    except (lzma.LZMAError, EOFError):
+        checksum, body = b"", b""
     if hashlib.sha256(body[:-1]).hexdigest().encode() != checksum:
         raise ValueError(f"path: {path} is damaged (its checksum is wrong); expected it as written")
     runs = [json.loads(line) for line in body.decode().splitlines()]

@@ -1,0 +1,209 @@
+"""Test error, |w| and effective rate over the (eta, lambda) plane: the error follows the rate."""
+
+import itertools
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.colors import LogNorm, Normalize
+
+from figures import laws, presets, statements, style
+
+TITLE = "test error over the (eta, lambda) plane follows the effective rate"
+
+# The products that the theory says the equilibrium rate depends on, as exponents of eta and lambda.
+LAW = {"SGD": (1, 1), "Nesterov": (1, 1), "Momentum": (1, 1), "Adam": (2, 1)}
+LAW_NAMES = {(1, 1): r"\eta\lambda", (2, 1): r"\eta^2\lambda"}
+PROBES = 16
+MOMENTS = {"spacing": "even", "count": 12}
+
+
+def configurations(preset):
+    """Return the runs: optimizers x eta x lambda x seeds."""
+    return [
+        presets.training(preset, optimizer, eta, l2, seed, preset.plane_steps, MOMENTS, PROBES)
+        for seed in range(preset.seeds)  # outermost: a grid that stops early has whole planes
+        for optimizer, etas in preset.plane_etas.items()
+        for eta, l2 in itertools.product(etas, preset.plane_l2s)
+    ]
+
+
+def _table(results, preset, optimizer, quantity):
+    """Return quantity(result) by (seed, eta, lambda); NaN where a run diverged or is missing."""
+    etas, l2s = preset.plane_etas[optimizer], preset.plane_l2s
+    table = np.full((preset.seeds, len(etas), len(l2s)), np.nan)
+    for result in results:
+        hyper = result.configuration["optimizer"]
+        if hyper["name"] == optimizer and not laws.broken(result):
+            place = etas.index(hyper["learning_rate"]), l2s.index(hyper["l2"])
+            table[(result.configuration["seed"], *place)] = quantity(result)
+    return table
+
+
+def compute(results, preset):
+    """Return the tables by optimizer and the statements (i) and (ii)."""
+    numbers = {"preset": preset.name, "optimizers": {}}
+    said = []
+    for optimizer, etas in preset.plane_etas.items():
+        tables = {
+            "error": _table(results, preset, optimizer, laws.error),
+            "norm": _table(results, preset, optimizer, laws.norm),
+            "rate": _table(results, preset, optimizer, laws.rate),
+            "settled": _table(results, preset, optimizer, lambda r: float(laws.settled(r))),
+        }
+        powers = LAW[optimizer]
+        eta, l2 = np.meshgrid(etas, preset.plane_l2s, indexing="ij")
+        rivals = {
+            "rate": None,
+            "law": eta ** powers[0] * l2 ** powers[1],
+            "eta": eta,
+            "lambda": l2,
+            "norm": None,
+        }
+        xi = {}
+        for name, rival in rivals.items():
+            xi[name] = []
+            for seed in range(preset.seeds):
+                error = tables["error"][seed]
+                good = np.isfinite(error)
+                x = tables[name][seed] if rival is None else rival
+                xi[name].append(statements.dependence(np.round(np.log(x[good]), 9), error[good]))
+        title = style.label(optimizer)
+        said += [
+            statements.mean("(ii)", f"{title}: xi(error | measured rate)", xi["rate"], "near 1"),
+            statements.mean(
+                "(ii)",
+                f"{title}: xi(error | rate) less the larger of xi(error | eta), xi(error | lambda)",
+                np.array(xi["rate"]) - np.maximum(xi["eta"], xi["lambda"]),
+                "> 0",
+            ),
+        ]
+        said += _equilibrium(results, optimizer, preset)
+        numbers["optimizers"][optimizer] = {
+            **tables, "etas": np.array(etas), "l2s": np.array(preset.plane_l2s), "xi": xi,
+        }  # fmt: skip
+    numbers["statements"] = said
+    first = [s for s in said if "xi(error | measured" in s.text]
+    numbers["caption"] = (
+        "Test error, |w| (end of training) and measured effective learning rate over the plane of "
+        "learning rate eta and L2 coefficient lambda, and the error against the rate. Claimed: the "
+        "error is a function of the effective rate, eta/|w|^2 for SGD and momentum, eta/|w| for "
+        "Adam, whose lines of equal value are drawn in white (measured) and, dashed, in the "
+        "direction that the law predicts for trainings long enough (equal eta lambda; Adam: equal "
+        "eta^2 lambda), starting at the shortest such. Measured: Chatterjee's rank coefficient xi, "
+        "1 for a function: " + "; ".join(f"{s.text.split(':')[0]} {s.short}" for s in first) + ". "
+        f"Means of {preset.seeds} seeds; crossed cells diverged or collapsed "
+        "(|w|^2 below eps: all units of a layer dead)."
+    )
+    return numbers
+
+
+def _equilibrium(results, optimizer, preset):
+    """Return statement (i) for an optimizer: the ratio to the law, and the raw exponent."""
+    own = [r for r in results if r.configuration["optimizer"]["name"] == optimizer]
+    settled = [r for r in own if laws.settled(r)]
+    power = 3 if optimizer == "Adam" else 4
+    law = "eta S/(4 lambda)" if optimizer == "Adam" else "eta <s^2>/(4 lambda)"
+    title = style.label(optimizer)
+    ratios, slopes, raw = [], [], []
+    for seed in range(preset.seeds):
+        runs = [r for r in settled if r.configuration["seed"] == seed]
+        if len(runs) < 3:
+            continue
+        pairs = [laws.equilibrium(r) for r in runs]
+        measured, predicted = (
+            np.log(np.array(side)).mean(axis=1) for side in zip(*pairs, strict=True)
+        )
+        quotient = np.log([r.configuration["optimizer"]["learning_rate"] for r in runs]) - np.log(
+            [r.configuration["optimizer"]["l2"] for r in runs]
+        )
+        ratios.append(np.exp((measured - predicted).mean()))
+        slopes.append(np.polyfit(predicted, measured, 1)[0])
+        raw.append(np.polyfit(quotient, measured / power, 1)[0])
+    count = f"{len(settled)} settled runs"
+    return [
+        statements.ratio("(i)", f"{title}: |w|^{power} over {law}, {count}", ratios, "1"),
+        statements.mean(
+            "(i)", f"{title}: exponent of |w|^{power} in {law} over these runs", slopes, "1"
+        ),
+        statements.mean(
+            "(i)",
+            f"{title}: raw exponent of |w| in eta/lambda (s varies; reported, not claimed)",
+            raw,
+            f"1/{power} if s were constant",
+        ),
+    ]
+
+
+def plot(numbers):
+    """Draw the planes, a row for each optimizer, and the error against the rate."""
+    rows = list(numbers["optimizers"].items())
+    figure, grid = plt.subplots(
+        len(rows), 4, figsize=(style.WIDTH, 1.75 * len(rows)), layout="constrained", squeeze=False
+    )
+    for (optimizer, row), axes in zip(rows, grid, strict=True):
+        etas, l2s = row["etas"], row["l2s"]
+        with np.errstate(all="ignore"):
+            error, norm, rate = (_average(row[key]) for key in ("error", "norm", "rate"))
+        panels = (
+            (error, "test error", LogNorm(np.nanmin(error), np.nanmax(error))),
+            (norm, r"$|w|$", LogNorm()),
+            (rate, r"$\eta_\mathrm{eff}$", LogNorm()),
+        )
+        for ax, (values, title, norm_) in zip(axes[:3], panels, strict=True):
+            mesh = style.plane(ax, etas, l2s, values, norm_)
+            bar = figure.colorbar(mesh, ax=ax, pad=0.02, aspect=14)
+            style.log_axis(bar.ax.yaxis, 5)
+            bar.outline.set_linewidth(0.4)
+            ax.set_title(f"{style.label(optimizer)}: {title}" if ax is axes[0] else title)
+            if optimizer == rows[-1][0]:
+                ax.set_xlabel(r"L2 coefficient $\lambda$")
+        axes[0].set_ylabel(r"learning rate $\eta$")
+        for ax in (axes[0], axes[2]):
+            _lines(ax, optimizer, row, rate)
+        _scatter(axes[3], row, optimizer)
+    return figure
+
+
+def _average(table):
+    """Return the geometric mean over seeds; NaN where any seed diverged."""
+    return np.exp(np.log(np.maximum(table, 1e-9)).mean(axis=0))
+
+
+def _lines(ax, optimizer, row, rate):
+    """Draw lines of equal measured rate (white), and the predicted direction (dashed)."""
+    etas, l2s = row["etas"], row["l2s"]
+    levels = 10.0 ** np.arange(-8, 4)
+    ax.contour(l2s, etas, np.ma.masked_invalid(rate), levels=levels, colors="white", linewidths=0.7)
+    settled = np.nan_to_num(row["settled"]).min(axis=0) > 0
+    if not settled.any():
+        return
+    a, b = LAW[optimizer]
+    law = etas[:, None] ** a * l2s[None, :] ** b
+    limits = ax.get_xlim(), ax.get_ylim()
+    least = law[settled].min()
+    for value in least * 100.0 ** np.arange(0, 4):
+        if value <= law.max() * 1.01:
+            x = np.geomspace(*limits[0], 50)
+            ax.plot(x, (value / x**b) ** (1 / a), color=style.ORANGE, linewidth=0.9, dashes=(3, 2))
+    ax.set_xlim(limits[0])
+    ax.set_ylim(limits[1])
+
+
+def _scatter(ax, row, optimizer):
+    """Draw the test error of every run against its measured rate, coloured by eta."""
+    etas = row["etas"]
+    shades = plt.get_cmap(style.SEQUENTIAL)
+    scale = Normalize(0, len(etas) - 1)
+    for i in range(len(etas)):
+        x, y = row["rate"][:, i].ravel(), row["error"][:, i].ravel()
+        ax.plot(x, y, linestyle="none", marker="o", markersize=2.2, alpha=0.85,
+                markeredgewidth=0, color=shades(scale(i)))  # fmt: skip
+    style.log_axis(ax.xaxis, 5)
+    style.log_axis(ax.yaxis, 5)
+    ax.set_title(
+        rf"$\xi$: rate {np.mean(row['xi']['rate']):.2f}, "
+        rf"$\eta$ {np.mean(row['xi']['eta']):.2f}, $\lambda$ {np.mean(row['xi']['lambda']):.2f}"
+    )
+    power = 1 if optimizer == "Adam" else 2
+    ax.set_xlabel(rf"$\eta_\mathrm{{eff}} = \eta/|w|{'^2' if power == 2 else ''}$")
+    ax.set_ylabel("test error")

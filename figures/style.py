@@ -1,0 +1,132 @@
+"""One look for all figures: colours for colour-blind eyes, axes in powers of ten."""
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+
+# Okabe & Ito (2008), in the order in which lines take them.
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SEQUENTIAL = "cividis"  # made for colour-blind eyes: luminance rises all the way
+WIDTH = 7.2  # inches: the text width of a page
+
+PARAMETERS = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "mathtext.fontset": "stix",
+    "font.family": "STIXGeneral",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "figures",  # the same figure gives the same file
+    "svg.fonttype": "none",
+    "axes.titlelocation": "left",
+    "image.cmap": SEQUENTIAL,
+}
+
+LABELS = {"Momentum": "momentum 0.9", "Nesterov": "Nesterov 0.9"}
+
+
+def use():
+    """Set the look, and a backend that draws without a screen."""
+    matplotlib.use("agg")
+    plt.rcdefaults()
+    plt.rcParams.update(PARAMETERS)
+
+
+def label(optimizer):
+    """Return an optimizer's name as figures write it."""
+    return LABELS.get(optimizer, optimizer)
+
+
+def power_of_ten(value, _=None):
+    """Return a number as a power of ten, in halves where needed, for an axis.
+
+    >>> power_of_ten(0.01)
+    '$10^{-2}$'
+    """
+    if value <= 0:
+        return "0"
+    exponent = np.log10(value)
+    if abs(exponent - round(exponent)) < 1e-6:
+        return f"$10^{{{round(exponent)}}}$"
+    return f"$10^{{{exponent:.1f}}}$"
+
+
+def log_axis(axis, count=6):
+    """Make an axis logarithmic, labelled in powers of ten, also half ones where it is short."""
+    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+    low, high = sorted(axis.get_view_interval())
+    short = np.log10(high / low) < 2
+    axis.set_major_locator(LogLocator(10, subs=(1, 10**0.5) if short else (1,), numticks=count))
+    axis.set_major_formatter(FuncFormatter(power_of_ten))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def grid_axis(axis, values):
+    """Label a logarithmic axis of grid points at the whole powers of ten."""
+    whole = [v for v in values if v > 0 and abs(np.log10(v) - round(np.log10(v))) < 1e-6]
+    axis.set_major_locator(FixedLocator(whole))
+    axis.set_minor_locator(FixedLocator([v for v in values if v > 0]))
+    axis.set_major_formatter(FuncFormatter(power_of_ten))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def edges(values):
+    """Return cell borders halfway (on a logarithmic scale) between grid points."""
+    logs = np.log(np.asarray(values))
+    middle = (logs[1:] + logs[:-1]) / 2
+    first, last = logs[0] - (middle[0] - logs[0]), logs[-1] + (logs[-1] - middle[-1])
+    return np.exp([first, *middle, last])
+
+
+def plane(axes, etas, l2s, values, norm=None, cmap=SEQUENTIAL):
+    """Draw values (eta, lambda) as cells over two logarithmic axes; NaN cells are crossed out."""
+    mesh = axes.pcolormesh(edges(l2s), edges(etas), values, norm=norm, cmap=cmap, rasterized=True)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    grid_axis(axes.xaxis, l2s)
+    grid_axis(axes.yaxis, etas)
+    for i, j in np.argwhere(~np.isfinite(values)):
+        axes.plot(l2s[j], etas[i], marker="x", color=VERMILION, markersize=4, linestyle="none")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(True)
+    return mesh
+
+
+def band(axes, x, curves, color, label=None, **options):
+    """Draw the mean of curves (seeds, points) over x, and the range of the seeds as a band."""
+    curves = np.asarray(curves, dtype=float)
+    axes.fill_between(
+        x, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.2, linewidth=0
+    )
+    return axes.plot(x, curves.mean(axis=0), color=color, label=label, **options)[0]
+
+
+def save(figure, folder, name):
+    """Write a figure as SVG, PDF and PNG; the same figure gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, not again for each format
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    figure.savefig(folder / f"{name}.png")
+    plt.close(figure)
