@@ -4,9 +4,9 @@ import contextlib
 import random
 
 import numpy as np
-from running_error import Running, running
 
 from minimal_nn import gradcheck
+from theory.running_error import Bounded, running
 
 
 def assert_within(actual, expected, bound, what):
@@ -142,6 +142,6 @@ def as_tuple(gradients):
 
 def as_in(constant, x):
     """Return an array that is no argument (running statistics) in the arithmetic that x is in."""
-    if isinstance(x, Running):
-        return Running(constant, 0, x.precision)
+    if isinstance(x, Bounded):
+        return Bounded(constant, precision=x.precision)
     return constant if constant.dtype == x.dtype else constant.astype(x.dtype)

@@ -9,9 +9,9 @@ import test_layernorm
 import test_weightnorm
 import wings
 from agreement import assert_within, check_backward, wide
-from running_error import running
 
 from minimal_nn.reference import activation, affine, convolution, loss, pooling, update
+from theory.running_error import running
 
 REAL = (np.float16, np.longdouble)
 COMPLEX = (np.complex64, np.complex128, np.clongdouble)

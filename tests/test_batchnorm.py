@@ -18,10 +18,10 @@ from agreement import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from running_error import roundoff, running
 
 from minimal_nn import gradcheck
 from minimal_nn.errors import ZeroVarianceError
+from theory.running_error import roundoff, running
 
 NAMES = ("z", "gamma", "beta")
 SHAPES = ((7, 3), (2, 3, 2, 3))

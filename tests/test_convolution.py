@@ -14,9 +14,9 @@ from agreement import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from running_error import roundoff
 
 from minimal_nn.gradcheck import gamma
+from theory.running_error import roundoff
 
 NAMES = ("x", "W", "b")
 # (height, width) of the image and of the kernel, stride, padding; the last windows of the third and

@@ -14,9 +14,9 @@ from agreement import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from running_error import running
 
 from minimal_nn.errors import ZeroVarianceError
+from theory.running_error import running
 
 NAMES = ("z", "gamma", "beta")
 POWERS = (-12, -1, 1, 12)

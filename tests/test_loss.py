@@ -6,9 +6,9 @@ import wings
 from agreement import assert_dtype, assert_within, check_untouched, read_only, wide
 from hypothesis import given
 from hypothesis import strategies as st
-from running_error import running
 
 from minimal_nn import gradcheck
+from theory.running_error import running
 
 KINDS = ("cross_entropy", "mean_squared_error")
 

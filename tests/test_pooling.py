@@ -13,7 +13,8 @@ from agreement import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from running_error import roundoff
+
+from theory.running_error import roundoff
 
 
 def definition(x, size, dy):

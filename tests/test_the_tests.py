@@ -19,9 +19,9 @@ from agreement import (
     untouched_chance,
     wide,
 )
-from running_error import running
 
 from minimal_nn import gradcheck
+from theory.running_error import running
 
 EPS = 1e-5
 

@@ -9,9 +9,9 @@ import pytest
 from agreement import assert_dtype, assert_same_bits, assert_within, read_only, wide
 from hypothesis import given
 from hypothesis import strategies as st
-from running_error import running
 
 from minimal_nn.errors import ZeroNormError
+from theory.running_error import running
 
 STEPS = 3
 RATE = 0.07

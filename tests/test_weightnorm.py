@@ -14,9 +14,9 @@ from agreement import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from running_error import running
 
 from minimal_nn.errors import ZeroNormError
+from theory.running_error import running
 
 NAMES = ("v", "g")
 SHAPES = ((5, 3), (2, 3, 2, 3))

@@ -6,11 +6,11 @@ import compiled
 import numpy as np
 import pytest
 from agreement import assert_same_bits, assert_within, wide
-from running_error import running
 
 from minimal_nn.cuda import launch, reduction, update
 from minimal_nn.errors import ZeroNormError
 from minimal_nn.reference import update as reference
+from theory.running_error import running
 
 HYPER = {
     "learning_rate": 0.07,
