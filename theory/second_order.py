@@ -231,10 +231,10 @@ def hessian_error(network, X, targets, H):
     assumptions=("a > 0", "eps = 0", "the invariant weights, all others held fixed"),
     control="eps = 0.5: the Hessian does not scale",
     derivation=r"""
-Differentiate \nabla L(a w) = \nabla L(w)/a once more: a (\nabla^2 L)(a w) = \nabla^2 L(w)/a. The
-curvature falls twice as fast with |w| as the gradient does, so that a Newton step, curvature^{-1}
-times gradient, grows with |w|: \nu = -1. With a = 2^k both sides have the same bits; the complex
-step h is a power of two as well.
+Differentiate $\nabla L(a w) = \nabla L(w)/a$ once more: $a (\nabla^2 L)(a w) = \nabla^2 L(w)/a$.
+The curvature falls twice as fast with $|w|$ as the gradient does, so that a Newton step,
+gradient over curvature, grows with $|w|$: $\nu = -1$. With $a = 2^k$ both sides have the same
+bits; the complex step $h$ is a power of two as well.
 """,
     subjects=subjects,
 )
@@ -302,10 +302,11 @@ def _radial(network, X, targets):
     assumptions=("eps = 0", "the invariant weights, all others held fixed"),
     control="eps = 0.5: H w + grad L is not 0",
     derivation=r"""
-\nabla L(a w) = \nabla L(w)/a; differentiate with respect to a at a = 1: H w = -\nabla L(w). Along w
-the gradient does not turn, it only shrinks. H w is computed as the derivative of the backward pass
-along w. Bound: the same lines run on numbers that carry their rounding error, from z = X W on (the
-identity holds for every z).
+Differentiate $\nabla L(a w) = \nabla L(w)/a$ with respect to $a$ at $a = 1$:
+$H w = -\nabla L(w)$, with $H = \nabla^2 L(w)$. Along $w$ the gradient does not turn, it only
+shrinks. $H w$ is computed as the derivative of the backward pass along $w$. Bound: the same
+lines run on numbers that carry their rounding error, from $z = X w$ on (the identity holds for
+every $z$).
 """,
     subjects=float_subjects,
 )
@@ -412,14 +413,15 @@ def joint_step(network, X, targets):
     ),
     control="a joint step with the output layer is not radial; nor is a layer with eps = 0.5",
     derivation=r"""
-H w = -\nabla L, so d = w solves H d = -\nabla L: the undamped Newton step leads from w to 2 w,
-which is the same function. It learns nothing, at whatever scale of w. Where H is singular, d = -H^+
-\nabla L = H^+ H w = w - P w; a null space that comes from pixels that are always 0, or, under layer
-norm, from adding the same weights to all units, is not felt by any output, so 2 w - P w is the same
-function too. The paper says that second-order methods remove the effect of the scale; the sharper
-statement is that undamped and alone on w they remove the learning as well. In a joint step with the
-output layer the mixed block of H turns the step away from w. Bound: the residual H d + \nabla L and
-the errors of H and of \nabla L (running error), through the inverse of H.
+$H w = -\nabla L$, so $d = w$ solves $H d = -\nabla L$: the undamped Newton step leads from $w$
+to $2 w$, which is the same function. It learns nothing, at whatever scale of $w$. Where $H$ is
+singular, $d = -H^+ \nabla L = H^+ H w = w - P w$; a null space that comes from pixels that are
+always 0, or, under layer norm, from adding the same weights to all units, is not felt by any
+output, so $2 w - P w$ is the same function too. The paper says that second-order methods remove
+the effect of the scale; the sharper statement is that undamped and alone on $w$ they remove the
+learning as well. In a joint step with the output layer the mixed block of $H$ turns the step
+away from $w$. Bound: the residual $H d + \nabla L$ and the errors of $H$ and of $\nabla L$
+(running error), through the inverse of $H$.
 """,
     subjects=newton_subjects,
 )
@@ -487,12 +489,12 @@ def _null(network, X):
     assumptions=("eps = 0", "the invariant weights, all others held fixed"),
     control="eps = 0.5: w is not in the null space",
     derivation=r"""
-The scores s(w) are of degree 0, so J w = ds(a w)/da = 0 at a = 1. The Gauss-Newton matrix is J^T S
-J with S the Hessian of the loss by the scores, and the Fisher matrix a mean of (J_i^T r)(J_i^T
-r)^T: both have w in their null space, and are never invertible. Unlike Newton's, their
-pseudo-inverse step is orthogonal to w, and learns. Measured: J w along every invariance group,
-relative to |J| |w|. Bound: the forward pass's derivative along w run on numbers that carry their
-rounding error.
+The scores $s(w)$ are of degree 0, so $J w = ds(a w)/da = 0$ at $a = 1$. The Gauss-Newton matrix
+is $J^\top S J$ with $S$ the Hessian of the loss by the scores, and the Fisher matrix is the mean
+of $g_i g_i^\top$ with $g_i = J_i^\top r_i$: both have $w$ in their null space, and are never
+invertible. Unlike Newton's, their pseudo-inverse step is orthogonal to $w$, and learns.
+Measured: $J w$ along every invariance group, relative to $|J| |w|$. Bound: the forward pass's
+derivative along $w$ run on numbers that carry their rounding error.
 """,
     subjects=float_subjects,
 )
@@ -557,11 +559,11 @@ def second_order_steps(network, X, targets, damping):
     assumptions=("eps = 0", "the invariant weights, all others held fixed", "damping mu/a^2"),
     control="the same damping at both scales: the steps differ",
     derivation=r"""
-G, F and H fall with 1/a^2 and the gradient with 1/a, hence every quotient grows with a: \nu = -1
-and \eta_{eff} = \eta, free of |w|. The pseudo-inverse's cut-off is relative to the largest
-eigenvalue, so it scales along. A damping \mu that is the same at all scales is felt more, the
-larger |w| is, and brings the scale back; it must fall with 1/|w|^2. With a = 2^k the steps have the
-same bits.
+$G$, $F$ and $H$ fall with $1/a^2$ and the gradient with $1/a$, hence every quotient grows with
+$a$: $\nu = -1$ and $\eta_{\mathrm{eff}} = \eta$, free of $|w|$. The pseudo-inverse's cut-off is
+relative to the largest eigenvalue, so it scales along. A damping $\mu$ that is the same at all
+scales is felt more, the larger $|w|$ is, and brings the scale back; it must fall with $1/|w|^2$.
+With $a = 2^k$ the steps have the same bits.
 """,
     subjects=subjects,
 )
