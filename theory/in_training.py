@@ -44,8 +44,8 @@ def _rotation(before, after, group, names):
     control="momentum, from the second step on: another angle",
     derivation=r"""
 $\langle w, w' \rangle = (1 - 2 \eta \lambda) |w|^2 - \eta \langle w, \nabla L \rangle$, and the
-last term is 0. Where $|w_{t+1}| = |w_t|$ the angle is $\arccos(1 - 2 \eta \lambda) \approx 2 \sqrt{\eta
-\lambda}$, whatever the loss, the data and the batches are.
+last term is 0. Where $|w_{t+1}| = |w_t|$ the angle is $\arccos(1 - 2 \eta \lambda) \approx 2
+\sqrt{\eta \lambda}$, whatever the loss, the data and the batches are.
 
 Bound: $\eta$ times the running error bound of $\langle w, \nabla L \rangle$, and $\sum |w| e$ with
 the update's rounding errors $e$, over $|w| |w'|$.
@@ -134,7 +134,7 @@ def training_subjects(options):
     if options.thorough:
         runs = [
             ("train: sgd", 0.0, 0.1, 5e-3, 2000, 20000),
-            ("train: heavy", _MU, 0.02, 5e-4, 4000, 40000),
+            ("train: heavy", _MU, 0.02, 5e-4, 4000, 20000),
         ]
     return [TrainingSubject(*row, options.seed, options.backend) for row in runs]
 
@@ -199,8 +199,8 @@ def training_run(subject):
     control="SGD with lambda for 2 lambda; momentum by SGD's law",
     derivation=r"""
 The angle follows from the balance of $|w|$ alone, whatever the gradients' correlations are (see
-equilibrium-angle): $1 - \cos = x/(1 + \mu)$, $x = 2 \eta \lambda$. The norm needs $E|v|^2 = E|g|^2/(1
-- \mu^2)$: no memory. Plain SGD has no buffer in which a correlation could add up, so its norm obeys
+equilibrium-angle): $1 - \cos = x/(1 + \mu)$, $x = 2 \eta \lambda$. The norm needs $E|v|^2 =
+E|g|^2/(1 - \mu^2)$: no memory. Plain SGD has no buffer in which a correlation could add up, so its norm obeys
 the law with the measured $s^2 = E(|w|^2 |g|^2)$.
 
 Where it does not hold: with momentum the gradients of successive steps have a cosine of about 0.03

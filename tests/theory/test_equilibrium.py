@@ -1,0 +1,200 @@
+"""Growth and equilibrium: the laws hold, wrong ones fail, and runs that are too short refuse."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+import minimal_nn as nn
+from theory import CLAIMS
+from theory.claim import Refused
+from theory.equilibrium import DIMS, RULES, WalkSubject, equilibrium_path, walk_subjects
+from theory.in_training import TrainingSubject, training_subjects
+from theory.random_walk import (
+    autocorrelation_time,
+    chain_means,
+    interval,
+    judged,
+    judged_exponents,
+    walk,
+)
+from theory.subject import Options, network_subjects
+
+BY_NAME = {rule.name: rule for rule in RULES}
+OF_EQUILIBRIUM = ("equilibrium-norm", "equilibrium-angle", "equilibrium-rate")
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_equilibrium_holds_and_the_wrong_law_is_excluded(name):
+    for id in OF_EQUILIBRIUM:
+        verdict = CLAIMS[id].verify(WalkSubject(BY_NAME[name]))
+        assert verdict.word == "holds", verdict
+        low, high = verdict.measurement.details["interval"]
+        assert high / low - 1 < 0.02
+
+
+@pytest.mark.parametrize("id", ["relaxation-time", "growth-law", "equilibrium-exponents"])
+def test_it_holds_for_every_optimizer(id):
+    for subject in CLAIMS[id].subjects(Options()):
+        verdict = CLAIMS[id].verify(subject)
+        assert verdict.word == "holds", verdict
+
+
+def test_the_printed_exponents_of_adam_are_excluded():
+    (subject,) = [
+        s for s in CLAIMS["equilibrium-exponents"].subjects(Options()) if s.name != "sgd"
+    ]
+    details = CLAIMS["equilibrium-exponents"].verify(subject).measurement.details
+    (low, high) = details["intervals"][1]
+    assert low <= 1 / 3 <= high * 1.01 and low > 0.3
+    assert "(eta^2 lambda)^(1/3)" in CLAIMS["equilibrium-exponents"].erratum
+
+
+@pytest.mark.parametrize(
+    "name, faulty",
+    [
+        ("sgd", lambda eta, decay, beta2: nn.SGD(eta, l2=decay)),
+        (
+            "momentum",
+            lambda eta, decay, beta2: nn.Momentum(eta, momentum=0.8, weight_decay=decay),
+        ),
+        ("nesterov", lambda eta, decay, beta2: nn.Momentum(eta, weight_decay=decay)),
+        (
+            "adam + L2",
+            lambda eta, decay, beta2: nn.AdamW(
+                eta, beta2=beta2, eps=0.0, decoupled_weight_decay=decay
+            ),
+        ),
+        (
+            "adamw",
+            lambda eta, decay, beta2: nn.Adam(eta, beta2=beta2, eps=0.0, weight_decay=decay / 100),
+        ),
+    ],
+)
+def test_another_optimizer_does_not_obey_the_law(name, faulty):
+    rule = BY_NAME[name]
+    start = np.full(4, rule.norm(rule.eta, rule.decay, 1.0, DIMS))
+    path = walk(
+        faulty(rule.eta, rule.decay, 0.998), start, dims=DIMS, steps=2000, skip=2000, seed=1
+    )
+    law = rule.angle(rule.eta, rule.decay, 1.0, DIMS)
+    angles = np.sqrt(np.square(path.angles).mean(axis=0))
+    mean, half = interval(angles)
+    assert abs(mean / law - 1) - half / law > 0.01
+
+
+def test_a_run_that_is_too_short_is_refused_by_name():
+    series = np.cumsum(np.random.default_rng(0).standard_normal((300, 4)), axis=0)
+    with pytest.raises(Refused, match="too short: 300 steps"):
+        chain_means(series)
+
+
+def test_the_verdict_of_a_short_run_is_refused():
+    verdict = CLAIMS["equilibrium-norm"].verify(WalkSubject(BY_NAME["sgd"], longer=0.1))
+    assert verdict.word == "refused" and not verdict.verified and not verdict.holds
+    assert "too short" in verdict.refused and "too short" in str(verdict)
+    assert verdict.as_dict()["refused"] == verdict.refused
+
+
+def test_a_short_training_run_is_refused():
+    (subject,) = training_subjects(Options())
+    short = dataclasses.replace(subject, skip=0, steps=200)
+    verdict = CLAIMS["equilibrium-in-training"].verify(short)
+    assert verdict.word == "refused" and "too short" in verdict.refused
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_training_on_real_data_obeys_the_laws(seed):
+    (subject,) = training_subjects(Options(seed=seed))
+    verdict = CLAIMS["equilibrium-in-training"].verify(subject)
+    assert verdict.word == "holds", verdict
+
+
+@pytest.mark.slow
+def test_training_with_momentum_obeys_the_law_of_the_angle():
+    subjects = training_subjects(Options(thorough=True))
+    assert [isinstance(s, TrainingSubject) for s in subjects] == [True, True]
+    for subject in subjects:
+        verdict = CLAIMS["equilibrium-in-training"].verify(subject)
+        assert verdict.word == "holds", verdict
+
+
+def test_rotation_is_exact_at_every_step():
+    for subject in network_subjects(Options()):
+        verdict = CLAIMS["rotation-per-step"].verify(subject)
+        m = verdict.measurement
+        assert verdict.word == "holds", verdict
+        assert m.control >= 100 * m.bound
+
+
+# The instruments
+
+
+def test_chains_start_off_the_law_on_both_sides():
+    rule = BY_NAME["sgd"]
+    path = equilibrium_path(dataclasses.replace(WalkSubject(rule), seed=7))
+    assert path.norms.shape == (rule.steps, 8)
+    assert len(walk_subjects(Options())) == 5
+    assert walk_subjects(Options(dtypes=("float32",))) == []
+
+
+def test_the_process_is_scale_invariant(rng):
+    seen = []
+
+    class Spy(nn.SGD):
+        def step(self, network, gradients):
+            seen.append((network.parameters["w"].copy(), gradients["w"]))
+            super().step(network, gradients)
+
+    walk(Spy(0.1), [2.0, 5.0], dims=400, steps=50, seed=3)
+    for w, g in seen:
+        norms = np.sqrt((w * w).sum(axis=0))
+        assert np.abs((w * g).sum(axis=0)).max() < 1e-12
+    mean = np.mean([(w * w).sum(axis=0) * (g * g).sum(axis=0) for w, g in seen])
+    assert mean == pytest.approx(1.0, abs=0.05) and norms.shape == (2,)
+
+
+def test_sgd_without_decay_grows_by_pythagoras_on_the_walk():
+    path = walk(nn.SGD(0.2), [1.0, 1.0], dims=100, steps=200, seed=0)
+    assert np.all(np.diff(path.norms, axis=0) > 0)
+    # cos = r_t / r_{t+1} where the gradient is orthogonal to w
+    cosines = path.norms[:-1] / path.norms[1:]
+    np.testing.assert_allclose(np.cos(path.angles[:-1]), cosines, rtol=1e-12)
+
+
+def test_autocorrelation_time_of_a_known_process(rng):
+    rho, steps = 0.9, 40000
+    noise = rng.standard_normal((steps, 4))
+    series = np.zeros_like(noise)
+    for i in range(1, steps):
+        series[i] = rho * series[i - 1] + noise[i]
+    assert autocorrelation_time(series) == pytest.approx((1 + rho) / (1 - rho), rel=0.15)
+    assert autocorrelation_time(np.ones((10, 2))) == 1.0
+
+
+def test_the_interval_covers_as_often_as_it_says(rng):
+    inside = 0
+    for _ in range(400):
+        mean, half = interval(rng.standard_normal(6), confidence=0.9)
+        inside += abs(mean) <= half
+    assert 335 <= inside <= 385
+
+
+def test_judged_tells_three_cases_apart():
+    tight = 1 + 1e-3 * np.linspace(-1, 1, 8)
+    assert judged(tight, 1.0, 1.2, how="").measured < 0.01
+    off = judged(1.05 * tight, 1.0, 1.2, how="")
+    assert off.measured > off.bound
+    for samples in (1 + 0.05 * np.linspace(-1, 1, 8), 1.01 * tight):
+        with pytest.raises(Refused, match="does not tell"):
+            judged(samples, 1.0, 1.2, how="")
+    close = judged(tight, 1.0, 1.0, how="")
+    assert close.control == 0.0  # a wrong law inside the interval proves nothing
+    assert judged(np.square(tight), 1.0, 2.0, how="", transform=math.sqrt).measured < 0.01
+
+
+def test_exponents_are_judged_each_for_itself():
+    samples = np.array([[0.5, 0.5], [0.501, 0.499], [0.5, 0.5], [0.4995, 0.5], [0.5, 0.5]])
+    m = judged_exponents(samples, (0.5, 0.5), (0.5, -0.5), {})
+    assert m.measured <= m.bound and m.control > 1.9
