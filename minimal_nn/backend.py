@@ -17,6 +17,7 @@ program that it cannot compile; then the steps are made of calls of the function
 """
 
 import importlib
+import os
 import types
 from dataclasses import dataclass
 
@@ -51,6 +52,11 @@ class Backend:
     loss: types.ModuleType
     update: types.ModuleType
     package: types.ModuleType
+
+    @property
+    def simulated(self):
+        """Whether the wing runs in a simulator, which is meant for small sizes."""
+        return self.name == "cuda" and os.environ.get("MINIMAL_NN_CUDA") == "simulator"
 
     def asarray(self, array, dtype=None):
         """Return `array` where the wing works: a NumPy array, or one on the device."""

@@ -22,8 +22,9 @@ class Run:
 def run(subject, network, optimizer, steps=STEPS, batch=16):
     """Train a copy of `network` for `steps` on fixed batches of the subject's data; return the Run."""
     network = network.with_parameters()
+    batch = min(batch, len(subject.X))
     losses = []
-    for step in range(steps):
+    for step in range(subject.steps(steps)):
         rows = (np.arange(batch) + step * batch) % len(subject.X)
         loss, gradients, state = network.loss_and_gradients(subject.X[rows], subject.targets[rows])
         network.state = state
@@ -108,6 +109,7 @@ So of $\eta$, $\lambda$ and $|w_0|$ only $\eta / |w|^2$ and $\eta \lambda$ are f
 """,
 )
 def effective_learning_rate(subject):
+    """Numbers of the scaled run that are not a times (or equal to) those of the plain run."""
     least, limit = limits(subject)
     low, high, wrong, control = -limit, limit, 0, 0
     rng = np.random.default_rng(0)

@@ -111,7 +111,7 @@ def norm_growth(subject):
     for network in subject.states:
         for eps in (0.0, 0.5):
             current = network.with_eps(eps)
-            for step in range(STEPS // 2):
+            for step in range(subject.steps(STEPS // 2)):
                 rows = (np.arange(24) + 24 * step) % len(subject.X)
                 current, results = norm_residuals(
                     current, subject.X[rows], subject.targets[rows]

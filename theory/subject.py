@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 import minimal_nn as nn
+from minimal_nn import backend as backends
 from minimal_nn.data import digits
 
 NORMALIZATIONS = ("batch", "layer", "weight")
@@ -50,6 +51,10 @@ class NetworkSubject:
     untrained: nn.Network
     X: np.ndarray
     targets: np.ndarray
+
+    def steps(self, number):
+        """Return how many steps to train where a claim wants `number`: 2 in a simulated wing."""
+        return min(number, 2) if self.network.backend.simulated else number
 
     @property
     def name(self):
@@ -101,20 +106,24 @@ def layers(normalization, width, eps):
 
 @functools.lru_cache(maxsize=64)
 def network_subject(
-    normalization, dtype, *, backend="reference", seed=0, width=24, batch=48, epochs=3
+    normalization, dtype, *, backend="reference", seed=0, width=None, batch=None, epochs=3
 ):
     """Return the built-in subject for a normalization, a dtype and a wing.
 
-    A network on the digits with two hidden layers of `width` units, untrained and trained for
-    `epochs` by SGD at eps = 0; the batch is the first `batch` training images in the seed's order.
+    A network on the digits with two hidden layers of `width` units (24, or 4 in a simulated wing),
+    untrained and trained for `epochs` by SGD at eps = 0, in the reference wing, so that all wings
+    are asked about the same numbers; the batch is the first `batch` training images (48, or 8) in
+    the seed's order.
     """
+    wing = backends.get(backend)
+    width = width or (4 if wing.simulated else 24)
+    batch = batch or (8 if wing.simulated else 48)
     data = digits(dtype=np.dtype(dtype))
     network = nn.Network(
         layers(normalization, width, eps=0.0),
         input_shape=data.X_train.shape[1:],
         rng=seed,
         dtype=dtype,
-        backend=backend,
     )
     untrained = network.with_parameters()
     if epochs:
@@ -130,7 +139,11 @@ def network_subject(
         )
     rows = np.random.default_rng(seed).permutation(len(data.X_train))[:batch]
     return NetworkSubject(
-        normalization, network, untrained, data.X_train[rows], data.y_train[rows]
+        normalization,
+        network.on(wing),
+        untrained.on(wing),
+        data.X_train[rows],
+        data.y_train[rows],
     )
 
 
