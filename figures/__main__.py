@@ -30,6 +30,7 @@ FIGURES = (
     "precision_ladder",
     "scaled_starts",
 )
+OUT = pathlib.Path("build") / "figures"
 DATA_NOTES = {"digits": "digits (UCI)", "cifar10": "CIFAR-10"}
 
 
@@ -49,8 +50,8 @@ def parser():
     p.add_argument("--jobs", type=int, default=grid.cores(), help="worker processes")
     p.add_argument("--dask", metavar="ADDRESS", help="run on this Dask cluster (extra `cluster`)")
     p.add_argument("--backend", choices=("cpu", "reference", "cuda"), default="cpu")
-    p.add_argument("--store", type=pathlib.Path, default=pathlib.Path("figures-store"))
-    p.add_argument("--out", type=pathlib.Path, help="output folder (figures-out/PRESET)")
+    p.add_argument("--store", type=pathlib.Path, default=OUT / "store")
+    p.add_argument("--out", type=pathlib.Path, help=f"output folder ({OUT}/PRESET)")
     p.add_argument(
         "--archive",
         type=pathlib.Path,
@@ -177,7 +178,11 @@ def main(argv=None):
     style.use()
     wanted = arguments.only or FIGURES
     start = time.perf_counter()
-    by_figure, everything, report, code, kept = collect(arguments, preset, wanted)
+    try:
+        by_figure, everything, report, code, kept = collect(arguments, preset, wanted)
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished runs are kept, the same command goes on", file=sys.stderr)
+        return 130
     for configuration, error in report.failures:
         print(
             f"FAILED {runs.describe(configuration)}: {type(error).__name__}: {error}",
@@ -185,7 +190,7 @@ def main(argv=None):
         )
     note = f" ({arguments.data_note})" if arguments.data_note else ""
     data = DATA_NOTES[preset.data["name"]] + note
-    out = arguments.out or pathlib.Path("figures-out") / preset.name
+    out = arguments.out or OUT / preset.name
     results = dict(zip(map(kept.key, everything), report.results, strict=True))
     said, captions = [], []
     for name in wanted:
@@ -209,7 +214,6 @@ def main(argv=None):
     _write_json(out / "manifest.json", facts)
     if arguments.write_archive:
         count = store.write_archive(arguments.write_archive, kept, everything)
-        _write_json(arguments.write_archive.with_suffix(".manifest.json"), facts)
         print(f"\n{arguments.write_archive}: {count} runs")
     kept.close()
     print(

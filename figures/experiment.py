@@ -21,6 +21,7 @@ invariance group) and g_k its loss gradient:
     w3, w4       means over units of |w_k|^3, |w_k|^4, since the last moment
     s2           mean over units of |w_k|^2 |g_k|^2, since the last moment: the gradient's second
                  moment on the unit sphere
+    g4           mean over units of |g_k|^4, since the last moment
     s1           mean over units of sum_i rms(|w_k| g_ik), the rms since the last moment
     rate         the effective learning rate eta / |w|^(1 + nu), with |w|^2 the mean over units (a
                  dead unit, whose weights only decay, has no part in it), since the last moment
@@ -262,7 +263,7 @@ class Window:
     def __init__(self, network, names, rate, probe):
         self.network, self.names, self.rate, self.gradient = network, names, rate, probe
         self.count = 0
-        self.powers = {n: np.zeros(3) for n in names}
+        self.powers = {n: np.zeros(4) for n in names}
         self.squares = {n: 0.0 for n in names}
 
     def probe(self, X, y, rows):
@@ -272,17 +273,18 @@ class Window:
         self.count += 1
         for n in self.names:
             w2 = _unit_sums(to_numpy(self.network.parameters[n]).astype(np.float64) ** 2)
-            self.powers[n] += (w2**1.5).mean(), (w2**2).mean(), self.rate(w2.mean())
+            g4 = (_unit_sums(gradients[n] ** 2) ** 2).mean()
+            self.powers[n] += (w2**1.5).mean(), (w2**2).mean(), self.rate(w2.mean()), g4
             self.squares[n] += w2 * gradients[n] ** 2
 
     def record(self):
         """Return the layers' curves at this moment, a dict of lists."""
         to_numpy = self.network.backend.to_numpy
-        record = {key: [] for key in ("w2", "w3", "w4", "s2", "s1", "rate")}
+        record = {key: [] for key in ("w2", "w3", "w4", "s2", "s1", "g4", "rate")}
         for n in self.names:
             weights = to_numpy(self.network.parameters[n])
             record["w2"].append(_unit_sums(weights.astype(np.float64) ** 2).mean())
-            for key, total in zip(("w3", "w4", "rate"), self.powers[n], strict=True):
+            for key, total in zip(("w3", "w4", "rate", "g4"), self.powers[n], strict=True):
                 record[key].append(total / self.count)
             mean_square = self.squares[n] / self.count
             record["s2"].append(_unit_sums(mean_square).mean())

@@ -220,7 +220,7 @@ def plot(numbers):
         style.log_axis(bottom.xaxis, 7)
         bottom.set_ylim(-0.9, 2.1)
         bottom.set_xlabel(THRESHOLD[optimizer])
-        bottom.legend(title=r"$\eta$", loc="upper left", ncols=2, title_fontsize=7)
+        bottom.legend(title=r"$\eta$", loc="upper left", ncols=1, title_fontsize=7)
     grid[0, 0].set_ylabel(r"learning rate $\eta$")
     grid[1, 0].set_ylabel("change of log test loss")
     return figure

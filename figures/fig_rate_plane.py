@@ -58,18 +58,26 @@ def compute(results, preset):
             "eta": eta,
             "lambda": l2,
             "norm": None,
+            "others": None,  # the same cell's error with other seeds: what noise leaves possible
         }
+        tables["others"] = _other_seeds(tables["error"])
         xi = {}
         for name, rival in rivals.items():
             xi[name] = []
             for seed in range(preset.seeds):
                 error = tables["error"][seed]
-                good = np.isfinite(error)
+                good = np.isfinite(error) & np.isfinite(tables["others"][seed])
                 x = tables[name][seed] if rival is None else rival
                 xi[name].append(statements.dependence(np.round(np.log(x[good]), 9), error[good]))
         title = style.label(optimizer)
         said += [
             statements.mean("(ii)", f"{title}: xi(error | measured rate)", xi["rate"], "near 1"),
+            statements.mean(
+                "(ii)",
+                f"{title}: xi(error | error of the other seeds), what noise leaves possible",
+                xi["others"],
+                "the most that any quantity can reach",
+            ),
             statements.mean(
                 "(ii)",
                 f"{title}: xi(error | rate) less the larger of xi(error | eta), xi(error | lambda)",
@@ -90,11 +98,22 @@ def compute(results, preset):
         "Adam, whose lines of equal value are drawn in white (measured) and, dashed, in the "
         "direction that the law predicts for trainings long enough (equal eta lambda; Adam: equal "
         "eta^2 lambda), starting at the shortest such. Measured: Chatterjee's rank coefficient xi, "
-        "1 for a function: " + "; ".join(f"{s.text.split(':')[0]} {s.short}" for s in first) + ". "
+        "1 for a function: "
+        + "; ".join(f"{s.text.split(':')[0]} {s.short}" for s in first)
+        + " (the "
+        "error's own noise leaves the value in parentheses above the scatter plots possible). "
         f"Means of {preset.seeds} seeds; crossed cells diverged or collapsed "
         "(|w|^2 below eps: all units of a layer dead)."
     )
     return numbers
+
+
+def _other_seeds(error):
+    """Return, for each seed, the mean error over the other seeds (its own where there is none)."""
+    seeds = len(error)
+    if seeds == 1:
+        return error
+    return (error.sum(axis=0) - error) / (seeds - 1)
 
 
 def _equilibrium(results, optimizer, preset):
@@ -120,8 +139,21 @@ def _equilibrium(results, optimizer, preset):
         slopes.append(np.polyfit(predicted, measured, 1)[0])
         raw.append(np.polyfit(quotient, measured / power, 1)[0])
     count = f"{len(settled)} settled runs"
+    finite = []
+    if optimizer == "SGD":
+        by_seed = [
+            [np.log(np.divide(*laws.finite_equilibrium(r))).mean() for r in settled
+             if r.configuration["seed"] == seed] for seed in range(preset.seeds)
+        ]  # fmt: skip
+        finite = [
+            statements.ratio(
+                "(i)", f"{title}: |w|^4 over the same law for steps of any size, {count}",
+                [np.exp(np.mean(logs)) for logs in by_seed if logs], "1",
+            )
+        ]  # fmt: skip
     return [
         statements.ratio("(i)", f"{title}: |w|^{power} over {law}, {count}", ratios, "1"),
+        *finite,
         statements.mean(
             "(i)", f"{title}: exponent of |w|^{power} in {law} over these runs", slopes, "1"
         ),
@@ -200,9 +232,12 @@ def _scatter(ax, row, optimizer):
                 markeredgewidth=0, color=shades(scale(i)))  # fmt: skip
     style.log_axis(ax.xaxis, 5)
     style.log_axis(ax.yaxis, 5)
+    xi = {name: np.mean(values) for name, values in row["xi"].items()}
     ax.set_title(
-        rf"$\xi$: rate {np.mean(row['xi']['rate']):.2f}, "
-        rf"$\eta$ {np.mean(row['xi']['eta']):.2f}, $\lambda$ {np.mean(row['xi']['lambda']):.2f}"
+        rf"$\xi$: $\eta_\mathrm{{eff}}$ {xi['rate']:.2f} (of {xi['others']:.2f}),"
+        "\n"
+        rf"$\eta$ {xi['eta']:.2f}, $\lambda$ {xi['lambda']:.2f}".replace("-", "\u2212"),
+        fontsize=7,
     )
     power = 1 if optimizer == "Adam" else 2
     ax.set_xlabel(rf"$\eta_\mathrm{{eff}} = \eta/|w|{'^2' if power == 2 else ''}$")

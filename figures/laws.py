@@ -7,7 +7,11 @@ momentum):
     Adam            d(r^2)/dt = eta^2 d - 4 eta lambda r^3 d / S       r^3 -> eta S / (4 lambda)
 
 The first line is exact for SGD up to terms of order (eta s / r^2)^4 and (eta lambda)^2, as <w, g>
-= 0. The second is for a gradient that is mostly noise: Adam's i-th step is eta g_i / rms(g_i), of
+= 0.  With steps of any size SGD's balance is exact with two terms more, a = 1 - 2 eta lambda:
+
+    (1 - a^4) <r^4> = 2 a^2 eta^2 <s^2> + eta^4 <|g|^4>
+
+The second is for a gradient that is mostly noise: Adam's i-th step is eta g_i / rms(g_i), of
 mean square eta^2, and the penalty's share of it is 2 lambda w_i / rms(g_i); in balance w_i^2 = eta
 rms(r g_i) / (4 lambda r), summed over i.  For equal rms(g_i), S = sqrt(d) s, and this is the known
 r^3 = sqrt(d) eta s / (4 lambda).
@@ -53,6 +57,15 @@ def equilibrium(result):
     measured = result.values["w3" if adam else "w4"][half].mean(axis=0)
     drive = result.values["s1" if adam else "s2"][half].mean(axis=0)
     return measured, eta * drive / (4 * l2)
+
+
+def finite_equilibrium(result):
+    """Return measured and predicted r^4 per layer of plain SGD, without taking steps for small."""
+    eta, l2, _ = hyper(result)
+    half, shrink = late(result), 1 - 2 * eta * l2
+    s2, g4 = (result.values[key][half].mean(axis=0) for key in ("s2", "g4"))
+    predicted = (2 * shrink**2 * eta**2 * s2 + eta**4 * g4) / (1 - shrink**4)
+    return result.values["w4"][half].mean(axis=0), predicted
 
 
 def settled(result):

@@ -81,6 +81,13 @@ def log_axis(axis, count=6):
     axis.set_minor_formatter(NullFormatter())
 
 
+def half_decades(axis):
+    """Widen a short logarithmic axis to whole halves of a decade, so that its labels show."""
+    low, high = np.log10(sorted(axis.get_view_interval()))
+    limits = 10 ** (np.floor(2 * low) / 2), 10 ** (np.ceil(2 * high) / 2)
+    (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(*limits)
+
+
 def grid_axis(axis, values):
     """Label a logarithmic axis of grid points at the whole powers of ten."""
     whole = [v for v in values if v > 0 and abs(np.log10(v) - round(np.log10(v))) < 1e-6]

@@ -15,10 +15,10 @@ def simulated(name, eta, l2, rng, r0=1.0, s=1.0, momentum=None):
     w *= r0 / np.sqrt(w @ w)
     v = np.zeros(D)
     square, t = np.zeros(D), 0
-    values = {key: [] for key in ("step", "w2", "w3", "w4", "s2", "s1", "rate")}
+    values = {key: [] for key in ("step", "w2", "w3", "w4", "s2", "s1", "g4", "rate")}
     edges = np.linspace(0, STEPS, MOMENTS + 1).astype(int)
     for start, end in zip(edges, edges[1:], strict=False):
-        window = {key: [] for key in ("w3", "w4", "s2", "g2")}
+        window = {key: [] for key in ("w3", "w4", "s2", "g2", "g4")}
         for _ in range(max(end - start, 1)):
             r2 = w @ w
             g = rng.standard_normal(D) * s / np.sqrt(D * r2)
@@ -27,6 +27,7 @@ def simulated(name, eta, l2, rng, r0=1.0, s=1.0, momentum=None):
             window["w4"].append(r2**2)
             window["s2"].append(r2 * (g @ g))
             window["g2"].append(r2 * g * g)
+            window["g4"].append((g @ g) ** 2)
             g = g + 2 * l2 * w
             t += 1
             if name == "Adam":
@@ -38,7 +39,7 @@ def simulated(name, eta, l2, rng, r0=1.0, s=1.0, momentum=None):
                 w = w - eta * v
         values["step"].append(end)
         values["w2"].append([w @ w])
-        for key in ("w3", "w4", "s2"):
+        for key in ("w3", "w4", "s2", "g4"):
             values[key].append([np.mean(window[key])])
         values["s1"].append([np.sqrt(np.mean(window["g2"], axis=0)).sum()])
         values["rate"].append([eta / (w @ w)])
@@ -73,6 +74,14 @@ def test_growth_without_penalty_is_predicted(name, eta, rng):
     grown = np.sqrt(run.values["w2"][:, 0])
     assert grown[-1] > 1.3 and not laws.settled(run)
     np.testing.assert_allclose(laws.trajectory(run)[:, 0], grown, rtol=0.05)
+
+
+def test_large_steps_need_the_finite_law(rng):
+    run = simulated("SGD", 0.5, 0.2, rng)  # eta lambda = 0.1
+    measured, predicted = laws.finite_equilibrium(run)
+    assert measured / predicted == pytest.approx(1, abs=0.02)
+    measured, predicted = laws.equilibrium(run)
+    assert measured / predicted > 1.08
 
 
 def test_short_run_is_not_settled(rng):
