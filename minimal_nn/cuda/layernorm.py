@@ -5,8 +5,8 @@ A warp takes a row of up to 1024 float32 (512 float64; half of that where rows d
 part of the row in registers, so that an array is read once from memory in each direction.  Longer
 rows are read again, from the caches (`wide` kernels).
 
-    forward          per row  mean = first + sum (z - first) / K,  var = sum (z - mean)^2 / K,  y
-    backward         per row  dz = (a - mean(a) - h mean(a h)) / s with a = gamma dy; and, while the
+    row_forward      per row  mean = first + sum (z - first) / K,  var = sum (z - mean)^2 / K,  y
+    row_backward     per row  dz = (a - mean(a) - h mean(a h)) / s with a = gamma dy; and, while the
                      row is there, its part of dgamma = sum dy h and dbeta = sum dy
     reduction.finish_sums     dgamma and dbeta from the blocks' parts
     wide_sums        the first stage of dgamma and dbeta for wide rows, a second reading
@@ -67,7 +67,7 @@ def kernels(T, width, warps):
     capacity = size * lanes
     parts = capacity if rows_of_block > 1 else 1
 
-    def forward(z, rows, columns, gamma, beta, eps, y, mean, inverse, status):
+    def row_forward(z, rows, columns, gamma, beta, eps, y, mean, inverse, status):
         x = cuda.local.array(size, T)
         shared = cuda.shared.array(block_warps, T)
         t = U(cuda.threadIdx.x)
@@ -106,7 +106,7 @@ def kernels(T, width, warps):
                     g, b = load(gamma, column), load(beta, column)
                     store(y, base + column, affine(part, splat(middle), splat(inv), g, b))
 
-    def backward(dy, z, rows, columns, gamma, mean, inverse, dz, first_sums, second_sums):
+    def row_backward(dy, z, rows, columns, gamma, mean, inverse, dz, first_sums, second_sums):
         d = cuda.local.array(size, T)
         h = cuda.local.array(size, T)
         sum_d = cuda.local.array(size, T)
@@ -177,8 +177,8 @@ def kernels(T, width, warps):
         capacity=capacity,
         threads=threads,
         rows_of_block=rows_of_block,
-        forward=kernel(threads=threads, blocks=8 if warps == 1 else 3)(forward),
-        backward=kernel(threads=threads, blocks=3 if warps == 1 else 1)(backward),
+        forward=kernel(threads=threads, blocks=8 if warps == 1 else 3)(row_forward),
+        backward=kernel(threads=threads, blocks=3 if warps == 1 else 1)(row_backward),
     )
 
 

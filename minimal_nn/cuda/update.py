@@ -15,7 +15,7 @@ table cuts the columns of all parameters of a group into blocks (`Units`), and o
 them all; a block adds its squares by the fixed tree of reduction.py and then writes its columns.
 
 0/0 is a zero step.  Traffic for each number in float32: sgd 12 bytes, momentum, rmsprop, adagrad
-20, adam, adadelta 28, normalize 12, lars 20.
+20, adam, adadelta 28; normalize 8 and lars 12, where the second reading hits the cache.
 """
 
 import functools
