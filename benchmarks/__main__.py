@@ -1,4 +1,4 @@
-"""python -m benchmarks: time the cpu wing against PyTorch and JAX, print a table, write a record."""
+"""python -m benchmarks: the cpu wing against PyTorch and JAX; prints a table, writes a record."""
 
 import argparse
 import datetime
@@ -66,7 +66,8 @@ def main(arguments=None):
             comparison["fraction_of_peak"] = flops(configuration) / mine / 1e9 / peak
             comparisons.append(comparison)
             print(table.printed(comparison))
-            print(f"  products at {comparison['fraction_of_peak']:.2f} of the measured peak", flush=True)
+            fraction = comparison["fraction_of_peak"]
+            print(f"  products at {fraction:.2f} of the measured peak", flush=True)
     record = {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M"),
         "commit": _commit(),

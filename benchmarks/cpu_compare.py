@@ -1,9 +1,10 @@
 """Timing contestants against each other: separate processes, in turn, ratios within each round.
 
-Every contestant lives in a process of its own, with its own threads.  Rounds go through all of them,
-forwards and backwards in turn, each training about TARGET seconds; a ratio is taken between two times
-of one round, so that what slows the machine for seconds slows both.  The median over rounds and
-its quartiles are reported.  Before that, all must agree on the losses of the first steps.
+Every contestant lives in a process of its own, with its own threads.  Rounds go through all of
+them, forwards and backwards in turn, each training about TARGET seconds; a ratio is taken between
+two times of one round, so that what slows the machine for seconds slows both.  The median over
+rounds and its quartiles are reported.  Before that, all must agree on the losses of the first
+steps.
 """
 
 import json
@@ -60,7 +61,8 @@ class Contestant:
         )
         read, write = os.pipe()
         environment["BENCHMARK_OUT"] = str(write)
-        code = f"from benchmarks.cpu_compare import serve; serve({name!r}, {configuration!r}, {threads})"
+        call = f"serve({name!r}, {configuration!r}, {threads})"
+        code = f"from benchmarks.cpu_compare import serve; {call}"
         cores = sorted(os.sched_getaffinity(0))[-threads:]
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code],

@@ -1,4 +1,4 @@
-"""What the benchmark of the cpu wing trains: networks, data and initial weights, for all contestants.
+"""What the benchmark of the cpu wing trains: networks, data, initial weights, for all contestants.
 
 Weights and data come from one seed, so that the contestants' losses can be compared before anything
 is timed.  Every contestant visits the same batches in the same order.
@@ -13,15 +13,15 @@ BATCHES = 16
 EPS = 1e-5
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
-LEARNING_RATES = {"nesterov": 0.05, "adam": 1e-3}
+LEARNING_RATES = {"nesterov": 0.01, "adam": 1e-3}
 
 
 @dataclass(frozen=True)
 class Configuration:
     """A network, an optimizer, and how many copies of the network train side by side.
 
-    sizes: of an MLP's layers, or None for the convolutional network.  aims: the ratio to the best peer
-    to reach, by number of threads.
+    sizes: of an MLP's layers, or None for the convolutional network.  aims: the ratio to the best
+    peer to reach, by number of threads.
     """
 
     name: str
@@ -99,7 +99,9 @@ def weights(configuration, copy=0):
 def learning_rates(configuration):
     """Return a learning rate for each copy."""
     rate = LEARNING_RATES[configuration.optimizer]
-    return rate * np.linspace(0.5, 1.5, configuration.copies) if configuration.copies > 1 else [rate]
+    if configuration.copies == 1:
+        return [rate]
+    return rate * np.linspace(0.5, 1.5, configuration.copies)
 
 
 def flops(configuration):

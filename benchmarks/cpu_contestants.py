@@ -1,7 +1,8 @@
 """The contestants: ours, and PyTorch and JAX in each one's best documented form for the same work.
 
-A contestant is a function (configuration, threads) -> run, where run(steps) trains that many more steps of
-every copy and returns the loss of the last step (summed over copies).  Each is run in a process of its own.
+A contestant is a function (configuration, threads) -> run, where run(steps) trains that many more
+steps of every copy and returns the loss of the last step (summed over copies).  Each is run in a
+process of its own.
 PyTorch: fused optimizers, channels_last, torch.compile of the loss, and of a whole functional step.
 JAX: jit of a step with donated buffers, lax.scan over steps, vmap over copies.
 """
@@ -115,7 +116,8 @@ def _torch_network(torch, configuration, channels_last, copy=0):
             layers += [nn.ReLU(), *([nn.MaxPool2d(2)] if index % 2 else [])]
         layers += [nn.Flatten(), nn.Linear(64 * CHANNELS[-1], CLASSES)]
         # The features of a channels-first image come in another order.
-        values[-1] = values[-1].reshape(8, 8, -1, CLASSES).transpose(2, 0, 1, 3).reshape(-1, CLASSES)
+        features = values[-1].reshape(8, 8, -1, CLASSES).transpose(2, 0, 1, 3)
+        values[-1] = features.reshape(-1, CLASSES)
     network = nn.Sequential(*layers)
     with torch.no_grad():
         linear = [layer for layer in network if isinstance(layer, nn.Linear | nn.Conv2d)]
@@ -214,7 +216,7 @@ def _initial(configuration):
 
 
 def torch_whole_step(configuration, threads):
-    """PyTorch: gradient and optimizer of a functional step in one compiled graph; vmap over copies."""
+    """PyTorch: gradient and optimizer, functional, in one compiled graph; vmap over copies."""
     torch = _torch(threads)
     parameters, running, last = _initial(configuration)
     P, R = ({k: torch.from_numpy(v) for k, v in arrays.items()} for arrays in (parameters, running))

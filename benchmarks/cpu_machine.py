@@ -1,4 +1,4 @@
-"""What the machine can do: multiplications a second, bytes a second; and what the wing makes of it."""
+"""What the machine can do, multiplications and bytes a second, and what the wing makes of it."""
 
 import platform
 import statistics
@@ -63,7 +63,8 @@ def peak_gflops(threads, dtype=np.float32):
 def bandwidth(threads, mebibytes=64):
     """Return the measured bandwidth of a = b + 3 c beyond cache, in 10^9 bytes a second."""
     count = mebibytes * 2**20 // 4 // 64 * 64
-    arrays = [workspace.aligned((threads * 4, count // (threads * 4)), np.float32) for _ in range(3)]
+    shape = threads * 4, count // (threads * 4)
+    arrays = [workspace.aligned(shape, np.float32) for _ in range(3)]
     program = Program(threads).phase(threads * 4)
     size = arrays[0].shape[1]
     program.call(triad_kernel, *(elements(array, size) for array in arrays), size)

@@ -53,10 +53,11 @@ def printed(comparison):
         )
     low, high = comparison["ratio_quartiles"]
     aim = comparison["aim"]
-    verdict = "" if aim is None else f", aim {aim}: {'met' if comparison['ratio'] >= aim else 'MISSED'}"
+    met = aim is not None and comparison["ratio"] >= aim
+    verdict = "" if aim is None else f", aim {aim}: {'met' if met else 'MISSED'}"
     lines.append(
-        f"  {comparison['ratio']:.2f} times the best peer ({NAMES[comparison['best_peer']]}; quartiles "
-        f"{low:.2f} to {high:.2f}){verdict}"
+        f"  {comparison['ratio']:.2f} times the best peer ({NAMES[comparison['best_peer']]}; "
+        f"quartiles {low:.2f} to {high:.2f}){verdict}"
     )
     return "\n".join(lines)
 

@@ -1,9 +1,9 @@
 """The affine map y = x W + b and its gradients, as products of panels.
 
-Matrices lie in panels of columns (workspace.py): x in panels over its D columns, W in panels over its K
-columns, and for the backward pass W^T in panels over D.  A sum over more than BLOCK terms is split
-into blocks whose sums are added in order, which bounds the error of float32 and keeps the block of W in
-the nearest cache.
+Matrices lie in panels of columns (workspace.py): x in panels over its D columns, W in panels over
+its K columns, and for the backward pass W^T in panels over D.  A sum over more than BLOCK terms is
+split into blocks whose sums are added in order, which bounds the error of float32 and keeps the
+block of W in the nearest cache.
 """
 
 from typing import NamedTuple
@@ -57,7 +57,7 @@ def bias_kernel(step, thread, unit, z, z_step, bias, rows):
 
 @kernel
 def transpose_kernel(step, thread, unit, w, w_step, t, t_step, depth):
-    """From panel `unit` of W, `depth` rows (whole panels): rows unit width ... of the panels of W^T."""
+    """Panel `unit` of W, `depth` rows (whole panels), into the panels of W^T."""
     source = w + unit * w_step
     for k in range(0, depth, w.lanes):
         target = t + ((k // t.row) * t_step + unit * w.row * t.row + k % t.row)
@@ -123,7 +123,9 @@ class Cache(NamedTuple):
 
 def _check(x, W, b):
     if x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[0]:
-        raise ValueError(f"W: got shape {W.shape} for x of shape {x.shape}, expected (D, K), (N, D)")
+        raise ValueError(
+            f"W: got shape {W.shape} for x of shape {x.shape}, expected (D, K) and (N, D)"
+        )
     if b is not None and b.shape != W.shape[1:]:
         raise ValueError(f"b: got shape {b.shape}, expected {W.shape[1:]}")
 

@@ -1,6 +1,7 @@
 r"""Batch normalization over the columns of a matrix, or the channels of images.
 
-    mean = sum z / n    c = z - mean    var = sum c^2 / n    h = c / sqrt(var + eps)    y = gamma h + beta
+    mean = sum z / n    c = z - mean    var = sum c^2 / n    h = c / sqrt(var + eps)
+    y = gamma h + beta
     dbeta = sum dy      dgamma = sum dy h
     dz = gamma / sqrt(var + eps) (dy - dbeta / n - h dgamma / n)
 
@@ -410,7 +411,7 @@ def _one(value, dtype):
 
 
 def _blocks(source, group):
-    """Return (images, pixels) for a matrix that lies in rows and splits into whole blocks, or None."""
+    """Return (images, pixels) for a matrix in rows that splits into whole blocks, or None."""
     if not source.direct:
         return None
     pixels = group if group < source.rows else BLOCK_ROWS

@@ -2,14 +2,14 @@
 
 A kernel is a module-level function of (step, thread, unit, operands...); operands are pointers and
 integers.  `Kernel.address` compiles it for the types of its operands and returns the address of a C
-function; `program.py` calls such addresses.  So a network's first step compiles the kernels that the
-network uses and no others, and each only once for all networks of that number type.
+function; `program.py` calls such addresses.  So a network's first step compiles the kernels that
+the network uses and no others, and each only once for all networks of that number type.
 
 The cache.  Numba's own cache looks at the file of the function alone, so an edit of a function that
-it calls goes unnoticed.  Here the directory's name is a hash of all that the machine code depends on:
-the sources of the whole wing, Python, Numba, llvmlite, the processor's name and features, and the
-thread policy.  Each file starts with a checksum of the rest.  A cache that cannot be written, or a
-file that cannot be read back, costs compilations and one warning, never a wrong result.
+it calls goes unnoticed.  Here the directory's name is a hash of all that the machine code depends
+on: the sources of the whole wing, Python, Numba, llvmlite, the processor's name and features, and
+the thread policy.  Each file starts with a checksum of the rest.  A cache that cannot be written,
+or a file that cannot be read back, costs compilations and one warning, never a wrong result.
 
 Set MINIMAL_NN_CACHE_DIR to move the cache; an empty value turns it off.
 """
@@ -159,7 +159,7 @@ def _notice(seconds):
     if _spent > NOTICE_SECONDS and not _noticed:
         _noticed = True
         print(
-            "minimal_nn: compiling kernels for this processor; later starts take them from the cache",
+            "minimal_nn: compiling kernels for this processor; later starts take them from a cache",
             file=sys.stderr,
         )
 

@@ -1,21 +1,23 @@
 r"""Convolution of images (cross-correlation, as in all frameworks) with zero padding.
 
-    y[n, p, q, k] = sum_{a, b, c} x[n, stride p + a - padding, stride q + b - padding, c] W[a, b, c, k]
+    y[n, p, q, k] = sum_{a, b, c} x[n, stride p + a - padding, stride q + b - padding, c]
+                                  W[a, b, c, k]
                     + b_k
 
 A 3x3 kernel with stride 1 and padding 1, the usual case, runs on the register tile directly.  In an
-image (H + 2, W + 2, C) with its border of zeros, what the kernel meets in one image row, 3 pixels of C
-channels, is one run of 3 C numbers; the tile takes neighbouring pixels as its rows (their distance, C,
-is less than the length 3 C: rows overlap, nothing is copied) and the three image rows as outer steps.
+image (H + 2, W + 2, C) with its border of zeros, what the kernel meets in one image row, 3 pixels
+of C channels, is one run of 3 C numbers; the tile takes neighbouring pixels as its rows (their
+distance, C, is less than the length 3 C: rows overlap, nothing is copied) and the three image rows
+as outer steps.
 
     dx    the same with dy for x, and with W turned by 180 degrees and its channels exchanged
-    dW    for each image row of the kernel: x^T dy over all pixels, image by image.  Images form fixed
-          groups, each with a sum of its own, and the groups' sums are added in order: blocks for the
-          error of float32, and the same bits for any number of threads
+    dW    for each image row of the kernel: x^T dy over all pixels, image by image.  Images form
+          fixed groups, each with a sum of its own, and the groups' sums are added in order: blocks
+          for the error of float32, and the same bits for any number of threads
 
-Channels are padded to whole panels.  An image and its neighbours' gradient stay in the second cache.
-Everything else (other kernels, strides, tiny images) copies the patches that the kernel meets into
-the rows of a matrix, and is then the affine map of affine.py.
+Channels are padded to whole panels.  An image and its neighbours' gradient stay in the second
+cache.  Everything else (other kernels, strides, tiny images) copies the patches that the kernel
+meets into the rows of a matrix, and is then the affine map of affine.py.
 """
 
 from typing import NamedTuple
@@ -167,8 +169,8 @@ def sum_groups_kernel(step, thread, unit, groups, group_step, panel_step, dw, dw
 def turn_kernel(step, thread, unit, w, w_step, t, t_step, depth, channels):
     """From panel `unit` of W: its channels' rows of the panels of W turned, channels exchanged.
 
-    t[c // width][2 - a][(2 - b) K + k][c % width] = w[k // width][a][b C + c][k % width], where a panel
-    of t has `depth` rows for each a, and a panel of w 3 C = 3 `channels` (C whole vectors).
+    t[c // width][2 - a][(2 - b) K + k][c % width] = w[k // width][a][b C + c][k % width], where a
+    panel of t has `depth` rows for each a, and a panel of w 3 C = 3 `channels` (C whole vectors).
     """
     for a in range(3):
         for b in range(3):
@@ -317,7 +319,7 @@ def _scatter(patches, shape, kernel, stride, padding):
 
 
 def forward(x, W, b=None, stride=1, padding=1):
-    """Return y (N, P, Q, K) and the cache for images x (N, H, W, C) and a kernel W (kh, kw, C, K)."""
+    """Return y (N, P, Q, K) and the cache for images x (N, H, W, C), a kernel W (kh, kw, C, K)."""
     x, W, b = floating(x=x, W=W, b=b)
     if x.ndim != 4 or W.ndim != 4 or x.shape[3] != W.shape[2]:
         raise ValueError(

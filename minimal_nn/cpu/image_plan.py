@@ -70,7 +70,7 @@ class ImageLayers:
         self.spaces = {}
 
     def _space(self, name, shape):
-        """Return a thread's space of that name; spaces of one name and shape are shared by layers."""
+        """Return a thread's space; layers share the spaces of one name and shape."""
         key = name, tuple(shape)
         if key not in self.spaces:
             self.spaces[key] = self.program.local(shape, self.dtype)
@@ -185,7 +185,9 @@ class ImageLayers:
                 layer.beta.arrays[0], layer.mean, layer.inverse, sizes.pixels,
             )  # fmt: skip
         else:
-            self.program.call(convolution.copy_kernel, _numbers(layer.z), current.at(row=1), layer.z[0].size)
+            self.program.call(
+                convolution.copy_kernel, _numbers(layer.z), current.at(row=1), layer.z[0].size
+            )
         layer.stages = []
         for number, operation in enumerate(layer.after):
             if operation.module == "activation":
@@ -277,8 +279,8 @@ class ImageLayers:
                 current = numbers
             elif operation.options["kind"] != "identity":
                 self.program.call(
-                    activation.BACKWARD[operation.options["kind"]], after.at(row=1, step=0), current,
-                    numbers, height * width * channels,
+                    activation.BACKWARD[operation.options["kind"]], after.at(row=1, step=0),
+                    current, numbers, height * width * channels,
                 )  # fmt: skip
                 current = numbers
         return current
@@ -313,8 +315,8 @@ class ImageLayers:
             target = self._space("dz", (sizes.pixels, channels))
             self.program.call(
                 batchnorm.image_input_gradient_kernel, _images(layer.z), self._pixels(layer, dy),
-                target.at(step=0), layer.gamma.arrays[0], layer.mean, layer.inverse, layer.dgamma, layer.dbeta,
-                self.rows, sizes.pixels,
+                target.at(step=0), layer.gamma.arrays[0], layer.mean, layer.inverse, layer.dgamma,
+                layer.dbeta, self.rows, sizes.pixels,
             )  # fmt: skip
             dy = target.at(row=1, step=0)
         bordered = self._space("dz with border", sizes.bordered(channels))
@@ -358,7 +360,9 @@ class ImageLayers:
             self.loop.update(layer.bias, db)
         if layer.norm is not None:
             count = self.rows * sizes.pixels
-            self.loop.update_running(layer.norm, layer.running, layer.mean, layer.var, count, sizes.panel_width)
+            self.loop.update_running(
+                layer.norm, layer.running, layer.mean, layer.var, count, sizes.panel_width
+            )
             self.loop.update(layer.gamma, layer.dgamma)
             self.loop.update(layer.beta, layer.dbeta)
 

@@ -1,11 +1,12 @@
 r"""Layer normalization: the statistics of an example run over its K units.
 
-    mean_i = sum_k z_ik / K    var_i = sum_k c_ik^2 / K    h = c / sqrt(var + eps)    y = gamma h + beta
-    dgamma = sum_i dy h        dbeta = sum_i dy            a = gamma dy
+    mean_i = sum_k z_ik / K    var_i = sum_k c_ik^2 / K    h = c / sqrt(var + eps)
+    y = gamma h + beta         a = gamma dy
+    dgamma = sum_i dy h        dbeta = sum_i dy
     dz_ik = (a_ik - mean_k(a_i) - h_ik mean_k(a_i h_i)) / sqrt(var_i + eps)
 
-A unit of work is a block of rows, across all panels; the sums over the batch for gamma and beta come
-after it, panel by panel.
+A unit of work is a block of rows, across all panels; the sums over the batch for gamma and beta
+come after it, panel by panel.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,7 @@
 r"""Losses, each a mean over the batch, with their gradients.
 
-    cross_entropy        l_i = log(sum_k e^(s_k - m)) - (s_t - m), m = max s;  ds_k = (p_k - [k = t]) / N
+    cross_entropy        l_i = log(sum_k e^(s_k - m)) - (s_t - m), m = max s
+                         ds_k = (p_k - [k = t]) / N
     mean_squared_error   L = sum (s - t)^2 / (N K);  ds = 2 (s - t) / (N K)
 
 Rows go in blocks to the threads, each row's part of the loss into a place of its own; one unit then
@@ -38,7 +39,7 @@ NON_FINITE = 3  # the status
 def cross_entropy_kernel(
     step, thread, unit, s, s_step, ds, ds_step, labels, totals, shifted, rows, columns
 ):
-    """ROWS rows: sum_k e^(s_k - m), s_t - m, and the gradient of the mean loss (in the place of s)."""
+    """ROWS rows: sum_k e^(s_k - m), s_t - m, and the gradient of the mean loss."""
     panels = (columns + s.row - 1) // s.row
     lowest = fill(s, -np.inf)
     for i in range(unit * ROWS, min(rows, (unit + 1) * ROWS)):
@@ -143,7 +144,8 @@ def _cross_entropy(scores, targets):
         )
     if rows and (targets.min() < 0 or targets.max() >= columns):
         raise ValueError(
-            f"targets: got labels from {targets.min()} to {targets.max()}, expected 0 ... {columns - 1}"
+            f"targets: got labels from {targets.min()} to {targets.max()}, expected 0 to "
+            f"{columns - 1}"
         )
     s = workspace.pack(scores)
     ds = np.zeros_like(s)

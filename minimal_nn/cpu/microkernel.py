@@ -12,10 +12,10 @@ over blocks that lie apart (panels of a matrix, rows of an image), so nothing is
                      of A overlap, and three `outer` steps are the three image rows of the kernel
     gradient of W    A transposed: A(i, k) at i + k a.row      x^T dz
 
-The strides a.row, b.row, c.row are part of the pointers' types, so constants here.  A sum begins at 0
-and is one chain in the order of (o, k); `add` adds the finished sum to C.  Splitting a long sum into
-calls with `add` therefore splits the chain, and nothing else (not the tile's shape, not the vector
-width) changes a bit of C.
+The strides a.row, b.row, c.row are part of the pointers' types, so constants here.  A sum begins at
+0 and is one chain in the order of (o, k); `add` adds the finished sum to C.  Splitting a long sum
+into calls with `add` therefore splits the chain, and nothing else (not the tile's shape, not the
+vector width) changes a bit of C.
 """
 
 from llvmlite import ir
@@ -34,7 +34,7 @@ TILE_VECTORS = 2
 
 
 def make_tile(rows, transposed):
-    """Return the intrinsic tile(a, a_step, b, b_step, c, outer, inner, add) for `rows` rows of C."""
+    """Return the intrinsic tile(a, a_step, b, b_step, c, outer, inner, add) for rows of C."""
 
     @intrinsic
     def tile(typing, a, a_step, b, b_step, c, outer, inner, add):
@@ -49,7 +49,8 @@ def make_tile(rows, transposed):
             a, a_step, b, b_step, c, outer, inner, add = arguments
 
             def c_at(i, j):
-                return simd.address(builder, c, i * signature.args[4].row + j * lanes, dtype, vector)
+                row = signature.args[4].row
+                return simd.address(builder, c, i * row + j * lanes, dtype, vector)
 
             cells = [(i, j) for i in range(rows) for j in range(vectors)]
             total = {cell: cgutils.alloca_once(builder, vector) for cell in cells}

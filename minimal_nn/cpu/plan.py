@@ -1,20 +1,22 @@
 """A network's training loop as one program: every step of a run without coming back to Python.
 
-`plan` turns a network's operations into phases of kernel calls (program.py), the same kernels that the
-pure functions of this wing call, so the losses and weights are the same bits as those of training
-layer by layer (as long as no denormal number appears: the loop treats those as 0, since dead units'
-weights decay into them and would make a step fifty times slower).
+`plan` turns a network's operations into phases of kernel calls (program.py), the same kernels that
+the pure functions of this wing call, so the losses and weights are the same bits as those of
+training layer by layer (as long as no denormal number appears: the loop treats those as 0, since
+dead units' weights decay into them and would make a step fifty times slower).
 
 How a fully connected network becomes phases, with panels of columns as units:
 
-    forward     one phase for each affine map: a panel of z = x W, its normalization and activation
+    forward     one phase for each affine map: a panel of z = x W, its normalization, activation
     loss        rows as units, then their sum
-    backward    one phase for each affine map: a panel of dy from the next layer, back through activation
-                and normalization to dz, the panel of dW, and the update of that panel of W at once
+    backward    one phase for each affine map: a panel of dy from the next layer, back through
+                activation and normalization to dz, the panel of dW, and at once the update of that
+                panel of W
 
-Weights and optimizer state live in panels during a run and are copied from and to the network's arrays
-at its ends.  W^T, which the backward pass multiplies with, is made in the forward pass, before the
-update.  A step that ends in an error has changed nothing: all checks come before the first update.
+Weights and optimizer state live in panels during a run and are copied from and to the network's
+arrays at its ends.  W^T, which the backward pass multiplies with, is made in the forward pass,
+before the update.  A step that ends in an error has changed nothing: all checks come before the
+first update.
 """
 
 import math
@@ -142,9 +144,11 @@ class Plan:
                 f"batches: got row numbers from {batches.min()} to {batches.max()}, expected 0 to "
                 f"{len(X) - 1}"
             )
-        if batches.shape[1] < 2 and any(len(op.input_shape) == 1 and op.module == "batchnorm" for op in self.program.operations):
+        norms = (op for op in self.program.operations if op.module == "batchnorm")
+        if batches.shape[1] < 2 and any(len(op.input_shape) == 1 for op in norms):
             raise ValueError(
-                f"batches: got {batches.shape[1]} example a batch, expected at least 2 for batch norm"
+                f"batches: got {batches.shape[1]} example a batch, expected at least 2 for batch "
+                "norm (the variance of one number is 0)"
             )
         loop = self._loop(optimizer, batches.shape[1])
         return loop.run(network, optimizer, X, targets, batches)
@@ -229,7 +233,10 @@ class TrainingLoop:
         ]
         self.scratch = self.program.local((max(sizes, default=1),), self.dtype)
         self.images = image_plan.ImageLayers(self, images) if images else None
-        x = self.images.forward() if images else self._gather(math.prod(network.operations[0].input_shape))
+        if images:
+            x = self.images.forward()
+        else:
+            x = self._gather(math.prod(network.operations[0].input_shape))
         self.saved = []
         for operation in self.operations:
             x = self._forward(operation, x)
@@ -460,7 +467,7 @@ class TrainingLoop:
         return dz
 
     def _affine_backward(self, operation, saved, dz, needed):
-        x, weights = saved["x"], saved["weights"]
+        x = saved["x"]
         self._columns(dz)
         if "bias" in saved:
             db = self._vector(dz)
@@ -556,7 +563,8 @@ class TrainingLoop:
                         update.bias_corrections(t, *betas)
                         for t in range(first + 1, first + steps + 1)
                     ]
-                parameter.table[:steps, update.CORRECTIONS] = np.array(corrections[betas])[..., None]
+                rows = np.array(corrections[betas])[..., None]
+                parameter.table[:steps, update.CORRECTIONS] = rows
 
     # Running
 

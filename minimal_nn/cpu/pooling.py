@@ -2,9 +2,9 @@ r"""Max pooling of images over windows of size x size that touch but do not over
 
     y[n, p, q, c] = max over the window of x[n, size p + a, size q + b, c]
 
-The derivative goes to the entry that won; of equal entries, the first in row-major order.  The backward
-pass finds the winner again from x, which costs less than remembering it.  Channels lie in the lanes
-and are padded to whole vectors; an image is a unit of work.
+The derivative goes to the entry that won; of equal entries, the first in row-major order.  The
+backward pass finds the winner again from x, which costs less than remembering it.  Channels lie in
+the lanes and are padded to whole vectors; an image is a unit of work.
 """
 
 from typing import NamedTuple

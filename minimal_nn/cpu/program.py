@@ -2,16 +2,17 @@
 
 A program is a list of phases.  A phase has a number of units (a unit is a panel of columns, or an
 image, or a block of rows) and a list of calls; a thread takes its share of the units and does, for
-each unit in turn, all calls of the phase.  So what one call writes is still in the nearest cache when
-the next one reads it, which is what fusing operations by hand would gain, while each operation stays
-a kernel of its own.  Between phases all threads wait for each other.  Two rules make a program right:
-within a phase a unit reads only what the same unit wrote, and no two units write the same place.
+each unit in turn, all calls of the phase.  So what one call writes is still in the nearest cache
+when the next one reads it, which is what fusing operations by hand would gain, while each operation
+stays a kernel of its own.  Between phases all threads wait for each other.  Two rules make a
+program right: within a phase a unit reads only what the same unit wrote, and no two units write the
+same place.
 
 A training loop is the same list, run many times: kernels are told the step.
 
 The loop itself is a kernel.  Calls are rows of a table of 64-bit slots: the kernel's address, the
-number of operands, the operands (addresses and integers).  Numbers that change from step to step, such as
-learning rates, lie in arrays.
+number of operands, the operands (addresses and integers).  Numbers that change from step to step,
+such as learning rates, lie in arrays.
 """
 
 import ctypes
@@ -117,8 +118,8 @@ class Program:
     def phase(self, units, check=False, grain=1):
         """Begin a phase.
 
-        check: stop after it when a kernel has set the status.  grain: so many neighbouring units are
-        always done by one thread, in order.
+        check: stop after it when a kernel has set the status.  grain: so many neighbouring units
+        are always done by one thread, in order.
         """
         self._phases.append([units, len(self._calls), len(self._calls), int(check), grain])
         return self

@@ -1,9 +1,10 @@
 """Vectors and pointers as values inside compiled code, written as LLVM vector instructions.
 
-A `Vector` holds LANES numbers and supports + - * /, `fma`, `maximum`, `square_root`, comparisons that
-select, and sums and maxima across its lanes.  The width comes from the target: 512 bits with
-AVX-512, 256 with AVX, else 128 (SSE2, NEON).  Only LLVM's own vector instructions are used, which it
-lowers on every target; where the processor has no fused multiply-add, `fma` is a product and a sum.
+A `Vector` holds LANES numbers and supports + - * /, `fma`, `maximum`, `square_root`, comparisons
+that select, and sums and maxima across its lanes.  The width comes from the target: 512 bits with
+AVX-512, 256 with AVX, else 128 (SSE2, NEON).  Only LLVM's own vector instructions are used, which
+it lowers on every target; where the processor has no fused multiply-add, `fma` is a product and a
+sum.
 
 A `Pointer` is an address with two facts that are known when a kernel is compiled: the type of its
 numbers, and `row`, the length in numbers of one row of the matrix it points into.  Constant strides

@@ -1,16 +1,17 @@
 """The one place that decides how many threads work, and runs them.
 
-Policy.  `set_num_threads(n)` decides; before it is called, MINIMAL_NN_NUM_THREADS; else the number of
-cores that this process may use.  `limit(n)` narrows it inside one Python thread, which is how many small networks
-train side by side.  The number is written to the environment, so that worker processes inherit it.
+Policy.  `set_num_threads(n)` decides; before it is called, MINIMAL_NN_NUM_THREADS; else the number
+of cores that this process may use.  `limit(n)` narrows it inside one Python thread, which is how
+many small networks train side by side.  The number is written to the environment, so that worker
+processes inherit it.
 
 A program (program.py) is split into units; thread i of n does units i U / n ... (i + 1) U / n - 1.
 Which thread does a unit never changes what it computes, and no two threads add into one place, so
-results are the same bits for any n.  That is also why a program may run on fewer threads than allowed,
-whenever it is too small to gain, or when another program holds the workers.
+results are the same bits for any n.  That is also why a program may run on fewer threads than
+allowed, whenever it is too small to gain, or when another program holds the workers.
 
-While workers run, BLAS is held to one thread: two pools that spin on the same cores were measured to
-slow each other down 38 to 50 times.
+While workers run, BLAS is held to one thread: two pools that spin on the same cores were measured
+to slow each other down 38 to 50 times.
 """
 
 import contextlib

@@ -1,10 +1,10 @@
 r"""The optimizers' formulas, each as one pass over weights, gradient and state.
 
-Hyper-parameters come as vectors: one for all weights (element_step 0), or one number for each weight
-(element_step 1), as when every unit has a learning rate of its own.  The first is always the weight decay of
-the penalty, whose gradient is added to g; further ones in the order of a kernel's first line.  A
-program gives row `step` of a table (hyper_step apart), so schedules and Adam's bias corrections cost
-nothing.  A quotient 0/0, which eps = 0 makes possible, is a zero step.
+Hyper-parameters come as vectors: one for all weights (element_step 0), or one number for each
+weight (element_step 1), as when every unit has a learning rate of its own.  The first is always the
+weight decay of the penalty, whose gradient is added to g; further ones in the order of a kernel's
+first line.  A program gives row `step` of a table (hyper_step apart), so schedules and Adam's bias
+corrections cost nothing.  A quotient 0/0, which eps = 0 makes possible, is a zero step.
 """
 
 import numpy as np
@@ -326,8 +326,8 @@ def _elementwise(kernel, w, g, states, hyper):
 def hyper_table(rows, shape, dtype, pack=None):
     """Return the table of hyper-parameters, a row for each step, and element_step.
 
-    rows: for each step a list of numbers or arrays that broadcast against `shape`.  pack: how an array
-    of that shape is laid out (by default, flat).
+    rows: for each step a list of numbers or arrays that broadcast against `shape`.  pack: how an
+    array of that shape is laid out (by default, flat).
     """
     if all(np.ndim(value) == 0 for row in rows for value in row):
         table = np.array(rows, dtype=np.float64).astype(dtype)

@@ -1,10 +1,11 @@
 """Layouts of the arrays that kernels work on.
 
-A matrix (N, K) lies in panels of columns: an array [panels][padded rows][width], where a panel holds
-`width` neighbouring columns, two vectors (one for a matrix of at most one vector's width).  A panel of
-a batch of 128 is 16 KiB and stays in the nearest cache while a layer's operations pass over it;
-every stride is a power of two that kernels know when they are compiled, whatever the matrix's size, so
-the same machine code serves all networks.  Rows are padded to whole register tiles.
+A matrix (N, K) lies in panels of columns: an array [panels][padded rows][width], where a panel
+holds `width` neighbouring columns, two vectors (one for a matrix of at most one vector's width).  A
+panel of a batch of 128 is 16 KiB and stays in the nearest cache while a layer's operations pass
+over it; every stride is a power of two that kernels know when they are compiled, whatever the
+matrix's size, so the same machine code serves all networks.  Rows are padded to whole register
+tiles.
 
 The padding is zero, and every kernel keeps it so or does not read it.
 """
@@ -55,7 +56,8 @@ def padded_rows(rows):
 
 
 def panels(rows, columns, dtype, tiles=True):
-    """Return zeroed panels for a (rows, columns) matrix; tiles=False: rows as they are (weights)."""
+    """Return zeroed panels for a (rows, columns) matrix; tiles=False: rows as they are
+    (weights)."""
     rows = padded_rows(rows) if tiles else max(rows, 1)
     return aligned((panel_count(columns, dtype), rows, width(columns, dtype)), dtype)
 
@@ -121,8 +123,8 @@ class Operand:
     """What a kernel is given of an array: a pointer, and for panels the step from one to the next.
 
     A 3-D array is taken as panels: a pointer with rows of shape[2] numbers, and the step.  A 2-D
-    array is a pointer with rows of shape[1], a 1-D array one with rows of 1.  local: numbers between
-    one thread's part of the array and the next one's.
+    array is a pointer with rows of shape[1], a 1-D array one with rows of 1.  local: numbers
+    between one thread's part of the array and the next one's.
     """
 
     __slots__ = ("array", "kinds", "values", "local")
@@ -153,11 +155,12 @@ def elements(array, step=None):
 
 
 class Columns:
-    """A matrix (N, K), or images (N, H, W, K) with their pixels as rows, in the layout of its columns.
+    """A matrix (N, K), or images (N, H, W, K) with their pixels as rows, in the layout of its
+    columns.
 
-    Small matrices are copied into panels, so that one compiled kernel serves all sizes.  A large one
-    whose rows are whole panels stays where it is (a copy would cost as much as the operation), and
-    kernels are compiled for its row length.
+    Small matrices are copied into panels, so that one compiled kernel serves all sizes.  A large
+    one whose rows are whole panels stays where it is (a copy would cost as much as the operation),
+    and kernels are compiled for its row length.
     """
 
     def __init__(self, shape, dtype, source=None):

@@ -19,9 +19,10 @@ RELU = (
 
 def run(code, root, cache, **environment):
     """Run Python code with the package found in `root`; return what it printed."""
+    settings = {"PYTHONPATH": str(root), "MINIMAL_NN_CACHE_DIR": str(cache)}
     result = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(root), "MINIMAL_NN_CACHE_DIR": str(cache), **environment},
+        env={**os.environ, **settings, **environment},
         cwd=root,
         capture_output=True,
         text=True,

@@ -1,4 +1,5 @@
-"""Compiled training loops: the bits of layer-by-layer training, exact symmetries, errors, denormals."""
+"""Compiled training loops: the bits of layer-by-layer training, exact symmetries, errors,
+denormals."""
 
 import numpy as np
 import pytest
@@ -51,8 +52,8 @@ IMAGES = {
     "images": (
         [
             Conv2d(5), BatchNorm(), MaxPool2d(2), Tanh(), Conv2d(20), ReLU(),
-            Conv2d(7, bias=False), BatchNorm(0.0), ReLU(), Flatten(), Dense(20), BatchNorm(), ReLU(),
-            Dense(4),
+            Conv2d(7, bias=False), BatchNorm(0.0), ReLU(), Flatten(),
+            Dense(20), BatchNorm(), ReLU(), Dense(4),
         ],
         (16, 18, 1),
         "cross_entropy",
@@ -148,22 +149,21 @@ def test_any_number_of_threads_gives_the_same_bits(name):
 @pytest.mark.parametrize("k", (-20, -3, 7, 40))
 @pytest.mark.parametrize("optimizer", (SGD, Nesterov))
 def test_a_power_of_two_scales_the_whole_run_exactly(optimizer, k):
-    """At eps = 0: w 2^k with eta 4^k and decay 4^-k gives the same losses and 2^k times the weights."""
+    """At eps = 0: w 2^k with eta 4^k and decay 4^-k gives the same losses and 2^k times the
+    weights."""
     layers = [Dense(24, bias=False), BatchNorm(0.0), ReLU(), Dense(5)]
     runs = []
     for scale in (0, k):
         network = Network(layers, (12,), rng=0, backend="cpu")
         W = network.parameters["dense1.W"]
         network = network.with_parameters({"dense1.W": W * np.float32(2.0**scale)})
-        groups = [Group(["dense1.W"], learning_rate=0.1 * 4.0**scale, weight_decay=0.01 * 4.0**-scale)]
-        optimizer = optimizer(learning_rate=0.1, groups=groups) if isinstance(optimizer, type) else (
-            type(optimizer)(learning_rate=0.1, groups=groups)
-        )
+        hyper = {"learning_rate": 0.1 * 4.0**scale, "weight_decay": 0.01 * 4.0**-scale}
+        training = optimizer(learning_rate=0.1, groups=[Group(["dense1.W"], **hyper)])
         rng = np.random.default_rng(0)
         X, labels = rng.standard_normal((64, 12), dtype=np.float32), rng.integers(0, 5, 64)
         rows = rng.integers(0, 64, (300, 32))
-        plan = network.backend.plan(network.program(), optimizer, 32)
-        runs.append((plan.run(network, optimizer, X, labels, rows), network))
+        plan = network.backend.plan(network.program(), training, 32)
+        runs.append((plan.run(network, training, X, labels, rows), network))
     (losses, network), (scaled_losses, scaled) = runs
     assert np.array_equal(losses, scaled_losses)
     W = network.parameters["dense1.W"]
@@ -223,7 +223,8 @@ def test_overflow_and_a_zero_weight_vector_are_named():
 
 
 def test_what_cannot_be_compiled_has_no_plan():
-    network = Network([Conv2d(3, kernel=5, padding=2), Flatten(), Dense(2)], (8, 8, 1), backend="cpu")
+    layers = [Conv2d(3, kernel=5, padding=2), Flatten(), Dense(2)]
+    network = Network(layers, (8, 8, 1), backend="cpu")
     assert network.backend.plan(network.program(), SGD(), 4) is None
     network = Network([Dense(3)], (4,), backend="cpu")
     assert network.backend.plan(network.program(), SGD(fixed_norm=1.0), 4) is None

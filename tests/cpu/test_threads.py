@@ -93,7 +93,8 @@ def test_limits_hold_in_their_thread_and_end(monkeypatch):
 def test_worker_processes_inherit_the_number():
     threads.set_num_threads(2)
     code = "from minimal_nn.cpu import threads; print(threads.get_num_threads())"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "2"
 
 
