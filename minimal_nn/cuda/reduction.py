@@ -8,9 +8,9 @@ takes the vector of columns x and the rows y, y + TY, y + 2 TY, ... of the chunk
     block    y with y + TY/2, then y with y + TY/4, ...                     (shared memory)
     grid     the chunks of a column by a second kernel, in the same manner  (two stages)
 
-The cut depends on the shape alone, never on the device or on the schedule, and no thread adds to
-what another one wrote without a barrier between them (no atomics): the same input gives the same
-bits.
+The cut depends on the shape, and on whether the rows allow 16-byte loads, never on the device or on
+the schedule, and no thread adds to what another one wrote without a barrier between them (no
+atomics): the same input gives the same bits.
 
 Rows.  A warp reduces a row; its lanes meet by a butterfly of shuffles (lane with lane xor 16, 8,
 4, 2, 1), after which every lane holds the same bits.
