@@ -115,10 +115,10 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
         thread = uint32(cuda.threadIdx.x)
         n_thread = thread % COLUMNS
         m_thread = thread // COLUMNS
-        m0 = uint32(cuda.blockIdx.x) * BM
-        n0 = uint32(cuda.blockIdx.y) * BN
-        k0 = uint32(cuda.blockIdx.z) * part
-        k_end = min(K, k0 + part)
+        m0 = uint32(uint32(cuda.blockIdx.x) * BM)
+        n0 = uint32(uint32(cuda.blockIdx.y) * BN)
+        k0 = uint32(uint32(cuda.blockIdx.z) * part)
+        k_end = uint32(min(K, k0 + part))
         for i in range(TM):
             for j in range(TN):
                 sums[i, j] = float32(0)
@@ -129,24 +129,24 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
             more = k0 < k_end
             if more:
                 for i in range(A_LOADS):
-                    e = thread + uint32(i) * THREADS
-                    line, place = e // A_LINE, (e % A_LINE) * FOUR
+                    e = uint32(thread + uint32(i) * THREADS)
+                    line, place = uint32(e // A_LINE), uint32((e % A_LINE) * FOUR)
                     if a_transposed:
-                        v = fetch_a(A, k0 + line, m0 + place, k_end, M, a_geometry)
+                        v = fetch_a(A, uint32(k0 + line), uint32(m0 + place), k_end, M, a_geometry)
                     else:
-                        v = fetch_a(A, m0 + line, k0 + place, M, k_end, a_geometry)
+                        v = fetch_a(A, uint32(m0 + line), uint32(k0 + place), M, k_end, a_geometry)
                     next_a[i, 0], next_a[i, 1], next_a[i, 2], next_a[i, 3] = v
                 for i in range(B_LOADS):
-                    e = thread + uint32(i) * THREADS
-                    line, place = e // B_LINE, (e % B_LINE) * FOUR
+                    e = uint32(thread + uint32(i) * THREADS)
+                    line, place = uint32(e // B_LINE), uint32((e % B_LINE) * FOUR)
                     if b_transposed:
-                        v = fetch_b(B, n0 + line, k0 + place, N, k_end, b_geometry)
+                        v = fetch_b(B, uint32(n0 + line), uint32(k0 + place), N, k_end, b_geometry)
                     else:
-                        v = fetch_b(B, k0 + line, n0 + place, k_end, N, b_geometry)
+                        v = fetch_b(B, uint32(k0 + line), uint32(n0 + place), k_end, N, b_geometry)
                     next_b[i, 0], next_b[i, 1], next_b[i, 2], next_b[i, 3] = v
             if not first:
-                a0 = buffer * A_BUFFER + m_thread * FOUR
-                b0 = buffer * B_BUFFER + n_thread * FOUR
+                a0 = uint32(buffer * A_BUFFER + m_thread * FOUR)
+                b0 = uint32(buffer * B_BUFFER + n_thread * FOUR)
                 for k in unroll(BK_INT):
                     for p in range(M_GROUPS):
                         v = load4(shared_a, a0 + uint32(k) * A_ROW + uint32(p) * M_APART)
@@ -161,13 +161,13 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
                             sums[i, j] += row[i] * column[j]
             if not more:
                 break
-            buffer = ONE - buffer
+            buffer = uint32(ONE - buffer)
             first = False
-            a0 = buffer * A_BUFFER
-            b0 = buffer * B_BUFFER
+            a0 = uint32(buffer * A_BUFFER)
+            b0 = uint32(buffer * B_BUFFER)
             for i in range(A_LOADS):
-                e = thread + uint32(i) * THREADS
-                line, place = e // A_LINE, (e % A_LINE) * FOUR
+                e = uint32(thread + uint32(i) * THREADS)
+                line, place = uint32(e // A_LINE), uint32((e % A_LINE) * FOUR)
                 if a_transposed:
                     v = (next_a[i, 0], next_a[i, 1], next_a[i, 2], next_a[i, 3])
                     store4(shared_a, a0 + line * A_ROW + place, v)
@@ -175,8 +175,8 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
                     for q in range(FOUR):
                         shared_a[a0 + (place + uint32(q)) * A_ROW + line] = next_a[i, q]
             for i in range(B_LOADS):
-                e = thread + uint32(i) * THREADS
-                line, place = e // B_LINE, (e % B_LINE) * FOUR
+                e = uint32(thread + uint32(i) * THREADS)
+                line, place = uint32(e // B_LINE), uint32((e % B_LINE) * FOUR)
                 if b_transposed:
                     for q in range(FOUR):
                         shared_b[b0 + (place + uint32(q)) * B_ROW + line] = next_b[i, q]
@@ -184,7 +184,7 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
                     v = (next_b[i, 0], next_b[i, 1], next_b[i, 2], next_b[i, 3])
                     store4(shared_b, b0 + line * B_ROW + place, v)
             cuda.syncthreads()
-            k0 += BK
+            k0 = uint32(k0 + BK)
 
         if flags & BIAS:
             for j in range(TN):

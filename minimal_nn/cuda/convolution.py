@@ -51,8 +51,8 @@ def divisor(d):
 def divide(n, by, multiplier, shift):
     """Return n // by and n % by, for a triple of `divisor`."""
     high = uint32((uint64(n) * uint64(multiplier)) >> uint64(32))
-    quotient = (n + high) >> shift
-    return quotient, n - quotient * by
+    quotient = uint32((n + high) >> shift)
+    return quotient, uint32(n - quotient * by)
 
 
 @device
@@ -63,9 +63,10 @@ def locate_patch(row, column, rows, columns, g):
     a, rest = divide(column, g[6], g[7], g[8])
     b, c = divide(rest, g[9], g[10], g[11])
     height, width, stride, padding = g[12], g[13], g[14], g[15]
-    h, w = p * stride + a - padding, q * stride + b - padding  # below zero: large
+    # Below zero is large, and not inside.
+    h, w = uint32(p * stride + a - padding), uint32(q * stride + b - padding)
     exists = row < rows and column < columns and h < height and w < width
-    return ((n * height + h) * width + w) * g[9] + c, exists
+    return uint32(((n * height + h) * width + w) * g[9] + c), exists
 
 
 @device
@@ -77,17 +78,17 @@ def locate_cotangent(row, column, rows, columns, g):
     b, k = divide(rest, g[9], g[10], g[11])
     height, width, padding = g[15], g[16], g[17]
     exists = row < rows and column < columns and h + padding >= a and w + padding >= b
-    p, p_rest = divide(h + padding - a, g[12], g[13], g[14])
-    q, q_rest = divide(w + padding - b, g[12], g[13], g[14])
+    p, p_rest = divide(uint32(h + padding - a), g[12], g[13], g[14])
+    q, q_rest = divide(uint32(w + padding - b), g[12], g[13], g[14])
     exists = exists and p_rest == uint32(0) and q_rest == uint32(0) and p < height and q < width
-    return ((n * height + p) * width + q) * g[9] + k, exists
+    return uint32(((n * height + p) * width + q) * g[9] + k), exists
 
 
 @device
 def locate_tap(row, column, rows, columns, g):
     """Return the place in W of W[(a, b, row), k] for column = (a, b, k)."""
     tap, k = divide(column, g[0], g[1], g[2])
-    return (tap * g[3] + row) * g[0] + k, row < rows and column < columns
+    return uint32((tap * g[3] + row) * g[0] + k), row < rows and column < columns
 
 
 def forward(x, W, b=None, stride=1, padding=1, *, precision=None, out=None, activation="identity"):

@@ -67,8 +67,8 @@ def _load(n):
         return signature, code
 
     def fallback(array, index):
-        _check_vector(array, index, n)
-        return tuple(array[index : int(index) + n])
+        index = _check_vector(array, index, n)
+        return tuple(array[index : index + n])
 
     return _named(load, fallback, f"load{n}")
 
@@ -94,8 +94,8 @@ def _store(n):
         return signature, code
 
     def fallback(array, index, values):
-        _check_vector(array, index, n)
-        array[index : int(index) + n] = values
+        index = _check_vector(array, index, n)
+        array[index : index + n] = values
 
     return _named(store, fallback, f"store{n}")
 
@@ -108,11 +108,13 @@ def _named(typing, fallback, name):
 
 
 def _check_vector(array, index, n):
-    aligned = min(n, 16 // array.itemsize)
-    if index % aligned:
-        raise simulator.SimulationError(f"index {index}: expected a multiple of {aligned}")
-    if int(index) + n > array.size:
-        raise IndexError(f"elements {index} to {int(index) + n - 1} of an array of {array.size}")
+    """Return the index as an int; refuse a vector out of range or not aligned."""
+    index = int(index)
+    if index + n > array.size:
+        raise IndexError(f"elements {index} to {index + n - 1} of an array of {array.size}")
+    if index % n and index % (16 // array.itemsize):
+        raise simulator.SimulationError(f"index {index}: expected a multiple of {n}")
+    return index
 
 
 load2, load4 = _load(2), _load(4)

@@ -407,15 +407,17 @@ def _three(shape):
 
 
 def _core_stream():
+    """Return the stream of the moment as cuda.core sees it: a capture's, or the default one."""
     from numba.cuda.cudadrv.driver import _to_core_stream
 
-    stream = _state["stream"]
-    return stream if stream else _default_stream(_to_core_stream)
+    return _to_core_stream(_state["stream"]) if _state["stream"] else _default_stream()
 
 
-@functools.lru_cache(maxsize=1)
-def _default_stream(make):
-    return make(0)
+@functools.cache
+def _default_stream():
+    from numba.cuda.cudadrv.driver import _to_core_stream
+
+    return _to_core_stream(0)
 
 
 def prepare(kernel, grid, block, args, shared=0):

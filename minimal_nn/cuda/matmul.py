@@ -117,7 +117,7 @@ class Operand(NamedTuple):
 @device
 def locate_strided(row, column, rows, columns, strides):
     """Return the place of an entry of a matrix, and whether it exists."""
-    return row * strides[0] + column * strides[1], row < rows and column < columns
+    return uint32(row * strides[0] + column * strides[1]), row < rows and column < columns
 
 
 def strided(matrix):
