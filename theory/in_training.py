@@ -205,7 +205,7 @@ its norm obeys the law with the measured $s^2 = E(|w|^2 |g|^2)$.
 
 Where it does not hold: with momentum the gradients of successive steps have a cosine of about 0.03
 here, and the norm is off by 0.6 to 0.8 % (in the details with --thorough). With Adam and L2 it is
-7 % below the law for this network: the digits' pixels that are always black have no gradient, so that
+7 % below the law for this network: pixels of the digits that are always black have no gradient, so
 fewer than $C$ weights take steps. Without noise in the labels the gradients vanish, $|w|$ shrinks
 for ever, and there is no equilibrium.
 

@@ -76,7 +76,7 @@ class AdamEpsInside(_EpsInside, nn.Adam):
         return w - learning_rate * step, m, v
 
 
-_STEPS = 5
+_STEPS = 4
 
 
 @dataclasses.dataclass(frozen=True)
