@@ -193,7 +193,11 @@ def test_bits_do_not_depend_on_the_schedule(schedules):
     schedules(lambda: everything(np.random.default_rng(3), np.float32, channels=(8,)))
 
 
-@KINDS
+@pytest.mark.parametrize(
+    "kind",
+    [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)],
+    ids=["float32", "float64"],
+)
 def test_the_compiled_kernels(rng, kind):
     with launch.simulation(), launch.recorded() as records:
         everything(rng, kind)

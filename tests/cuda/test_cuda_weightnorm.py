@@ -114,7 +114,11 @@ def test_strided_arrays_give_the_same_bits(rng):
             assert_same_bits(got, same, name)
 
 
-@KINDS
+@pytest.mark.parametrize(
+    "kind",
+    [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)],
+    ids=["float32", "float64"],
+)
 def test_the_compiled_kernels(rng, kind):
     with launch.simulation(), launch.recorded() as records:
         for units in (3, 8):
