@@ -1,4 +1,4 @@
-r"""The effective learning rate eta/|w|^2 (the paper's sections 3 and 4) as a symmetry of whole runs."""
+r"""The effective learning rate eta/|w|^2 as a symmetry of whole runs (sections 3 and 4)."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class Run:
 
 
 def run(subject, network, optimizer, steps=STEPS, batch=16):
-    """Train a copy of `network` for `steps` on fixed batches of the subject's data; return the Run."""
+    """Train a copy of `network` on fixed batches of the subject's data; return the Run."""
     network = network.with_parameters()
     batch = min(batch, len(subject.X))
     losses = []

@@ -290,7 +290,7 @@ def _settings(rule):
 
 @claim(
     id="equilibrium-norm",
-    statement=r"|w|^4 = \frac{\eta s^2}{2 \lambda (1 - \mu)(2 - 2 \eta \lambda/(1 + \mu))} "
+    statement=r"|w|^4 = \frac{\eta s^2}{2 \lambda (1 - \rho)(2 - 2 \eta \lambda/(1 + \rho))} "
     r"\text{ (SGD, "
     r"momentum)}, \; |w|^3 = \frac{\sqrt{C} \eta s}{4 \lambda} \text{ (Adam + L2)}, \; "
     r"|w|^2 = \frac{\eta C}{2 \lambda_{dec}} \text{ (AdamW, } \eta \lambda_{dec} \to 0)",
@@ -307,11 +307,11 @@ def _settings(rule):
 Write $\lambda_2 = 2 \lambda$ for the decay of the update and $x = \eta \lambda_2$. SGD: $r'^2 = (1
 - x)^2 r^2 + \eta^2 s^2/r^2$ is stationary at $r^4 = \eta s^2/(\lambda_2 (2 - x))$.
 
-Momentum, $v' = \mu v + g + \lambda_2 w$: with $A = \langle w, v' \rangle$ and $V = |v'|^2$, the
-norm is stationary where $2 A = \eta V$, and $\langle w, v \rangle$ where $A (1 - \mu) + \mu \eta V
-= \lambda_2 r^2$; together $\eta V (1 + \mu)/2 = \lambda_2 r^2$. White gradients give $V = s^2/(r^2
-(1 - \mu^2))$, hence the factor $1/(1 - \mu)$. Nesterov's steps add up to the same total $g/(1 -
-\mu)$ for each gradient, so its norm is the same.
+Momentum $\rho$, $v' = \rho v + g + \lambda_2 w$: with $A = \langle w, v' \rangle$ and $V =
+|v'|^2$, the norm is stationary where $2 A = \eta V$, and $\langle w, v \rangle$ where $A (1 -
+\rho) + \rho \eta V = \lambda_2 r^2$; together $\eta V (1 + \rho)/2 = \lambda_2 r^2$. White
+gradients give $V = s^2/(r^2 (1 - \rho^2))$, hence the factor $1/(1 - \rho)$. Nesterov's steps add
+up to the same total $g/(1 - \rho)$ for each gradient, so its norm is the same.
 
 Adam with L2: the step is $m/\sqrt{v}$ with $\sqrt{v} = s/(r \sqrt{C})$, so decay acts with $x_e =
 x r \sqrt{C}/s$, and every gradient adds a total of $\eta^2 C$ to $r^2$: $2 x_e r^2 = \eta^2 C$.
@@ -326,6 +326,7 @@ $m$.
     subjects=walk_subjects,
 )
 def equilibrium_norm(subject):
+    """The mean |w| after burn-in against the law, relative, with its interval's half-width."""
     rule = subject.rule
     samples, tau = chain_means(equilibrium_path(subject).norms)
     at = rule.eta, rule.decay, S, DIMS
@@ -341,7 +342,7 @@ def equilibrium_norm(subject):
 @claim(
     id="equilibrium-angle",
     statement=r"\angle(w_t, w_{t+1}) = \arccos(1 - 2 \eta \lambda) \text{ (SGD)}, \; \sqrt{4 \eta "
-    r"\lambda/(1 + \mu)} \text{ (momentum)}, \; (4 \eta^2 \lambda C/s)^{1/3} \sqrt{\tfrac{1 - "
+    r"\lambda/(1 + \rho)} \text{ (momentum)}, \; (4 \eta^2 \lambda C/s)^{1/3} \sqrt{\tfrac{1 - "
     r"\beta_1}{1 + \beta_1}} \text{ (Adam + L2)}",
     source="Wan et al. 2021, thm. 3; Kosson et al. 2024, table 1; Nesterov's constant is ours",
     cite="Wan21 t3",
@@ -350,11 +351,11 @@ def equilibrium_norm(subject):
     "momentum's; Adam + L2 by AdamW's",
     derivation=r"""
 The angle is $|\Delta w|/r$ up to its square. Momentum: $\Delta w = \eta v'$ and $\eta V (1 +
-\mu)/2 = \lambda_2 r^2$ (equilibrium-norm) give $\eta^2 V/r^2 = 2 x/(1 + \mu)$, for whatever
-correlation the gradients have. SGD is $\mu = 0$, and exactly $\cos = (1 - x) r_t/r_{t+1}$.
+\rho)/2 = \lambda_2 r^2$ (equilibrium-norm) give $\eta^2 V/r^2 = 2 x/(1 + \rho)$, for whatever
+correlation the gradients have. SGD is $\rho = 0$, and exactly $\cos = (1 - x) r_t/r_{t+1}$.
 
-Nesterov: $E|p|^2 = K E|g|^2$ for $p = g + \mu v'$ with $K = (1 + \mu)^2 + \mu^4/(1 - \mu^2)$, and
-$E|g|^2 = s^2/r^2 = 2 \lambda_2 (1 - \mu) r^2/\eta$: the angle is $\sqrt{2 x (1 - \mu) K}$.
+Nesterov: $E|p|^2 = K E|g|^2$ for $p = g + \rho v'$ with $K = (1 + \rho)^2 + \rho^4/(1 - \rho^2)$,
+and $E|g|^2 = s^2/r^2 = 2 \lambda_2 (1 - \rho) r^2/\eta$: the angle is $\sqrt{2 x (1 - \rho) K}$.
 
 AdamW: $E|m/\sqrt{v}|^2 = C (1 - \beta_1)/(1 + \beta_1)$ with $r^2 = \eta C/(2 \lambda_2)$ gives
 $\sqrt{2 x (1 - \beta_1)/(1 + \beta_1)}$; its form exact in $x$ is measured. Adam with L2: the same
@@ -363,6 +364,9 @@ with $x_e = x r \sqrt{C}/s$; it depends on $s$, so that layers turn at different
     subjects=walk_subjects,
 )
 def equilibrium_angle(subject):
+    """The root mean square angle between successive w against the law, relative, with its
+    interval.
+    """
     rule = subject.rule
     samples, tau = chain_means(np.square(equilibrium_path(subject).angles))
     at = rule.eta, rule.decay, S, DIMS
@@ -383,8 +387,8 @@ def effective_rate_law(rule, eta, decay, s, dims):
 
 @claim(
     id="equilibrium-rate",
-    statement=r"\eta_{eff} = \frac{\eta}{(1 - \mu) |w|^{1 + \nu}}: \; \frac{2}{s} \sqrt{\frac{\eta "
-    r"\lambda}{1 - \mu}} \text{ (SGD, momentum)}, \; \left(\frac{4 \eta^2 \lambda}{\sqrt{C} "
+    statement=r"\eta_{eff} = \frac{\eta}{(1 - \rho) |w|^{1 + \nu}}: \; \frac{2}{s} \sqrt{\frac{"
+    r"\eta \lambda}{1 - \rho}} \text{ (SGD, momentum)}, \; \left(\frac{4 \eta^2 \lambda}{\sqrt{C} "
     r"s}\right)^{1/3} "
     r"\text{ (Adam + L2)}, \; \sqrt{2 \eta \lambda_{dec} / C} \text{ (AdamW)}",
     source="van Laarhoven 2017, sec. 4 and 5",
@@ -393,13 +397,14 @@ def effective_rate_law(rule, eta, decay, s, dims):
     control="the rate at the wrong norms of equilibrium-norm",
     derivation=r"""
 Insert the norms of equilibrium-norm in $\eta/|w|^{1 + \nu}$, with the accumulated step $1/(1 -
-\mu)$ of momentum. For SGD only the product $\eta \lambda$ is left, and for Adam with L2 only
+\rho)$ of momentum. For SGD only the product $\eta \lambda$ is left, and for Adam with L2 only
 $\eta^2 \lambda$, as the exact symmetries demand: $(\eta, \lambda) \to (a^2 \eta, \lambda/a^2)$ and
 $(a \eta, \lambda/a^2)$ change $|w|$ alone.
 """,
     subjects=walk_subjects,
 )
 def equilibrium_rate(subject):
+    """The mean effective rate after burn-in against the law, relative, with its interval."""
     rule = subject.rule
     power = 1 + rule.degree
     norms = equilibrium_path(subject).norms
@@ -418,7 +423,7 @@ def equilibrium_rate(subject):
     id="relaxation-time",
     statement=r"|w|^{2 + 2 \nu} \to \text{its limit as } e^{-t/\tau}: \; 1/\tau = \frac{8 \eta "
     r"\lambda}{1 "
-    r"- \mu} \text{ (SGD, momentum)}, \; 2 \eta \lambda_{dec} \text{ (AdamW)}, \; 3 x_e \text{ "
+    r"- \rho} \text{ (SGD, momentum)}, \; 2 \eta \lambda_{dec} \text{ (AdamW)}, \; 3 x_e \text{ "
     r"(Adam + "
     r"L2, near the limit)}",
     source="Li, Lyu & Arora 2020, sec. 4; Wan et al. 2021, thm. 2; Adam's are ours",
@@ -431,10 +436,10 @@ def equilibrium_rate(subject):
     "SGD's; "
     "Adam + L2 by AdamW's",
     derivation=r"""
-SGD: with $z = r^4$, $z' = (1 - x)^4 z + 2 (1 - x)^2 \eta^2 s^2$ up to $O(x^2)$: the distance to the
-limit shrinks by $(1 - x)^4$ per step. Momentum: without gradients $w$ shrinks by the larger root
-$\alpha$ of $\alpha^2 - (1 + \mu - x) \alpha + \mu = 0$, about $1 - x/(1 - \mu)$, and $z$ by
-$\alpha^4$; Nesterov: $\alpha^2 - (1 + \mu - x (1 + \mu)) \alpha + \mu (1 - x) = 0$.
+SGD: with $z = r^4$, $z' = (1 - x)^4 z + 2 (1 - x)^2 \eta^2 s^2$ up to $O(x^2)$: the distance to
+the limit shrinks by $(1 - x)^4$ per step. Momentum: without gradients $w$ shrinks by the larger
+root $\alpha$ of $\alpha^2 - (1 + \rho - x) \alpha + \rho = 0$, about $1 - x/(1 - \rho)$, and $z$
+by $\alpha^4$; Nesterov: $\alpha^2 - (1 + \rho - x (1 + \rho)) \alpha + \rho (1 - x) = 0$.
 
 AdamW: $r'^2 = (1 - x)^2 r^2 + \eta^2 C$, rate $2 x$. Adam with L2: $dq/dt = x_e (1/q - q^2)$ for
 $q = r/r_\infty$, $x_e = x r_\infty \sqrt{C}/s$, rate $3 x_e$ near $q = 1$; farther off the clock
@@ -444,6 +449,9 @@ by $3 x_e$ per step. Measured for each chain: how far $F$, or $\log|q^{2 + 2 \nu
     subjects=walk_subjects,
 )
 def relaxation_time(subject):
+    """The rate at which log |q^p - 1| falls, q = |w| over its limit, against the law, with its
+    interval.
+    """
     rule = subject.rule
     eta, decay, beta2, skip, steps = rule.relaxation
     limit = rule.norm(eta, decay, S, DIMS)
@@ -507,6 +515,9 @@ interval.
     subjects=lambda options: [s for s in walk_subjects(options) if s.name in _EXPONENTS],
 )
 def equilibrium_exponents(subject):
+    """The exponents of the effective rate in eta and lambda, fitted over a grid, against the
+    law.
+    """
     rule = subject.rule
     law, wrong, eta, decay, skip, steps = _EXPONENTS[rule.name]
     # Columns are settings, one after the other, repeated for each copy.
@@ -541,7 +552,7 @@ _GROWTH = {  # steps, and by how much r^(2 + 2 nu) is to grow
 
 @claim(
     id="growth-law",
-    statement=r"|w_t|^4 = |w_0|^4 + \frac{2 \eta^2 s^2 t}{(1 - \mu)^2} \text{ (SGD, momentum)}, "
+    statement=r"|w_t|^4 = |w_0|^4 + \frac{2 \eta^2 s^2 t}{(1 - \rho)^2} \text{ (SGD, momentum)}, "
     r"\quad "
     r"|w_t|^2 = |w_0|^2 + \eta^2 C t \text{ (Adam)}",
     source="van Laarhoven 2017, discussion; Arora, Li & Lyu 2019; the constants are ours",
@@ -551,13 +562,14 @@ _GROWTH = {  # steps, and by how much r^(2 + 2 nu) is to grow
     "beta1)/(1 + beta1); SGD: |w|^2 growing linearly at its first rate",
     derivation=r"""
 $r'^2 = r^2 + \eta^2 s^2/r^2$, so $r'^4 = r^4 + 2 \eta^2 s^2 + O(\eta^4/r^4)$. With momentum every
-gradient moves $w$ by $\eta g/(1 - \mu)$ in total. Adam's steps have a length that does not depend
+gradient moves $w$ by $\eta g/(1 - \rho)$ in total. Adam's steps have a length that does not depend
 on $r$, and every gradient adds $\eta^2 C$ to $r^2$, whatever $\beta_1$ is. In both cases
 $\eta_{eff}$ falls as $t^{-1/2}$ in the end, to $1/(s \sqrt{2 t})$ for SGD, whatever $\eta$ was.
 """,
     subjects=lambda options: [s for s in walk_subjects(options) if s.name != "adamw"],
 )
 def growth_law(subject):
+    """|w| at the end of a run without decay against the law, relative, with its interval."""
     rule = subject.rule
     steps, growth = _GROWTH["adam" if rule.degree == 0 else rule.name]
     degree = 2 + 2 * rule.degree

@@ -127,6 +127,9 @@ tenth or less. Bound: the solver's error estimates $e$ of its accepted steps, th
     subjects=flow_subjects,
 )
 def gradient_flow(subject):
+    """||w|^2 - exp(-4 lambda t) |w_0|^2| / |w|^2 at the end of the flow, the worst of the
+    groups.
+    """
     worst, follows, accepted = (0.0, 0.0), True, 0
     for l2 in (0.0, _LAMBDA):
         residual, bound, steps = flow(subject.network, subject.X, subject.targets, l2)

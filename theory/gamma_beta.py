@@ -120,6 +120,9 @@ agree bit by bit.
     subjects=gamma_beta_subjects,
 )
 def gamma_beta(subject):
+    """Numbers of runs from 2^k (gamma, beta) of an inner layer that are not those of the plain
+    run.
+    """
     least, _ = limits(subject)
     wrong, controls = 0, []
     for network in subject.states:

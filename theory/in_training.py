@@ -52,6 +52,9 @@ the update's rounding errors $e$, over $|w| |w'|$.
 """,
 )
 def rotation_per_step(subject):
+    """cos(w_t, w_{t+1}) against (1 - 2 eta lambda) |w_t| / |w_{t+1}|, at every step of real
+    training.
+    """
     worst, control = (0.0, 0.0), np.inf
     shrink = 1 - 2 * ETA * LAMBDA
     for network in subject.states:
@@ -103,7 +106,7 @@ def rotation_per_step(subject):
 
 # Equilibrium
 
-_MU, _EXAMPLES_PER_STEP, _LABEL_NOISE = 0.9, 32, 0.3
+_MOMENTUM, _EXAMPLES_PER_STEP, _LABEL_NOISE = 0.9, 32, 0.3
 _BATCHES = 10
 
 
@@ -134,7 +137,7 @@ def training_subjects(options):
     if options.thorough:
         runs = [
             ("train: sgd", 0.0, 0.1, 5e-3, 2000, 20000),
-            ("train: heavy", _MU, 0.02, 5e-4, 4000, 20000),
+            ("train: heavy", _MOMENTUM, 0.02, 5e-4, 4000, 20000),
         ]
     return [TrainingSubject(*row, options.seed, options.backend) for row in runs]
 
@@ -186,7 +189,7 @@ def training_run(subject):
     id="equilibrium-in-training",
     statement=r"\text{training on real data: } \angle(w_t, w_{t+1}) = \arccos\left(1 - \frac{2 "
     r"\eta "
-    r"\lambda}{1 + \mu}\right); \quad |w|^4 = \frac{\eta s^2}{2 \lambda (2 - 2 \eta \lambda)} "
+    r"\lambda}{1 + \rho}\right); \quad |w|^4 = \frac{\eta s^2}{2 \lambda (2 - 2 \eta \lambda)} "
     r"\text{ "
     r"(SGD)}",
     source="Wan et al. 2021, thm. 1 and 3",
@@ -199,8 +202,8 @@ def training_run(subject):
     control="SGD with lambda for 2 lambda; momentum by SGD's law",
     derivation=r"""
 The angle follows from the balance of $|w|$ alone, whatever the gradients' correlations are (see
-equilibrium-angle): $1 - \cos = x/(1 + \mu)$, $x = 2 \eta \lambda$. The norm needs $E|v|^2 =
-E|g|^2/(1 - \mu^2)$: no memory. Plain SGD has no buffer in which a correlation could add up, so
+equilibrium-angle): $1 - \cos = x/(1 + \rho)$, $x = 2 \eta \lambda$. The norm needs $E|v|^2 =
+E|g|^2/(1 - \rho^2)$: no memory. Plain SGD has no buffer in which a correlation could add up, so
 its norm obeys the law with the measured $s^2 = E(|w|^2 |g|^2)$.
 
 Where it does not hold: with momentum the gradients of successive steps have a cosine of about 0.03
@@ -214,6 +217,9 @@ Measured: the larger of both errors, with the 99.9 % t interval of ten batch mea
     subjects=training_subjects,
 )
 def equilibrium_in_training(subject):
+    """Norm and angle in real training against the laws, with the measured gradients; the worse of
+    the two.
+    """
     squares, slopes, turned, cosines = training_run(subject)
     # What is averaged: angles, and |w| against the law with s^2 of the same batch, which it follows
     # within its relaxation time.

@@ -121,7 +121,9 @@ at most $\gamma_{n+2}$.
 """,
 )
 def penalty_rescaling(subject):
-    """Objectives L_lambda(2^k w) that differ from L_{lambda 4^k}(w), and the approach to the infimum."""
+    """Objectives L_lambda(2^k w) that differ from L_{lambda 4^k}(w), and the approach to the
+    infimum.
+    """
     least, limit = limits(subject)
     l2 = 2.0**-6
     low, high, wrong = -limit, limit, 0

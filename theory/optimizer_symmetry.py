@@ -274,6 +274,9 @@ $w$ by the same factor: $\lambda/a^2$ in the gradient, $\lambda/a$ decoupled at 
     subjects=optimizer_subjects,
 )
 def optimizer_symmetry(subject):
+    """Numbers of a run from 2^k w_0 with the table's hyper-parameters that are not those of the
+    plain run, for every placement of eps.
+    """
     first, *others = subject.symmetry.variants
     known, wrong, control = None, 0, []
     for network in subject.networks:
@@ -366,6 +369,9 @@ $u |w'|/|p|$, seen through the slope.
     subjects=exponent_subjects,
 )
 def step_exponent(subject):
+    """|nu - its value in the table|, nu the slope of -log |step| against log |w| over many
+    draws.
+    """
     symmetry, template = subject.symmetry, subject.networks[0]
     rng = np.random.default_rng(20170616)
     batches = [(template.X[i::4], template.targets[i::4]) for i in range(4)]
@@ -471,6 +477,7 @@ carry their rounding error, through the logarithm; the gradients at $2^k w$ are 
 """,
 )
 def adam_eps(subject):
+    """The first step's length against the law |g|/(|g| + eps), relative, over all |w| tried."""
     measured, bound, control = 0.0, 0.0, np.inf
     curve, reached = [], []
     for network in subject.states:

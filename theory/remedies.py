@@ -66,13 +66,17 @@ normalization: for $2 \eta \lambda < 1$ the step is that of $w - \eta/(1 - 2 \et
 \nabla L$. So $\lambda$ changes the learning rate alone, and hardly, as long as $2 \eta \lambda \ll
 1$. Beyond $2 \eta \lambda = 1$ the factor is negative: $w$ is reversed at every step, and climbs.
 
-Measured at every step of a run, from the same $w$: the two steps' difference, entry by entry (which
-is the induction step for whole runs). Bound: both steps on numbers that carry their rounding error.
+Measured at every step of a run, from the same $w$: the two steps' difference, entry by entry
+(which is the induction step for whole runs). Bound: both steps on numbers that carry their
+rounding error.
 """,
     erratum="Section 5.5 says that the effective rate then does not depend on lambda: it does, as "
     "eta/(1 - 2 eta lambda).",
 )
 def fixed_norm_sgd(subject):
+    """One normalized step with (eta, lambda) against one with (eta/(1 - 2 eta lambda), 0), at every
+    step.
+    """
     worst, control, beyond = (0.0, 0.0), np.inf, 0.0
     for network in subject.states:
         for decay in _DECAYS:
@@ -153,76 +157,79 @@ def circle_run(eta, momentum, decay, slope, steps):
 
 
 def circle_angle(eta, momentum, decay, slope):
-    """Return the steady angle per step: phi = arg(1 - eta (decay + i c) / (1 - mu e^(-i phi)))."""
+    """Return the steady angle per step: phi = arg(1 - eta (decay + i c) / (1 - rho e^(-i phi)))."""
     phi = 0.0
     for _ in range(4000):
         phi = cmath.phase(1 - eta * complex(decay, slope) / (1 - momentum * cmath.exp(-1j * phi)))
     return phi
 
 
-_MU = 0.75
-_SHARES = (1 / 16, 1 / 4, 1 / 2)  # of the threshold (1 - mu)^2
+_MOMENTUM = 0.75
+_SHARES = (1 / 16, 1 / 4, 1 / 2)  # of the threshold (1 - momentum)^2
 _CIRCLE_ETA, _SLOPE = 2.0**-4, 2.0**-8
 
 
 @claim(
     id="fixed-norm-momentum",
-    statement=r"\eta_{eff} = \frac{\eta}{1 - \mu} \Big/ \left(1 - \frac{2 \eta \lambda}{(1 - "
-    r"\mu)^2}\right), \quad 2 \eta \lambda < (1 - \mu)^2",
+    statement=r"\eta_{eff} = \frac{\eta}{1 - \rho} / \left(1 - \frac{2 \eta \lambda}{(1 - "
+    r"\rho)^2}\right), \quad 2 \eta \lambda < (1 - \rho)^2",
     source="van Laarhoven 2017, sec. 5.5; the law and its threshold are ours",
     cite="vL17 s5",
     assumptions=("momentum with L2", "w normalized after each step", "a steady drift"),
-    control="the rate without lambda, eta/(1 - mu); beyond the threshold w turns without gradient",
+    control="eta/(1 - momentum), without lambda; beyond the threshold w turns without gradient",
     derivation=r"""
-On the circle, with $w_t = e^{i \phi t}$ and a gradient of length $c$ along it, the steady buffer is
-$v = (i c + 2 \lambda)/(1 - \mu e^{-i \phi}) w$, and $\phi = \arg(1 - \eta v / w)$: an equation for
-$\phi$, exact.
+$\rho$ is the momentum. On the circle, with $w_t = e^{i \phi t}$ and a gradient of length $c$ along
+it, the steady buffer is $v = (i c + 2 \lambda)/(1 - \rho e^{-i \phi}) w$, and $\phi =
+\operatorname{arg}(1 - \eta v / w)$: an equation for $\phi$, exact.
 
-For small $\phi$ the buffer's radial part is $2 \lambda/(1 - \mu)$, and its tangential part
-remembers where $w$ was: $(i c - 2 \lambda \mu i \phi/(1 - \mu))/(1 - \mu)$. With $x = 2 \eta
-\lambda$: $\phi (1 - x/(1 - \mu)) = -\eta c/(1 - \mu) + x \mu \phi/(1 - \mu)^2$, hence the law. So
-$\lambda$ is not felt only while $x/(1 - \mu)^2$ is small, a hundred times sooner at $\mu = 0.9$
-than with SGD. At $x = (1 - \mu)^2$ the second eigenvalue, $(1 - x)/(1 - x/(1 - \mu)) + \mu - 1$,
-reaches 1: beyond it $w$ turns by itself.
+For small $\phi$ the buffer's radial part is $2 \lambda/(1 - \rho)$, and its tangential part
+remembers where $w$ was: $(i c - 2 \lambda \rho i \phi/(1 - \rho))/(1 - \rho)$. With $x = 2 \eta
+\lambda$: $\phi (1 - x/(1 - \rho)) = -\eta c/(1 - \rho) + x \rho \phi/(1 - \rho)^2$, hence the law.
+So $\lambda$ is not felt only while $x/(1 - \rho)^2$ is small, a hundred times sooner at $\rho =
+0.9$ than with SGD. At $x = (1 - \rho)^2$ the second eigenvalue, $(1 - x)/(1 - x/(1 - \rho)) + \rho
+- 1$, reaches 1: beyond it $w$ turns by itself.
 
-Bound: a step rounds $w$ by at most $8 u$ and the buffer by $4 u/(1 - \mu)$, seen through $\eta$.
+Bound: a step rounds $w$ by at most $8 u$ and the buffer by $4 u/(1 - \rho)$, seen through $\eta$.
 """,
     erratum="Section 5.5 says that the effective rate then does not depend on lambda: with "
     "momentum it "
-    "does, as 1/(1 - 2 eta lambda/(1 - mu)^2).",
+    "does, as 1/(1 - 2 eta lambda/(1 - momentum)^2).",
     subjects=lambda options: [CircleSubject()] if "float64" in options.dtypes else [],
 )
 def fixed_norm_momentum(subject):
+    """The angle per step on the circle against the steady solution, relative, up to the
+    threshold.
+    """
     u = unit_roundoff("float64")
-    threshold = (1 - _MU) ** 2
+    threshold = (1 - _MOMENTUM) ** 2
     measured, bound, control, small = 0.0, 0.0, np.inf, 0.0
     for share in _SHARES:
         decay = share * threshold / _CIRCLE_ETA
-        angles = circle_run(_CIRCLE_ETA, _MU, decay, _SLOPE, 600)
+        angles = circle_run(_CIRCLE_ETA, _MOMENTUM, decay, _SLOPE, 600)
         phi = (angles[-1] - angles[-201]) / 200
-        exact = circle_angle(_CIRCLE_ETA, _MU, decay, _SLOPE)
+        exact = circle_angle(_CIRCLE_ETA, _MOMENTUM, decay, _SLOPE)
         size = abs(exact)
         residual = abs(phi - exact) / size
-        limit = (8 * u + 4 * u * _CIRCLE_ETA * abs(complex(decay, _SLOPE)) / (1 - _MU)) / size
+        limit = (8 * u + 4 * u * _CIRCLE_ETA * abs(complex(decay, _SLOPE)) / (1 - _MOMENTUM)) / size
         if residual * bound >= measured * limit:
             measured, bound = residual, limit
-        plain = _CIRCLE_ETA * _SLOPE / (1 - _MU)
+        plain = _CIRCLE_ETA * _SLOPE / (1 - _MOMENTUM)
         control = min(control, abs(plain / size - 1))
         small = max(small, abs(plain / (1 - share) / size - 1))
     # Beyond the threshold w turns though there is hardly a gradient.
-    turning = circle_run(_CIRCLE_ETA, _MU, 1.5 * threshold / _CIRCLE_ETA, 1e-12, 2000)
+    turning = circle_run(_CIRCLE_ETA, _MOMENTUM, 1.5 * threshold / _CIRCLE_ETA, 1e-12, 2000)
     beyond = abs(turning[-1] - turning[-2])
     return Measurement(
         measured=measured,
         bound=bound,
-        how="(8 u + 4 u eta |2 lambda + i c|/(1 - mu)) / phi: the rounding of a step",
+        how="(8 u + 4 u eta |2 lambda + i c|/(1 - momentum)) / phi: the rounding of a step",
         control=control,
         control_least=100 * bound,
         control_as_predicted=beyond > 1e-2 and small < 1e-3,
         details={
             "law of small angles is off by": small,
             "angle beyond the threshold, c = 1e-12": beyond,
-            "2 eta lambda/(1 - mu)^2": list(_SHARES),
+            "2 eta lambda/(1 - momentum)^2": list(_SHARES),
         },
     )
 
@@ -267,6 +274,7 @@ the right-hand side evaluated exactly; how many differ.
     "not free for any eta.",
 )
 def fixed_norm_adam(subject):
+    """Signs of the first step that do not follow g + 2 lambda w as predicted."""
     wrong, control, below = 0, np.inf, 0
     for network in subject.states:
         gradients = numbers(
@@ -365,6 +373,7 @@ Measured: the unit-steps in which $|v|$ has not grown by more than rounding, $2 
     ],
 )
 def weight_norm_grows(subject):
+    """Units and steps at which |v| of weight norm does not grow under plain SGD."""
     grew, total, norms = _growth(
         subject.untrained, subject.X, subject.targets, _ETA, False, steps=20
     )
@@ -403,6 +412,9 @@ $2^k w_0$ must be $2^k$ times the original, bit by bit.
     "(discussion): this one does; LARS appeared two months after the paper.",
 )
 def lars_removes_scale(subject):
+    """Numbers of LARS runs from 2^k w_0, nothing else changed, that are not those of the plain
+    run.
+    """
     least, _ = limits(subject)
     wrong, controls = 0, []
     for network in subject.states:
