@@ -79,7 +79,7 @@ def summary(verdicts, seconds):
     good = sum(verdict.verified for verdict in verdicts)
     claims = len({verdict.claim.id for verdict in verdicts})
     failed = len(verdicts) - good
-    tail = "every claim holds and every control fails as predicted" if not failed else (
+    tail = "all claims hold, all controls fail as predicted" if not failed else (
         f"{failed} FAILED"
     )
     return f"{claims} claims, {len(verdicts)} verdicts, {good} verified in {seconds:.1f} s: {tail}"

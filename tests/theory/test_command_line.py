@@ -65,7 +65,7 @@ def test_the_table_of_the_spine(capsys, fresh_subjects):
         assert row[23:24] == " " and " norm float" in row and "holds" in row
         assert any(f"{kind} norm" in row for kind in ("batch", "weight", "layer"))
     assert lines[-1].startswith("7 claims, 42 verdicts, 42 verified in ")
-    assert lines[-1].endswith(" s: every claim holds and every control fails as predicted")
+    assert lines[-1].endswith(" s: all claims hold, all controls fail as predicted")
 
 
 def test_only_and_dtype_choose(capsys):
