@@ -44,6 +44,7 @@ def parser():
     p = argparse.ArgumentParser(prog="python -m figures", description=__doc__.splitlines()[0])
     p.add_argument("--preset", choices=list(presets.ALL), default="quick")
     p.add_argument("--only", nargs="+", choices=FIGURES, metavar="NAME", help="these figures only")
+    p.add_argument("--seeds", type=int, metavar="N", help="seeds of each training run")
     p.add_argument("--list", action="store_true", help="list figures and presets, and end")
     p.add_argument("--data", metavar="DIR", help="where CIFAR-10 lies (laptop and paper presets)")
     p.add_argument("--data-note", metavar="TEXT", help='what the data are, as in "JPEG q75"')
@@ -88,7 +89,7 @@ def manifest(arguments, preset, configurations, kept, code, report, data):
         "packages": packages,
         "device": device(),
         "dtype": preset.dtype,
-        "seeds": sorted({c["seed"] for c in configurations}),
+        "seeds": list(range(preset.seeds)),
         "runs": dict(Counter(c["experiment"] for c in configurations)),
         "diverged": sum(r is not None and r.diverged for r in report.results),
         "failed": len(report.failures),
@@ -166,6 +167,8 @@ def main(argv=None):
             print(f"--preset {preset.name:9s} {preset.about}")
         return 0
     preset = presets.ALL[arguments.preset]
+    if arguments.seeds:
+        preset = preset._replace(seeds=arguments.seeds)
     if preset.data["name"] == "cifar10" and not (arguments.data or arguments.archive):
         print(
             f"--preset {preset.name} needs CIFAR-10: --data DIR, a folder with "

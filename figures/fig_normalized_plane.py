@@ -33,6 +33,13 @@ THRESHOLD = {
 }
 
 
+IN_WORDS = {
+    "SGD": "2 eta lambda",
+    "Momentum": "2 eta lambda/(1-m)^2",
+    "Adam": "2 lambda |w_i|/|g_i|",
+}
+
+
 def configurations(preset):
     """Return the runs: optimizers x eta x lambda x seeds, and SGD's equivalents with lambda = 0."""
     runs = [
@@ -117,8 +124,8 @@ def compute(results, preset):
         said.append(
             statements.ratio(
                 "(iv)",
-                f"{title}: x where the test loss has changed by {CHANGE:.0%}, x = "
-                + THRESHOLD[optimizer].replace("$", "").replace("\\", ""),
+                f"{title}: x = {IN_WORDS[optimizer]} where the test loss has changed by "
+                f"{CHANGE:.0%}",
                 crossings,
                 "of order 1",
             )

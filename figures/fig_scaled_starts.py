@@ -109,7 +109,7 @@ def compute(results, preset):
             f"{s.value * s.runs:.0f} of {s.runs} runs ({s.text.split(':')[0]})" for s in exact
         )
         + ". Right: the effective rate; with penalty (solid) the start is forgotten, with "
-        f"lambda = 0 (dashed) it is not. Mean over {preset.seeds} seeds; bands: their range."
+        f"lambda = 0 (dashed) it is not. {preset.seeds} seed(s): mean and range."
     )
     return numbers
 
@@ -154,7 +154,10 @@ def plot(numbers):
         axes[2].set_title(r"$\eta_\mathrm{eff}$; dashed: $\lambda = 0$")
         axes[0].set_ylabel("training loss")
         axes[1].sharey(axes[0])
+        for ax in (axes[0], axes[2]):
+            style.half_decades(ax.yaxis)
     for ax in grid[-1]:
         ax.set_xlabel("step")
-    grid[0, 0].legend(title="$a$", loc="lower left", ncols=2, title_fontsize=7)
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, [f"$a =$ {n}" for n in names], loc="outside lower center", ncols=5)
     return figure

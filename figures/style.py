@@ -75,8 +75,11 @@ def log_axis(axis, count=6):
     """Make an axis logarithmic, labelled in powers of ten, also half ones where it is short."""
     (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
     low, high = sorted(axis.get_view_interval())
-    short = np.log10(high / low) < 2
-    axis.set_major_locator(LogLocator(10, subs=(1, 10**0.5) if short else (1,), numticks=count))
+    if np.log10(high / low) < 2:
+        halves = np.arange(np.floor(2 * np.log10(low)), np.ceil(2 * np.log10(high)) + 1) / 2
+        axis.set_major_locator(FixedLocator(10**halves))
+    else:
+        axis.set_major_locator(LogLocator(10, numticks=count))
     axis.set_major_formatter(FuncFormatter(power_of_ten))
     axis.set_minor_formatter(NullFormatter())
 
@@ -84,6 +87,8 @@ def log_axis(axis, count=6):
 def half_decades(axis):
     """Widen a short logarithmic axis to whole halves of a decade, so that its labels show."""
     low, high = np.log10(sorted(axis.get_view_interval()))
+    if high - low >= 2:
+        return
     limits = 10 ** (np.floor(2 * low) / 2), 10 ** (np.ceil(2 * high) / 2)
     (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(*limits)
 
