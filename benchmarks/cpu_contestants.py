@@ -401,20 +401,21 @@ def _jax(configuration, scan):
     if scan:
         X, labels = jnp.asarray(X), jnp.asarray(labels)
 
-        @jax.jit
-        def many(state, order):
+        def several_steps(state, order):
             def body(state, index):
                 return step(state, X[index], labels[index], rates)
 
             state, values = jax.lax.scan(body, state, order)
             return state, values[-1].sum()
 
+        many = jax.jit(several_steps, donate_argnums=0)
+
         def run(steps):
             value = 0.0
             first = done[0]
             while first < done[0] + steps:  # whole rounds of the data: one compiled length
                 count = min(BATCHES, done[0] + steps - first)
-                order = jnp.arange(first, first + count) % BATCHES
+                order = np.arange(first, first + count) % BATCHES
                 state[0], value = many(state[0], order)
                 first += count
             done[0] += steps
