@@ -45,8 +45,8 @@ from minimal_nn.cpu.workspace import elements
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 
 CHUNK = 256  # steps between two looks at the host's tables
-# A step with fewer multiplications than this (some 150 us) runs on one thread: its phases are so short
-# that waiting for a thread which the system has put aside costs more than a second thread gains.
+# A step with fewer multiplications than this (some 150 us) runs on one thread: its phases are so
+# short that waiting for a thread which the system has put aside costs more than a second one gains.
 WORTH_THREADS = 1 << 24
 
 
