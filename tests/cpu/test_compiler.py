@@ -108,6 +108,7 @@ def test_importing_compiles_nothing(copy, tmp_path):
     assert not entries(cache)
 
 
+@pytest.mark.slow
 def test_the_vector_width_does_not_change_exact_results(copy, tmp_path):
     """256-bit and 128-bit code, with and without fused multiply-add, on this processor."""
     code = (

@@ -112,7 +112,7 @@ def test_the_loop_has_the_bits_of_layer_by_layer_training(name, optimizer):
 
 
 @pytest.mark.parametrize("optimizer", (Nesterov, Adam))
-@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 def test_the_loop_of_a_convolutional_network(optimizer, dtype):
     check_bits("images", optimizer, dtype)
 

@@ -80,6 +80,7 @@ def test_layernorm_of_any_shape(n, k, dtype):
     close(layernorm.backward(dy, cache), reference_layernorm.backward(dy, reference_cache), dtype)
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 20), st.integers(1, 12), st.integers(3, 20), st.integers(1, 9), sizes, dtypes
 )

@@ -110,7 +110,7 @@ def test_division_by_multiplication(rng, d):
     [
         (np.float32, (1, 3, 3, 4), 4),
         pytest.param(np.float32, (1, 3, 3, 3), 5, marks=pytest.mark.slow),
-        (np.float64, (1, 3, 3, 2), 2),
+        pytest.param(np.float64, (1, 3, 3, 2), 2, marks=pytest.mark.slow),
         pytest.param(np.float64, (1, 3, 3, 3), 5, marks=pytest.mark.slow),
     ],
     ids=["float32-wide", "float32-any", "float64-wide", "float64-any"],

@@ -126,7 +126,8 @@ def test_run_that_kills_its_worker_is_named_and_no_other(tmp_path):
     )
     [(configuration, error)] = report.failures
     assert configuration["seed"] == 3 and isinstance(error, grid.WorkerLost)
-    assert "died 4 times" in str(error) and report.computed == 5
+    # How often it died beside others depends on timing; alone, three times decide.
+    assert "the last 3 with nothing else running" in str(error) and report.computed == 5
 
 
 def test_broken_executor_that_cannot_be_made_again_is_an_error(tmp_path):
