@@ -27,7 +27,7 @@ def cluster(monkeypatch):
         "PYTHONPATH", os.pathsep.join(sys.path)
     )  # the workers import toy and figures
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
     ) as started:
         yield started
 
