@@ -42,6 +42,16 @@ def test_relu_is_exact_and_its_derivative_at_zero_is_zero(wing, dtype):
     assert_same_bits(dz, np.array([[0, 0, 0, -11.0, 13.0, 0]], dtype), "dz")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_is_not_hidden(wing, dtype, kind):
+    z = np.array([[np.nan, 1.0], [-1.0, np.nan]], dtype)
+    y, cache = wing.activation.forward(z, kind)
+    assert np.array_equal(np.isnan(y), np.isnan(z))
+    dz = wing.activation.backward(np.full_like(z, 3), cache)
+    assert np.isfinite(dz[~np.isnan(z)]).all()
+    assert (np.isnan(dz[np.isnan(z)]) if kind == "tanh" else dz[np.isnan(z)] == 3).all()
+
+
 def test_tanh_saturates_without_overflow(wing, dtype):
     z = np.array([[-500.0, -30.0, 0.0, 30.0, 500.0]], dtype)
     y, cache = wing.activation.forward(z, "tanh")

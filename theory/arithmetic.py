@@ -164,7 +164,7 @@ class Symbols:
     """SymPy's expressions, wrapped so that the wing's ufuncs and its comparison work on them.
 
     signs: True or False for each activation that is asked for its sign, in the order in which
-    `activation.positive` asks; by default all positive.
+    `activation.passes` asks; by default all positive.
 
     >>> symbols = Symbols()
     >>> x = symbols.variables("x", (2,))

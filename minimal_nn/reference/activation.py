@@ -1,8 +1,10 @@
 r"""Activations: y = f(z) for each entry, and dz = f'(z) dy.
 
-    relu      y = z where z > 0, else 0       dz = dy where z > 0, else 0    (f'(0) = 0)
+    relu      y = 0 where z <= 0, else z      dz = 0 where z <= 0, else dy    (f'(0) = 0)
     tanh      y = tanh z                      dz = (1 - y^2) dy
     identity  y = z                           dz = dy
+
+A NaN is not <= 0: ReLU lets it through, forward and backward, and does not hide it as a 0.
 """
 
 from typing import NamedTuple
@@ -14,24 +16,25 @@ KINDS = ("relu", "tanh", "identity")
 
 class Cache(NamedTuple):
     kind: str
-    saved: np.ndarray | None  # relu: where z > 0; tanh: y
+    saved: np.ndarray | None  # relu: where z passes; tanh: y
 
 
-def positive(z):
-    """Return where z > 0, an array of bool: the wing's one comparison of numbers.
+def passes(z):
+    """Return where z is not <= 0, an array of bool: the wing's one comparison of numbers.
 
-    A complex number stands for its real part (the imaginary part is a complex step's).  Entries of an
-    object array, balls for example, must be able to tell: one that is neither > 0 nor <= 0 is refused.
+    A complex number stands for its real part (the imaginary part is a complex step's).  Entries of
+    an object array, balls for example, must be able to tell: one that is neither > 0 nor <= 0 is
+    refused.
     """
     if z.dtype != object:
-        return z.real > 0
+        return ~(z.real <= 0)
     above = np.array([bool(value > 0) for value in z.flat]).reshape(z.shape)
     below = np.array([bool(value <= 0) for value in z.flat]).reshape(z.shape)
     if not np.all(above | below):
         index = tuple(int(i) for i in np.argwhere(~(above | below))[0])
         raise ValueError(
-            f"z: entry {index} = {z[index]} is neither > 0 nor <= 0 (an enclosure that contains 0); "
-            "expected a definite sign: use more bits of precision"
+            f"z: entry {index} = {z[index]} is neither > 0 nor <= 0 (an enclosure that contains "
+            "0); expected a definite sign: use more bits of precision"
         )
     return above
 
@@ -39,7 +42,7 @@ def positive(z):
 def forward(z, kind):
     """Return y = f(z), f one of `KINDS`, in the shape and dtype of z, and the cache."""
     if kind == "relu":
-        mask = positive(z)
+        mask = passes(z)
         return np.where(mask, z, 0), Cache(kind, mask)
     if kind == "tanh":
         y = np.tanh(z)

@@ -1,7 +1,7 @@
 r"""The affine map of a batch, y = x W + b.
 
-One output is y_ik = sum_d x_id W_dk + b_k.  Let dy_ik = dL/dy_ik be given.  Every y_ik that contains
-x_id, W_dk or b_k passes its part of the derivative on:
+One output is y_ik = sum_d x_id W_dk + b_k.  Let dy_ik = dL/dy_ik be given.  Every y_ik that
+contains x_id, W_dk or b_k passes its part of the derivative on:
 
     dL/dx_id = sum_k dy_ik W_dk        dx = dy W^T
     dL/dW_dk = sum_i x_id dy_ik        dW = x^T dy

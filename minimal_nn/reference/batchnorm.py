@@ -5,7 +5,7 @@ For one unit (a column of z, or a channel of images) over the n numbers that sha
     mean = sum_i z_i / n        c_i = z_i - mean        var = sum_i c_i^2 / n       (biased)
     s = sqrt(var + eps)         h_i = c_i / s           y_i = gamma h_i + beta
 
-Backward, with a_i = gamma dy_i (the derivative with respect to h_i).  h depends on z through c and s:
+Backward, with a_i = gamma dy_i (the derivative by h_i).  h depends on z through c and s:
 
     dL/dc_i = a_i / s                                 as if s were constant
     dL/ds   = -sum_i a_i c_i / s^2 = -sum_i a_i h_i / s
@@ -15,8 +15,9 @@ Backward, with a_i = gamma dy_i (the derivative with respect to h_i).  h depends
             = (a_i - mean(a) - h_i mean(a h)) / s     since mean(h) = 0
 
 The two subtracted means are the two invariances: adding a constant to z changes nothing, and at
-eps = 0 multiplying z by a positive number changes nothing either, so that the gradient is orthogonal
-to both.  With eps > 0, mean(h^2) = var / (var + eps) < 1, and the second orthogonality leaks.
+eps = 0 multiplying z by a positive number changes nothing either, so that the gradient is
+orthogonal to both.  With eps > 0, mean(h^2) = var / (var + eps) < 1, and the second orthogonality
+leaks.
 
 With running statistics (evaluation) mean and var are constants, and only dL/dc_i = a_i / s is left.
 """
@@ -84,7 +85,7 @@ def backward(dy, cache):
     axes, n = _over_batch(dy)
     dbeta = dy.sum(axis=axes)
     dgamma = (dy * normalized).sum(axis=axes)
-    # gamma is constant over the batch, so mean(a) = gamma dbeta / n and mean(a h) = gamma dgamma / n
+    # gamma is constant over the batch: mean(a) = gamma dbeta / n, mean(a h) = gamma dgamma / n
     dz = (gamma / std) * (dy - dbeta / n - normalized * (dgamma / n))
     return dz, dgamma, dbeta
 

@@ -1,10 +1,10 @@
 r"""Convolution of images (cross-correlation, as in all frameworks) with zero padding.
 
-    y[n, p, q, k] = sum_{a, b, c} x[n, stride p + a - padding, stride q + b - padding, c] W[a, b, c, k] + b_k
+    y[n, p, q, k] = b_k + sum_{a, b, c} x[n, s p + a - padding, s q + b - padding, c] W[a, b, c, k]
 
-For a fixed offset (a, b) within the kernel that is the affine map of affine.py between a shifted view of
-the padded images and the matrix W[a, b]; the convolution is the sum of kh kw such maps, and so is its
-backward pass: dW[a, b] = view^T dy, and view receives dy W[a, b]^T.
+with s the stride.  For a fixed offset (a, b) within the kernel that is the affine map of affine.py
+between a shifted view of the padded images and the matrix W[a, b]; the convolution is the sum of
+kh kw such maps, and so is its backward pass: dW[a, b] = view^T dy, and view receives dy W[a, b]^T.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,7 @@ def output_size(size, kernel, stride, padding):
 
 
 def forward(x, W, b=None, stride=1, padding=1):
-    """Return y (N, P, Q, K) and the cache for images x (N, H, W, C) and a kernel W (kh, kw, C, K)."""
+    """Return y (N, P, Q, K) and the cache for images x (N, H, W, C), kernel W (kh, kw, C, K)."""
     kh, kw, _, channels = W.shape
     n, h, w, c = x.shape
     padded = np.zeros((n, h + 2 * padding, w + 2 * padding, c), dtype=x.dtype)

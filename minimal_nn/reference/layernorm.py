@@ -6,8 +6,8 @@ run over its K units, while gamma and beta still belong to the units.
     mean_i = sum_k z_ik / K    c_ik = z_ik - mean_i    var_i = sum_k c_ik^2 / K
     s_i = sqrt(var_i + eps)    h_ik = c_ik / s_i       y_ik = gamma_k h_ik + beta_k
 
-Backward: the derivation of batchnorm.py for a row, with a_ik = gamma_k dy_ik.  Here gamma varies along
-the axis of the means, so it stays inside them:
+Backward: the derivation of batchnorm.py for a row, with a_ik = gamma_k dy_ik.  Here gamma varies
+along the axis of the means, so it stays inside them:
 
     dz_ik = (a_ik - mean_k(a_i) - h_ik mean_k(a_i h_i)) / s_i
 """

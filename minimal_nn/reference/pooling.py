@@ -16,7 +16,7 @@ class Cache(NamedTuple):
 
 
 def _windows(x, size):
-    """Return x (N, H, W, C) as (N, H/size, W/size, size*size, C), a window along the fourth axis."""
+    """Return x (N, H, W, C) as (N, H/size, W/size, size*size, C): windows along the 4th axis."""
     n, h, w, c = x.shape
     x = x.reshape(n, h // size, size, w // size, size, c)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, h // size, w // size, size * size, c)

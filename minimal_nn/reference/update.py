@@ -1,8 +1,8 @@
 r"""The optimizers' formulas: one update each, as a pure function of weights, gradient and state.
 
-w, g and the state have one shape; t counts the steps from 1; hyper-parameters are Python numbers, or
-arrays that broadcast against w (a learning rate for each column).  eta is the learning rate.  A quotient
-0/0, which eps = 0 makes possible, is a zero step.
+w, g and the state have one shape; t counts the steps from 1; hyper-parameters are Python numbers,
+or arrays that broadcast against w (a learning rate for each column).  eta is the learning rate.  A
+quotient 0/0, which eps = 0 makes possible, is a zero step.
 """
 
 import numpy as np
@@ -120,7 +120,8 @@ def normalize(w, norm):
     length = _norm(w)
     if np.any(length == 0):
         raise ZeroNormError(
-            f"w: the weights of units {np.flatnonzero(length == 0)[:8].tolist()} are all 0 after the "
-            "step, where w/|w| is undefined; expected norms > 0: use a smaller learning rate or decay"
+            f"w: the weights of units {np.flatnonzero(length == 0)[:8].tolist()} are all 0 after "
+            "the step, where w/|w| is undefined; expected norms > 0: use a smaller learning rate "
+            "or decay"
         )
     return w * (norm / length)

@@ -241,7 +241,7 @@ MUTANTS = (
         ("square = (v * v).sum(axis=axes)", "square = (v * v).sum()"),
     ),
     # activation
-    _mutant("activation", "relu-derivative-at-zero", ("return z.real > 0", "return z.real >= 0")),
+    _mutant("activation", "relu-derivative-at-zero", ("~(z.real <= 0)", "~(z.real < 0)")),
     _mutant(
         "activation",
         "relu-mask-of-the-cotangent",
@@ -252,6 +252,7 @@ MUTANTS = (
         "tanh-derivative-without-the-square",
         ("(1 - cache.saved * cache.saved)", "(1 - cache.saved)"),
     ),
+    _mutant("activation", "relu-hides-nan", ("~(z.real <= 0)", "z.real > 0")),
     _mutant("activation", "relu-leaks", ("np.where(mask, z, 0)", "np.where(mask, z, z / 128)")),
     # pooling
     _mutant(
