@@ -4,6 +4,7 @@
     layers      Dense, Conv2d, BatchNorm, LayerNorm, WeightNorm, ReLU, Tanh, MaxPool2d, Flatten
     optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies
     training    fit: batches, history, progress bar, checkpoint and resume
+    augmentation   flip_and_shift: training images mirrored and moved at random
     gradcheck   derivatives checked by complex steps and finite differences
     data        the digits that come with the package; readers for MNIST and CIFAR-10
     reference/ cpu/ cuda/   the formulas, in three wings with the same modules

@@ -5,6 +5,7 @@ after any epoch.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import pathlib
@@ -59,6 +60,7 @@ def fit(
     epochs,
     batch_size=32,
     rng=0,
+    augment=None,
     validation=None,
     observe=None,
     progress=True,
@@ -72,10 +74,12 @@ def fit(
     (batch norm has no variance there).
 
     X (N, *input_shape) and targets: arrays as for `Network.loss_and_gradients`.  epochs: passes
-    over the data.  rng: a seed or numpy.random.Generator for the order.  validation: (X, labels)
-    whose error is recorded after each epoch.  observe: a function network -> dict of numbers,
-    recorded too. progress: show a bar.  checkpoint: a path, written whole after every epoch.
-    resume: continue from it if it exists; the result is bit for bit that of an uninterrupted run.
+    over the data.  rng: a seed or numpy.random.Generator for the order.  augment: a function
+    (X, rng) -> changed X, such as `augmentation.flip_and_shift`, called on the whole of X at the
+    beginning of each epoch; its result takes X's place there.  validation: (X, labels) whose error
+    is recorded after each epoch.  observe: a function network -> dict of numbers, recorded too.
+    progress: show a bar.  checkpoint: a path, written whole after every epoch.  resume: continue
+    from it if it exists; the result is bit for bit that of an uninterrupted run.
 
     Raises ValueError and TypeError for arguments that do not fit; NonFiniteError, ZeroVarianceError
     or ZeroNormError, with the step, where training ends in one; CheckpointError for a file that is
@@ -96,6 +100,10 @@ def fit(
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: got {optimizer!r}, expected an optimizer such as SGD(0.1)")
     optimizer.check(network)
+    if augment is not None and not callable(augment):
+        raise TypeError(
+            f"augment: got {type(augment).__name__}, expected a function (X, rng) -> X, or None"
+        )
     if validation is not None:
         if not isinstance(validation, (tuple, list)) or len(validation) != 2:
             raise TypeError(
@@ -119,7 +127,7 @@ def fit(
     fingerprint = None
     if checkpoint is not None:
         checkpoint = pathlib.Path(checkpoint)
-        fingerprint = _fingerprint(network, optimizer, X, targets, batch_size)
+        fingerprint = _fingerprint(network, optimizer, X, targets, batch_size, augment)
         if checkpoint.exists() and not resume:
             raise CheckpointError(
                 f"checkpoint: {checkpoint} exists already; expected a new path, or resume=True to "
@@ -136,7 +144,8 @@ def fit(
     plan = network.backend.plan(network.program(), optimizer, batch_size) or StepByStep()
     with _pinned_blas(threads), _bar(progress, epochs, len(history.epochs)) as bar:
         for epoch in range(len(history.epochs) + 1, epochs + 1):
-            _epoch(plan, network, optimizer, X, targets, batch_size, rng, history, epoch)
+            shown = X if augment is None else _augmented(network, X, augment, rng)
+            _epoch(plan, network, optimizer, shown, targets, batch_size, rng, history, epoch)
             record = history.epochs[-1]
             if validation is not None:
                 record["error"] = network.error(*validation)
@@ -147,6 +156,19 @@ def fit(
             bar.set_postfix({k: f"{v:.4g}" for k, v in record.items() if k in ("loss", "error")})
             bar.update()
     return history
+
+
+def _augmented(network, X, augment, rng):
+    shown = augment(X, rng)
+    try:
+        network.check_inputs(shown)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"augment: its result as {error}") from None
+    if len(shown) != len(X):
+        raise ValueError(
+            f"augment: got {len(shown)} examples back, expected {len(X)}, one for each target"
+        )
+    return shown
 
 
 def _epoch(plan, network, optimizer, X, targets, batch_size, rng, history, epoch):
@@ -210,7 +232,7 @@ def _pinned_blas(threads):
     return threadpool_limits(limits=threads, user_api="blas")
 
 
-def _fingerprint(network, optimizer, X, targets, batch_size):
+def _fingerprint(network, optimizer, X, targets, batch_size, augment):
     """Return what a checkpoint must agree with: layers, optimizer, data, batch size, wing."""
     data = hashlib.sha256(np.ascontiguousarray(X).tobytes())
     data.update(np.ascontiguousarray(targets).tobytes())
@@ -224,8 +246,16 @@ def _fingerprint(network, optimizer, X, targets, batch_size):
         "backend": network.backend.name,
         "optimizer": optimizer_text,
         "batch_size": int(batch_size),
+        "augment": None if augment is None else _named(augment),
         "data": data.hexdigest(),
     }
+
+
+def _named(function):
+    """Return what a function is called, the arguments of a functools.partial included."""
+    if isinstance(function, functools.partial):
+        return f"{_named(function.func)} {function.args} {function.keywords}"
+    return getattr(function, "__qualname__", type(function).__qualname__)
 
 
 def save_checkpoint(path, network, optimizer, rng, history, fingerprint, threads):
