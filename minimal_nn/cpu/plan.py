@@ -15,8 +15,8 @@ How a fully connected network becomes phases, with panels of columns as units:
 
 Weights and optimizer state live in panels during a run and are copied from and to the network's
 arrays at its ends.  W^T, which the backward pass multiplies with, is made in the forward pass,
-before the update.  A step that ends in an error has changed nothing: all checks come before the
-first update.
+before the update.  A step that ends in an error has changed nothing: all checks but that of fixed
+norms come before the first update.
 """
 
 import math
@@ -41,7 +41,7 @@ from minimal_nn.cpu.layernorm import ROWS, row_units
 from minimal_nn.cpu.program import Program
 from minimal_nn.cpu.simd import load, pointer_at, store
 from minimal_nn.cpu.weightnorm import ZERO_NORM
-from minimal_nn.cpu.workspace import elements
+from minimal_nn.cpu.workspace import Operand, elements
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 
 CHUNK = 256  # steps between two looks at the host's tables
@@ -90,7 +90,9 @@ def plan(program, optimizer, batch_size):
     program: a network's `Program`; optimizer: an `Optimizer`; batch_size: examples in most batches.
     """
     dtype = np.dtype(program.dtype)
-    if dtype not in (np.float32, np.float64) or optimizer.formula not in update.KERNELS:
+    if dtype not in (np.float32, np.float64):
+        return None
+    if optimizer.formula not in {*update.KERNELS, *update.NORMALIZED}:
         return None
     images, dense = _parts(program.operations)
     if images and not image_plan.supported(images):
@@ -103,9 +105,7 @@ def plan(program, optimizer, batch_size):
         return None
     for operation in program.operations:
         for name in operation.parameters.values():
-            hyper = optimizer.hyper_parameters(name)
-            arrays = [value for value in hyper.values() if np.ndim(value)]
-            if hyper["fixed_norm"] is not None or arrays:
+            if any(np.ndim(value) for value in optimizer.hyper_parameters(name).values()):
                 return None
     return Plan(program, optimizer, batch_size)
 
@@ -193,13 +193,23 @@ class Matrix:
 
 
 class Parameter:
-    """A parameter and its optimizer state in the loop's layout."""
+    """A parameter and its optimizer state, one behind the other, in the loop's layout."""
 
-    def __init__(self, name, layout, slots):
+    def __init__(self, name, layout, slots, dtype):
         self.name, self.layout = name, layout
-        self.arrays = [layout.room() for _ in range(1 + len(slots))]
+        self.arrays = workspace.aligned((1 + len(slots), *layout.room().shape), dtype)
+        self.shape = layout.unpack(self.arrays[0]).shape
         self.unit_size = layout.unit_size  # numbers that one unit updates
-        self.table = None
+        self.table = self.norm = None
+
+    def row_order(self):
+        """Return where the rows of a matrix or kernel, in their order, lie in a panel."""
+        rows = self.shape[:-1]
+        numbers = np.arange(1, math.prod(rows) + 1, dtype=self.arrays.dtype)
+        panels = self.layout.room()
+        self.layout.pack(np.broadcast_to(numbers.reshape(*rows, 1), self.shape), panels)
+        number = panels[0, :, 0]  # 0 in rows of padding
+        return np.argsort(number, kind="stable")[np.count_nonzero(number == 0) :]
 
     def load(self, sources):
         for source, out in zip(sources, self.arrays, strict=True):
@@ -226,6 +236,7 @@ class TrainingLoop:
         self.batches = np.zeros((CHUNK, batch_size), dtype=np.int64)
         self.losses = np.zeros(CHUNK, dtype=self.dtype)
         self.units = None  # how many panels the open phase works on
+        self.whole = []  # vectors, with their gradients, that an update takes as one unit
         self._pending = None
         sizes = [
             Matrix(*self._matrix(operation), self.dtype).unit_size
@@ -251,6 +262,7 @@ class TrainingLoop:
         self._flush_pending()
         if images:
             self.images.backward(dy)
+        self._update_whole(optimizer)
 
     def _gather(self, columns):
         x = workspace.panels(self.rows, columns, self.dtype)
@@ -284,7 +296,7 @@ class TrainingLoop:
         name = operation.parameters[local]
         if isinstance(layout, int):
             layout = Vector(layout, self.dtype)
-        found = self.parameters[name] = Parameter(name, layout, self.slots)
+        found = self.parameters[name] = Parameter(name, layout, self.slots, self.dtype)
         return found
 
     # Forward
@@ -474,7 +486,8 @@ class TrainingLoop:
             db = self._vector(dz)
             self.program.call(affine.bias_gradient_kernel, dz, db, self.rows)
             self.update(saved["bias"], db)
-        split = len(dz) == 1 and len(x) > 1 and "g" not in saved
+        by_column = "g" in saved or self.formula in update.NORMALIZED
+        split = len(dz) == 1 and len(x) > 1 and not by_column
         if split:
             self._pending = saved, dz
         else:
@@ -531,21 +544,69 @@ class TrainingLoop:
     def update(self, parameter, gradient):
         """Update the unit's part of a parameter; `gradient`: of all units, or an operand."""
         count = parameter.unit_size
+        numbers = gradient
         if isinstance(gradient, np.ndarray):
-            gradient = elements(gradient, count)
-        w, *states = parameter.arrays
+            numbers = elements(gradient, count)
         rows = len(update.hyper_parameters(self.formula, 1, **_UNIT_HYPER))
         parameter.per_step = self.formula in ("adam", "adamw")
         lanes = workspace.lanes(self.dtype)
         parameter.table = workspace.aligned(
             (CHUNK if parameter.per_step else 1, rows, lanes), self.dtype
         )
-        parameter.element_step = 0
         hyper_step = rows * lanes if parameter.per_step else 0
-        self.program.call(
-            update.KERNELS[self.formula], elements(w, count), gradient, *map(elements, states),
-            elements(parameter.table), hyper_step, lanes, 0, count,
-        )  # fmt: skip
+        table = elements(parameter.table), hyper_step, lanes, 0
+        w = parameter.arrays[0]
+        if self.formula in update.KERNELS:
+            self.program.call(
+                update.KERNELS[self.formula], elements(w, count), w.size, numbers, *table, count
+            )
+        elif w.ndim == 1:
+            self.whole.append((parameter, gradient, table))
+        else:
+            if isinstance(gradient, Operand):
+                gradient = gradient.at(row=w.shape[2], step=0)
+            order = parameter.row_order()
+            self.program.call(update.sgd_kernel, numbers, 0, elements(w, count), *table, count)
+            self.program.call(
+                update.normalized_columns_kernel, w, gradient, *table, order, order.size,
+                update.NORMALIZED[self.formula],
+            )  # fmt: skip
+
+    def _update_whole(self, optimizer):
+        """Emit what comes after all updates: those of vectors as one unit, and fixed norms."""
+        fixed = [
+            parameter
+            for parameter in self.parameters.values()
+            if optimizer.hyper_parameters(parameter.name)["fixed_norm"] is not None
+        ]
+        if self.whole or fixed:
+            self.new_phase(1)
+        for parameter, gradient, table in self.whole:
+            w = parameter.arrays[0]
+            self.program.call(
+                update.sgd_kernel, elements(gradient, 0), 0, elements(w, 0), *table, w.size
+            )
+            self.program.call(
+                update.normalized_vector_kernel, w, gradient, *table, w.size,
+                update.NORMALIZED[self.formula],
+            )  # fmt: skip
+        for parameter in sorted(fixed, key=lambda parameter: len(parameter.shape)):
+            w = parameter.arrays[0]
+            if w.ndim == 1:
+                parameter.norm = workspace.aligned(w.shape, self.dtype)
+                self.program.call(
+                    update.normalize_vector_kernel, w, parameter.norm, w.size, self.program.status
+                )
+                continue
+            parameter.norm = workspace.aligned(len(w) * w.shape[2], self.dtype)
+            order = parameter.row_order()
+            self.new_phase(len(w))
+            self.program.call(
+                update.normalize_columns_kernel, w, parameter.norm, order, order.size,
+                parameter.shape[-1], self.program.status,
+            )  # fmt: skip
+        if fixed:
+            self.new_phase(0, check=True)  # in which nobody sets the status
 
     def _fill_tables(self, optimizer, first, steps):
         """Write the hyper-parameters of the next steps, whose first is step first + 1."""
@@ -554,7 +615,9 @@ class TrainingLoop:
             if parameter.table is None:
                 continue
             hyper = optimizer.hyper_parameters(parameter.name)
-            hyper.pop("fixed_norm")
+            fixed_norm = hyper.pop("fixed_norm")
+            if parameter.norm is not None:
+                parameter.norm[:] = fixed_norm
             values = update.hyper_parameters(self.formula, first + 1, **hyper)
             parameter.table[:] = np.array(values, dtype=np.float64)[:, None]
             if parameter.per_step:
@@ -588,10 +651,23 @@ class TrainingLoop:
             finished = self.program.finished
             losses[done : done + finished] = self.losses[:finished]
             done += finished
+        if status == update.ZERO_NORM:
+            error = self._zero_norm(network.parameters)
+            # The step that failed has changed weights: take those before it once more.
+            self.run(network, optimizer, X, targets, batches[:done])
+            raise error
         self._save(network, optimizer, done)
         if status:
             self._raise(status)
         return losses
+
+    def _zero_norm(self, names):
+        """Return the error for the first parameter that could not be set to its fixed norm."""
+        for name in names:
+            parameter = self.parameters[name]
+            w = parameter.saved()[0]
+            if parameter.norm is not None and update.zero_units(w).size:
+                return ZeroNormError(f"{name}: {update.zero_norm(w)}")
 
     def _thread_count(self):
         if self.work < WORTH_THREADS:

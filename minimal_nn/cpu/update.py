@@ -1,15 +1,21 @@
 r"""The optimizers' formulas, each as one pass over weights, gradient and state.
 
-Hyper-parameters come as vectors: one for all weights (element_step 0), or one number for each
-weight (element_step 1), as when every unit has a learning rate of its own.  The first is always the
-weight decay of the penalty, whose gradient is added to g; further ones in the order of a kernel's
-first line.  A program gives row `step` of a table (hyper_step apart), so schedules and Adam's bias
-corrections cost nothing.  A quotient 0/0, which eps = 0 makes possible, is a zero step.
+`elementwise` makes a formula for one vector of weights the kernel that applies it to all of them.
+The state's arrays lie behind the weights, slot_step numbers apart.  Hyper-parameters come as
+vectors: one for all weights (element_step 0), or one number for each weight (element_step 1), as
+when every unit has a learning rate of its own.  The first is always the weight decay of the
+penalty, whose gradient is added to g; further ones in the order of a formula's first line.  A
+program gives row `step` of a table (hyper_step apart), so schedules and Adam's bias corrections
+cost nothing.  A quotient 0/0, which eps = 0 makes possible, is a zero step.
+
+Formulas that see a unit's weights as a whole (LARS, fixed norms) have kernels for the columns of a
+matrix, and others for a vector, which is one unit.
 """
 
 import numpy as np
 
 from minimal_nn.cpu import workspace
+from minimal_nn.cpu.affine import BLOCK
 from minimal_nn.cpu.arguments import floating
 from minimal_nn.cpu.batchnorm import report_zero
 from minimal_nn.cpu.compiler import inline, kernel
@@ -20,12 +26,14 @@ from minimal_nn.cpu.simd import (
     load,
     square_root,
     store,
+    sum_lanes,
     where_positive,
     where_zero,
 )
-from minimal_nn.cpu.weightnorm import ZERO_NORM, column_product
 from minimal_nn.cpu.workspace import Columns, elements
 from minimal_nn.errors import ZeroNormError
+
+ZERO_NORM = 4  # the status
 
 
 @inline
@@ -54,251 +62,223 @@ def average(mean, decay, rest, value):
     return fma(decay, mean, rest * value)
 
 
-@kernel
-def add_penalty_kernel(
-    step, thread, unit, w, w_step, g, g_step,
-    hyper, hyper_step, hyper_row, element_step, count,
-):  # fmt: skip
-    """decay; writes g."""
-    base = unit * w_step
-    at = unit * g_step
-    h = hyper + (step * hyper_step + base * element_step)
-    for i in range(0, count, w.lanes):
-        decay = load(h + i * element_step)
-        store(g + (at + i), penalized(load(g + (at + i)), load(w + (base + i)), decay))
+def elementwise(slots):
+    """Make a formula with so many arrays of state a kernel.
+
+    formula(w, g, first, second, p, row) -> w, first, second for one vector of weights; g includes
+    the penalty; hyper-parameter n is at p + n row; a state that it does not have is 0.
+    """
+
+    def make(formula):
+        evaluate = inline(formula)
+
+        def loop(
+            step, thread, unit, w, w_step, slot_step, g, g_step,
+            hyper, hyper_step, hyper_row, element_step, count,
+        ):  # fmt: skip
+            base = unit * w_step
+            h = hyper + (step * hyper_step + base * element_step)
+            for i in range(0, count, w.lanes):
+                where, p = w + (base + i), h + i * element_step
+                weights = load(where)
+                gradient = penalized(load(g + (unit * g_step + i)), weights, load(p))
+                first, second = fill(weights, 0.0), fill(weights, 0.0)
+                if slots > 0:
+                    first = load(where + slot_step)
+                if slots > 1:
+                    second = load(where + 2 * slot_step)
+                weights, first, second = evaluate(weights, gradient, first, second, p, hyper_row)
+                store(where, weights)
+                if slots > 0:
+                    store(where + slot_step, first)
+                if slots > 1:
+                    store(where + 2 * slot_step, second)
+
+        loop.__name__ = loop.__qualname__ = formula.__name__
+        return kernel(loop)
+
+    return make
 
 
-@kernel
-def sgd_kernel(
-    step, thread, unit, w, w_step, g, g_step,
-    hyper, hyper_step, hyper_row, element_step, count,
-):  # fmt: skip
+@elementwise(slots=0)
+def sgd_kernel(w, g, first, second, p, row):
     """decay, learning rate"""
-    base = unit * w_step
-    at = unit * g_step
-    h = hyper + (step * hyper_step + base * element_step)
-    for i in range(0, count, w.lanes):
-        p = h + i * element_step
-        weights = load(w + (base + i))
-        gradient = penalized(load(g + (at + i)), weights, load(p))
-        store(w + (base + i), moved(weights, load(p + hyper_row), gradient))
+    return moved(w, load(p + row), g), first, second
 
 
-@kernel
-def sign_sgd_kernel(
-    step, thread, unit, w, w_step, g, g_step,
-    hyper, hyper_step, hyper_row, element_step, count,
-):  # fmt: skip
+@elementwise(slots=0)
+def sign_sgd_kernel(w, g, first, second, p, row):
     """decay, learning rate"""
-    base = unit * w_step
-    at = unit * g_step
-    h = hyper + (step * hyper_step + base * element_step)
-    for i in range(0, count, w.lanes):
-        p = h + i * element_step
-        weights = load(w + (base + i))
-        gradient = penalized(load(g + (at + i)), weights, load(p))
-        zero, one = fill(weights, 0.0), fill(weights, 1.0)
-        sign = where_positive(gradient, one, where_positive(zero - gradient, zero - one, zero))
-        store(w + (base + i), moved(weights, load(p + hyper_row), sign))
+    zero, one = fill(w, 0.0), fill(w, 1.0)
+    sign = where_positive(g, one, where_positive(zero - g, zero - one, zero))
+    return moved(w, load(p + row), sign), first, second
 
 
-@kernel
-def momentum_kernel(
-    step, thread, unit, w, w_step, g, g_step, buffer,
-    hyper, hyper_step, hyper_row, element_step, count,
-):  # fmt: skip
+@elementwise(slots=1)
+def momentum_kernel(w, g, buffer, second, p, row):
     """decay, learning rate, momentum"""
-    base = unit * w_step
-    at = unit * g_step
-    h = hyper + (step * hyper_step + base * element_step)
-    for i in range(0, count, w.lanes):
-        p = h + i * element_step
-        weights = load(w + (base + i))
-        gradient = penalized(load(g + (at + i)), weights, load(p))
-        v = fma(load(p + 2 * hyper_row), load(buffer + (base + i)), gradient)
-        store(buffer + (base + i), v)
-        store(w + (base + i), moved(weights, load(p + hyper_row), v))
+    v = fma(load(p + 2 * row), buffer, g)
+    return moved(w, load(p + row), v), v, second
 
 
-@kernel
-def nesterov_kernel(
-    step, thread, unit, w, w_step, g, g_step, buffer,
-    hyper, hyper_step, hyper_row, element_step, count,
-):  # fmt: skip
+@elementwise(slots=1)
+def nesterov_kernel(w, g, buffer, second, p, row):
     """decay, learning rate, momentum"""
-    base = unit * w_step
-    at = unit * g_step
-    h = hyper + (step * hyper_step + base * element_step)
-    for i in range(0, count, w.lanes):
-        p = h + i * element_step
-        weights = load(w + (base + i))
-        gradient = penalized(load(g + (at + i)), weights, load(p))
-        momentum = load(p + 2 * hyper_row)
-        v = fma(momentum, load(buffer + (base + i)), gradient)
-        store(buffer + (base + i), v)
-        store(w + (base + i), moved(weights, load(p + hyper_row), fma(momentum, v, gradient)))
+    momentum = load(p + 2 * row)
+    v = fma(momentum, buffer, g)
+    return moved(w, load(p + row), fma(momentum, v, g)), v, second
 
 
-@kernel
-def rmsprop_kernel(
-    step, thread, unit, w, w_step, g, g_step, square,
-    hyper, hyper_step, hyper_row, element_step, count,
-):  # fmt: skip
+@elementwise(slots=1)
+def rmsprop_kernel(w, g, square, second, p, row):
     """decay, learning rate, decay of the average, 1 - that, eps"""
-    base = unit * w_step
-    at = unit * g_step
-    h = hyper + (step * hyper_step + base * element_step)
-    for i in range(0, count, w.lanes):
-        p = h + i * element_step
-        weights = load(w + (base + i))
-        gradient = penalized(load(g + (at + i)), weights, load(p))
-        s = average(
-            load(square + (base + i)),
-            load(p + 2 * hyper_row),
-            load(p + 3 * hyper_row),
-            gradient * gradient,
-        )
-        store(square + (base + i), s)
-        direction = ratio(gradient, square_root(s) + load(p + 4 * hyper_row))
-        store(w + (base + i), moved(weights, load(p + hyper_row), direction))
+    s = average(square, load(p + 2 * row), load(p + 3 * row), g * g)
+    direction = ratio(g, square_root(s) + load(p + 4 * row))
+    return moved(w, load(p + row), direction), s, second
 
 
-@kernel
-def adagrad_kernel(
-    step, thread, unit, w, w_step, g, g_step, square,
-    hyper, hyper_step, hyper_row, element_step, count,
-):  # fmt: skip
+@elementwise(slots=1)
+def adagrad_kernel(w, g, square, second, p, row):
     """decay, learning rate, eps"""
-    base = unit * w_step
-    at = unit * g_step
-    h = hyper + (step * hyper_step + base * element_step)
-    for i in range(0, count, w.lanes):
-        p = h + i * element_step
-        weights = load(w + (base + i))
-        gradient = penalized(load(g + (at + i)), weights, load(p))
-        s = fma(gradient, gradient, load(square + (base + i)))
-        store(square + (base + i), s)
-        direction = ratio(gradient, square_root(s) + load(p + 2 * hyper_row))
-        store(w + (base + i), moved(weights, load(p + hyper_row), direction))
+    s = fma(g, g, square)
+    direction = ratio(g, square_root(s) + load(p + 2 * row))
+    return moved(w, load(p + row), direction), s, second
 
 
-@kernel
-def adadelta_kernel(
-    step, thread, unit, w, w_step, g, g_step, square, delta_square,
-    hyper, hyper_step, hyper_row, element_step, count,
-):  # fmt: skip
+@elementwise(slots=2)
+def adadelta_kernel(w, g, square, delta_square, p, row):
     """decay, learning rate, decay of the averages, 1 - that, eps_numerator, eps_denominator"""
-    base = unit * w_step
-    at = unit * g_step
-    h = hyper + (step * hyper_step + base * element_step)
-    for i in range(0, count, w.lanes):
-        p = h + i * element_step
-        weights = load(w + (base + i))
-        gradient = penalized(load(g + (at + i)), weights, load(p))
-        decay, rest = load(p + 2 * hyper_row), load(p + 3 * hyper_row)
-        s = average(load(square + (base + i)), decay, rest, gradient * gradient)
-        u = load(delta_square + (base + i))
-        delta = ratio(
-            square_root(u + load(p + 4 * hyper_row)) * gradient,
-            square_root(s + load(p + 5 * hyper_row)),
-        )
-        store(square + (base + i), s)
-        store(delta_square + (base + i), average(u, decay, rest, delta * delta))
-        store(w + (base + i), moved(weights, load(p + hyper_row), delta))
+    decay, rest = load(p + 2 * row), load(p + 3 * row)
+    s = average(square, decay, rest, g * g)
+    numerator = square_root(delta_square + load(p + 4 * row)) * g
+    delta = ratio(numerator, square_root(s + load(p + 5 * row)))
+    return moved(w, load(p + row), delta), s, average(delta_square, decay, rest, delta * delta)
 
 
 @inline
-def adam_direction(gradient, m, v, p, hyper_row):
+def adam_direction(g, m, v, p, row):
     """m and v after the step, and the corrected m' / (sqrt(v') + eps).
 
     p + 2 rows: beta1, 1 - beta1, beta2, 1 - beta2, eps, 1 / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
     """
-    m = average(m, load(p + 2 * hyper_row), load(p + 3 * hyper_row), gradient)
-    v = average(v, load(p + 4 * hyper_row), load(p + 5 * hyper_row), gradient * gradient)
-    numerator = m * load(p + 7 * hyper_row)
-    denominator = fma(square_root(v), load(p + 8 * hyper_row), load(p + 6 * hyper_row))
-    return m, v, ratio(numerator, denominator)
+    m = average(m, load(p + 2 * row), load(p + 3 * row), g)
+    v = average(v, load(p + 4 * row), load(p + 5 * row), g * g)
+    denominator = fma(square_root(v), load(p + 8 * row), load(p + 6 * row))
+    return m, v, ratio(m * load(p + 7 * row), denominator)
 
 
-@kernel
-def adam_kernel(
-    step, thread, unit, w, w_step, g, g_step, m, v,
-    hyper, hyper_step, hyper_row, element_step, count,
-):  # fmt: skip
+@elementwise(slots=2)
+def adam_kernel(w, g, m, v, p, row):
     """decay, learning rate, and those of adam_direction"""
-    base = unit * w_step
-    at = unit * g_step
-    h = hyper + (step * hyper_step + base * element_step)
-    for i in range(0, count, w.lanes):
-        p = h + i * element_step
-        weights = load(w + (base + i))
-        gradient = penalized(load(g + (at + i)), weights, load(p))
-        first, second, direction = adam_direction(
-            gradient, load(m + (base + i)), load(v + (base + i)), p, hyper_row
-        )
-        store(m + (base + i), first)
-        store(v + (base + i), second)
-        store(w + (base + i), moved(weights, load(p + hyper_row), direction))
+    m, v, direction = adam_direction(g, m, v, p, row)
+    return moved(w, load(p + row), direction), m, v
 
 
-@kernel
-def adamw_kernel(
-    step, thread, unit, w, w_step, g, g_step, m, v,
-    hyper, hyper_step, hyper_row, element_step, count,
-):  # fmt: skip
+@elementwise(slots=2)
+def adamw_kernel(w, g, m, v, p, row):
     """decay, learning rate, those of adam_direction, 1 - eta decoupled_weight_decay"""
-    base = unit * w_step
-    at = unit * g_step
-    h = hyper + (step * hyper_step + base * element_step)
-    for i in range(0, count, w.lanes):
-        p = h + i * element_step
-        weights = load(w + (base + i))
-        gradient = penalized(load(g + (at + i)), weights, load(p))
-        first, second, direction = adam_direction(
-            gradient, load(m + (base + i)), load(v + (base + i)), p, hyper_row
-        )
-        store(m + (base + i), first)
-        store(v + (base + i), second)
-        shrunk = load(p + 9 * hyper_row) * weights
-        store(w + (base + i), moved(shrunk, load(p + hyper_row), direction))
+    m, v, direction = adam_direction(g, m, v, p, row)
+    return moved(load(p + 9 * row) * w, load(p + row), direction), m, v
+
+
+# --- formulas for units as a whole ----------------------------------------------------------------
 
 
 @inline
-def column_norm(w, rows):
-    return square_root(column_product(w, w, rows))
+def column_norm(w, order, rows):
+    """The norms of one vector of columns, over the rows that `order` lists; blocks of 4 chains."""
+    total = fill(w, 0.0)
+    for start in range(0, rows, BLOCK):
+        last = min(rows, start + BLOCK)
+        a, b, c, d = fill(w, 0.0), fill(w, 0.0), fill(w, 0.0), fill(w, 0.0)
+        i = start
+        while i + 4 <= last:
+            value = load(w + order[i] * w.row)
+            a = fma(value, value, a)
+            value = load(w + order[i + 1] * w.row)
+            b = fma(value, value, b)
+            value = load(w + order[i + 2] * w.row)
+            c = fma(value, value, c)
+            value = load(w + order[i + 3] * w.row)
+            d = fma(value, value, d)
+            i += 4
+        while i < last:
+            value = load(w + order[i] * w.row)
+            a = fma(value, value, a)
+            i += 1
+        total = total + ((a + b) + (c + d))
+    return square_root(total)
+
+
+@inline
+def vector_norm(w, count):
+    """The norm of a vector padded with zeros, in every lane."""
+    total = fill(w, 0.0)
+    for i in range(0, count, w.lanes):
+        value = load(w + i)
+        total = fma(value, value, total)
+    return square_root(fill(w, sum_lanes(total)))
 
 
 @kernel
-def normalized_sgd_kernel(
-    step, thread, unit, w, w_step, g, g_step, rate, rate_row, relative, rows
-):
-    """w - eta g / |g|, or with `relative` w - eta |w| g / |g| (LARS), for a panel's columns."""
+def normalized_columns_kernel(
+    step, thread, unit, w, w_step, g, g_step, hyper, hyper_step, hyper_row, element_step,
+    order, rows, relative,
+):  # fmt: skip
+    """w - eta g / |g|, or with `relative` w - eta |w| g / |g| (LARS), for a panel's columns.
+
+    Hyper-parameters as in NORMALIZED.
+    """
     for column in range(0, w.span, w.lanes):
-        weights = w + (unit * w_step + column)
+        base = unit * w_step + column
         gradient = g + (unit * g_step + column)
-        length = column_norm(gradient, rows)
-        factor = fill(length, 1.0)
+        length, factor = column_norm(gradient, order, rows), fill(hyper, 1.0)
         if relative != 0:
-            factor = column_norm(weights, rows)
-        at = unit * w.span + column
+            factor = column_norm(w + base, order, rows)
+        h = hyper + (step * hyper_step + 2 * hyper_row)
         for i in range(rows):
-            direction = factor * ratio(load(gradient + i * g.row), length)
-            where = weights + i * w.row
-            store(where, moved(load(where), load(rate + (i * rate_row + at)), direction))
+            at = base + order[i] * w.row
+            direction = factor * ratio(load(gradient + order[i] * g.row), length)
+            store(w + at, moved(load(w + at), load(h + at * element_step), direction))
 
 
 @kernel
-def normalize_kernel(step, thread, unit, w, w_step, norm, rows, columns, status):
+def normalized_vector_kernel(
+    step, thread, unit, w, g, hyper, hyper_step, hyper_row, element_step, count, relative
+):
+    """The same for a vector."""
+    length, factor = vector_norm(g, count), fill(hyper, 1.0)
+    if relative != 0:
+        factor = vector_norm(w, count)
+    h = hyper + (step * hyper_step + 2 * hyper_row)
+    for i in range(0, count, w.lanes):
+        direction = factor * ratio(load(g + i), length)
+        store(w + i, moved(load(w + i), load(h + i * element_step), direction))
+
+
+@kernel
+def normalize_columns_kernel(
+    step, thread, unit, w, w_step, norm, order, rows, columns, status
+):
     """w norm / |w| for a panel's columns; `norm` holds a number for each."""
     for column in range(0, w.span, w.lanes):
         at = unit * w.span + column
         weights = w + (unit * w_step + column)
-        length = column_norm(weights, rows)
+        length = column_norm(weights, order, rows)
         report_zero(length, columns - at, status, ZERO_NORM)
         factor = ratio(load(norm + at), length)
         for i in range(rows):
-            where = weights + i * w.row
+            where = weights + order[i] * w.row
             store(where, load(where) * factor)
+
+
+@kernel
+def normalize_vector_kernel(step, thread, unit, w, norm, count, status):
+    """The same for a vector; `norm` holds a number for each entry."""
+    length = vector_norm(w, count)
+    report_zero(length, 1, status, ZERO_NORM)
+    for i in range(0, count, w.lanes):
+        store(w + i, load(w + i) * ratio(load(norm + i), length))
 
 
 # --- the contract's functions ---------------------------------------------------------------------
@@ -312,32 +292,30 @@ def _elementwise(kernel, w, g, states, hyper):
     for name, array in zip(names[1:], arrays[1:], strict=True):
         if array.shape != w.shape:
             raise ValueError(f"{name}: got shape {array.shape}, expected {w.shape} as w")
-    weights, gradient, *others = (workspace.flat(array) for array in (w, g, *states))
-    table, element_step = hyper_table([hyper], w.shape, w.dtype)
+    gradient = workspace.flat(g)
+    block = workspace.aligned((1 + len(states), gradient.size), w.dtype)
+    for row, array in zip(block, (w, *states), strict=True):
+        row[: w.size] = np.ravel(array)
+    table, element_step = hyper_table(hyper, w.shape, w.dtype)
     program = Program().phase(1)
     program.call(
-        kernel, elements(weights, 0), elements(gradient, 0), *map(elements, others),
-        elements(table), 0, table.shape[-1], element_step, weights.size,
+        kernel, elements(block, 0), gradient.size, elements(gradient, 0), elements(table), 0,
+        table.shape[-1], element_step, gradient.size,
     )  # fmt: skip
     program.run()
-    return [array[: w.size].reshape(w.shape) for array in (weights, *others)], gradient
+    return [row[: w.size].reshape(w.shape) for row in block]
 
 
-def hyper_table(rows, shape, dtype, pack=None):
-    """Return the table of hyper-parameters, a row for each step, and element_step.
+def hyper_table(row, shape, dtype, pack=workspace.flat):
+    """Return the table [hyper-parameter][numbers] of one step, and element_step.
 
-    rows: for each step a list of numbers or arrays that broadcast against `shape`.  pack: how an
-    array of that shape is laid out (by default, flat).
+    row: numbers, or arrays that broadcast against `shape`.  pack: how an array of that shape is
+    laid out.
     """
-    if all(np.ndim(value) == 0 for row in rows for value in row):
-        table = np.array(rows, dtype=np.float64).astype(dtype)
-        return workspace.spread(table), 0
-    pack = pack or workspace.flat
-    table = [
-        [pack(np.ascontiguousarray(np.broadcast_to(value, shape), dtype=dtype)) for value in row]
-        for row in rows
-    ]
-    packed = np.stack([np.stack([a.reshape(-1) for a in row]) for row in table])
+    if all(np.ndim(value) == 0 for value in row):
+        return workspace.spread(np.array(row, dtype=np.float64).astype(dtype)), 0
+    whole = (np.broadcast_to(value, shape).astype(dtype, order="C") for value in row)
+    packed = np.stack([pack(array).reshape(-1) for array in whole])
     out = workspace.aligned(packed.shape, dtype)
     out[...] = packed
     return out, 1
@@ -354,6 +332,8 @@ def bias_corrections(t, beta1, beta2):
 def hyper_parameters(formula, t, weight_decay=0.0, **hyper):
     """Return the row of the table for an optimizer's kernel, in its order."""
     rate = hyper["learning_rate"]
+    if formula in NORMALIZED:
+        return [0.0, np.negative(weight_decay), rate]
     if formula in ("sgd", "sign_sgd"):
         return [weight_decay, rate]
     if formula in ("momentum", "nesterov"):
@@ -385,18 +365,21 @@ KERNELS = {
     "adam": adam_kernel,
     "adamw": adamw_kernel,
 }
+# Whether a step is relative to |w|.  The row of their table begins with that of the step of SGD
+# which adds the penalty to g: 0, -decay, learning rate.
+NORMALIZED = {"normalized_sgd": False, "lars": True}
 
 
 def _step(formula, w, g, states, t=1, **hyper):
     row = hyper_parameters(formula, t, **hyper)
-    results, _ = _elementwise(KERNELS[formula], w, g, states, row)
+    results = _elementwise(KERNELS[formula], w, g, states, row)
     return results[0] if not states else tuple(results)
 
 
 def add_penalty(g, w, weight_decay):
     """Return g + weight_decay w: the gradient of L + (weight_decay / 2) |w|^2."""
-    _, gradient = _elementwise(add_penalty_kernel, w, g, (), [weight_decay])
-    return gradient[: np.size(g)].reshape(np.shape(g))
+    (penalized,) = _elementwise(sgd_kernel, g, w, (), [0.0, np.negative(weight_decay)])
+    return penalized
 
 
 def sgd(w, g, learning_rate):
@@ -461,42 +444,39 @@ def sign_sgd(w, g, learning_rate):
     return _step("sign_sgd", w, g, (), learning_rate=learning_rate)
 
 
-def _units(array):
-    """Return a vector as one column (its norm is that of the whole), another array as it is."""
-    return array.reshape(-1, 1) if array.ndim < 2 else array
-
-
-def _normalized(w, g, learning_rate, relative):
+def _normalized(formula, w, g, learning_rate):
     w, g = floating(w=w, g=g)
     if g.shape != w.shape:
         raise ValueError(f"g: got shape {g.shape}, expected {w.shape} as w")
-    weights = Columns.copy_of(_units(w))
-    gradient = Columns.of(_units(g))
-    rates = np.broadcast_to(np.asarray(learning_rate, dtype=w.dtype), w.shape)
-    if np.ndim(learning_rate) == 0 or not w.size:
-        rate, rate_row = weights.vector(learning_rate), 0
-    else:
-        rates = _units(np.ascontiguousarray(rates)).reshape(weights.rows, weights.columns)
-        rate = workspace.aligned((weights.rows, weights.count * weights.span), w.dtype)
-        rate[:, : weights.columns] = rates
-        rate_row = rate.shape[1]
-    program = Program().phase(weights.count)
-    program.call(
-        normalized_sgd_kernel, weights.operand, gradient.operand, elements(rate), rate_row,
-        int(relative), weights.rows,
+    row, relative = hyper_parameters(formula, 1, learning_rate=learning_rate), NORMALIZED[formula]
+    program = Program()
+    if w.ndim < 2:
+        weights, gradient = workspace.flat(w), workspace.flat(g)
+        table, element_step = hyper_table(row, w.shape, w.dtype)
+        program.phase(1).call(
+            normalized_vector_kernel, weights, gradient, elements(table), 0, table.shape[-1],
+            element_step, weights.size, relative,
+        )  # fmt: skip
+        program.run()
+        return weights[: w.size].reshape(w.shape)
+    weights, gradient = Columns.copy_of(w), Columns.of(g)
+    table, element_step = hyper_table(row, w.shape, w.dtype, lambda a: Columns.of(a).array)
+    program.phase(weights.count).call(
+        normalized_columns_kernel, weights.operand, gradient.operand, elements(table), 0,
+        table.shape[-1], element_step, np.arange(weights.rows), weights.rows, relative,
     )  # fmt: skip
     program.run()
-    return weights.result().reshape(w.shape)
+    return weights.result()
 
 
 def normalized_sgd(w, g, learning_rate):
     """Return w - eta g / |g|, unit by unit (a vector, such as a bias, as a whole)."""
-    return _normalized(w, g, learning_rate, relative=False)
+    return _normalized("normalized_sgd", w, g, learning_rate)
 
 
 def lars(w, g, learning_rate):
     """Return w - eta |w| g / |g|, unit by unit (a vector as a whole): steps relative to |w|."""
-    return _normalized(w, g, learning_rate, relative=True)
+    return _normalized("lars", w, g, learning_rate)
 
 
 def normalize(w, norm):
@@ -505,22 +485,34 @@ def normalize(w, norm):
     Raises ZeroNormError where a unit's weights are all 0.
     """
     (w,) = floating(w=w)
-    weights = Columns.copy_of(_units(w))
-    program = Program().phase(weights.count)
-    norms = np.broadcast_to(np.asarray(norm, dtype=w.dtype), (weights.columns,))
-    program.call(
-        normalize_kernel, weights.operand, weights.vector(norms), weights.rows, weights.columns,
-        program.status,
-    )  # fmt: skip
-    if program.run():
-        raise zero_norm(w)
-    return weights.result().reshape(w.shape)
+    program = Program()
+    if w.ndim < 2:
+        weights = workspace.flat(w)
+        norms = workspace.flat(np.full(w.shape, norm, dtype=w.dtype))
+        program.phase(1).call(
+            normalize_vector_kernel, weights, norms, weights.size, program.status
+        )
+        status, result = program.run(), weights[: w.size].reshape(w.shape)
+    else:
+        weights = Columns.copy_of(w)
+        program.phase(weights.count).call(
+            normalize_columns_kernel, weights.operand, weights.vector(norm),
+            np.arange(weights.rows), weights.rows, weights.columns, program.status,
+        )  # fmt: skip
+        status, result = program.run(), weights.result()
+    if status:
+        raise zero_norm(result)
+    return result
+
+
+def zero_units(w):
+    """Return the numbers of the units whose weights are all 0."""
+    return np.flatnonzero(~np.any(w, axis=tuple(range(w.ndim - 1)) if w.ndim > 1 else None))
 
 
 def zero_norm(w):
     """Return the error that names the units whose weights are all 0."""
-    units = np.flatnonzero(~np.any(_units(w).reshape(-1, _units(w).shape[-1]), axis=0))
     return ZeroNormError(
-        f"w: the weights of units {units[:8].tolist()} are all 0 after the step, where w/|w| is "
-        "undefined; expected norms > 0: use a smaller learning rate or decay"
+        f"w: the weights of units {zero_units(w)[:8].tolist()} are all 0 after the step, where "
+        "w/|w| is undefined; expected norms > 0: use a smaller learning rate or decay"
     )

@@ -5,11 +5,9 @@ import numpy as np
 import pytest
 
 from minimal_nn import (
+    LARS,
     SGD,
-    Adadelta,
-    Adagrad,
     Adam,
-    AdamW,
     BatchNorm,
     Conv2d,
     Dense,
@@ -17,12 +15,9 @@ from minimal_nn import (
     Group,
     LayerNorm,
     MaxPool2d,
-    Momentum,
     Nesterov,
     Network,
     ReLU,
-    RMSprop,
-    SignSGD,
     Tanh,
     WeightNorm,
     fit,
@@ -31,6 +26,7 @@ from minimal_nn.cpu import simd, threads
 from minimal_nn.cpu.compiler import kernel
 from minimal_nn.cpu.program import Program
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
+from minimal_nn.optimizers import ALL as OPTIMIZERS
 from minimal_nn.training import StepByStep
 
 MLPS = {
@@ -59,7 +55,6 @@ IMAGES = {
         "cross_entropy",
     ),
 }  # fmt: skip
-OPTIMIZERS = (SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW, SignSGD)
 EXAMPLES, BATCH, STEPS = 90, 23, 5
 
 
@@ -111,7 +106,7 @@ def test_the_loop_has_the_bits_of_layer_by_layer_training(name, optimizer):
         check_bits(name, optimizer, dtype)
 
 
-@pytest.mark.parametrize("optimizer", (Nesterov, Adam))
+@pytest.mark.parametrize("optimizer", (Nesterov, Adam, LARS))
 @pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 def test_the_loop_of_a_convolutional_network(optimizer, dtype):
     check_bits("images", optimizer, dtype)
@@ -121,7 +116,11 @@ def check_bits(name, optimizer, dtype):
     network, X, targets = build(name, dtype)
     other, *_ = build(name, dtype)
     first = next(iter(network.parameters))
-    groups = [Group([first], learning_rate=0.02, l2=1e-3)]
+    fixed = [name for name in network.parameters if name.endswith((".W", ".v", ".gamma"))]
+    groups = [
+        Group([first], learning_rate=0.02, l2=1e-3),
+        Group([name for name in fixed if name != first], fixed_norm=1.5),
+    ]
     ours, theirs = (optimizer(learning_rate=0.01, weight_decay=1e-3, groups=groups) for _ in "12")
     plan = compiled(network, ours)
     losses = [*plan.run(network, ours, X, targets, batches()[:2])]
@@ -205,6 +204,15 @@ def test_a_step_that_fails_names_the_layer_and_changes_nothing():
         assert np.array_equal(network.parameters[name], array)
 
 
+def test_nan_reaches_the_loss_through_relu():
+    network = Network([Dense(8), ReLU(), Dense(3)], (4,), rng=0, backend="cpu")
+    X, labels = np.zeros((20, 4), np.float32), np.zeros(20, int)
+    X[13, 2] = np.nan
+    plan = network.backend.plan(network.program(), SGD(), 10)
+    with pytest.raises(NonFiniteError, match="loss: got nan"):
+        plan.run(network, SGD(), X, labels, np.arange(20).reshape(2, 10))
+
+
 def test_overflow_and_a_zero_weight_vector_are_named():
     X, labels = np.random.default_rng(0).standard_normal((20, 4), np.float32), np.arange(20) % 3
     network = Network([Dense(8), ReLU(), Dense(3)], (4,), rng=0, backend="cpu")
@@ -222,12 +230,31 @@ def test_overflow_and_a_zero_weight_vector_are_named():
         plan.run(network, SGD(), X, labels, np.arange(20).reshape(2, 10))
 
 
+@pytest.mark.parametrize("name, unit", (("dense1.W", 1), ("dense1.b", 0)))
+def test_a_norm_that_cannot_be_fixed_is_named_and_the_steps_before_it_stand(name, unit):
+    """With one example of x = 1 (x = 0 for the bias) and eta = 1, a step of SGD ends at t."""
+    X = np.full((2, 1), name == "dense1.W", np.float32)
+    targets = np.array([[4, 5], [3 * (unit == 1), 0]], np.float32)
+    rows = np.array([[0], [0], [0], [1], [0]])  # the fourth step leaves zeros
+    ends = []
+    for compile_it in (True, False):
+        layers = [Dense(2, bias=name == "dense1.b")]
+        network = Network(layers, (1,), loss="mean_squared_error", rng=0, backend="cpu")
+        optimizer = SGD(1.0, groups=[Group([name], fixed_norm=2.0)])
+        plan = compiled(network, optimizer) if compile_it else StepByStep()
+        with pytest.raises(ZeroNormError, match=rf"{name}: w: .* units \[{unit}\] are") as raised:
+            plan.run(network, optimizer, X, targets, rows)
+        assert optimizer.t == 3
+        ends.append((network, optimizer, str(raised.value)))
+    assert_same(*ends[0][:2], *ends[1][:2])
+    assert ends[0][2] == ends[1][2]
+
+
 def test_what_cannot_be_compiled_has_no_plan():
     layers = [Conv2d(3, kernel=5, padding=2), Flatten(), Dense(2)]
     network = Network(layers, (8, 8, 1), backend="cpu")
     assert network.backend.plan(network.program(), SGD(), 4) is None
     network = Network([Dense(3)], (4,), backend="cpu")
-    assert network.backend.plan(network.program(), SGD(fixed_norm=1.0), 4) is None
     per_unit = SGD(groups=[Group(["dense1.W"], learning_rate=np.ones(3))])
     assert network.backend.plan(network.program(), per_unit, 4) is None
     network = Network([Dense(3)], (4,), dtype=np.longdouble)
