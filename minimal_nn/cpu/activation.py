@@ -1,8 +1,10 @@
 r"""Activations: y = f(z) for each entry, and dz = f'(z) dy, from y.
 
-    relu      y = z where z > 0, else 0       dz = dy where y > 0, else 0    (f'(0) = 0)
+    relu      y = 0 where z <= 0, else z      dz = 0 where y <= 0, else dy    (f'(0) = 0)
     tanh      y = tanh z                      dz = (1 - y^2) dy
     identity  y = z                           dz = dy
+
+A NaN is not <= 0: ReLU lets it through, forward and backward.
 """
 
 from typing import NamedTuple
@@ -13,7 +15,7 @@ from minimal_nn.cpu import workspace
 from minimal_nn.cpu.arguments import floating
 from minimal_nn.cpu.compiler import inline, kernel
 from minimal_nn.cpu.program import Program
-from minimal_nn.cpu.simd import fill, fma, hyperbolic_tangent, load, store, where_positive
+from minimal_nn.cpu.simd import fill, fma, hyperbolic_tangent, load, store, where_above
 from minimal_nn.cpu.workspace import elements
 
 KINDS = ("relu", "tanh", "identity")
@@ -21,12 +23,12 @@ KINDS = ("relu", "tanh", "identity")
 
 @inline
 def relu(z):
-    return where_positive(z, z, fill(z, 0.0))
+    return where_above(z, z, fill(z, 0.0))
 
 
 @inline
 def relu_gradient(dy, y):
-    return where_positive(y, dy, fill(y, 0.0))
+    return where_above(y, dy, fill(y, 0.0))
 
 
 @kernel

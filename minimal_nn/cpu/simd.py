@@ -385,6 +385,11 @@ def _where_positive(builder, condition, a, b):
     return builder.select(builder.fcmp_ordered(">", condition, zero), a, b)
 
 
+def _where_above(builder, condition, a, b):
+    zero = constant(condition.type, 0.0)
+    return builder.select(builder.fcmp_unordered(">", condition, zero), a, b)
+
+
 def _where_zero(builder, condition, a, b):
     zero = constant(condition.type, 0.0)
     return builder.select(builder.fcmp_ordered("==", condition, zero), a, b)
@@ -420,6 +425,7 @@ _add, _subtract, _multiply, _divide = (
 )
 maximum = _elementwise(2, _maximum)  # the larger; a NaN in the first place is kept
 where_positive = _elementwise(3, _where_positive)  # a where condition > 0, else b
+where_above = _elementwise(3, _where_above)  # a where condition > 0 or NaN, else b
 where_zero = _elementwise(3, _where_zero)  # a where condition == 0, else b
 where_greater = _elementwise(4, _where_greater)  # a where p > q, else b
 where_beats = _elementwise(4, _where_beats)  # a where p > q or p is NaN, else b

@@ -52,10 +52,10 @@ def test_an_edited_callee_changes_the_result(copy, tmp_path):
     assert run(RELU, copy, cache).stdout.strip() == "[0.0, 0.0, 3.0]"
     assert entries(cache) == before, "the second start compiled again"
     path = copy / "minimal_nn" / "cpu" / "activation.py"
-    old = "return where_positive(z, z, fill(z, 0.0))"
+    old = "return where_above(z, z, fill(z, 0.0))"
     source = path.read_text()
     assert old in source
-    path.write_text(source.replace(old, "return where_positive(z, z + z, fill(z, 0.0))"))
+    path.write_text(source.replace(old, "return where_above(z, z + z, fill(z, 0.0))"))
     assert run(RELU, copy, cache).stdout.strip() == "[0.0, 0.0, 6.0]"
     assert len({entry.parent for entry in entries(cache)}) == 2
 
