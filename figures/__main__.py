@@ -21,6 +21,7 @@ import numpy as np
 
 import minimal_nn
 from figures import experiment, grid, presets, runs, store, style
+from minimal_nn.files import whole_file
 
 FIGURES = (
     "rate_plane",
@@ -207,7 +208,7 @@ def main(argv=None):
     print()
     for statement in said:
         print(statement)
-    (out / "captions.md").write_text("\n".join(captions), encoding="utf-8")
+    _write(out / "captions.md", "\n".join(captions))
     rounded = [
         {k: float(f"{v:.6g}") if isinstance(v, float) and np.isfinite(v) else _plain(v)
          for k, v in s._asdict().items()} for s in said
@@ -230,8 +231,13 @@ def _plain(value):
     return None if isinstance(value, float) else value
 
 
+def _write(path, text):
+    with whole_file(path, "w") as file:
+        file.write(text)
+
+
 def _write_json(path, value):
-    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    _write(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

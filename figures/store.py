@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimal_nn.files import whole_file
+
 try:
     import fcntl
 except ImportError:  # no such locks: two runners may compute the same run, with equal results
@@ -251,16 +253,8 @@ class Store:
 
     def _write(self, path, body):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
-        try:
-            with open(partial, "xb") as file:
-                file.write(_sealed(body))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with whole_file(path) as file:
+            file.write(_sealed(body))
         if os.name == "posix":  # the rename itself must reach the disk too
             folder = os.open(path.parent, os.O_RDONLY)
             try:
@@ -269,7 +263,7 @@ class Store:
                 os.close(folder)
 
     def _remove_stale(self):
-        for partial in self.folder.rglob("*.partial"):
+        for partial in self.folder.rglob(".*.part"):
             try:
                 if time.time() - partial.stat().st_mtime > STALE_SECONDS:
                     partial.unlink()
@@ -308,7 +302,8 @@ def write_archive(path, store, configurations):
             lines[store.key(configuration)] = canonical(body)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(lzma.compress(_sealed("\n".join(lines[key] for key in sorted(lines)))))
+    with whole_file(path) as file:
+        file.write(lzma.compress(_sealed("\n".join(lines[key] for key in sorted(lines)))))
     return len(lines)
 
 

@@ -104,7 +104,7 @@ def test_interrupt_leaves_the_store_whole(tmp_path, uninterrupted):
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, interrupted)
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob(".*.part"))
     assert set(toy.contents(tmp_path).items()) < set(uninterrupted.items())
     run(tmp_path)
     assert toy.contents(tmp_path) == uninterrupted

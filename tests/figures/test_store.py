@@ -97,11 +97,26 @@ def test_failed_write_leaves_nothing(store, monkeypatch):
     monkeypatch.setattr(stores.os, "fsync", no_space)
     with pytest.raises(OSError, match="No space"):
         store.put(CONFIGURATION, "finished", {"x": 1})
-    assert store.get(CONFIGURATION) is None and not list(store.folder.rglob("*.partial"))
+    assert store.get(CONFIGURATION) is None and not list(store.folder.rglob(".*.part"))
+
+
+def test_failed_write_leaves_the_old_archive(tmp_path, store, monkeypatch):
+    path = tmp_path / "runs.xz"
+    store.put(CONFIGURATION, "finished", {"x": 1})
+    stores.write_archive(path, store, [CONFIGURATION])
+    old = path.read_bytes()
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stores.os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        stores.write_archive(path, store, [])
+    assert path.read_bytes() == old and not list(tmp_path.glob(".*.part"))
 
 
 def test_stale_partial_files_are_removed(tmp_path, store, monkeypatch):
-    partial = tmp_path / "results" / "ab" / "x.json.1.2.partial"
+    partial = tmp_path / "results" / "ab" / ".x.json.1.2.part"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(b"half")
     Store(tmp_path, "code").close()
