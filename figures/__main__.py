@@ -157,6 +157,14 @@ def collect(arguments, preset, wanted):
     return by_figure, everything, report, code, kept
 
 
+def draw(name, numbers, out):
+    """Draw a figure in a worker process and write its files; return the seconds it took."""
+    start = time.perf_counter()
+    style.use()
+    style.save(figure(name).plot(numbers), out, name)
+    return time.perf_counter() - start
+
+
 def main(argv=None):
     """Run the command; return the exit status."""
     arguments = parser().parse_args(argv)
@@ -179,7 +187,6 @@ def main(argv=None):
         return 2
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # inherited by the workers
     os.environ.setdefault("MINIMAL_NN_NUM_THREADS", "1")
-    style.use()
     wanted = arguments.only or FIGURES
     start = time.perf_counter()
     try:
@@ -196,15 +203,16 @@ def main(argv=None):
     data = DATA_NOTES[preset.data["name"]] + note
     out = arguments.out or OUT / preset.name
     results = dict(zip(map(kept.key, everything), report.results, strict=True))
-    said, captions = [], []
-    for name in wanted:
-        found = [results[kept.key(c)] for c in by_figure[name]]
-        numbers = figure(name).compute([r for r in found if r is not None], preset)
-        drawing = time.perf_counter()
-        style.save(figure(name).plot(numbers), out, name)
-        said += numbers["statements"]
-        captions.append(f"**{name}.** {numbers['caption']} Data: {data}.\n")
-        print(f"{out / name}.svg .pdf .png  ({time.perf_counter() - drawing:.1f} s)")
+    said, captions, drawings = [], [], []
+    with grid.processes(min(arguments.jobs, len(wanted))) as pool:
+        for name in wanted:
+            found = [results[kept.key(c)] for c in by_figure[name]]
+            numbers = figure(name).compute([r for r in found if r is not None], preset)
+            drawings.append(pool.submit(draw, name, numbers, out))
+            said += numbers["statements"]
+            captions.append(f"**{name}.** {numbers['caption']} Data: {data}.\n")
+        for name, drawing in zip(wanted, drawings, strict=True):
+            print(f"{out / name}.svg .pdf .png  ({drawing.result():.1f} s)")
     print()
     for statement in said:
         print(statement)
