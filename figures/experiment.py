@@ -41,7 +41,7 @@ import numpy as np
 import minimal_nn
 from minimal_nn import SGD, BatchNorm, Conv2d, Dense, Flatten, Group, MaxPool2d, Network, ReLU
 from minimal_nn import data as datasets
-from minimal_nn.errors import NonFiniteError, ZeroVarianceError
+from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.training import StepByStep
 
 CLASSES = 10
@@ -140,8 +140,8 @@ def build_optimizer(configuration, network):
     """
     hyper = dict(configuration["optimizer"])
     name = hyper.pop("name")
-    own = {key: hyper.pop(key) for key in ("l2", "decoupled_weight_decay") if key in hyper}
-    hyper.pop("fixed_norm", None)  # see Trainer
+    penalties = ("l2", "decoupled_weight_decay", "fixed_norm")
+    own = {key: hyper.pop(key) for key in penalties if key in hyper}
     own["learning_rate"] = hyper["learning_rate"]
     hyper["learning_rate"] = hyper.pop("rest_learning_rate", hyper["learning_rate"])
     if "eps" in hyper:
@@ -199,30 +199,6 @@ def parts(steps, count):
 def _unit_sums(array):
     """Return the sums over all axes but the last, in float64."""
     return array.astype(np.float64).reshape(-1, array.shape[-1]).sum(axis=0)
-
-
-class Trainer:
-    """The wing's training loop, with the weights set back to a fixed norm after each step if asked.
-
-    That is done here and not by the optimizer's `fixed_norm`, which compiled loops do not know.
-    """
-
-    def __init__(self, network, optimizer, names, configuration):
-        self.network, self.optimizer, self.names = network, optimizer, names
-        self.plan = _plan(network, optimizer, configuration)
-        self.fixed_norm = configuration["optimizer"].get("fixed_norm")
-
-    def run(self, X, y, batches):
-        """Train on these batches; return their losses."""
-        if self.fixed_norm is None:
-            return self.plan.run(self.network, self.optimizer, X, y, batches).tolist()
-        losses = []
-        normalize = self.network.backend.update.normalize
-        for rows in batches:
-            losses.extend(self.plan.run(self.network, self.optimizer, X, y, rows[None]).tolist())
-            for n in self.names:
-                self.network.parameters[n] = normalize(self.network.parameters[n], self.fixed_norm)
-        return losses
 
 
 class Probe:
@@ -318,7 +294,8 @@ def measure(configuration, progress, folder=None):
     values: "layers", their names; "step" and the network's curves (moments,); the layers' curves
     (moments, layers); "inputs", the weights of a unit; "digest", a hash of the final parameters
     with the normalized weights divided by `scale`.  A run whose loss or weights are no longer
-    finite numbers, or in which a unit has become constant, has diverged: its curves end before.
+    finite numbers, or in which a unit has become constant or its weights all 0, has diverged: its
+    curves end before.
     """
     source = configuration["data"]
     flat = configuration["network"]["kind"] == "dense"
@@ -331,7 +308,7 @@ def measure(configuration, progress, folder=None):
     names = invariant_weights(network)
     _rescale(network, names, configuration)
     optimizer = build_optimizer(configuration, network)
-    trainer = Trainer(network, optimizer, names, configuration)
+    plan = _plan(network, optimizer, configuration)
     probe = Probe(network, configuration)
     stream = Batches(len(X), configuration["batch_size"], batch_rng)
     values = {"layers": [n.split(".")[0] for n in names], "step": [], "loss": []}
@@ -345,7 +322,7 @@ def measure(configuration, progress, folder=None):
                 losses = []
                 for part in parts(moment - done, configuration["probes"]):
                     window.probe(X, y, stream.peek(1)[0])
-                    losses.extend(trainer.run(X, y, stream.take(part)))
+                    losses.extend(plan.run(network, optimizer, X, y, stream.take(part)).tolist())
                     done += part
                     progress(done)
                 record = window.record()
@@ -358,7 +335,7 @@ def measure(configuration, progress, folder=None):
                 record.update(error=error, test_loss=test_loss)
                 for key, value in record.items():
                     values.setdefault(key, []).append(_single(value))
-        except (NonFiniteError, ZeroVarianceError) as problem:
+        except (NonFiniteError, ZeroVarianceError, ZeroNormError) as problem:
             status = "diverged"
             values.update(diverged_after=done, reason=type(problem).__name__)
     progress(configuration["steps"])
