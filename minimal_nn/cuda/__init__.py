@@ -7,7 +7,8 @@ variable MINIMAL_NN_CUDA=simulator the same kernels run on the CPU (simulator.py
 Bottom up, and what a thread does:
 
     launch        device arrays, launches, graphs: all that knows numba-cuda
-    simulator     the same kernels on the CPU; assembly   what they become on the chip
+    simulator     the same kernels on the CPU, lockstep    a block's threads as NumPy arrays
+    assembly      what they become on the chip
     intrinsics    instructions without a name in Numba: 16-byte loads, copies, tensor cores
     vectors       the numbers of one 16-byte load as a tuple; formulas lifted to it
     reduction     sums and moments over columns and rows in a fixed order

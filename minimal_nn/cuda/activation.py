@@ -1,6 +1,6 @@
 r"""Activations: the formulas of reference/activation.py, one kernel for each kind and direction.
 
-relu      y = z where z > 0, else 0 (also for NaN)     dz = dy where y > 0, else 0
+relu      y = 0 where z <= 0, else z (also NaN)      dz = 0 where y <= 0, else dy
 tanh      y = tanh z                                   dz = (1 - y^2) dy
 identity  y = z, no kernel
 
@@ -24,10 +24,10 @@ def kernels(T, width):
     """Return the kernels for numbers of type T, `width` of them to a load."""
 
     def relu(z):
-        return z if z > T(0) else T(0)
+        return T(0) if z <= T(0) else z
 
     def relu_gradient(dy, y):
-        return dy if y > T(0) else T(0)
+        return T(0) if y <= T(0) else dy
 
     def tanh(z):
         return math.tanh(z)

@@ -196,8 +196,8 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
         if flags & RELU:
             for i in range(TM):
                 for j in range(TN):
-                    # NaN becomes 0, as in the reference wing.
-                    sums[i, j] = sums[i, j] if sums[i, j] > float32(0) else float32(0)
+                    # NaN goes through, as in the reference wing.
+                    sums[i, j] = float32(0) if sums[i, j] <= float32(0) else sums[i, j]
         C0 = uint32(cuda.blockIdx.z) * M * N
         for i in range(TM):
             m = m0 + (uint32(i) // FOUR) * M_APART + m_thread * FOUR + uint32(i) % FOUR

@@ -15,7 +15,8 @@ Lanes and fragments (PTX ISA, mma.m16n8k8): with g = lane // 4 and t = lane % 4 
     B, bfloat16 b0 (2t and 2t+1, g)
     C, D (16, 8) c0 (g, 2t)  c1 (g, 2t+1)  c2 (g+8, 2t)  c3 (g+8, 2t+1)
 
-A fallback is what `simulator` calls in place of an intrinsic.
+A fallback is what `simulator` calls in place of an intrinsic, for one thread or, by the name of
+`each`, for all threads of a block.
 """
 
 import numpy as np
@@ -23,8 +24,9 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from minimal_nn.cuda import simulator
+from minimal_nn.cuda import lockstep, simulator
 from minimal_nn.cuda.launch import cuda
+from minimal_nn.cuda.lockstep import is_each, masked, spread
 
 try:
     from numba.cuda.extending import intrinsic
@@ -70,7 +72,13 @@ def _load(n):
         index = _check_vector(array, index, n)
         return tuple(array[index : index + n])
 
-    return _named(load, fallback, f"load{n}")
+    @masked
+    def each(mask, array, index):
+        if not is_each(index):
+            return fallback(array, index)
+        return tuple(array[_check_vectors(mask, array, index, n)[:, None] + np.arange(n)].T)
+
+    return _named(load, fallback, each, f"load{n}")
 
 
 def _store(n):
@@ -97,13 +105,20 @@ def _store(n):
         index = _check_vector(array, index, n)
         array[index : index + n] = values
 
-    return _named(store, fallback, f"store{n}")
+    @masked
+    def each(mask, array, index, values):
+        index = _check_vectors(mask, array, spread(index), n)
+        who = slice(None) if mask is None else mask
+        for j, value in enumerate(values):
+            array[index[who] + j] = spread(value)[who]
+
+    return _named(store, fallback, each, f"store{n}")
 
 
-def _named(typing, fallback, name):
+def _named(typing, fallback, each, name):
     typing.__name__ = typing.__qualname__ = name
     made = intrinsic(typing)
-    simulator.register(made, fallback)
+    simulator.register(made, fallback, each)
     return made
 
 
@@ -114,6 +129,15 @@ def _check_vector(array, index, n):
         raise IndexError(f"elements {index} to {index + n - 1} of an array of {array.size}")
     if index % n and index % (16 // array.itemsize):
         raise simulator.SimulationError(f"index {index}: expected a multiple of {n}")
+    return index
+
+
+def _check_vectors(mask, array, index, n):
+    """Return the threads' indices, 0 for those that are not there, checked as above."""
+    index = lockstep.active(mask, index).astype(np.int64)
+    if index.max() + n > array.size or (index % n).any():
+        for i in index:
+            _check_vector(array, i, n)
     return index
 
 
@@ -163,7 +187,18 @@ def _copy_async(nbytes):
         else:
             target[place : int(place) + n] = 0
 
-    return _named(copy, fallback, f"copy_async_{nbytes}")
+    @masked
+    def each(mask, target, place, source, index, valid):
+        n = nbytes // target.itemsize
+        place = _check_vectors(mask, target, spread(place), n)
+        valid = spread(valid) if mask is None else spread(valid) & mask
+        index = _check_vectors(valid, source, spread(index), n)
+        who = slice(None) if mask is None else mask
+        for j in range(n):
+            numbers = np.where(valid, source[np.where(valid, index + j, 0)], source.dtype.type(0))
+            target[place[who] + j] = numbers[who]
+
+    return _named(copy, fallback, each, f"copy_async_{nbytes}")
 
 
 copy_async_4, copy_async_8, copy_async_16 = _copy_async(4), _copy_async(8), _copy_async(16)
@@ -178,7 +213,7 @@ def _statement(name, text):
 
         return types.void(), code
 
-    return _named(statement, lambda: None, name)
+    return _named(statement, lambda: None, lambda: None, name)
 
 
 copy_async_commit = _statement("copy_async_commit", "cp.async.commit_group;")
@@ -226,30 +261,42 @@ def _mma(name, mnemonic, accumulator, operand, na, nb, letters, fragments):
 
         return signature, code
 
-    def rule(values):
-        a, b, c = (np.array([values[lane][i] for lane in range(32)]) for i in range(3))
+    def product(a, b, c):
+        """The numbers of each warp's lanes, (numbers, warps, 32), as those of D."""
         A, B = fragments(a, b)
-        C = np.empty((16, 8))
-        C[_G, 2 * _T], C[_G, 2 * _T + 1] = c[:, 0], c[:, 1]
-        C[_G + 8, 2 * _T], C[_G + 8, 2 * _T + 1] = c[:, 2], c[:, 3]
+        C = np.empty((c.shape[1], 16, 8))
+        for place, numbers in zip(_PLACES, c, strict=True):
+            C[(slice(None), *place)] = numbers
         with np.errstate(all="ignore"):
             for k in range(8):
-                C += A[:, k, None] * B[k]
-        places = ((_G, 2 * _T), (_G, 2 * _T + 1), (_G + 8, 2 * _T), (_G + 8, 2 * _T + 1))
-        D = np.stack([C[place] for place in places], axis=1).astype(c.dtype)
-        return {lane: tuple(D[lane]) for lane in range(32)}
+                C += A[:, :, k, None] * B[:, k, None]
+        return [C[(slice(None), *place)].astype(c.dtype) for place in _PLACES]
+
+    def rule(values):
+        given = (np.array([values[lane][i] for lane in range(32)]).T[:, None] for i in range(3))
+        D = product(*given)
+        return {lane: tuple(numbers[0, lane] for numbers in D) for lane in range(32)}
 
     def fallback(a, b, c):
         return simulator.collective(name, (a, b, c), rule)
 
-    return _named(mma, fallback, name)
+    @masked
+    def each(mask, a, b, c):
+        lockstep.whole_warps(mask)
+        given = (np.stack([lockstep.by_warp(x) for x in numbers]) for numbers in (a, b, c))
+        return tuple(numbers.ravel() for numbers in product(*given))
+
+    return _named(mma, fallback, each, name)
+
+
+_PLACES = ((_G, 2 * _T), (_G, 2 * _T + 1), (_G + 8, 2 * _T), (_G + 8, 2 * _T + 1))
 
 
 def _fragments(a, b):
     a, b = (x.view(np.float32) if x.dtype == np.uint32 else x for x in (a, b))
-    A, B = np.empty((16, 8)), np.empty((8, 8))
-    A[_G, _T], A[_G + 8, _T], A[_G, _T + 4], A[_G + 8, _T + 4] = a.T
-    B[_T, _G], B[_T + 4, _G] = b.T
+    A, B = np.empty((a.shape[1], 16, 8)), np.empty((a.shape[1], 8, 8))
+    A[:, _G, _T], A[:, _G + 8, _T], A[:, _G, _T + 4], A[:, _G + 8, _T + 4] = a
+    B[:, _T, _G], B[:, _T + 4, _G] = b
     return A, B
 
 
@@ -258,11 +305,11 @@ def _fragments_bfloat16(a, b):
         low = (x << np.uint32(16)).view(np.float32)
         return low, (x & np.uint32(0xFFFF0000)).view(np.float32)
 
-    A, B = np.empty((16, 8)), np.empty((8, 8))
+    A, B = np.empty((a.shape[1], 16, 8)), np.empty((a.shape[1], 8, 8))
     (a_low, a_high), (b_low, b_high) = halves(a), halves(b)
-    A[_G, 2 * _T], A[_G + 8, 2 * _T] = a_low.T
-    A[_G, 2 * _T + 1], A[_G + 8, 2 * _T + 1] = a_high.T
-    B[2 * _T, _G], B[2 * _T + 1, _G] = b_low[:, 0], b_high[:, 0]
+    A[:, _G, 2 * _T], A[:, _G + 8, 2 * _T] = a_low
+    A[:, _G, 2 * _T + 1], A[:, _G + 8, 2 * _T + 1] = a_high
+    B[:, 2 * _T, _G], B[:, 2 * _T + 1, _G] = b_low[0], b_high[0]
     return A, B
 
 
@@ -291,23 +338,24 @@ def _convert(name, text, constraints, result, arguments, fallback):
 
         return result(*arguments), code
 
+    # A fallback takes a number or an array of them.
     if len(arguments) == 1:
-        return _named(lambda context, x: convert(context, x), fallback, name)
-    return _named(lambda context, x, y: convert(context, x, y), fallback, name)
+        return _named(lambda context, x: convert(context, x), fallback, fallback, name)
+    return _named(lambda context, x, y: convert(context, x, y), fallback, fallback, name)
 
 
 def _tf32(x):
     """Round to 10 bits of mantissa, to nearest, ties away from zero."""
     bits = np.float32(x).view(np.uint32)
-    return bits if not np.isfinite(x) else (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+    rounded = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+    return np.where(np.isfinite(x), rounded, bits)[()]
 
 
 def _bfloat16(x):
     """Round to 7 bits of mantissa, to nearest, ties to even: the bits, in the lower half."""
     bits = np.float32(x).view(np.uint32)
-    if np.isnan(x):
-        return np.uint32(0x7FFF)
-    return (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+    half = np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+    return np.where(np.isnan(x), np.uint32(0x7FFF), (bits + half) >> np.uint32(16))[()]
 
 
 to_tf32 = _convert(

@@ -237,7 +237,7 @@ def sum_parts(real):
             if flags & BIAS:
                 total += bias[i % N]
             if flags & RELU:
-                total = total if total > real(0) else real(0)
+                total = real(0) if total <= real(0) else total
             C[i] = total
 
     return sum_of_parts

@@ -19,6 +19,9 @@ block, which goes on when everybody who must come has come.  What it does more t
                     out of range (an unsigned index below zero wraps around, and is out of range as
                     well)
 
+All that takes a millisecond for a few dozen steps of a thread.  The schedule "lockstep" gives the
+same bits some ten times sooner (lockstep.py), without the search for races.
+
 What it cannot show: memory that arrives late between warps, and Numba's typing (float32 * 2.0 is
 float64 on the device).  For the second, every kernel is also compiled (assembly.py).
 """
@@ -62,7 +65,9 @@ def poison(array):
     return array
 
 
-class _Index:
+class Index:
+    """Three numbers x, y, z."""
+
     __slots__ = ("x", "y", "z")
 
     def __init__(self, x, y, z):
@@ -154,7 +159,9 @@ class _LocalMemory:
         return poison(np.empty(shape, as_numpy(dtype)))
 
 
-class _ConstantMemory:
+class ConstantMemory:
+    """cuda.const: arrays that kernels find as they are."""
+
     def array_like(self, array):
         return array
 
@@ -165,7 +172,7 @@ class _Cuda:
     warpsize = WARP
     shared = _SharedMemory()
     local = _LocalMemory()
-    const = _ConstantMemory()
+    const = ConstantMemory()
 
     @property
     def threadIdx(self):
@@ -241,35 +248,44 @@ class _Math:
 
 
 def as_numpy(dtype):
+    """Return the NumPy dtype of a Numba type or dtype."""
     return as_dtype(dtype) if isinstance(dtype, types.Type) else np.dtype(dtype)
 
 
 _fallbacks = {}
 
 
-def register(intrinsic, fallback):
-    """Let `fallback` stand for `intrinsic` (any object that kernels call) in simulated kernels."""
-    _fallbacks[id(intrinsic)] = (intrinsic, fallback)
+def register(intrinsic, fallback, each):
+    """Let `fallback` stand for `intrinsic` (any object that kernels call) in simulated kernels.
+
+    each: what stands for it in lockstep, for the arrays of all threads.
+    """
+    _fallbacks[id(intrinsic)] = (intrinsic, fallback, each)
 
 
-_fake_cuda = _Cuda()
+fake_cuda = _Cuda()
 _fake_math = _Math()
+
+
+def meaning(value, each=False):
+    """Return what a global name means to a simulated thread; each: to all threads of a block."""
+    if value is math:
+        return _fake_math
+    if id(value) in _fallbacks:
+        return _fallbacks[id(value)][2 if each else 1]
+    if isinstance(value, types.Number | types.Boolean):
+        return as_dtype(value).type
+    return value
 
 
 def _substitute(value, rebuilt):
     from numba import cuda as real_cuda
 
     if value is real_cuda:
-        return _fake_cuda
-    if value is math:
-        return _fake_math
-    if id(value) in _fallbacks:
-        return _fallbacks[id(value)][1]
-    if isinstance(value, types.Number | types.Boolean):
-        return as_dtype(value).type
+        return fake_cuda
     if hasattr(value, "py_func"):
         return _rebuild(value.py_func, rebuilt)
-    return value
+    return meaning(value)
 
 
 def _rebuild(function, rebuilt):
@@ -298,7 +314,7 @@ def _simulated(function):
     inner = _rebuild(function, {})
 
     def thread(*args):
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # a greenlet does not have its caller's
             inner(*args)
 
     return thread
@@ -311,7 +327,9 @@ def _order(schedule):
     if schedule == "reverse":
         return lambda items: items[::-1]
     if not isinstance(schedule, int):
-        raise ValueError(f"schedule: got {schedule!r}, expected 'forward', 'reverse' or a seed")
+        raise ValueError(
+            f"schedule: got {schedule!r}, expected 'lockstep', 'forward', 'reverse' or a seed"
+        )
     generator = random.Random(schedule)
 
     def shuffled(items):
@@ -327,16 +345,20 @@ def _three(shape):
 
 def run(function, grid, block, args, shared=0, schedule="forward"):
     """Run `function` (the Python function of a kernel) over the grid, block by block."""
+    grid, block = _three(grid), _three(block)
+    fake_cuda.gridDim, fake_cuda.blockDim = Index(*grid), Index(*block)
+    if schedule == "lockstep":
+        from minimal_nn.cuda import lockstep
+
+        return lockstep.run(function, grid, block, args, shared)
     greenlet = _greenlet()
     body = _simulated(function)
-    grid, block = _three(grid), _three(block)
-    _fake_cuda.gridDim, _fake_cuda.blockDim = _Index(*grid), _Index(*block)
     order = _order(schedule)
     threads = [
-        _Index(x, y, z) for z in range(block[2]) for y in range(block[1]) for x in range(block[0])
+        Index(x, y, z) for z in range(block[2]) for y in range(block[1]) for x in range(block[0])
     ]
     blocks = [
-        _Index(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])
+        Index(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])
     ]
     for index in order(blocks):
         _run_block(greenlet, body, args, index, threads, shared, order)
@@ -386,11 +408,11 @@ def _meet(block, threads, alive):
         lines = ", ".join(str(line) for line in sorted({site[2] for site in sites}))
         if len(sites) > 1:
             raise DivergentBarrierError(
-                f"block {_place(block)}: threads wait at different barriers, lines {lines}"
+                f"block {place_of(block)}: threads wait at different barriers, lines {lines}"
             )
         if len(alive) < len(threads):
             raise EarlyExitError(
-                f"block {_place(block)}: {len(threads) - len(alive)} threads left the kernel "
+                f"block {place_of(block)}: {len(threads) - len(alive)} threads left the kernel "
                 f"before the barrier in line {lines}"
             )
         return alive
@@ -411,13 +433,14 @@ def _meet(block, threads, alive):
     if not ready:
         where = sorted({(str(thread.waits_for), thread.site[2]) for thread in alive})
         raise DeadlockError(
-            f"block {_place(block)}: threads wait for others that never come, at "
+            f"block {place_of(block)}: threads wait for others that never come, at "
             + "; ".join(f"{what} in line {line}" for what, line in where)
         )
     return ready
 
 
-def _place(block):
+def place_of(block):
+    """Return the number of a block, for messages."""
     return (block.index.x, block.index.y, block.index.z)
 
 

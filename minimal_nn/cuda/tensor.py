@@ -238,9 +238,9 @@ def product_kernel(
             for i in range(M_PARTS):
                 for j in range(N_PARTS):
                     for q in range(4):
-                        # NaN becomes 0, as in the reference wing.
+                        # NaN goes through, as in the reference wing.
                         v = sums[i, j, q]
-                        sums[i, j, q] = v if v > total(0) else total(0)
+                        sums[i, j, q] = total(0) if v <= total(0) else v
         C0 = uint32(cuda.blockIdx.z) * M * N
         for i in range(M_PARTS):
             for j in range(N_PARTS):

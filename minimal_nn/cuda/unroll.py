@@ -11,8 +11,7 @@ this one.
         return unrolled(kernel)
 
 `unrolled` returns the function with every `for name in unroll(N)` written out N times, `name`
-replaced by the numbers 0, 1, ..., N - 1.  N is a name that the function can see.  The new text is
-known to `linecache`, so that tracebacks and Numba's messages show it.
+replaced by the numbers 0, 1, ..., N - 1.  N is a name that the function can see.
 """
 
 import ast
@@ -62,7 +61,15 @@ def unrolled(function):
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     tree.body[0].decorator_list = []
     text = ast.unparse(ast.fix_missing_locations(_Unroll(scope).visit(tree)))
-    name = f"<{function.__qualname__} unrolled {next(_count)}>"
-    linecache.cache[name] = (len(text), None, text.splitlines(True), name)
-    exec(compile(text, name, "exec"), scope)
-    return scope[function.__name__]
+    return made(text, function.__name__, scope)
+
+
+def made(text, name, scope):
+    """Return the function `name` that the text defines, its names taken from `scope`.
+
+    The text is known to `linecache`, so that tracebacks, Numba's messages and the simulator see it.
+    """
+    filename = f"<{name} {next(_count)}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
+    exec(compile(text, filename, "exec"), scope)
+    return scope[name]

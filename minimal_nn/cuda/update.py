@@ -31,6 +31,7 @@ from minimal_nn.cuda import reduction
 from minimal_nn.cuda.elementwise import THREADS, grid
 from minimal_nn.cuda.launch import asarray, device, empty, kernel, launch, to_host
 from minimal_nn.cuda.reduction import ZERO_NORM
+from minimal_nn.cuda.unroll import made
 from minimal_nn.cuda.vectors import U, flatten, lift, number_type, placed, vector, vector_width
 from minimal_nn.errors import ZeroNormError
 
@@ -212,19 +213,19 @@ def step_kernel(formula, T, width, per_entry):
         "part1": lift(lambda new: new[1], 1, width),
         "part2": lift(lambda new: new[2], 1, width),
     }  # fmt: skip
-    exec(text, scope)
-    return kernel(threads=THREADS)(scope[formula])
+    return kernel(threads=THREADS)(made(text, formula, scope))
 
 
 class Units:
     """How the columns of a group's parameters are cut into blocks, for the formulas unit by unit.
 
     shapes: of the parameters, in the order in which they lie in the flat arrays; starts: where each
-    begins there (default: one after the other).  A vector is one unit.
+    begins there (default: one after the other).  width: numbers to a load.  order: the width whose
+    order of sums is kept (default: the same).  A vector is one unit.
     """
 
-    def __init__(self, shapes, width, starts=None):
-        self.width, self.x = width, 8 // width
+    def __init__(self, shapes, width, starts=None, order=None):
+        self.width, self.x = width, 8 // (order or width)
         blocks, unit, end = [], 0, 0
         for k, shape in enumerate(shapes):
             start = end if starts is None else starts[k]
@@ -490,7 +491,8 @@ def _unit_step(formula, w, g, learning_rate):
         row = [np.broadcast_to(number, w.shape) for number in row]
     table, place = asarray(np.array(row, w.dtype).ravel()), asarray(np.zeros(1, np.uint32))
     out = empty(w.shape, w.dtype)
-    units = Units([w.shape], 1 if per_entry else Units.widest([w.shape], [0], w, g, out))
+    widest = Units.widest([w.shape], [0], w, g, out)
+    units = Units([w.shape], 1 if per_entry else widest, order=widest)
     blocks = asarray(units.table.ravel())
     flat_w, flat_g, flat_out = flatten(w, g, out)
     for call in unit_step_calls(

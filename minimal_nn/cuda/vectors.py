@@ -14,6 +14,7 @@ import numpy as np
 
 from minimal_nn.cuda import intrinsics, launch
 from minimal_nn.cuda.launch import device
+from minimal_nn.cuda.unroll import made
 
 BYTES = 16
 U = numba.uint32
@@ -29,14 +30,11 @@ def lift(function, arguments, width):
     names = [f"a{i}" for i in range(arguments)]
     entries = (f"f({', '.join(f'{name}[{j}]' for name in names)})" for j in range(width))
     source = f"def lifted({', '.join(names)}):\n    return ({', '.join(entries)},)\n"
-    scope = {"f": device(function)}
-    exec(source, scope)
-    return device(scope["lifted"])
+    return device(made(source, "lifted", {"f": device(function)}))
 
 
 def _built(source, **scope):
-    exec(source, scope)
-    return device(scope["built"])
+    return device(made(source, "built", scope))
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import pytest
 from minimal_nn.cuda import launch
 from minimal_nn.errors import CudaUnavailableError
 
-SCHEDULES = ("forward", "reverse", 7)
+SCHEDULES = ("lockstep", "forward", "reverse", 7)
 
 
 def pytest_runtest_setup(item):

@@ -160,6 +160,27 @@ def test_nan_stays_in_its_column(place, rng):
         assert_same_bits(got, before, name)
 
 
+def test_nan_goes_through_the_relu(place, rng):
+    z, gamma, beta, dy = on_device(draw(rng, (70, 9), np.float32))
+    mean, var, dgamma, dbeta = like(*[gamma] * 4)
+    broken = launch.to_host(z)
+    broken[33, 4] = np.nan
+    results = []
+    for numbers in (launch.asarray(broken), z):
+        y, dz = like(z, z)
+        for call in batchnorm.forward_calls(
+            numbers, gamma, beta, 1e-5, y, mean, var, reduction.status(), relu=True
+        ):
+            launch.launch(*call)
+        cache = batchnorm.Cache(numbers, gamma, beta, mean, var, 1e-5)
+        for call in batchnorm.backward_calls(dy, cache, dz, dgamma, dbeta, relu=True):
+            launch.launch(*call)
+        results.append([launch.to_host(x) for x in (y, dz)])
+    for got, clean in zip(*results, strict=True):
+        assert np.isnan(got[:, 4]).all()
+        assert_same_bits(np.delete(got, 4, 1), np.delete(clean, 4, 1), "the other columns")
+
+
 def test_strided_arrays_give_the_same_bits(rng):
     arrays = draw(rng, (20, 9), np.float32)
     with launch.simulation():

@@ -62,9 +62,12 @@ def test_tanh_within_the_library_bound(place, rng, kind):
 def test_special_values_of_the_activations(place):
     z = np.array([np.nan, np.inf, -np.inf, 0.0], np.float32)
     (y,), cache = run(activation.forward, z, kind="relu")
-    assert y.tolist() == [0, np.inf, 0, 0]
-    dz = back(activation.backward, np.ones(4, np.float32), cache)
-    assert_same_bits(dz, np.array([0, 1, 0, 0], np.float32), "dz")
+    expected, expected_cache = reference_activation.forward(z, "relu")
+    assert np.isnan(y[0]) and y[1:].tolist() == [np.inf, 0, 0]
+    dy = np.arange(1, 5, dtype=np.float32)
+    dz = back(activation.backward, dy, cache)
+    assert_same_bits(dz, np.array([1, 2, 0, 0], np.float32), "dz")
+    assert_same_bits(dz, reference_activation.backward(dy, expected_cache), "dz")
     (y,), _ = run(activation.forward, z, kind="tanh")
     assert np.isnan(y[0]) and y[1:].tolist() == [1, -1, 0]
     (y,), cache = run(activation.forward, z[1:], kind="identity")

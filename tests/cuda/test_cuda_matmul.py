@@ -181,6 +181,17 @@ def test_bias_and_activation(place, rng, kind, activation):
 
 
 @DTYPES
+@pytest.mark.parametrize("part", [matmul.PART, 8], ids=["whole", "split"])
+def test_nan_goes_through_the_relu(place, rng, kind, part, monkeypatch):
+    monkeypatch.setattr(matmul, "PART", part)
+    a, b = integers(rng, (9, 40), kind), integers(rng, (40, 12), kind)
+    a[2, 1] = np.nan
+    got = product_on(place, a, b, bias=np.zeros(12, kind), activation="relu")
+    assert np.isnan(got[2]).all()
+    assert np.array_equal(np.delete(got, 2, 0), np.maximum(np.delete(a, 2, 0) @ b, 0))
+
+
+@DTYPES
 def test_random_numbers_within_the_bound_of_any_order(place, rng, kind):
     a, b = rng.standard_normal((30, 50)).astype(kind), rng.standard_normal((50, 21)).astype(kind)
     exact = a.astype(np.longdouble) @ b.astype(np.longdouble)

@@ -199,6 +199,15 @@ def test_normalize_and_lars_commute_with_powers_of_two(place, rng, kind):
     assert_same_bits(launch.to_host(update.lars(scaled, other, 0.1)), a * step, "lars")
 
 
+@KINDS
+@pytest.mark.parametrize("formula", ["normalized_sgd", "lars"])
+def test_a_rate_for_each_unit_sums_in_the_same_order(place, rng, kind, formula):
+    w, g = (launch.asarray(x) for x in rng.standard_normal((2, 70, 8)).astype(kind))
+    one = getattr(update, formula)(w, g, 4.0)
+    each = getattr(update, formula)(w, g, np.full(8, 4.0))
+    assert_same_bits(launch.to_host(each), launch.to_host(one), formula)
+
+
 def test_zero_gradients_step_nowhere_and_zero_weights_are_refused(place, rng):
     w = rng.standard_normal((9, 8)).astype(np.float32)
     zero = launch.asarray(np.zeros_like(w))

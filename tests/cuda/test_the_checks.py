@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from numba import float32, uint32
 
-from minimal_nn.cuda import assembly, launch, simulator
-from minimal_nn.cuda.launch import cuda, kernel
+from minimal_nn.cuda import assembly, launch, lockstep, simulator
+from minimal_nn.cuda.intrinsics import load2, store2
+from minimal_nn.cuda.launch import cuda, device, kernel
 
 
 def reverse_in_shared_memory(barrier):
@@ -81,6 +82,60 @@ def atomic(x, y):
     cuda.atomic.add(y, 0, x[uint32(cuda.threadIdx.x)])
 
 
+@kernel(threads=64)
+def parting(x, y):
+    t = uint32(cuda.threadIdx.x)
+    while True:
+        if t > uint32(7):
+            break
+        t += uint32(1)
+    y[t] = x[t]
+
+
+@kernel(threads=64)
+def misaligned(x, y):
+    store2(y, uint32(2) * (uint32(cuda.threadIdx.x) % uint32(32)), load2(x, uint32(1)))
+
+
+@device
+def sign(a):
+    if a > float32(0):
+        if a > float32(40):
+            return float32(2)
+        return float32(1)
+    return float32(-1) if a < float32(-10) or a == float32(-3) else float32(0)
+
+
+@kernel(threads=64)
+def branches(x, y):
+    """All kinds of control that differs between threads."""
+    t = uint32(cuda.threadIdx.x)
+    a = x[t] - float32(20)
+    total = float32(0)
+    rounds = t % uint32(7)
+    while rounds > uint32(0) and total < float32(9):
+        total += sign(a) * float32(rounds)
+        if t > uint32(50) and not x[t - uint32(50)] > float32(3):
+            total, a = total + float32(0.5), -a
+        else:
+            for k in range(uint32(3)):
+                total -= float32(k) * float32(0.25)
+        rounds -= uint32(1)
+    y[t] = max(total, a) if t < uint32(33) else min(total, a)
+
+
+@kernel(threads=64)
+def votes(x, y):
+    t = uint32(cuda.threadIdx.x)
+    full = uint32(0xFFFFFFFF)
+    v = x[t]
+    v += cuda.shfl_down_sync(full, v, 3) + cuda.shfl_up_sync(full, v, 1)
+    v += cuda.shfl_sync(full, v, 5) + cuda.fma(v, v, float32(0.1))
+    if cuda.any_sync(full, t == uint32(40)) and not cuda.all_sync(full, t < uint32(3)):
+        v += float32(cuda.ballot_sync(full, v > float32(2000)))
+    y[t] = v
+
+
 @kernel(threads=1024, blocks=2)
 def spilling(x, y):
     local = cuda.local.array(64, float32)
@@ -151,6 +206,34 @@ def test_a_fault_of_control_is_an_error(kernel, error, message):
         run(kernel)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "error", "message"),
+    [
+        (divergent, simulator.DivergentBarrierError, "others do not reach"),
+        (leaving, simulator.DivergentBarrierError, "others do not reach"),
+        (half_a_warp, simulator.DeadlockError, "never come"),
+        (out_of_range, IndexError, "out of bounds"),
+        (run_time_index, simulator.SimulationError, "would not stay in registers"),
+        (parting, simulator.SimulationError, "some threads leave a loop"),
+        (misaligned, simulator.SimulationError, "index 1: expected a multiple of 2"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_fault_of_control_is_an_error_in_lockstep(kernel, error, message):
+    with pytest.raises(error, match=message):
+        run(kernel, "lockstep")
+
+
+def test_lockstep_needs_the_barrier_for_nothing_but_sees_what_is_unwritten():
+    assert np.isfinite(run(reverse_in_shared_memory(barrier=False), "lockstep")[0]).all()
+    assert np.isnan(run(unwritten, "lockstep")[0]).all()
+
+
+@pytest.mark.parametrize("kernel", [branches, votes], ids=lambda kernel: kernel.name)
+def test_branches_are_the_same_in_lockstep(schedules, kernel):
+    schedules(lambda: run(kernel, launch.schedule()))
+
+
 def test_the_simulator_runs_on_after_an_error():
     with pytest.raises(simulator.DivergentBarrierError):
         run(divergent)
@@ -174,6 +257,21 @@ def test_reading_before_writing_gives_nan():
 def test_a_fault_of_the_compiled_kernel_fails_the_check(kernel, fault):
     with pytest.raises(AssertionError, match=fault):
         compiled.check([launch.Record(kernel, 1, 64, (np.zeros(64, np.float32),) * 2, 0)])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_fma_of_arrays_is_that_of_numbers(kind):
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.standard_normal(600) * 2.0 ** rng.integers(-40, 41, 600) for _ in range(3))
+    c[:200] = -a[:200] * b[:200] * (1 + rng.integers(-2, 3, 200) * np.finfo(kind).eps)
+    a[200:250] *= np.finfo(kind).tiny * 2.0**9  # subnormal products
+    c[200:250] *= np.finfo(kind).tiny
+    a[250:260], c[260:265], b[265:270] = 0, np.inf, np.nan
+    a, b, c = (x.astype(kind) for x in (a, b, c))
+    with np.errstate(all="ignore"):
+        expected = np.array([simulator.fma(*numbers) for numbers in zip(a, b, c, strict=True)])
+        got = lockstep.fma(a, b, c)
+        assert got.dtype == kind and np.array_equal(got, expected, equal_nan=True)
 
 
 def test_fma_rounds_once():
