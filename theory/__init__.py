@@ -9,7 +9,7 @@
     arithmetic      what a claim can be run in: floats, balls, symbols; the precision ladder
     invariance, gradients, effective_rate, optimizer_symmetry, second_order, norm_dynamics, flow,
     equilibrium, in_training, remedies, gamma_beta    the claims, in the paper's order
-    identities      the claims in balls and symbols
+    identities, exact_runs, exact_second_order      the claims in balls and symbols
     auditing        audit: which parameters of a model are scale-invariant; torch: of PyTorch's
     report, page    the table that `python -m theory` prints, and the page that it writes
 """
@@ -19,7 +19,7 @@ from theory import invariance, gradients, effective_rate, optimizer_symmetry  # 
 from theory import second_order  # noqa: F401, I001
 from theory import norm_dynamics, flow, equilibrium, in_training  # noqa: F401, I001
 from theory import remedies, gamma_beta  # noqa: F401, I001
-from theory import identities  # noqa: F401, I001
+from theory import identities, exact_runs, exact_second_order  # noqa: F401, I001
 from theory.auditing import Audit, audit
 from theory.callables import assert_claim, verify
 from theory.claim import CLAIMS, Claim, Measurement, Verdict, select

@@ -5,9 +5,9 @@ import sys
 import time
 
 from minimal_nn import backend
-from theory import arithmetic, identities, report
-from theory.claim import IDENTITIES, select
-from theory.subject import DTYPES, Options
+from theory import arithmetic, report
+from theory.claim import select
+from theory.subject import DTYPES, EXACT_ARITHMETICS, Options
 
 
 def parser():
@@ -25,8 +25,9 @@ def parser():
     numbers.add_argument(
         "--arithmetic",
         default=None,
-        choices=[name for name in arithmetic.NAMES if name != "float16"],  # networks underflow
-        help="other numbers: a dtype, rigorous balls, or symbols (the claims that are identities)",
+        choices=arithmetic.NAMES,
+        help="other numbers: a dtype, rigorous balls, or symbols (the claims that fit them; the "
+        "others are named with the reason)",
     )
     p.add_argument(
         "--bits", type=int, default=1000, help="the balls' precision (default 1000)"
@@ -56,13 +57,42 @@ def main(arguments=None):
             report.check_json_path(options.json)
         if options.arithmetic is not None:
             arithmetic.get(options.arithmetic, options.bits)
-        if options.arithmetic in ("ball", "symbol"):
-            claims = _identities(claims, options)
+        asked = _asked(options)
+        left_out = {claim: claim.left_out(asked) for claim in claims}
+        _refuse(options, asked, claims)
     except (ValueError, ImportError, RuntimeError) as error:
         print(f"python -m theory: {error}", file=sys.stderr)
         return 2
+    started = time.perf_counter()
+    print("\n".join(report.header(asked.arithmetic)))
+    verdicts = []
+    with _one_blas_thread():
+        for claim in claims:
+            for subject in claim.subjects(asked):
+                verdicts.append(claim.verify(subject))
+                print(report.line(verdicts[-1]), flush=True)
+    for line in report.notes(left_out, options.backend):
+        print(line)
+    print("-" * report.WIDTH)
+    seconds = time.perf_counter() - started
+    print(report.summary(verdicts, seconds))
+    try:
+        if options.json:
+            report.write_json(options.json, verdicts, vars(options), left_out)
+        if options.report:
+            from theory import page  # latex2mathml and matplotlib, for this option alone
+
+            print(f"report: {page.write(options.report, verdicts, seconds, left_out)}")
+    except (OSError, ValueError, ImportError) as error:
+        print(f"python -m theory: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(verdict.verified for verdict in verdicts) else 1
+
+
+def _asked(options):
+    """Return the command line's choices as the claims' Options."""
     dtype = options.dtype or options.arithmetic
-    asked = Options(
+    return Options(
         backend=options.backend,
         dtypes=DTYPES if dtype is None else (dtype,),
         seed=options.seed,
@@ -70,46 +100,20 @@ def main(arguments=None):
         arithmetic=options.arithmetic,
         bits=options.bits,
     )
-    exact = asked.arithmetic in ("ball", "symbol")
-    started = time.perf_counter()
-    print("\n".join(report.header(asked.arithmetic)))
-    verdicts = []
-    with _one_blas_thread():
-        for claim in claims:
-            for subject in identities.subjects(asked) if exact else claim.subjects(asked):
-                verdicts.append(claim.verify(subject))
-                print(report.line(verdicts[-1]), flush=True)
-    print("-" * report.WIDTH)
-    seconds = time.perf_counter() - started
-    print(report.summary(verdicts, seconds))
-    try:
-        if options.json:
-            report.write_json(options.json, verdicts, vars(options))
-        if options.report:
-            from theory import page  # latex2mathml and matplotlib, for this option alone
-
-            print(f"report: {page.write(options.report, verdicts, seconds)}")
-    except (OSError, ValueError, ImportError) as error:
-        print(f"python -m theory: {error}", file=sys.stderr)
-        return 2
-    return 0 if all(verdict.verified for verdict in verdicts) else 1
 
 
-def _identities(claims, options):
-    """Return the claims that balls and symbols can be asked for; refuse what asks for none."""
-    if options.backend != "reference":
+def _refuse(options, asked, claims):
+    """Refuse a wing that has no such numbers, and a claim that is asked for but fits none of it."""
+    if options.backend != "reference" and options.arithmetic not in (None, *DTYPES):
         raise ValueError(
             f"--backend: got {options.backend}, expected reference with --arithmetic "
             f"{options.arithmetic}: only its formulas run on other numbers"
         )
-    ids = identities.SYMBOLIC if options.arithmetic == "symbol" else IDENTITIES
-    chosen = tuple(claim for claim in claims if claim.id in ids)
-    if not chosen:
-        raise ValueError(
-            f"--only: got {options.only}, expected some of {', '.join(ids)} (the claims that are "
-            f"identities) with --arithmetic {options.arithmetic}"
-        )
-    return chosen
+    for claim in claims if options.only else ():
+        reasons = claim.left_out(asked)
+        if len(reasons) == len(asked.dtypes if asked.arithmetic not in EXACT_ARITHMETICS else (1,)):
+            name, reason = next(iter(reasons.items()))
+            raise ValueError(f"--only: {claim.id} is not run in {name}: {reason}")
 
 
 def _one_blas_thread():

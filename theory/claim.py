@@ -8,14 +8,35 @@ nothing.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from theory.subject import network_subjects
+from minimal_nn import backend
+from theory.subject import EXACT_ARITHMETICS, network_subjects
 
 CLAIMS = {}  # by id, in the order of the paper
-IDENTITIES = {}  # by id: subject -> Measurement in balls and symbols (identities.py)
+IDENTITIES = {}  # by id: the claim's ExactForm, for balls and symbols (identities.py)
+
+
+# Why some claims are not run in some arithmetics
+UNDERFLOWS = "gradients, and the squares of them, leave the range of float16, 2^-24 to 65504"
+WORST_CASE = "a bound for the worst case leaves no digit where u = 2^-11"
+EXPRESSIONS = "a run's expressions grow with every step; its induction step is gradient-scaling"
+FITTED = "a fit over random draws: its interval is far above any rounding"
+STATISTICAL = (
+    "a mean over many random steps: its sampling error is far above the rounding of float64",
+    "float16 float32 longdouble ball symbol",
+)
+TOO_LONG = "thousands of steps, which a simulated wing would take hours for"
+
+
+class ExactForm(NamedTuple):
+    """A claim as an identity.  measure: subject -> Measurement.  subjects: Options -> subjects."""
+
+    measure: Callable
+    subjects: Callable
 
 
 @dataclass(frozen=True)
@@ -133,15 +154,17 @@ def _plain(value):
     return plain
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Claim:
     """A statement with its source, assumptions, derivation, measurement, and control.
 
     id: the name on the command line.  statement: LaTeX.  source: paper and place; cite: the same in
     at most 8 characters, for the table.  assumptions: a tuple of sentences.  control: what is taken
     away, and what must happen.  derivation: LaTeX and words, a few lines.  measure: subject ->
-    Measurement.  subjects: Options -> the subjects that `python -m theory` measures it on.
-    erratum: where a source is wrong.
+    Measurement.  floats: Options -> the subjects in floating point.  unfit: {arithmetic: why the
+    claim is not run in it}.  numpy_only: why it runs in NumPy whatever the wing is, "" if it does
+    not.  too_long: why a simulated wing is left out, "" if it is not.  erratum: where a source is
+    wrong.
     """
 
     id: str
@@ -151,9 +174,28 @@ class Claim:
     control: str
     derivation: str
     measure: Callable
-    subjects: Callable
+    floats: Callable
     cite: str
+    unfit: dict
+    numpy_only: str = ""
+    too_long: str = ""
     erratum: str = ""
+
+    def subjects(self, options):
+        """Return the subjects that `python -m theory` measures the claim on."""
+        left_out = self.left_out(options)
+        if options.arithmetic in EXACT_ARITHMETICS:
+            return [] if left_out else IDENTITIES[self.id].subjects(options)
+        dtypes = tuple(dtype for dtype in options.dtypes if dtype not in left_out)
+        return self.floats(replace(options, dtypes=dtypes)) if dtypes else []
+
+    def left_out(self, options):
+        """Return {arithmetic: why the claim is not run in it} for those that are asked for."""
+        exact = options.arithmetic in EXACT_ARITHMETICS
+        asked = (options.arithmetic,) if exact else options.dtypes
+        if self.too_long and backend.get(options.backend).simulated:
+            return dict.fromkeys(asked, self.too_long)
+        return {name: self.unfit[name] for name in asked if name in self.unfit}
 
     def verify(self, subject):
         """Measure on `subject` and return the Verdict; `refused` where that can tell nothing.
@@ -161,7 +203,7 @@ class Claim:
         A subject that is `exact` (in balls or symbols) is measured by the claim's identity.
         """
         exact = getattr(subject, "exact", False)
-        measure = IDENTITIES[self.id] if exact else self.measure
+        measure = IDENTITIES[self.id].measure if exact else self.measure
         try:
             measurement = measure(subject)
         except Refused as reason:
@@ -180,8 +222,14 @@ def claim(
     derivation,
     erratum="",
     subjects=network_subjects,
+    unfit=(),
+    numpy_only="",
+    too_long="",
 ):
-    """Register the decorated function, subject -> Measurement, as a Claim, and return the Claim."""
+    """Register the decorated function, subject -> Measurement, as a Claim, and return the Claim.
+
+    unfit: (why, names) pairs, the names of arithmetics separated by spaces.
+    """
 
     def register(measure):
         if id in CLAIMS:
@@ -195,7 +243,10 @@ def claim(
             control=control,
             derivation=derivation,
             measure=measure,
-            subjects=subjects,
+            floats=subjects,
+            unfit={name: why for why, names in unfit for name in names.split()},
+            numpy_only=numpy_only,
+            too_long=too_long,
             erratum=erratum,
         )
         return CLAIMS[id]

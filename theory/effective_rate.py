@@ -3,7 +3,7 @@ r"""The effective learning rate eta/|w|^2 as a symmetry of whole runs (sections 
 import numpy as np
 
 import minimal_nn as nn
-from theory.claim import Measurement, claim
+from theory.claim import EXPRESSIONS, UNDERFLOWS, Measurement, claim
 from theory.invariance import EXACT, limits
 from theory.subject import differing, exact_range, numbers, weight_groups
 
@@ -107,6 +107,10 @@ a^2 \eta (\nabla L(w_t') + 2 (\lambda / a^2) w_t') = a (w_t - \eta (\nabla L(w_t
 So of $\eta$, $\lambda$ and $|w_0|$ only $\eta / |w|^2$ and $\eta \lambda$ are felt. With $a =
 2^k$, also a different one for each unit, whole runs agree bit by bit.
 """,
+    unfit=(
+        (UNDERFLOWS, "float16"),
+        (EXPRESSIONS, "symbol"),
+    ),
 )
 def effective_learning_rate(subject):
     """Numbers of the scaled run that are not a times (or equal to) those of the plain run."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 import minimal_nn as nn
-from theory.claim import claim
+from theory.claim import STATISTICAL, TOO_LONG, claim
 from theory.random_walk import chain_means, judged, judged_exponents, walk
 
 DIMS, CHAINS = 256, 8
@@ -240,6 +240,7 @@ class WalkSubject:
     rule: Rule
     seed: int = 0
     longer: float = 1.0  # the factor on the chains' lengths
+    backend: str = "reference"
     arithmetic: str = "float64"
 
     @property
@@ -252,11 +253,9 @@ class WalkSubject:
 
 
 def walk_subjects(options):
-    """Return every optimizer with an equilibrium; statistics are measured in float64 alone."""
-    if "float64" not in options.dtypes:
-        return []
+    """Return every optimizer with an equilibrium."""
     longer = 10.0 if options.thorough else 1.0
-    return [WalkSubject(rule, options.seed, longer) for rule in RULES]
+    return [WalkSubject(rule, options.seed, longer, options.backend) for rule in RULES]
 
 
 _BETA2 = 0.998
@@ -281,6 +280,7 @@ def equilibrium_path(subject):
         skip=rule.skip,
         seed=[subject.seed, RULES.index(rule)],
         s=S,
+        wing=subject.backend,
     )
 
 
@@ -324,6 +324,10 @@ $m$.
     "(1 + beta1) for AdamW: the control, 77 % off. Another source prints |w|^4 proportional to "
     "lambda/eta for SGD: inverted.",
     subjects=walk_subjects,
+    unfit=(
+        STATISTICAL,
+    ),
+    too_long=TOO_LONG,
 )
 def equilibrium_norm(subject):
     """The mean |w| after burn-in against the law, relative, with its interval's half-width."""
@@ -362,6 +366,10 @@ $\sqrt{2 x (1 - \beta_1)/(1 + \beta_1)}$; its form exact in $x$ is measured. Ada
 with $x_e = x r \sqrt{C}/s$; it depends on $s$, so that layers turn at different speeds.
 """,
     subjects=walk_subjects,
+    unfit=(
+        STATISTICAL,
+    ),
+    too_long=TOO_LONG,
 )
 def equilibrium_angle(subject):
     """The root mean square angle between successive w against the law, relative, with its
@@ -402,6 +410,10 @@ $\eta^2 \lambda$, as the exact symmetries demand: $(\eta, \lambda) \to (a^2 \eta
 $(a \eta, \lambda/a^2)$ change $|w|$ alone.
 """,
     subjects=walk_subjects,
+    unfit=(
+        STATISTICAL,
+    ),
+    too_long=TOO_LONG,
 )
 def equilibrium_rate(subject):
     """The mean effective rate after burn-in against the law, relative, with its interval."""
@@ -447,6 +459,10 @@ $F(q) = \log|q - 1| - \tfrac{1}{2} \log(q^2 + q + 1) + \sqrt{3} \arctan((2 q + 1
 by $3 x_e$ per step. Measured for each chain: how far $F$, or $\log|q^{2 + 2 \nu} - 1|$, falls.
 """,
     subjects=walk_subjects,
+    unfit=(
+        STATISTICAL,
+    ),
+    too_long=TOO_LONG,
 )
 def relaxation_time(subject):
     """The rate at which log |q^p - 1| falls, q = |w| over its limit, against the law, with its
@@ -464,6 +480,7 @@ def relaxation_time(subject):
         skip=skip,
         seed=[subject.seed, RULES.index(rule), 1],
         s=S,
+        wing=subject.backend,
     )
     first, last = (rule.clock(path.norms[i] / limit) for i in (0, -1))
     return judged(
@@ -513,6 +530,10 @@ interval.
     "lambda is "
     "+1/3, and the printed -1/3 is excluded by the interval. |w| goes as (eta/lambda)^(1/3).",
     subjects=lambda options: [s for s in walk_subjects(options) if s.name in _EXPONENTS],
+    unfit=(
+        STATISTICAL,
+    ),
+    too_long=TOO_LONG,
 )
 def equilibrium_exponents(subject):
     """The exponents of the effective rate in eta and lambda, fitted over a grid, against the
@@ -531,6 +552,7 @@ def equilibrium_exponents(subject):
         skip=skip,
         seed=[subject.seed, RULES.index(rule), 3],
         s=S,
+        wing=subject.backend,
     )
     means, tau = chain_means(etas / path.norms ** (1 + rule.degree))
     rates = np.log(means).reshape(_COPIES, len(_GRID))
@@ -567,6 +589,10 @@ on $r$, and every gradient adds $\eta^2 C$ to $r^2$, whatever $\beta_1$ is. In b
 $\eta_{eff}$ falls as $t^{-1/2}$ in the end, to $1/(s \sqrt{2 t})$ for SGD, whatever $\eta$ was.
 """,
     subjects=lambda options: [s for s in walk_subjects(options) if s.name != "adamw"],
+    unfit=(
+        STATISTICAL,
+    ),
+    too_long=TOO_LONG,
 )
 def growth_law(subject):
     """|w| at the end of a run without decay against the law, relative, with its interval."""
@@ -587,6 +613,7 @@ def growth_law(subject):
         skip=steps,
         seed=[subject.seed, RULES.index(rule), 2],
         s=S,
+        wing=subject.backend,
     )
     return judged(
         path.norms[-1],

@@ -30,9 +30,7 @@ class FlowSubject:
 
 
 def flow_subjects(options):
-    """Return networks in float64: in float32 rounding would hide the solver's tolerance."""
-    if "float64" not in options.dtypes:
-        return []
+    """Return the three normalizations."""
     subjects = []
     for normalization in NORMALIZATIONS:
         data = network_subject(
@@ -125,6 +123,9 @@ tenth or less. Bound: the solver's error estimates $e$ of its accepted steps, th
 |w|^2$, at most $2 |w| |e| + |e|^2$, added up.
 """,
     subjects=flow_subjects,
+    unfit=(
+        ("scipy's solver works in float64", "float16 float32 longdouble ball symbol"),
+    ),
 )
 def gradient_flow(subject):
     """||w|^2 - exp(-4 lambda t) |w_0|^2| / |w|^2 at the end of the flow, the worst of the

@@ -1,12 +1,22 @@
 r"""The gradient of a scale-invariant loss: scaling and orthogonality (the paper's section 3)."""
 
+import dataclasses
+
 import numpy as np
 
 from minimal_nn import backend
-from theory.claim import Measurement, claim
+from theory import arithmetic
+from theory.claim import UNDERFLOWS, Measurement, claim
 from theory.invariance import EXACT, limits
 from theory.running_error import Bounded, gamma, unit_roundoff
-from theory.subject import differing, exact_range, numbers, rescaled, weight_groups
+from theory.subject import (
+    differing,
+    exact_range,
+    network_subjects,
+    numbers,
+    rescaled,
+    weight_groups,
+)
 
 
 def gradients(network, X, targets):
@@ -54,6 +64,9 @@ changes the direction of $w$ by about $\eta |\nabla L(w)| / |w|$, proportional t
 With $a = 2^k$ both sides have the same bits; the gradients of all other parameters do not change
 at all.
 """,
+    unfit=(
+        (UNDERFLOWS, "float16"),
+    ),
 )
 def gradient_scaling(subject):
     """Entries of 2^k grad(2^k w) that differ from grad(w), with and without the penalty."""
@@ -223,6 +236,41 @@ def worst_orthogonality(network, X, targets):
     return worst[0], worst[1], largest
 
 
+@dataclasses.dataclass(frozen=True)
+class HalfSubject:
+    """A batch-normalized layer in float16: the float16 rung of the precision ladder."""
+
+    seed: int = 0
+    name: str = "one layer"
+    arithmetic: str = "float16"
+
+
+def orthogonality_subjects(options):
+    """Return the networks, and in float16 the ladder's layer."""
+    if options.dtypes == ("float16",):
+        return [HalfSubject(options.seed)]
+    return network_subjects(options)
+
+
+_RUNS = 20
+
+
+def _in_half(subject):
+    """Return the Measurement of the ladder: medians over layers, in units of u sum |w_i grad_i|."""
+    seeds = range(_RUNS * subject.seed, _RUNS * (subject.seed + 1))
+    half, double = arithmetic.ladder(seeds, bits=(), names=("float16", "float64"))
+    (leaky,) = arithmetic.ladder(seeds, bits=(), names=("float16",), eps=0.5)
+    return Measurement(
+        measured=half.median,
+        bound=16 * double.median,
+        how="16 times the median in float64: in units of u sum |w_i grad_i| rounding leaves about "
+        "the same in every arithmetic, and anything else grows as 1/u",
+        control=leaky.median,
+        control_least=2 * 16 * double.median,
+        details={"layers": _RUNS, "note": half.note, "median in float64": double.median},
+    )
+
+
 @claim(
     id="gradient-orthogonality",
     statement=r"\langle w, \nabla L(w) \rangle = 0, \qquad \langle w_k, \nabla_{w_k} L \rangle = "
@@ -243,11 +291,17 @@ weight norm $v_k = |v_k|^2$; for a group that is absorbed further on ($\gamma$ a
 ReLU and the next batch norm) the sum runs over all units of the absorbing layer.
 
 Bound: $\sum |w|$ times the error of $\nabla L$, from the same lines of the reference wing, run on
-numbers that carry their rounding error, with the cotangent of the absorbing layer given.
+numbers that carry their rounding error, with the cotangent of the absorbing layer given. In
+float16 a worst case leaves no digit; there the median over 20 layers, in units of $u \sum |w_i
+(\nabla L)_i|$, must be at most 16 times that of float64. NumPy adds up a float16 matrix product,
+and a sum along the last axis, in float32 and rounds once; sums over the batch round every addition.
 """,
+    subjects=orthogonality_subjects,
 )
 def gradient_orthogonality(subject):
     """|<w, grad L> - leak| / (|w| |grad L|) of the group that comes closest to its bound."""
+    if isinstance(subject, HalfSubject):
+        return _in_half(subject)
     # A worst-case bound grows faster with the batch than the residual does: few examples, tight
     # bound.
     X, targets = subject.X[:_EXAMPLES], subject.targets[:_EXAMPLES]

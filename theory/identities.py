@@ -18,7 +18,7 @@ import numpy as np
 import minimal_nn as nn
 from minimal_nn import backend
 from theory import arithmetic as arithmetics
-from theory.claim import IDENTITIES, Measurement
+from theory.claim import IDENTITIES, ExactForm, Measurement
 from theory.jet import Jet
 from theory.subject import (
     NORMALIZATIONS,
@@ -63,6 +63,10 @@ class ExactSubject:
     a: object
     exact = True  # measured by identities
 
+    def rescaled(self, network):
+        """Return `network` with its invariant weights multiplied by a."""
+        return rescaled(network, self.a)
+
     @property
     def name(self):
         return f"{self.normalization} norm"
@@ -73,9 +77,15 @@ class ExactSubject:
         return self.numbers.name if bits is None else f"ball {bits}"
 
 
+def ball_numbers(bits):
+    """Return balls of `bits`, and the factor a in them."""
+    balls = arithmetics.Balls(bits)
+    return balls, balls.number(_A)
+
+
 def ball_subject(normalization, bits, seed=0):
     """Return a small network on digits in balls, before and after its training in float64."""
-    balls = arithmetics.Balls(bits)
+    balls, a = ball_numbers(bits)
     floats, control = (
         network_subject(kind, "float64", seed=seed, width=WIDTH, batch=BATCH, epochs=1)
         for kind in (normalization, "none")
@@ -87,7 +97,7 @@ def ball_subject(normalization, bits, seed=0):
         control.network.converted(balls.array, object),
         balls.array(floats.X),
         floats.targets,
-        balls.number(_A),
+        a,
     )
 
 
@@ -142,16 +152,11 @@ def subjects(options):
     return [ball_subject(norm, options.bits, options.seed) for norm in NORMALIZATIONS]
 
 
-SYMBOLIC = []  # the ids of the identities that simplify within seconds
-
-
-def identity(id, *, symbolic=False):
-    """Register the decorated function, ExactSubject -> Identity, as the claim's exact form."""
+def identity(id, *, subjects=subjects):
+    """Register the decorated function, subject -> Identity, as the claim's exact form."""
 
     def register(function):
-        IDENTITIES[id] = lambda subject: measure(function, subject)
-        if symbolic:
-            SYMBOLIC.append(id)
+        IDENTITIES[id] = ExactForm(lambda subject: measure(function, subject), subjects)
         return function
 
     return register
@@ -229,20 +234,22 @@ def _norm(array):
     return np.sqrt((array * array).sum()) if array.size else 1
 
 
-def _scale(subject, array):
+def scale_of(subject, array):
     """Return what residuals of `array`'s kind are relative to: its norm, 1 for symbols."""
     return 1 if subject.numbers.name == "symbol" else _norm(array)
 
 
-def _scores(network, X):
+def scores_of(network, X):
+    """Return the network's scores in training mode."""
     return network.forward(X, train=True)
 
 
-def _gradients(network, subject):
+def gradients_of(network, subject):
+    """Return the gradients of the loss on the subject's batch, by name."""
     return network.loss_and_gradients(subject.X, subject.targets).gradients
 
 
-def _group_sum(arrays, per_unit):
+def group_sum(arrays, per_unit):
     """Sum arrays over all axes, or over all but the last if per_unit."""
     return sum(
         array.sum(axis=tuple(range(array.ndim - 1))) if per_unit else array.sum()
@@ -253,7 +260,7 @@ def _group_sum(arrays, per_unit):
 def _products(network, group, gradients):
     """Return <w, grad L> of a group, one for each unit or one for all."""
     terms = [network.parameters[name] * gradients[name] for name in group.parameters]
-    return _group_sum(terms, group.per_unit)
+    return group_sum(terms, group.per_unit)
 
 
 def _leak(network, group, trace):
@@ -262,7 +269,7 @@ def _leak(network, group, trace):
     layer, parameters = trace.layers[name], network.parameters
     kind = network.layers[network.names.index(name)].kind
     if kind == "weightnorm":
-        v = _group_sum([parameters[f"{name}.v"] * parameters[f"{name}.v"]], per_unit=True)
+        v = group_sum([parameters[f"{name}.v"] * parameters[f"{name}.v"]], per_unit=True)
         shift = parameters.get(f"{name}.b", 0)
     else:
         axis = tuple(range(layer.x.ndim - 1)) if kind == "batchnorm" else -1
@@ -270,7 +277,7 @@ def _leak(network, group, trace):
         centered = layer.x - layer.x.sum(axis=axis, keepdims=True) / count
         v = (centered * centered).sum(axis=axis, keepdims=True) / count
         shift = parameters[f"{name}.beta"]
-    return _group_sum([group.eps / (v + group.eps) * layer.dy * (layer.y - shift)], group.per_unit)
+    return group_sum([group.eps / (v + group.eps) * layer.dy * (layer.y - shift)], group.per_unit)
 
 
 def with_direction(network, direction):
@@ -291,39 +298,40 @@ def directional(network, direction, X, targets):
     }
 
 
-def _weights(network):
+def weights_of(network):
+    """Return {name: array} of the invariant weights."""
     return {name: network.parameters[name] for name in invariant_weights(network)}
 
 
 # The identities
 
 
-@identity("scale-invariance", symbolic=True)
+@identity("scale-invariance")
 def scale_invariance(subject):
     residual, scale = [], []
     for network in subject.states:
-        plain = _scores(network, subject.X)
+        plain = scores_of(network, subject.X)
         signs = {}
         for group in weight_groups(network):
             local = "g" if f"{group.absorbed_by}.g" in network.parameters else "gamma"
             name = f"{group.absorbed_by}.{local}"
             signs[name] = -network.parameters[name]
-        mirrored = _scores(network.with_parameters(signs), subject.X)
+        mirrored = scores_of(network.with_parameters(signs), subject.X)
         residual += [
-            _scores(rescaled(network, subject.a), subject.X) - plain,
-            _scores(rescaled(network, -subject.a), subject.X) - mirrored,
+            scores_of(rescaled(network, subject.a), subject.X) - plain,
+            scores_of(rescaled(network, -subject.a), subject.X) - mirrored,
         ]
-        scale += [_scale(subject, plain)] * 2
+        scale += [scale_of(subject, plain)] * 2
     control = subject.control
-    plain = _scores(control, subject.X)
+    plain = scores_of(control, subject.X)
     name = control.weights()[0]
     scaled = control.with_parameters({name: control.parameters[name] * subject.a})
     return Identity(
-        residual, scale, [_scores(scaled, subject.X) - plain], [_scale(subject, plain)]
+        residual, scale, [scores_of(scaled, subject.X) - plain], [scale_of(subject, plain)]
     )
 
 
-@identity("penalty-rescaling", symbolic=True)
+@identity("penalty-rescaling")
 def penalty_rescaling(subject):
     def objective(network, names, coefficient):
         square = sum((network.parameters[n] * network.parameters[n]).sum() for n in names)
@@ -343,29 +351,29 @@ def penalty_rescaling(subject):
     return Identity(residual, scale, [difference], [scale[-1]])
 
 
-@identity("eps-rescaling", symbolic=True)
+@identity("eps-rescaling")
 def eps_rescaling(subject):
     residual, scale, control = [], [], []
     for network in subject.states:
         scaled = rescaled(network.with_eps(_A**2 * EPS), subject.numbers.number(_A))
-        right = _scores(network.with_eps(EPS), subject.X)
-        residual.append(_scores(scaled, subject.X) - right)
-        control.append(_scores(scaled.with_eps(EPS), subject.X) - right)
-        scale.append(_scale(subject, right))
+        right = scores_of(network.with_eps(EPS), subject.X)
+        residual.append(scores_of(scaled, subject.X) - right)
+        control.append(scores_of(scaled.with_eps(EPS), subject.X) - right)
+        scale.append(scale_of(subject, right))
     return Identity(residual, scale, control, scale)
 
 
 @identity("gradient-scaling")
 def gradient_scaling(subject):
     def differences(network):
-        plain = _gradients(network, subject)
-        scaled = _gradients(rescaled(network, subject.a), subject)
+        plain = gradients_of(network, subject)
+        scaled = gradients_of(rescaled(network, subject.a), subject)
         invariant = invariant_weights(network)
         pairs = {
             name: (subject.a * scaled[name] if name in invariant else scaled[name], plain[name])
             for name in plain
         }
-        return [a - b for a, b in pairs.values()], [_scale(subject, b) for _, b in pairs.values()]
+        return [a - b for a, b in pairs.values()], [scale_of(subject, b) for _, b in pairs.values()]
 
     results = [differences(network) for network in subject.states]
     control = differences(subject.states[-1].with_eps(EPS))
@@ -376,7 +384,7 @@ def gradient_scaling(subject):
     )
 
 
-@identity("gradient-orthogonality", symbolic=True)
+@identity("gradient-orthogonality")
 def gradient_orthogonality(subject):
     residual, scale, control, control_scale = [], [], [], []
     for network in subject.states:
@@ -392,10 +400,10 @@ def gradient_orthogonality(subject):
                     control.append(product)
                     control_scale.append(size)
     network = subject.control
-    gradients = _gradients(network, subject)
+    gradients = gradients_of(network, subject)
     for name in network.weights()[:-1]:
         control.append((network.parameters[name] * gradients[name]).sum())
-        control_scale.append(_scale(subject, network.parameters[name] * gradients[name]))
+        control_scale.append(scale_of(subject, network.parameters[name] * gradients[name]))
     return Identity(residual, scale, control, control_scale)
 
 
@@ -404,7 +412,7 @@ def _sizes(subject, network, group, gradients):
     if subject.numbers.name == "symbol":
         return 1
     squares = [
-        _group_sum([arrays[name] * arrays[name] for name in group.parameters], group.per_unit)
+        group_sum([arrays[name] * arrays[name] for name in group.parameters], group.per_unit)
         for arrays in (network.parameters, gradients)
     ]
     return np.sqrt(squares[0] * squares[1])
@@ -427,7 +435,7 @@ def norm_growth(subject):
                     for w, g in zip(old, grad, strict=True)
                 ]
                 after, before, step = (
-                    _group_sum([w * w for w in arrays], group.per_unit)
+                    group_sum([w * w for w in arrays], group.per_unit)
                     for arrays in (new, old, grad)
                 )
                 plain = after - shrink**2 * before - ETA**2 * step
@@ -439,17 +447,17 @@ def norm_growth(subject):
     return Identity(residual, scale, control, scale[-len(control) :])
 
 
-@identity("hessian-radial", symbolic=True)
+@identity("hessian-radial")
 def hessian_radial(subject):
     def residuals(network):
         rows = [], []
         for group in weight_groups(network):
             direction = {name: network.parameters[name] for name in group.parameters}
             gradient, product = directional(network, direction, subject.X, subject.targets)
-            for name in _weights(network):
+            for name in weights_of(network):
                 inside = name in group.parameters
                 rows[0].append(product[name] + gradient[name] if inside else product[name])
-                rows[1].append(_scale(subject, gradient[name]))
+                rows[1].append(scale_of(subject, gradient[name]))
         return rows
 
     results = [residuals(network) for network in subject.states]
@@ -467,7 +475,7 @@ def hessian_scaling(subject):
     def residuals(network):
         direction = {
             name: subject.numbers.array(rng.integers(1, 8, array.shape).astype(float))
-            for name, array in _weights(network).items()
+            for name, array in weights_of(network).items()
         }
         data = subject.X, subject.targets
         plain = directional(network, direction, *data)[1]
@@ -476,7 +484,7 @@ def hessian_scaling(subject):
         names = tuple(direction)
         return (
             [square * scaled[name] - plain[name] for name in names],
-            [_scale(subject, plain[name]) for name in names],
+            [scale_of(subject, plain[name]) for name in names],
         )
 
     results = [residuals(network) for network in subject.states]

@@ -7,11 +7,11 @@ import numpy as np
 
 import minimal_nn as nn
 from minimal_nn.data import digits
-from theory.claim import Measurement, Refused, claim
+from theory.claim import STATISTICAL, TOO_LONG, WORST_CASE, Measurement, Refused, claim
 from theory.gradients import orthogonality
 from theory.norm_dynamics import ETA, LAMBDA
 from theory.random_walk import autocorrelation_time, judged
-from theory.running_error import Bounded
+from theory.running_error import Bounded, gamma, unit_roundoff
 from theory.subject import numbers, weight_groups
 
 _STEPS = 4
@@ -50,6 +50,10 @@ last term is 0. Where $|w_{t+1}| = |w_t|$ the angle is $\arccos(1 - 2 \eta \lamb
 Bound: $\eta$ times the running error bound of $\langle w, \nabla L \rangle$, and $\sum |w| e$ with
 the update's rounding errors $e$, over $|w| |w'|$.
 """,
+    unfit=(
+        (WORST_CASE, "float16"),
+        ("its control is a second step, whose expressions grow too long", "symbol"),
+    ),
 )
 def rotation_per_step(subject):
     """cos(w_t, w_{t+1}) against (1 - 2 eta lambda) |w_t| / |w_{t+1}|, at every step of real
@@ -78,7 +82,10 @@ def rotation_per_step(subject):
                     exact = w - ETA * (Bounded(gradients[name]) + (2 * LAMBDA) * w)
                     update = update + _sum([np.abs(before[name]) * exact.error], group.per_unit)
                 residual = np.abs(inner - np.longdouble(shrink) * old**2) / (old * new)
+                # The products are added up in longdouble, which counts when the network is too.
+                terms = sum(before[name].size for name in names) // old.size + 6
                 limit = (ETA * bound + update) / (old * new)
+                limit = limit + 3 * gamma(terms, unit_roundoff(np.longdouble))
                 at = int(np.argmax(residual / limit))
                 if residual[at] * worst[1] >= worst[0] * limit[at]:
                     worst = (float(residual[at]), float(limit[at]))
@@ -131,8 +138,6 @@ class TrainingSubject:
 
 def training_subjects(options):
     """Return plain SGD, and with --thorough momentum, in float64."""
-    if "float64" not in options.dtypes:
-        return []
     runs = [("train: sgd", 0.0, 0.1, 5e-3, 1000, 4000)]
     if options.thorough:
         runs = [
@@ -215,6 +220,10 @@ for ever, and there is no equilibrium.
 Measured: the larger of both errors, with the 99.9 % t interval of ten batch means inside.
 """,
     subjects=training_subjects,
+    unfit=(
+        STATISTICAL,
+    ),
+    too_long=TOO_LONG,
 )
 def equilibrium_in_training(subject):
     """Norm and angle in real training against the laws, with the measured gradients; the worse of

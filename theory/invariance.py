@@ -119,6 +119,9 @@ Bound of the second half: with $L$ equal bit for bit, the sum $L + \lambda |w|^2
 with an error of at most $u L_\lambda$, and $|w|^2$, a sum of $n$ squares, has a relative error of
 at most $\gamma_{n+2}$.
 """,
+    unfit=(
+        ("the bound of a sum of n squares, (n + 2) u, is 0.3 of it: above the control", "float16"),
+    ),
 )
 def penalty_rescaling(subject):
     """Objectives L_lambda(2^k w) that differ from L_{lambda 4^k}(w), and the approach to the

@@ -3,7 +3,7 @@ r"""How |w| moves: the exact recursion of SGD with L2 (the paper's section 4).""
 import numpy as np
 
 import minimal_nn as nn
-from theory.claim import Measurement, claim
+from theory.claim import WORST_CASE, Measurement, claim
 from theory.gradients import orthogonality
 from theory.running_error import Bounded, gamma, unit_roundoff
 
@@ -103,6 +103,9 @@ law of the gradient, is added.
 Bound: the running error of the update, $2 |w'| e + e^2$ summed over the entries' errors $e$, and
 that of the cross term.
 """,
+    unfit=(
+        (WORST_CASE, "float16"),
+    ),
 )
 def norm_growth(subject):
     """||w'|^2 - predicted| / |w'|^2 of the group and step that come closest to their bound."""

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 import minimal_nn as nn
-from theory.claim import Measurement, claim
+from theory.claim import EXPRESSIONS, FITTED, UNDERFLOWS, Measurement, claim
 from theory.effective_rate import (
     LAMBDA,
     differing_runs,
@@ -139,7 +139,8 @@ SYMMETRIES = (
     _adaptive(
         "adamw",
         nn.AdamW,
-        learning_rate=0.01,
+        # 1 - eta decay is the same number in Python's float and in every dtype.
+        learning_rate=2.0**-7,
         decoupled_weight_decay=0.5,
         l2=None,
         powers={"decoupled_weight_decay": -1},
@@ -176,7 +177,6 @@ def optimizer_subjects(options):
         OptimizerSubject(symmetry, _networks(options, dtype), dtype)
         for symmetry in SYMMETRIES[1:]
         for dtype in options.dtypes
-        if dtype != "float16"  # squares of gradients underflow
     ]
 
 
@@ -272,6 +272,10 @@ $w$ by the same factor: $\lambda/a^2$ in the gradient, $\lambda/a$ decoupled at 
 2^k$, one for each unit, runs agree bit by bit.
 """,
     subjects=optimizer_subjects,
+    unfit=(
+        (UNDERFLOWS, "float16"),
+        (EXPRESSIONS, "symbol"),
+    ),
 )
 def optimizer_symmetry(subject):
     """Numbers of a run from 2^k w_0 with the table's hyper-parameters that are not those of the
@@ -332,8 +336,6 @@ _DECADES = 4.0
 def exponent_subjects(options):
     """Return every optimizer, in float64 (or the one dtype asked for)."""
     dtype = options.dtypes[-1]
-    if dtype == "float16":
-        return []
     networks = _networks(options, dtype)
     return [OptimizerSubject(symmetry, networks, dtype) for symmetry in SYMMETRIES]
 
@@ -367,6 +369,10 @@ Bound: its half-width at 99.99 %, plus the rounding of the difference $w' - w$, 
 $u |w'|/|p|$, seen through the slope.
 """,
     subjects=exponent_subjects,
+    unfit=(
+        (UNDERFLOWS, "float16"),
+        (FITTED, "ball symbol"),
+    ),
 )
 def step_exponent(subject):
     """|nu - its value in the table|, nu the slope of -log |step| against log |w| over many
@@ -475,6 +481,10 @@ Measured: the mean exponent between $a$ and $2a$, $\log_2 (|p(a w)|/|p(2 a w)|)$
 against the law, which knows the gradient at $w$ alone. Bound: Adam's formula run on numbers that
 carry their rounding error, through the logarithm; the gradients at $2^k w$ are exact.
 """,
+    unfit=(
+        (UNDERFLOWS, "float16"),
+        ("the law has |g|, and a symbol has no sign", "symbol"),
+    ),
 )
 def adam_eps(subject):
     """The first step's length against the law |g|/(|g| + eps), relative, over all |w| tried."""

@@ -142,8 +142,13 @@ def section(claim, verdicts):
 </section>"""
 
 
-def page(verdicts, seconds):
-    """Return the whole page as text."""
+def _left_out(left_out):
+    lines = "".join(f"<p>{html.escape(line)}</p>" for line in report.notes(left_out, wrap=False))
+    return f"<section><h2>Left out</h2>{lines}</section>" if lines else ""
+
+
+def page(verdicts, seconds, left_out):
+    """Return the whole page as text; left_out: {claim: {arithmetic: reason}}, to be named."""
     claims = list({verdict.claim.id: verdict.claim for verdict in verdicts}.values())
     links = "".join(
         f'<li><a href="#{c.id}">{html.escape(c.id.replace("-", " "))}</a></li>' for c in claims
@@ -166,16 +171,17 @@ def page(verdicts, seconds):
 the same bits. A control takes an assumption away and must fail. {html.escape(versions)}.</p>
 <nav><ul>{links}</ul></nav>
 {body}
+{_left_out(left_out)}
 </body>
 </html>
 """
 
 
-def write(folder, verdicts, seconds):
+def write(folder, verdicts, seconds, left_out):
     """Write the page to `folder`/index.html, whole or not at all, and return its path."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
     with whole_file(path, "w") as file:
-        file.write(page(verdicts, seconds))
+        file.write(page(verdicts, seconds, left_out))
     return path

@@ -3,11 +3,13 @@
 import json
 import platform
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 
 from minimal_nn.files import whole_file
+from theory.arithmetic import NAMES
 from theory.claim import CLAIMS
 
 WIDTH = 100
@@ -85,6 +87,27 @@ def summary(verdicts, seconds):
     return f"{claims} claims, {len(verdicts)} verdicts, {good} verified in {seconds:.1f} s: {tail}"
 
 
+def notes(left_out, wing="reference", wrap=True):
+    """Return lines that name the claims which were not run in an arithmetic, and why.
+
+    One line for each reason, or broken at WIDTH columns.
+
+    left_out: {claim: {arithmetic: reason}}.  wing: where it is not the reference wing, the claims
+    that run in NumPy all the same are named as well.
+    """
+    groups = {}
+    for claim, reasons in left_out.items():
+        for arithmetic, reason in reasons.items():
+            groups.setdefault((f"left out in {arithmetic}", reason), []).append(claim.id)
+        if wing != "reference" and claim.numpy_only:
+            groups.setdefault(("in NumPy", claim.numpy_only), []).append(claim.id)
+    lines = [f"{what}: {', '.join(ids)}: {why}" for (what, why), ids in groups.items()]
+    if not wrap:
+        return lines
+    options = {"subsequent_indent": "    ", "break_on_hyphens": False}
+    return [part for line in lines for part in textwrap.wrap(line, WIDTH, **options)]
+
+
 def listing():
     """Return the list of claims: id, source, and control."""
     return [f"{c.id:25s} {c.source}\n{'':25s} control: {c.control}" for c in CLAIMS.values()]
@@ -104,6 +127,12 @@ def explanation(claim):
     ]
     if claim.measure.__doc__:
         parts.append(f"measured: {' '.join(claim.measure.__doc__.split())}")
+    parts.append(f"runs in: {', '.join(name for name in NAMES if name not in claim.unfit)}")
+    for reason in dict.fromkeys(claim.unfit.values()):
+        names = ", ".join(name for name in NAMES if claim.unfit.get(name) == reason)
+        parts.append(f"not in {names}: {reason}")
+    if claim.numpy_only:
+        parts.append(f"in NumPy whatever the wing: {claim.numpy_only}")
     if claim.erratum:
         parts.append(f"erratum: {claim.erratum}")
     return "\n".join(parts)
@@ -133,14 +162,18 @@ def check_json_path(path):
         raise ValueError(f"--json: the folder {path.parent} does not exist; create it first")
 
 
-def write_json(path, verdicts, options):
-    """Write every figure of the verdicts to `path`, whole or not at all."""
+def write_json(path, verdicts, options, left_out):
+    """Write every figure of the verdicts to `path`, whole or not at all.
+
+    left_out: {claim: {arithmetic: reason}}.
+    """
     path = Path(path)
     check_json_path(path)
     report = {
         "versions": versions(),
         "options": options,
         "verdicts": [verdict.as_dict() for verdict in verdicts],
+        "left out": {claim.id: reasons for claim, reasons in left_out.items() if reasons},
     }
     with whole_file(path, "w") as file:
         json.dump(report, file, indent=1)

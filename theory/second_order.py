@@ -12,7 +12,7 @@ import numpy as np
 import minimal_nn as nn
 from minimal_nn.data import digits
 from minimal_nn.gradcheck import complex_step
-from theory.claim import Measurement, claim
+from theory.claim import WORST_CASE, Measurement, claim
 from theory.invariance import EXACT
 from theory.jet import Jet
 from theory.running_error import Bounded, unit_roundoff
@@ -28,7 +28,7 @@ from theory.subject import (
 STEP = 2.0**-332  # a power of two: at a = 2^k the complex step has the same roundings
 LEAST, LIMIT = 32, 200  # of |k|
 EPS = 0.5  # of the controls
-CLASSES, UNITS, PIXELS, EXAMPLES = 3, 3, 3, 12
+CLASSES, UNITS, PIXELS, EXAMPLES = 3, 3, 3, 8
 BATCHES = 16  # a bound for the worst case is judged by the worst of several batches
 
 
@@ -124,14 +124,9 @@ def float_subjects(options):
     ]
 
 
-def subjects(options):
-    """Return the three normalizations in float64: complex steps are in complex128."""
-    return [smooth_subject(norm, seed=options.seed) for norm in NORMALIZATIONS]
-
-
 def newton_subjects(options):
     """Return also a batch-normalized layer with two pixels that are always 0: H_ww is singular."""
-    return [*subjects(options), smooth_subject("batch", seed=options.seed, dead=2)]
+    return [*float_subjects(options), smooth_subject("batch", seed=options.seed, dead=2)]
 
 
 # Derivatives
@@ -202,7 +197,7 @@ def _bounded_jets(network, direction):
 
 
 def hessian_error(network, X, targets, H):
-    """Return the gradient's error bounds (P,) and those of H's entries (P, P).
+    """Return the gradient as a Bounded array (P,), and error bounds of H's entries (P, P).
 
     |H - exact| <= |H - H'| + error(H'), with H' the Hessian by `bounded_directional`, whose errors
     are known.
@@ -217,7 +212,7 @@ def hessian_error(network, X, targets, H):
             network, {name: direction.reshape(shape)}, X, targets
         )
         columns.append(np.abs(product[name].value.ravel() - H[:, j]) + product[name].error.ravel())
-    return gradient[name].error.ravel(), np.array(columns).T
+    return gradient[name].reshape(-1), np.array(columns).T
 
 
 # Claims
@@ -236,7 +231,11 @@ The curvature falls twice as fast with $|w|$ as the gradient does, so that a New
 gradient over curvature, grows with $|w|$: $\nu = -1$. With $a = 2^k$ both sides have the same
 bits; the complex step $h$ is a power of two as well.
 """,
-    subjects=subjects,
+    subjects=float_subjects,
+    unfit=(
+        ("complex steps are taken in complex128, which is float64", "float16 float32"),
+    ),
+    numpy_only="complex numbers, and sums that carry bounds, run through its lines alone",
 )
 def hessian_scaling(subject):
     """Entries of a^2 H(a w) whose bits differ from those of H(w), over a = 2^k."""
@@ -309,6 +308,10 @@ lines run on numbers that carry their rounding error, from $z = X w$ on (the ide
 every $z$).
 """,
     subjects=float_subjects,
+    unfit=(
+        (WORST_CASE, "float16"),
+    ),
+    numpy_only="complex numbers, and sums that carry bounds, run through its lines alone",
 )
 def hessian_radial(subject):
     """|H w + grad L| / |grad L| at the entry, of 16 batches, that comes closest to its bound."""
@@ -342,10 +345,14 @@ def _pseudo_inverse(A, rank=None):
 def newton_step(network, X, targets, rank=None):
     """Return the undamped Newton step -H^+ grad L in the invariant weights, and H and grad L.
 
-    The pseudo-inverse is that of (H + H^T)/2; H is returned as it was computed.
+    H and grad L are computed in longdouble and rounded to float64 once, so that what is judged is
+    the step and not the sum of all roundings on the way to H.  The pseudo-inverse is that of
+    (H + H^T)/2; H is returned as it was computed.
     """
-    gradient = vector(network, network.loss_and_gradients(X, targets).gradients)
-    H = hessian(network, X, targets)
+    wide = network.astype(np.longdouble)
+    X = X.astype(np.longdouble)
+    gradient = vector(wide, wide.loss_and_gradients(X, targets).gradients).astype(np.float64)
+    H = hessian(wide, X, targets).astype(np.float64)
     return -_pseudo_inverse((H + H.T) / 2, rank)[0] @ gradient, H, gradient
 
 
@@ -360,10 +367,12 @@ def _newton_bound(subject, batch, step, H, gradient):
     residual and the errors E of H and e of grad are known: |r| + E |step| + e.  The eigenvectors
     turn out of B by at most (|H flat| + P u |H|)/sigma_min (Davis & Kahan).
     """
-    network = subject.network
-    e, E = hessian_error(network, *batch, H)
-    H, E = (H + H.T) / 2, (E + E.T) / 2
-    wide = np.longdouble
+    network, wide = subject.network, np.longdouble
+    X, targets = batch
+    exact, E = hessian_error(network.astype(wide), X.astype(wide), targets, H.astype(wide))
+    e = (np.abs(exact.value - gradient) + exact.error).astype(np.float64)
+    H, E = (H + H.T) / 2, ((E + E.T) / 2).astype(np.float64)
+    E = E + unit_roundoff(H.dtype) * np.abs(H)  # the sum is rounded
     residual = np.abs(H.astype(wide) @ step + gradient).astype(np.float64)
     residual = residual + E @ np.abs(step) + e
     P = len(H)
@@ -420,10 +429,17 @@ always 0, or, under layer norm, from adding the same weights to all units, is no
 output, so $2 w - P w$ is the same function too. The paper says that second-order methods remove
 the effect of the scale; the sharper statement is that undamped and alone on $w$ they remove the
 learning as well. In a joint step with the output layer the mixed block of $H$ turns the step
-away from $w$. Bound: the residual $H d + \nabla L$ and the errors of $H$ and of $\nabla L$
-(running error), through the inverse of $H$.
+away from $w$. Measured in float64, with $H$ and $\nabla L$ from longdouble. Bound: the residual
+$H d + \nabla L$ and the errors of $H$ and of $\nabla L$ (running error), through the inverse of
+$H$.
 """,
     subjects=newton_subjects,
+    unfit=(
+        ("complex steps are taken in complex128, which is float64", "float16 float32"),
+        ("NumPy solves no linear systems in longdouble; balls do, with more digits", "longdouble"),
+        ("H w = -grad L is hessian-radial; an inverse adds nothing", "symbol"),
+    ),
+    numpy_only="complex numbers, and sums that carry bounds, run through its lines alone",
 )
 def newton_is_radial(subject):
     """|step - (w - P w)| / |w| of the batch, of four, that comes closest to its bound."""
@@ -497,6 +513,10 @@ Measured: $J w$ along every invariance group, relative to $|J| |w|$. Bound: the 
 derivative along $w$ run on numbers that carry their rounding error.
 """,
     subjects=float_subjects,
+    unfit=(
+        (WORST_CASE, "float16"),
+    ),
+    numpy_only="complex numbers, and sums that carry bounds, run through its lines alone",
 )
 def gauss_newton_null(subject):
     """|J w| / (|J| |w|) at the score, of 16 batches, that comes closest to its bound."""
@@ -526,12 +546,16 @@ def curvatures(network, X, targets):
     G = 1/N sum_i J_i^T (diag p_i - p_i p_i^T) J_i and F = 1/N sum_i g_i g_i^T with g_i = J_i^T
     (p_i - e_{t_i}), p the softmax of the scores.
     """
+    return curvatures_of(network, X, targets, jacobian(network, X))
+
+
+def curvatures_of(network, X, targets, J):
+    """Return the same, given the scores' derivatives J (N, classes, P), of any arithmetic."""
     N, last = len(X), network.names[-1]
     trace = network.trace(X, targets)
     residual = N * trace.layers[last].dy  # p - e_t
     p = residual.copy()
     p[np.arange(N), targets] += 1
-    J = jacobian(network, X)
     weighted = p[:, :, None] * (J - (p[:, :, None] * J).sum(axis=1, keepdims=True))
     G = np.tensordot(J, weighted, axes=((0, 1), (0, 1))) / N
     each = (residual[:, :, None] * J).sum(axis=1)
@@ -565,7 +589,13 @@ relative to the largest eigenvalue, so it scales along. A damping $\mu$ that is 
 scales is felt more, the larger $|w|$ is, and brings the scale back; it must fall with $1/|w|^2$.
 With $a = 2^k$ the steps have the same bits.
 """,
-    subjects=subjects,
+    subjects=float_subjects,
+    unfit=(
+        ("complex steps are taken in complex128, which is float64", "float16 float32"),
+        ("NumPy solves no linear systems in longdouble; balls do, with more digits", "longdouble"),
+        ("it is gradient-scaling and hessian-scaling; an inverse adds nothing", "symbol"),
+    ),
+    numpy_only="complex numbers, and sums that carry bounds, run through its lines alone",
 )
 def second_order_symmetry(subject):
     """Entries of the three steps at a w whose bits differ from those of a d(w), over a = 2^k."""

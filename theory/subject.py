@@ -17,9 +17,10 @@ from minimal_nn.data import digits
 
 NORMALIZATIONS = ("batch", "layer", "weight")
 DTYPES = ("float32", "float64")
+EXACT_ARITHMETICS = ("ball", "symbol")
 
 # Scalings by 2^k must be exact at least for |k| up to this; the whole range is measured.
-LEAST_RANGE = {"float32": 12, "float64": 100}
+LEAST_RANGE = {"float16": 2, "float32": 12, "float64": 100}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,8 @@ def network_subject(
     are asked about the same numbers; the batch is the first `batch` training images (48, or 8) in
     the seed's order.
     """
+    if dtype == "float16":
+        return _one_layer_subject(normalization, seed)
     wing = backends.get(backend)
     width = width or (4 if wing.simulated else 24)
     batch = batch or (8 if wing.simulated else 48)
@@ -145,6 +148,45 @@ def network_subject(
         data.X_train[rows],
         data.y_train[rows],
     )
+
+
+HALF_EXAMPLES, _HALF_STEPS = 16, 20
+_GRID = 2.0**-7  # w is a multiple of it, so that w, 4 w and w/4 are float16 numbers without loss
+
+
+def _one_layer_subject(normalization, seed):
+    """Return a subject in float16: one layer, its normalization, and the loss.
+
+    Two layers would need gradients below the smallest float16 number, 2^-24.  NumPy adds up the
+    products of a matrix multiplication, and a sum along the last axis, in float32 and rounds once
+    at the end; sums over the batch round every addition.  The network is trained in float32 and
+    rounded.
+    """
+    data = digits(dtype=np.float32)
+    kinds = layers(normalization, 10, eps=0.0)[: 1 if normalization in ("weight", "none") else 2]
+    network = nn.Network(kinds, input_shape=data.X_train.shape[1:], rng=seed, dtype="float32")
+    invariant = network.weights()
+    network = network.with_parameters({name: 8 * network.parameters[name] for name in invariant})
+
+    def rounded(network):
+        coarse = {
+            name: (np.round(network.parameters[name] / _GRID) * _GRID).astype(np.float32)
+            for name in invariant
+        }
+        return network.with_parameters(coarse).astype("float16")
+
+    untrained = rounded(network)
+    rows = np.random.default_rng(seed).permutation(len(data.X_train))
+    optimizer = nn.SGD(4.0)
+    for step in range(_HALF_STEPS):
+        batch = rows[64 * step : 64 * (step + 1)]
+        _, gradients, network.state = network.loss_and_gradients(
+            data.X_train[batch], data.y_train[batch]
+        )
+        optimizer.step(network, gradients)
+    rows = rows[:HALF_EXAMPLES]
+    X = data.X_train[rows].astype(np.float16)
+    return NetworkSubject(normalization, rounded(network), untrained, X, data.y_train[rows])
 
 
 def network_subjects(options):

@@ -136,7 +136,6 @@ def test_chains_start_off_the_law_on_both_sides():
     path = equilibrium_path(dataclasses.replace(WalkSubject(rule), seed=7))
     assert path.norms.shape == (rule.steps, 8)
     assert len(walk_subjects(Options())) == 5
-    assert walk_subjects(Options(dtypes=("float32",))) == []
 
 
 def test_the_process_is_scale_invariant(rng):

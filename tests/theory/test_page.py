@@ -47,7 +47,7 @@ def verdicts():
 
 def test_the_page_is_whole_and_loads_nothing(verdicts):
     checker = Checker()
-    text = page.page(verdicts, 1.0)
+    text = page.page(verdicts, 1.0, {})
     checker.feed(text)
     assert checker.faults == [] and checker.open == []
     assert checker.loaded == ["data:,"]
@@ -83,7 +83,7 @@ def test_bars_are_fences():
 
 
 def test_the_page_is_written_whole_and_for_everybody_to_read(verdicts, tmp_path):
-    path = page.write(tmp_path / "new" / "folder", verdicts, 1.0)
+    path = page.write(tmp_path / "new" / "folder", verdicts, 1.0, {})
     assert [p.name for p in path.parent.iterdir()] == ["index.html"]
     ordinary = path.parent / "ordinary"
     ordinary.touch()

@@ -151,6 +151,3 @@ def test_a_flow_of_a_network_without_normalization_does_not_conserve():
     leaky = dataclasses.replace(subject, network=subject.network.with_eps(0.5))
     assert not CLAIMS["gradient-flow"].verify(leaky).holds
 
-
-def test_statistics_and_flows_are_measured_in_float64_alone():
-    assert flow_subjects(Options(dtypes=("float32",))) == []

@@ -136,7 +136,7 @@ def test_the_newton_step_doubles_w_and_learns_nothing(subject):
 
 
 def test_the_flat_directions_change_no_output():
-    for subject in second_order.newton_subjects(Options()):
+    for subject in CLAIMS["newton-step"].subjects(Options()):
         (name,) = invariant_weights(subject.network)
         w = subject.network.parameters[name]
         plain = subject.network.forward(subject.X, train=True)
@@ -148,7 +148,7 @@ def test_the_flat_directions_change_no_output():
 
 
 def test_the_null_space_is_that_of_the_flat_directions():
-    for subject in second_order.newton_subjects(Options()):
+    for subject in CLAIMS["newton-step"].subjects(Options()):
         H = second_order.hessian(subject.network, subject.X, subject.targets)
         values = np.sort(np.abs(np.linalg.eigvalsh((H + H.T) / 2)))
         flat = subject.flat.shape[1]
