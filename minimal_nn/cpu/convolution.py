@@ -18,13 +18,17 @@ as outer steps.
 Channels are padded to whole panels.  An image and its neighbours' gradient stay in the second
 cache.  Everything else (other kernels, strides, tiny images) copies the patches that the kernel
 meets into the rows of a matrix, and is then the affine map of affine.py.
+
+`algorithm` chooses Winograd's method for a 3x3 kernel with stride 1, of which winograd.py says what
+it costs in accuracy; without padding it takes the inside of the result with padding 1.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cpu import affine, workspace
+from minimal_nn.cpu import affine, winograd, workspace
 from minimal_nn.cpu.arguments import floating, thread_count
 from minimal_nn.cpu.compiler import inline, kernel
 from minimal_nn.cpu.microkernel import TILE_ROWS, TRANSPOSED_ROWS, tile, tile_transposed
@@ -35,14 +39,16 @@ from minimal_nn.cpu.workspace import elements
 GROUPS = 16  # of images, each with its own sum of weight gradients
 ROWS = 4  # image rows in one block of that sum
 FEW = 4  # input channels up to this many are not padded to a vector
+ALGORITHMS = ("direct", *winograd.ALGORITHMS)
 
 
 @inline
-def place(source, target, height, width, channels, source_channels):
-    """Copy an image into the inside of one with a border; more channels there stay 0."""
+def place(source, target, height, width, pitch, channels, source_channels):
+    """Copy an image into the inside of one with a border, whose rows have `pitch` pixels; more
+    channels there stay 0."""
     for y in range(height):
         at = source + y * width * source_channels
-        to = target + ((y + 1) * (width + 2) + 1) * channels
+        to = target + ((y + 1) * pitch + 1) * channels
         if source_channels == channels and (width * channels) % source.lanes == 0:
             for i in range(0, width * channels, source.lanes):
                 store(to + i, load(at + i))
@@ -54,10 +60,10 @@ def place(source, target, height, width, channels, source_channels):
 
 @kernel
 def place_kernel(
-    step, thread, unit, source, source_step, target, height, width, channels, source_channels
+    step, thread, unit, source, source_step, target, height, width, pitch, channels, source_channels
 ):
     """Image `unit` into the inside of an image with a border."""
-    place(source + unit * source_step, target, height, width, channels, source_channels)
+    place(source + unit * source_step, target, height, width, pitch, channels, source_channels)
 
 
 @kernel
@@ -69,12 +75,13 @@ def copy_kernel(step, thread, unit, source, source_step, target, count):
 
 @kernel
 def gather_kernel(
-    step, thread, unit, data, batches, target, images, height, width, channels, source_channels
-):
+    step, thread, unit, data, batches, target, images, height, width, pitch, channels,
+    source_channels,
+):  # fmt: skip
     """Image `unit` of the step's batch, from X at address data[0], into one with a border."""
     example = batches[step * images + unit] * (height * width * source_channels)
     source = pointer_at(target, data[0]) + example
-    place(source, target, height, width, channels, source_channels)
+    place(source, target, height, width, pitch, channels, source_channels)
 
 
 @kernel
@@ -194,23 +201,25 @@ def bias_kernel(step, thread, unit, z, z_step, bias, pixels):
 
 
 @kernel
-def bias_gradient_kernel(step, thread, unit, dz, sums, width, height):
+def bias_gradient_kernel(step, thread, unit, dz, sums, pixels):
     """An image's part of db; dz with its border (of zeros, which the sum may contain)."""
     for column in range(0, dz.row, dz.lanes):
-        rows = (width + 2) * (height + 2)
-        store(sums + (unit * dz.row + column), affine.column_sum(dz + column, rows))
+        store(sums + (unit * dz.row + column), affine.column_sum(dz + column, pixels))
 
 
 class Shape:
-    """The sizes of a 3x3 convolution in this layout."""
+    """The sizes of a 3x3 convolution in this layout, and the calls that its parts are made of."""
 
-    def __init__(self, images, height, width, inputs, outputs, dtype):
+    def __init__(self, images, height, width, inputs, outputs, dtype, algorithm="direct"):
         self.images, self.height, self.width = images, height, width
         self.pixels = height * width
         self.inputs, self.outputs, self.dtype = inputs, outputs, np.dtype(dtype)
-        self.input_channels = inputs if inputs <= FEW else padded_channels(inputs, dtype)
-        if inputs <= FEW:
-            self.input_channels = FEW
+        self.winograd = winograd.ALGORITHMS.get(algorithm)
+        tile_size = 1 if self.winograd is None else self.winograd.size
+        self.pitch = workspace.round_up(width, tile_size) + 2  # pixels in a row with its border
+        self.bordered_pixels = (workspace.round_up(height, tile_size) + 2) * self.pitch
+        few = inputs <= FEW and self.winograd is None
+        self.input_channels = FEW if few else padded_channels(inputs, dtype)
         self.output_channels = padded_channels(outputs, dtype)
         self.panels = workspace.panel_count(outputs, dtype)
         self.panel_width = workspace.width(outputs, dtype)
@@ -222,8 +231,7 @@ class Shape:
 
     def bordered(self, channels):
         """Return the shape of an image with its border, and slack that tiles may read beyond it."""
-        pixels = (self.height + 2) * (self.width + 2)
-        return (pixels + TRANSPOSED_ROWS, channels)
+        return (self.bordered_pixels + TRANSPOSED_ROWS, channels)
 
     def room(self):
         """Return zeroed panels [panel][3 depth][width] for weights."""
@@ -254,6 +262,44 @@ class Shape:
         joined = view.transpose(1, 2, 0, 3).reshape(3, 3, self.input_channels, -1)
         return np.ascontiguousarray(joined[:, :, : self.inputs, : self.outputs])
 
+    def weights(self, program, packed, turned=False):
+        """Emit, for a panel as the unit, what `convolve` takes of packed weights; return it."""
+        if self.winograd is None:
+            return packed
+        channels = self.output_channels if turned else self.input_channels
+        depth = 3 * channels if turned else self.depth
+        return self.winograd.weights(program, packed, depth, channels)
+
+    def convolve(self, program, space, x, weights, z, turned=False):
+        """Emit z = x W for the unit's image x with its border; turned: dx = dz W turned.
+
+        space: see `scratch`.
+        """
+        if self.winograd is None:
+            depth = 3 * self.output_channels if turned else self.depth
+            program.call(
+                forward_kernel, x, weights, _image(z), depth, self.height, self.width, len(weights)
+            )
+            return
+        sizes = self.height, self.width, self.pitch
+        self.winograd.convolve(program, space, x, weights, z, *sizes)
+
+    def weight_gradient(self, program, space, x, dz):
+        """Emit the unit's part of dW for images with their borders; return the groups' sums."""
+        groups = workspace.aligned((self.groups, self.panels, self.panel_size), self.dtype)
+        groups = workspace.Operand(groups, row=self.panel_width, step=groups[0].size)
+        if self.winograd is None:
+            program.call(
+                weight_gradient_kernel, x, dz, groups, self.panel_size, self.depth, self.height,
+                self.width, self.panels, self.grain,
+            )  # fmt: skip
+        else:
+            self.winograd.weight_gradient(
+                program, space, x, dz, groups, self.depth, self.height, self.width, self.pitch,
+                self.images, self.grain,
+            )  # fmt: skip
+        return groups
+
 
 def padded_channels(channels, dtype):
     """Return the channels of an image in this layout: whole panels."""
@@ -267,11 +313,17 @@ def is_direct(shape, kernel, stride, padding):
     return direct and width >= TILE_ROWS and height >= 1 and channels > 0
 
 
-class DirectCache(NamedTuple):
+def scratch(program, dtype):
+    """Return space(name, shape): a thread's scratch space, the same for the same arguments."""
+    return functools.cache(lambda name, shape: program.local(shape, dtype))
+
+
+class TiledCache(NamedTuple):
     x: np.ndarray
     W: np.ndarray
     sizes: Shape
     has_bias: bool
+    padding: int
 
 
 class PatchCache(NamedTuple):
@@ -318,8 +370,12 @@ def _scatter(patches, shape, kernel, stride, padding):
     return padded[:, padding : padding + h, padding : padding + w]
 
 
-def forward(x, W, b=None, stride=1, padding=1):
-    """Return y (N, P, Q, K) and the cache for images x (N, H, W, C), a kernel W (kh, kw, C, K)."""
+def forward(x, W, b=None, stride=1, padding=1, algorithm="direct"):
+    """Return y (N, P, Q, K) and the cache for images x (N, H, W, C), a kernel W (kh, kw, C, K).
+
+    algorithm: "direct", or "winograd2" or "winograd4" for a 3x3 kernel with stride 1 and padding 0
+    or 1: fewer multiplications and larger rounding errors, see winograd.py; also for the gradients.
+    """
     x, W, b = floating(x=x, W=W, b=b)
     if x.ndim != 4 or W.ndim != 4 or x.shape[3] != W.shape[2]:
         raise ValueError(
@@ -327,8 +383,17 @@ def forward(x, W, b=None, stride=1, padding=1):
         )
     if b is not None and b.shape != W.shape[3:]:
         raise ValueError(f"b: got shape {b.shape}, expected {W.shape[3:]}")
-    if is_direct(x.shape, W.shape, stride, padding) and len(x):
-        return _direct_forward(x, W, b)
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm: got {algorithm!r}, expected one of {ALGORITHMS}")
+    if algorithm != "direct" and (W.shape[:2] != (3, 3) or stride != 1 or padding not in (0, 1)):
+        raise ValueError(
+            f"algorithm: got {algorithm!r} for a kernel {W.shape[:2]} with stride {stride} and "
+            f"padding {padding}, expected a kernel (3, 3) with stride 1 and padding 0 or 1; use "
+            "'direct'"
+        )
+    direct = is_direct(x.shape, W.shape, stride, padding)
+    if x.size and (direct or algorithm != "direct"):
+        return _tiled_forward(x, W, b, padding, algorithm)
     patches, pixels = _patches(x, W.shape[:2], stride, padding)
     y, cache = affine.forward(patches, W.reshape(-1, W.shape[3]), b)
     return y.reshape(*pixels, -1), PatchCache(cache, x.shape, W.shape, stride, padding)
@@ -336,8 +401,8 @@ def forward(x, W, b=None, stride=1, padding=1):
 
 def backward(dy, cache):
     """Return dx (N, H, W, C), dW (kh, kw, C, K) and db (K,), None where there was no bias."""
-    if isinstance(cache, DirectCache):
-        return _direct_backward(dy, cache)
+    if isinstance(cache, TiledCache):
+        return _tiled_backward(dy, cache)
     kernel = cache.kernel
     dpatches, dW, db = affine.backward(np.reshape(dy, (-1, kernel[3])), cache.affine)
     dx = _scatter(dpatches, cache.shape, kernel[:2], cache.stride, cache.padding)
@@ -353,34 +418,44 @@ def _numbers(array):
     return elements(array, step=array[0].size)
 
 
-def _direct_forward(x, W, b):
+def _inside(images, padding):
+    """Return the pixels of an output with padding 1 that are those of one with `padding`."""
+    return images if padding else images[:, 1:-1, 1:-1]
+
+
+def _tiled_forward(x, W, b, padding, algorithm):
     n, h, w, c = x.shape
-    sizes = Shape(n, h, w, c, W.shape[3], x.dtype)
+    sizes = Shape(n, h, w, c, W.shape[3], x.dtype, algorithm)
     z = workspace.aligned((n, h, w, sizes.output_channels), x.dtype)
     work = 9 * x.size * W.shape[3]
-    program = Program(thread_count(work)).phase(n)
+    program = Program(thread_count(work)).phase(sizes.panels)
+    weights = sizes.weights(program, sizes.pack(W))
+    program.phase(n)
     bordered = program.local(sizes.bordered(sizes.input_channels), x.dtype)
     program.call(
-        place_kernel, _numbers(x), bordered.at(row=1), h, w, sizes.input_channels, c
+        place_kernel, _numbers(x), bordered.at(row=1), h, w, sizes.pitch, sizes.input_channels, c
     )
-    program.call(
-        forward_kernel, bordered, sizes.pack(W), _image(z), sizes.depth, h, w, sizes.panels
-    )
+    sizes.convolve(program, scratch(program, x.dtype), bordered, weights, z)
     if b is not None:
         bias = workspace.padded(sizes.output_channels, x.dtype)
         bias[: b.size] = b
         program.call(bias_kernel, _image(z), bias, sizes.pixels)
     program.run(thread_count=thread_count(work))
-    return z[..., : W.shape[3]], DirectCache(x, W, sizes, b is not None)
+    cache = TiledCache(x, W, sizes, b is not None, padding)
+    return _inside(z, padding)[..., : W.shape[3]], cache
 
 
-def _direct_backward(dy, cache):
-    x, W, sizes = cache.x, cache.W, cache.sizes
+def _tiled_backward(dy, cache):
+    x, W, sizes, has_bias, padding = cache
     _, dy = floating(x=x, dy=dy)
     n, h, w, c = x.shape
-    if dy.shape != (n, h, w, W.shape[3]):
-        raise ValueError(f"dy: got shape {dy.shape}, expected {(n, h, w, W.shape[3])}")
+    expected = (n, h - 2 + 2 * padding, w - 2 + 2 * padding, W.shape[3])
+    if dy.shape != expected:
+        raise ValueError(f"dy: got shape {dy.shape}, expected {expected}")
     dtype = x.dtype
+    if not padding:
+        inside, dy = dy, np.zeros((n, h, w, W.shape[3]), dtype=dtype)
+        _inside(dy, padding)[...] = inside
     work = 18 * x.size * W.shape[3]
     program = Program(thread_count(work))
     packed, turned = sizes.pack(W), sizes.turned()
@@ -396,37 +471,35 @@ def _direct_backward(dy, cache):
         full = np.zeros((3, 3, sizes.output_channels, c), dtype=dtype)
         full[:, :, : flipped.shape[2]] = flipped
         other.pack(full, turned)
+    program.phase(len(turned))
+    weights = sizes.weights(program, turned, turned=True)
     program.phase(n, grain=sizes.grain)
     left = program.local(sizes.bordered(sizes.input_channels), dtype)
     right = program.local(sizes.bordered(sizes.output_channels), dtype)
-    groups = workspace.aligned((sizes.groups, sizes.panels, sizes.panel_size), dtype)
-    program.call(place_kernel, _numbers(x), left.at(row=1), h, w, sizes.input_channels, c)
     program.call(
-        place_kernel, _numbers(dy), right.at(row=1), h, w, sizes.output_channels, dy.shape[3]
+        place_kernel, _numbers(x), left.at(row=1), h, w, sizes.pitch, sizes.input_channels, c
     )
-    sums = workspace.aligned((n, sizes.output_channels), dtype)
-    if cache.has_bias:
-        program.call(bias_gradient_kernel, right, sums, w, h)
-    gradient_operand = workspace.Operand(groups, row=sizes.panel_width, step=groups[0].size)
     program.call(
-        weight_gradient_kernel, left, right, gradient_operand, sizes.panel_size, sizes.depth, h, w,
-        sizes.panels, sizes.grain,
+        place_kernel, _numbers(dy), right.at(row=1), h, w, sizes.pitch, sizes.output_channels,
+        dy.shape[3],
     )  # fmt: skip
-    program.call(
-        forward_kernel, right, turned, _image(dx), 3 * sizes.output_channels, h, w, len(turned)
-    )
+    sums = workspace.aligned((n, sizes.output_channels), dtype)
+    if has_bias:
+        program.call(bias_gradient_kernel, right, sums, sizes.bordered_pixels)
+    space = scratch(program, dtype)
+    groups = sizes.weight_gradient(program, space, left, right)
+    sizes.convolve(program, space, right, weights, dx, turned=True)
     dW = sizes.room()
     program.phase(sizes.panels)
     program.call(
-        sum_groups_kernel, gradient_operand, sizes.panel_size, dW, sizes.depth, sizes.used,
-        sizes.groups,
-    )  # fmt: skip
+        sum_groups_kernel, groups, sizes.panel_size, dW, sizes.depth, sizes.used, sizes.groups
+    )
     db = workspace.padded(sizes.output_channels, dtype)
-    if cache.has_bias:
+    if has_bias:
         program.phase(1)
         program.call(sum_rows_kernel, sums, db, n)
     program.run(thread_count=thread_count(work))
-    return dx[..., :c], sizes.unpack(dW), db[: W.shape[3]] if cache.has_bias else None
+    return dx[..., :c], sizes.unpack(dW), db[: W.shape[3]] if has_bias else None
 
 
 @kernel

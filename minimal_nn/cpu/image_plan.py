@@ -33,7 +33,8 @@ def supported(operations):
             )
             # The output has the input's size for a 3x3 kernel alone.
             same = operation.input_shape[:2] == operation.output_shape[:2]
-            if name is None or not direct or not same or "weightnorm_eps" in options:
+            winograd = options["algorithm"] != "direct"  # the layer has checked the rest
+            if name is None or not (direct or winograd) or not same or "weightnorm_eps" in options:
                 return False
         elif operation.module == "batchnorm":
             if index == 0 or operations[index - 1].module != "convolution":
@@ -67,14 +68,12 @@ class ImageLayers:
                 self.layers[-1].norm = operation
             elif operation.module in ("activation", "pooling"):
                 self.layers[-1].after.append(operation)
-        self.spaces = {}
+        self._space = convolution.scratch(self.program, self.dtype)  # layers share it
 
-    def _space(self, name, shape):
-        """Return a thread's space; layers share the spaces of one name and shape."""
-        key = name, tuple(shape)
-        if key not in self.spaces:
-            self.spaces[key] = self.program.local(shape, self.dtype)
-        return self.spaces[key]
+    def _bordered(self, name, sizes, channels):
+        """Return a thread's image with a border, which stays 0: for images of one size."""
+        name = f"{name} {sizes.height} x {sizes.width}"
+        return self._space(name, sizes.bordered(channels))
 
     # Forward
 
@@ -103,7 +102,10 @@ class ImageLayers:
         operation = layer.operation
         height, width, inputs = operation.input_shape
         outputs = operation.output_shape[2]
-        sizes = convolution.Shape(self.rows, height, width, inputs, outputs, self.dtype)
+        algorithm = operation.options["algorithm"]
+        sizes = convolution.Shape(
+            self.rows, height, width, inputs, outputs, self.dtype, algorithm
+        )
         layer.sizes = sizes
         self.loop.work += 27 * self.rows * sizes.pixels * inputs * outputs
         layer.z = workspace.aligned((self.rows, height, width, sizes.output_channels), self.dtype)
@@ -111,14 +113,18 @@ class ImageLayers:
         layer.bias = None
         if "b" in operation.parameters:
             layer.bias = self.loop.parameter(operation, "b", outputs)
-        layer.bordered = self._space("input", sizes.bordered(sizes.input_channels))
+        layer.bordered = self._bordered("input", sizes, sizes.input_channels)
+        packed = layer.weights.arrays[0]
+        self.loop.new_phase(sizes.panels)
+        layer.forward_weights = sizes.weights(self.program, packed)
         if index:
-            layer.turned = sizes.turned()
-            self.loop.new_phase(sizes.panels)
+            turned = sizes.turned()
             self.program.call(
-                convolution.turn_kernel, layer.weights.arrays[0], layer.turned,
-                3 * sizes.output_channels, sizes.input_channels,
+                convolution.turn_kernel, packed, turned, 3 * sizes.output_channels,
+                sizes.input_channels,
             )  # fmt: skip
+            self.loop.new_phase(len(turned))
+            layer.backward_weights = sizes.weights(self.program, turned, turned=True)
             shape = self.rows, *self._output_shape(self.layers[index - 1])[:2], sizes.input_channels
             layer.dx = workspace.aligned(shape, self.dtype)
         if layer.norm is not None:
@@ -140,17 +146,14 @@ class ImageLayers:
         sizes = layer.sizes
         self.program.call(
             convolution.gather_kernel, self.loop.data, elements(self.loop.batches),
-            layer.bordered.at(row=1), self.rows, sizes.height, sizes.width, sizes.input_channels,
-            sizes.inputs,
+            layer.bordered.at(row=1), self.rows, sizes.height, sizes.width, sizes.pitch,
+            sizes.input_channels, sizes.inputs,
         )  # fmt: skip
 
     def _convolve(self, layer):
         sizes = layer.sizes
         z = _images(layer.z)
-        self.program.call(
-            convolution.forward_kernel, layer.bordered, layer.weights.arrays[0], z, sizes.depth,
-            sizes.height, sizes.width, sizes.panels,
-        )  # fmt: skip
+        sizes.convolve(self.program, self._space, layer.bordered, layer.forward_weights, layer.z)
         if layer.bias is not None:
             self.program.call(convolution.bias_kernel, z, layer.bias.arrays[0], sizes.pixels)
         if layer.norm is None:
@@ -215,7 +218,7 @@ class ImageLayers:
         sizes = layer.sizes
         self.program.call(
             convolution.place_kernel, image.at(row=1, step=0), layer.bordered.at(row=1),
-            sizes.height, sizes.width, sizes.input_channels, sizes.input_channels,
+            sizes.height, sizes.width, sizes.pitch, sizes.input_channels, sizes.input_channels,
         )  # fmt: skip
 
     # Backward
@@ -239,10 +242,9 @@ class ImageLayers:
                 self._place_output(self.layers[index - 1], layer)
             self._weight_gradient(layer, dz)
             if index:
-                self.program.call(
-                    convolution.forward_kernel, dz, layer.turned, _images(layer.dx),
-                    3 * sizes.output_channels, sizes.height, sizes.width, len(layer.turned),
-                )  # fmt: skip
+                sizes.convolve(
+                    self.program, self._space, dz, layer.backward_weights, layer.dx, turned=True
+                )
                 if self.layers[index - 1].norm is not None:
                     self._sums(self.layers[index - 1], layer.dx, again=False)
             self._updates(layer)
@@ -319,29 +321,21 @@ class ImageLayers:
                 layer.dbeta, self.rows, sizes.pixels,
             )  # fmt: skip
             dy = target.at(row=1, step=0)
-        bordered = self._space("dz with border", sizes.bordered(channels))
+        bordered = self._bordered("dz", sizes, channels)
         self.program.call(
-            convolution.place_kernel, dy, bordered.at(row=1), sizes.height, sizes.width, channels,
-            channels,
+            convolution.place_kernel, dy, bordered.at(row=1), sizes.height, sizes.width,
+            sizes.pitch, channels, channels,
         )  # fmt: skip
         return bordered
 
     def _weight_gradient(self, layer, dz):
         sizes = layer.sizes
-        shape = sizes.groups, sizes.panels, sizes.panel_size
-        layer.groups = workspace.aligned(shape, self.dtype)
-        layer.group_operand = Operand(
-            layer.groups, row=sizes.panel_width, step=layer.groups[0].size
-        )
         if layer.bias is not None:
             layer.bias_sums = workspace.aligned((self.rows, sizes.output_channels), self.dtype)
             self.program.call(
-                convolution.bias_gradient_kernel, dz, layer.bias_sums, sizes.width, sizes.height
+                convolution.bias_gradient_kernel, dz, layer.bias_sums, sizes.bordered_pixels
             )
-        self.program.call(
-            convolution.weight_gradient_kernel, layer.bordered, dz, layer.group_operand,
-            sizes.panel_size, sizes.depth, sizes.height, sizes.width, sizes.panels, sizes.grain,
-        )  # fmt: skip
+        layer.groups = sizes.weight_gradient(self.program, self._space, layer.bordered, dz)
 
     def _updates(self, layer):
         sizes = layer.sizes
@@ -352,8 +346,8 @@ class ImageLayers:
         self.loop.new_phase(sizes.panels)
         gradient = sizes.room()
         self.program.call(
-            convolution.sum_groups_kernel, layer.group_operand, sizes.panel_size, gradient,
-            sizes.depth, sizes.used, sizes.groups,
+            convolution.sum_groups_kernel, layer.groups, sizes.panel_size, gradient, sizes.depth,
+            sizes.used, sizes.groups,
         )  # fmt: skip
         self.loop.update(layer.weights, gradient)
         if layer.bias is not None:

@@ -113,3 +113,62 @@ def _advance(builder, variable, before, count, dtype):
 
 tile = make_tile(TILE_ROWS, transposed=False)
 tile_transposed = make_tile(TRANSPOSED_ROWS, transposed=True)
+
+
+def make_transform(matrix):
+    """Return the intrinsic transform(source, row, column, target, target_row, target_column).
+
+    It writes M S M^T for one vector of channels, for a matrix M known when it is compiled: S[i, j]
+    is the vector at source + i row + j column, and its transform goes to target in the same way.
+    Everything in between stays in registers.
+    """
+    matrix = [[float(entry) for entry in entries] for entries in matrix]
+
+    @intrinsic
+    def transform(typing, source, row, column, target, target_row, target_column):
+        dtype = source.dtype
+        vector = VECTORS[dtype].llvm
+
+        def generate(context, builder, signature, arguments):
+            source, row, column, target, target_row, target_column = arguments
+
+            def at(base, i, i_step, j, j_step):
+                offset = builder.add(
+                    builder.mul(i_step, constant(I64, i)), builder.mul(j_step, constant(I64, j))
+                )
+                return simd.address(builder, base, offset, dtype, vector)
+
+            count = range(len(matrix[0]))
+            columns = []
+            for j in count:
+                places = [at(source, i, row, j, column) for i in count]
+                values = [simd.aligned_load(builder, place, dtype) for place in places]
+                columns.append([_combine(builder, entries, values) for entries in matrix])
+            for i in range(len(matrix)):
+                values = [columns[j][i] for j in count]
+                for j, entries in enumerate(matrix):
+                    place = at(target, i, target_row, j, target_column)
+                    simd.aligned_store(builder, _combine(builder, entries, values), place, dtype)
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(source, integer, integer, target, integer, integer), generate
+
+    return transform
+
+
+def _combine(builder, entries, values):
+    """Emit the sum of entries[i] values[i]: nothing for entries 0, no product for 1 and -1."""
+    terms = [(entry, value) for entry, value in zip(entries, values, strict=True) if entry]
+    terms.sort(key=lambda term: abs(term[0]) != 1)
+    (entry, total), *rest = terms
+    if entry != 1:
+        total = builder.fmul(constant(total.type, entry), total)
+    for entry, value in rest:
+        if entry == 1:
+            total = builder.fadd(total, value)
+        elif entry == -1:
+            total = builder.fsub(total, value)
+        else:
+            total = simd.multiply_add(builder, constant(total.type, entry), value, total)
+    return total

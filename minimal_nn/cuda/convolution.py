@@ -91,9 +91,13 @@ def locate_tap(row, column, rows, columns, g):
     return uint32((tap * g[3] + row) * g[0] + k), row < rows and column < columns
 
 
-def forward(x, W, b=None, stride=1, padding=1, *, precision=None, out=None, activation="identity"):
+def forward(
+    x, W, b=None, stride=1, padding=1, algorithm="direct",
+    *, precision=None, out=None, activation="identity",
+):  # fmt: skip
     """Return y (N, P, Q, K) and the cache for images x (N, H, W, C) and a kernel W (kh, kw, C, K).
 
+    algorithm: a choice of the cpu wing; here always the sum itself, which differs by rounding only.
     precision and activation ("relu" is taken in the same kernel): see `matmul`.  out: a contiguous
     array to write y into.
     """

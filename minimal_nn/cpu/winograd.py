@@ -1,0 +1,284 @@
+r"""Winograd's convolution: 3x3 kernels at stride 1 with fewer multiplications, only on request.
+
+An m x m tile of outputs depends on the (m+2) x (m+2) tile d of inputs under it.  For one channel c
+of the input, with its 3x3 kernel g,
+
+    tile of y = A^T [ sum_c (G g_c G^T) * (B^T d_c B) ] A                  (* entry by entry)
+
+(Winograd, Arithmetic Complexity of Computations, 1980; for images Lavin & Gray, CVPR 2016).  In one
+dimension it is the Cook-Toom method: a product of polynomials is evaluated at m + 1 points and at
+infinity, where it is a product of numbers, and interpolated; correlation is its transpose.  All
+images' tiles together make of each of the (m+2)^2 entries one matrix product over the channels.
+There are (m+2)^2 products in place of 9 m^2: for F(2x2, 3x3) 2.25 times fewer than directly, for
+F(4x4, 3x3) 4 times.
+
+    dx    the same with dy for x, W turned by 180 degrees and its channels exchanged
+    dW    G^T [ sum_tiles (B^T d B) * (A dy A^T) ] G, the sum over all tiles of an image group
+
+A transform takes a vector of channels at a time, in registers.  An image is taken in strips of
+tiles whose transforms stay in the second cache.  Tiles that reach beyond the image meet zeros, and
+only the part of their output within the image is written.
+
+Accuracy.  The transforms multiply rounding errors.  With u the unit round-off, C channels, t = m+2
+and gamma_n = n u / (1 - n u), counting the roundings that a term passes (two transforms on each
+side, the sum over channels, the coefficients of G):
+
+    |error of y|  <= gamma_n |A^T| [ sum_c (|G| |g_c| |G|^T) * (|B|^T |d_c| |B|) ] |A|
+                  <= gamma_n K^2 sum_c max|g_c| max|d_c|,    n = C + 4 t + 10
+    K = |A^T| |G| |B^T|, largest sums of a row's absolute values
+
+K^2 is 81 for F(2), and depends on the points for F(4): 36100 for the usual 0, 1, -1, 2, -2, but
+3645 for 0, 5/8, -5/8, 3/2, -3/2, which oneDNN uses and so does this module; all entries of A and B
+are then exact in float32.  The direct sum of 9 C terms has 9 in place of K^2.
+"""
+
+from fractions import Fraction
+
+from minimal_nn.cpu import workspace
+from minimal_nn.cpu.compiler import kernel
+from minimal_nn.cpu.microkernel import (
+    TILE_ROWS,
+    TRANSPOSED_ROWS,
+    make_transform,
+    tile,
+    tile_transposed,
+)
+from minimal_nn.cpu.simd import load, store
+from minimal_nn.cpu.workspace import Operand
+
+POINTS = {
+    2: (Fraction(0), Fraction(1), Fraction(-1)),
+    4: (Fraction(0), Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction(-3, 2)),
+}
+STRIP_BYTES = 1 << 19  # of transforms: half of a second cache of 1 MiB
+
+
+def matrices(size):
+    """Return A^T, G and B^T of F(size, 3) as lists of rows of fractions.
+
+    With points p_k and N_k = prod_{l != k} (p_k - p_l): A^T[i, k] = p_k^i, G[k, j] = p_k^j / N_k,
+    and B^T[k] holds the coefficients of prod_{l != k} (x - p_l); what is last is for infinity.
+    """
+    points = POINTS[size]
+    A = [[p**i for p in points] + [Fraction(i == size - 1)] for i in range(size)]
+    G, B = [], []
+    for p in points:
+        others = [q for q in points if q != p]
+        product = _with_roots(others)
+        value = sum(c * p**i for i, c in enumerate(product))  # N_k
+        G.append([p**j / value for j in range(3)])
+        B.append([*product, Fraction(0)])
+    return A, [*G, [Fraction(0), Fraction(0), Fraction(1)]], [*B, _with_roots(points)]
+
+
+def _with_roots(roots):
+    """Return the coefficients, lowest power first, of the product of x - root."""
+    product = [Fraction(1)]
+    for root in roots:
+        times_x, times_root = [Fraction(0), *product], [*(root * c for c in product), Fraction(0)]
+        product = [a - b for a, b in zip(times_x, times_root, strict=True)]
+    return product
+
+
+@kernel
+def product_kernel(
+    step, thread, unit, v, v_plane, u, u_step, m, m_plane, tiles, planes, panels
+):
+    """In each plane, the tiles' channels times the weights."""
+    for plane in range(planes):
+        for panel in range(panels):
+            weights = u + (panel * u_step + plane * v.row * u.row)
+            for first in range(0, tiles, TILE_ROWS):
+                q = max(0, min(first, tiles - TILE_ROWS))  # the last may overlap the one before
+                tile(
+                    v + (plane * v_plane + q * v.row), 0, weights, 0,
+                    m + (plane * m_plane + q * m.row + panel * u.row), 1, v.row, 0,
+                )  # fmt: skip
+
+
+@kernel
+def gradient_product_kernel(
+    step, thread, unit, v, v_plane, m, m_plane, sums, depth, tiles, planes, panels, first, grain
+):
+    """In each plane, the product over the tiles, added to the sums of the image's group."""
+    add = 0 if first == 0 and unit % grain == 0 else 1
+    for plane in range(planes):
+        for panel in range(panels):
+            target = sums + (panel * planes + plane) * depth * sums.row
+            for k in range(0, v.row, TRANSPOSED_ROWS):
+                tile_transposed(
+                    v + (plane * v_plane + k), 0, m + (plane * m_plane + panel * sums.row), 0,
+                    target + k * sums.row, 1, tiles, add,
+                )  # fmt: skip
+
+
+class Winograd:
+    """F(size x size, 3 x 3): its kernels, and the calls that make a convolution of them.
+
+    In all calls x and dz are images with a border (and zeros up to whole tiles) in rows of `pitch`
+    pixels, and weights are panels [panel][3][depth][width] as convolution.py packs them.
+    """
+
+    def __init__(self, size):
+        self.size, self.planes = size, (size + 2) ** 2
+        A, G, B = matrices(size)
+        side = size + 2
+        transform_input, transform_output = make_transform(B), make_transform(A)
+        transform_weights = make_transform(G)
+        transform_cotangent = make_transform(list(zip(*A, strict=True)))
+        transform_gradient = make_transform(list(zip(*G, strict=True)))
+
+        def weights_kernel(step, thread, unit, w, w_step, u, u_step, depth, channels):
+            """A panel of G g G^T: u[panel][plane][channel][width]."""
+            for c in range(channels):
+                for column in range(0, w.row, w.lanes):
+                    at = c * w.row + column
+                    transform_weights(
+                        w + (unit * w_step + at), depth * w.row, channels * w.row,
+                        u + (unit * u_step + at), side * channels * w.row, channels * w.row,
+                    )  # fmt: skip
+
+        def input_kernel(step, thread, unit, x, v, plane, first, rows, columns, pitch):
+            """A strip of B^T d B: v[plane][tile][channel]."""
+            for p in range(rows):
+                for q in range(columns):
+                    source = x + ((first + p) * size * pitch + q * size) * x.row
+                    target = v + (p * columns + q) * x.row
+                    for c in range(0, x.row, x.lanes):
+                        transform_input(
+                            source + c, pitch * x.row, x.row, target + c, side * plane, plane
+                        )
+
+        def output_kernel(
+            step, thread, unit, m, plane, z, z_step, edge, first, rows, columns, height, width
+        ):
+            """A strip of A^T m A, into an image of z; `edge`: room for a tile that is cut."""
+            for p in range(rows):
+                y = (first + p) * size
+                for q in range(columns):
+                    x = q * size
+                    source = m + (p * columns + q) * m.row
+                    target = z + (unit * z_step + (y * width + x) * z.row)
+                    whole = y + size <= height and x + size <= width
+                    for c in range(0, z.row, z.lanes):
+                        if whole:
+                            transform_output(
+                                source + c, side * plane, plane, target + c, width * z.row, z.row
+                            )
+                            continue
+                        transform_output(
+                            source + c, side * plane, plane, edge, size * z.lanes, z.lanes
+                        )
+                        for i in range(min(size, height - y)):
+                            for j in range(min(size, width - x)):
+                                value = load(edge + (i * size + j) * z.lanes)
+                                store(target + ((i * width + j) * z.row + c), value)
+
+        def cotangent_kernel(step, thread, unit, dz, m, plane, first, rows, columns, pitch):
+            """A strip of A dy A^T: m[plane][tile][channel]."""
+            for p in range(rows):
+                for q in range(columns):
+                    pixel = ((first + p) * size + 1) * pitch + q * size + 1
+                    target = m + (p * columns + q) * dz.row
+                    for c in range(0, dz.row, dz.lanes):
+                        transform_cotangent(
+                            dz + (pixel * dz.row + c), pitch * dz.row, dz.row,
+                            target + c, side * plane, plane,
+                        )  # fmt: skip
+
+        def gradient_kernel(
+            step, thread, unit, sums, sums_depth, dw, group_step, panel_step, depth, channels,
+            panels, images, grain,
+        ):  # fmt: skip
+            """G^T sums G, the group's dW, when its last image has been added."""
+            if unit % grain != grain - 1 and unit != images - 1:
+                return
+            plane = sums_depth * sums.row
+            group = dw + (unit // grain) * group_step
+            for panel in range(panels):
+                for c in range(channels):
+                    for column in range(0, dw.row, dw.lanes):
+                        at = c * dw.row + column
+                        transform_gradient(
+                            sums + (panel * side * side * plane + at), side * plane, plane,
+                            group + (panel * panel_step + at), depth * dw.row, channels * dw.row,
+                        )  # fmt: skip
+
+        self._weights = self._kernel(weights_kernel)
+        self._input = self._kernel(input_kernel)
+        self._output = self._kernel(output_kernel)
+        self._cotangent = self._kernel(cotangent_kernel)
+        self._gradient = self._kernel(gradient_kernel)
+
+    def _kernel(self, function):
+        # Both sizes' kernels have the same code with other matrices: another name in the cache.
+        function.__qualname__ = f"{function.__name__}_{self.size}"
+        return kernel(function)
+
+    def weights(self, program, packed, depth, channels):
+        """Emit, for a panel of packed weights as the unit, its transform; return all panels'."""
+        shape = len(packed), self.planes * channels, packed.shape[2]
+        u = workspace.aligned(shape, packed.dtype)
+        program.call(self._weights, packed, u, depth, channels)
+        return u
+
+    def _strips(self, space, height, width, inputs, outputs, dtype):
+        """Return the strips (first row of tiles, rows), tiles in a row, and room for transforms.
+
+        Planes are a cache line longer than a power of two: they would fall on one another's place.
+        """
+        rows, columns = (-(-length // self.size) for length in (height, width))
+        row_bytes = self.planes * columns * (inputs + outputs) * dtype.itemsize
+        each = -(-rows // -(-rows // max(1, STRIP_BYTES // row_bytes)))
+        strips = [(first, min(each, rows - first)) for first in range(0, rows, each)]
+        tiles = max(each * columns, TILE_ROWS)
+        room = []
+        for name, channels in (("tiles of inputs", inputs), ("tiles of outputs", outputs)):
+            plane = tiles * channels + workspace.ALIGNMENT // dtype.itemsize
+            scratch = space(name, (self.planes * plane + TRANSPOSED_ROWS,))
+            room += [scratch.at(row=channels), plane]
+        return strips, columns, *room
+
+    def convolve(self, program, space, x, u, z, height, width, pitch):
+        """Emit the convolution of the unit's image x with transformed weights u, into images z."""
+        inputs, outputs, dtype = x.kinds[0].row, z.shape[3], z.dtype
+        strips, columns, v, v_plane, m, m_plane = self._strips(
+            space, height, width, inputs, outputs, dtype
+        )
+        edge = space("cut tile", (self.size**2, workspace.lanes(dtype)))
+        images = Operand(z, row=outputs, step=z[0].size)
+        for first, rows in strips:
+            program.call(self._input, x, v, v_plane, first, rows, columns, pitch)
+            program.call(
+                product_kernel, v, v_plane, u, m, m_plane, rows * columns, self.planes, len(u)
+            )
+            program.call(
+                self._output, m, m_plane, images, edge, first, rows, columns, height, width
+            )
+
+    def weight_gradient(
+        self, program, space, x, dz, groups, depth, height, width, pitch, images, grain
+    ):
+        """Emit the unit's part of dW, groups [group][panel][3 depth width]; dz with a border."""
+        inputs, outputs, dtype = x.kinds[0].row, dz.kinds[0].row, groups.array.dtype
+        strips, columns, v, v_plane, m, m_plane = self._strips(
+            space, height, width, inputs, outputs, dtype
+        )
+        width_of_panel = groups.kinds[0].row
+        panels = outputs // width_of_panel
+        sums_depth = workspace.round_up(inputs, TRANSPOSED_ROWS)
+        sums = space("tiles of weights", (panels * self.planes * sums_depth, width_of_panel))
+        for first, rows in strips:
+            program.call(self._input, x, v, v_plane, first, rows, columns, pitch)
+            program.call(self._cotangent, dz, m, m_plane, first, rows, columns, pitch)
+            program.call(
+                gradient_product_kernel, v, v_plane, m, m_plane, sums, sums_depth, rows * columns,
+                self.planes, panels, first, grain,
+            )  # fmt: skip
+        program.call(
+            self._gradient, sums, sums_depth, groups, 3 * depth * width_of_panel, depth, inputs,
+            panels, images, grain,
+        )  # fmt: skip
+
+
+ALGORITHMS = {"winograd2": Winograd(2), "winograd4": Winograd(4)}
