@@ -8,7 +8,8 @@ use, over arrays allocated once:
     forward     every layer; a ReLU is taken by the kernel before it
     loss        its value and the gradient of the scores
     backward    every layer, into the gradients of all parameters, flat arrays by group
-    update      one launch for each group of parameters with the same hyper-parameters
+    update      one launch for each group of parameters with the same hyper-parameters; where units
+                are stepped or normalized as a whole, one for each width of their loads
     advance     the loss goes into the list of losses, and the number of the step is raised
 
 What changes from step to step, the rows of the batch and the optimizer's numbers, stands in tables
@@ -79,7 +80,7 @@ def plan(program, optimizer, batch_size):
     """
     if np.dtype(program.dtype) not in (np.float32, np.float64):
         return None
-    if optimizer.formula not in update.FORMULAS:
+    if optimizer.formula not in update.FORMULAS | update.BY_UNIT:
         return None
     if any(operation.module not in MODULES for operation in program.operations):
         return None
@@ -87,8 +88,7 @@ def plan(program, optimizer, batch_size):
         return None
     for operation in program.operations:
         for name in operation.parameters.values():
-            hyper = optimizer.hyper_parameters(name)
-            if hyper["fixed_norm"] is not None or any(np.ndim(n) for n in hyper.values()):
+            if any(np.ndim(number) for number in optimizer.hyper_parameters(name).values()):
                 return None
     return Plan(program)
 
@@ -141,8 +141,8 @@ class Group:
     what lies between is 0 and stays 0.
     """
 
-    def __init__(self, hyper, slots, dtype):
-        self.hyper, self.slots, self.dtype = hyper, slots, dtype
+    def __init__(self, hyper, fixed_norm, slots, dtype):
+        self.hyper, self.fixed_norm, self.slots, self.dtype = hyper, fixed_norm, slots, dtype
         self.places, self.size = {}, 0
 
     def add(self, name, shape):
@@ -153,6 +153,41 @@ class Group:
         self.arrays = [_zeros(self.size, self.dtype) for _ in range(1 + len(self.slots))]
         self.gradient = _zeros(self.size, self.dtype)
         self.table = _zeros(CHUNK * numbers, self.dtype)
+
+    def update_calls(self, formula, place, status):
+        """Return the launches of a step, and of the normalization after it."""
+        w, *states = self.arrays
+        if formula in update.FORMULAS:
+            calls = update.step_calls(formula, w, self.gradient, states, self.table, place)
+        else:
+            calls = [
+                call
+                for units, blocks in self._units()
+                for call in update.unit_step_calls(
+                    formula, w, self.gradient, units, blocks, self.table, place
+                )
+            ]
+        for units, blocks in self._units() if self.fixed_norm is not None else ():
+            norms = launch.asarray(np.full(units.count, self.fixed_norm, self.dtype))
+            lengths = empty(units.count, self.dtype)
+            calls += update.normalize_calls(w, units, blocks, norms, lengths, status)
+        return calls
+
+    def _units(self):
+        """Return the `Units` of the parameters, by the width that each has alone, and their tables.
+
+        So the order of the sums is that of a parameter alone, and with it the bits.
+        """
+        by_width = {}
+        for start, shape in self.places.values():
+            width = update.Units.widest([shape], [start], self.gradient)
+            by_width.setdefault(width, []).append((start, shape))
+        made = []
+        for width, places in by_width.items():
+            starts, shapes = zip(*places, strict=True)
+            units = update.Units(shapes, width, starts)
+            made.append((units, launch.asarray(units.table.ravel())))
+        return made
 
     def part(self, flat, name):
         start, shape = self.places[name]
@@ -193,16 +228,10 @@ class Step:
         self._arrange(network, optimizer)
         with launch.recorded(run=False) as records:
             self._gradients(X, targets)
-            first_of_update = len(records)
             for group in self.groups.values():
-                w, *states = group.arrays
-                calls = update.step_calls(
-                    self.formula, w, group.gradient, states, group.table, self.place
-                )
-                self._launch(calls)
+                self._launch(group.update_calls(self.formula, self.place, self.status))
             launch.launch(advance, 1, 32, (self.value, self.losses, self.place))
-        calls = [record.prepare() for record in records]
-        self._gradient_calls, self._update_calls = calls[:first_of_update], calls[first_of_update:]
+        self._calls = [record.prepare() for record in records]
         self._graph = None
 
     def _arrange(self, network, optimizer):
@@ -210,10 +239,10 @@ class Step:
         for operation in self.program.operations:
             for name in operation.parameters.values():
                 hyper = optimizer.hyper_parameters(name)
-                hyper.pop("fixed_norm")
-                key = tuple(sorted(hyper.items()))
+                fixed_norm = hyper.pop("fixed_norm")
+                key = fixed_norm, *sorted(hyper.items())
                 if key not in self.groups:
-                    self.groups[key] = Group(hyper, optimizer.slots, self.dtype)
+                    self.groups[key] = Group(hyper, fixed_norm, optimizer.slots, self.dtype)
                 self.groups[key].add(name, tuple(network.parameters[name].shape))
                 self._group_of[name] = self.groups[key]
             for name in operation.state.values():
@@ -448,26 +477,29 @@ class Step:
         if self._graph is not None:
             self._graph()
             return
-        for call in self._gradient_calls + self._update_calls:
-            call()
+        self._take_once()
         # Now every kernel has run once, as a capture requires.
-        self._graph = launch.capture(self._gradient_calls + self._update_calls)
+        self._graph = launch.capture(self._calls)
+
+    def _take_once(self):
+        for call in self._calls:
+            call()
 
     def _take_until_failure(self, network, optimizer, X, targets, batches, before):
         """Take the chunk's steps again, up to the one that fails, and raise what it raises."""
-        for array, copy in zip(self._arrays(), before, strict=True):
-            launch.copy(array, copy)
+        self._restore(before)
         self._reset(optimizer, batches)
         for rows in batches:
-            statistics = {name: launch.duplicate(array) for name, array in self.state.items()}
-            for call in self._gradient_calls:
-                call()
+            before = [launch.duplicate(array) for array in self._arrays()]
+            self._take_once()
             if launch.to_host(self.status).any():
-                for name, array in statistics.items():
-                    launch.copy(self.state[name], array)
+                self._restore(before)
                 self._save(network, optimizer)
-                network.step_gradients(X[rows], targets[rows])
+                gradients = network.step_gradients(X[rows], targets[rows]).gradients
+                optimizer.step(network, gradients)
                 raise NonFiniteError("loss: got NaN or infinity, expected a finite number")
-            for call in self._update_calls:
-                call()
             optimizer.t += 1
+
+    def _restore(self, copies):
+        for array, copy in zip(self._arrays(), copies, strict=True):
+            launch.copy(array, copy)

@@ -73,6 +73,12 @@ FORMULAS = {
     ),
 }  # fmt: skip
 
+# Those that take a parameter unit by unit.
+BY_UNIT = {
+    "normalized_sgd": Formula(0, lambda learning_rate: (learning_rate,)),
+    "lars": Formula(0, lambda learning_rate: (learning_rate,)),
+}
+
 
 @functools.cache
 def _formulas(T):
@@ -349,7 +355,7 @@ def unit_kernels(T, width, per_entry):
 
 def scalars(formula, weight_decay=0, **hyper):
     """Return a step's row of numbers: weight_decay, then what the formula needs (t = 1, 2, ...)."""
-    return (weight_decay, *FORMULAS[formula].row(**hyper))
+    return (weight_decay, *(FORMULAS | BY_UNIT)[formula].row(**hyper))
 
 
 def step_calls(formula, w, g, states, table, place, new=None, per_entry=False):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from minimal_nn import (
+    LARS,
     SGD,
     Adam,
     BatchNorm,
@@ -15,19 +16,21 @@ from minimal_nn import (
     MaxPool2d,
     Momentum,
     Network,
+    NormalizedSGD,
     ReLU,
     Tanh,
     WeightNorm,
     fit,
 )
 from minimal_nn.cuda import launch, plan
-from minimal_nn.errors import NonFiniteError, ZeroVarianceError
+from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.training import StepByStep
 
 NETWORKS = {
     "dense": ([Dense(6), BatchNorm(eps=0.5), ReLU(), Dense(3)], (5,)),
     "tanh": ([Dense(6), BatchNorm(), Tanh(), Dense(3)], (5,)),
     "layers": ([Dense(6, bias=False), LayerNorm(), Tanh(), WeightNorm(Dense(4)), ReLU()], (5,)),
+    "columns": ([Dense(8), BatchNorm(), Tanh(), Dense(5), Tanh(), Dense(3)], (70,)),
     "images": (
         [Conv2d(4), ReLU(), MaxPool2d(2), Conv2d(2, bias=False), BatchNorm(), Flatten(), Dense(3)],
         (4, 4, 2),
@@ -37,6 +40,11 @@ OPTIMIZERS = {
     "sgd": lambda names: SGD(0.1, l2=0.01),
     "groups": lambda names: Momentum(0.1, groups=[Group(names[:1], learning_rate=0.2)]),
     "adam": lambda names: Adam(0.01),
+    "lars": lambda names: LARS(0.01, l2=0.01),
+    "normalized": lambda names: NormalizedSGD(0.01),
+    "fixed norm": lambda names: Momentum(
+        0.1, groups=[Group(names[:1], fixed_norm=2.0), Group(names[-1:], fixed_norm=0.5)]
+    ),
 }
 
 
@@ -56,6 +64,10 @@ def batches_of(rng, steps, rows, examples=12):
     [
         ("dense", "adam", np.float32),
         ("layers", "sgd", np.float64),
+        ("columns", "lars", np.float32),
+        ("columns", "normalized", np.float64),
+        ("columns", "fixed norm", np.float32),
+        ("images", "fixed norm", np.float64),
         pytest.param("layers", "groups", np.float32, marks=pytest.mark.slow),
         pytest.param("images", "groups", np.float32, marks=pytest.mark.slow),
         pytest.param("images", "adam", np.float64, marks=pytest.mark.slow),
@@ -116,6 +128,23 @@ def test_a_failed_step_names_what_was_wrong(rng):
             loop.run(network, optimizer, X, labels, np.array([[0, 1, 2]]))
 
 
+def test_weights_that_vanish_before_they_are_normalized(rng):
+    """The step that makes them 0 changes nothing, and the message names the parameter."""
+    with launch.simulation():
+        network, X, labels = prepared(rng, "tanh")
+        # w - eta (g + weight_decay w) at eta = 1, weight_decay = 1 is -g; of dead inputs that is 0.
+        optimizer = SGD(1.0, groups=[Group(["dense1.W"], weight_decay=1.0, fixed_norm=1.0)])
+        X[6:] = 0
+        before = {name: launch.to_host(array) for name, array in network.parameters.items()}
+        batches = np.array([[6, 7, 8], [0, 1, 2]])
+        loop = plan.plan(network.program(), optimizer, 3)
+        with pytest.raises(ZeroNormError, match=r"dense1.W: w: the weights of units \[0, 1"):
+            loop.run(network, optimizer, X, labels, batches)
+        assert optimizer.t == 0
+        for name, array in before.items():
+            assert np.array_equal(launch.to_host(network.parameters[name]), array), name
+
+
 def test_host_data_are_not_written(rng):
     """Two runs with data of the same shape share memory on the device, not with the caller."""
     with launch.simulation():
@@ -132,7 +161,8 @@ def test_what_has_no_plan():
         network = Network([Dense(3), BatchNorm()], input_shape=(4,), backend="cuda")
         program = network.program()
         assert plan.plan(program, SGD(0.1), 4) is not None
-        assert plan.plan(program, SGD(0.1, fixed_norm=1.0), 4) is None
+        assert plan.plan(program, SGD(0.1, fixed_norm=1.0), 4) is not None
+        assert plan.plan(program, SGD(0.1, fixed_norm=np.array([1.0, 2.0, 3.0])), 4) is None
         assert plan.plan(program, SGD(np.array([0.1, 0.2, 0.3])), 4) is None
         assert plan.plan(program._replace(dtype=np.dtype(np.float16)), SGD(0.1), 4) is None
 
