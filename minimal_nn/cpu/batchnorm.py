@@ -27,6 +27,7 @@ from minimal_nn.cpu.simd import (
     max_lanes,
     scalar,
     square_root,
+    stack_rows,
     store,
     where_zero,
 )
@@ -34,6 +35,8 @@ from minimal_nn.cpu.workspace import Columns, aligned, lanes
 from minimal_nn.errors import ZeroVarianceError
 
 BLOCK_ROWS = 256
+NEIGHBOURS = 256  # numbers side by side, in as many rows, that are normalized together
+MOST_COLUMNS = 1 << 13  # that kernels which go row by row keep sums for, on the stack
 ZERO_VARIANCE = 1  # the status
 
 
@@ -243,22 +246,65 @@ def backward_running_kernel(
             store(target + i * dz.row, factor * load(cotangent + i * dy.row))
 
 
-# The same for images, which are units of work, so that what stands before and after normalization
-# happens while an image is in the cache; blocks and their order are those of the kernels above.
+# The same for images, or blocks of a large matrix, as units of work, so that what stands before and
+# after normalization happens while an image is in the cache.  Blocks, their order and the chains
+# within a block are those of the kernels above.  But where a row is longer than a panel, memory is
+# read and written row by row, as it lies: column by column, the same passes over a matrix beyond
+# cache took about twice as long.
+
+
+@inline
+def clear(rows, count):
+    """Set the first `count` rows to 0."""
+    for i in range(0, count * rows.row, rows.lanes):
+        store(rows + i, fill(rows, 0.0))
+
+
+@inline
+def add(where, value):
+    store(where, load(where) + value)
+
+
+@inline
+def joined(chains):
+    """The sum of the four chains of `block_moments`, for one vector of columns."""
+    a, b = load(chains), load(chains + chains.row)
+    c, d = load(chains + 2 * chains.row), load(chains + 3 * chains.row)
+    return (a + b) + (c + d)
 
 
 @kernel
 def image_moments_kernel(step, thread, unit, z, z_step, means, squares, pixels):
     """The moments of an image's blocks, [image][block][channel]."""
     blocks = (pixels + BLOCK_ROWS - 1) // BLOCK_ROWS
+    chains = stack_rows(z, 4)
     for block in range(blocks):
         first = block * BLOCK_ROWS
-        at = (unit * blocks + block) * z.row
+        count = min(BLOCK_ROWS, pixels - first)
+        source = z + (unit * z_step + first * z.row)
+        mean = means + (unit * blocks + block) * z.row
+        square = squares + (unit * blocks + block) * z.row
+        if z.row == z.span:
+            for column in range(0, z.row, z.lanes):
+                m, s = block_moments(source + column, count)
+                store(mean + column, m)
+                store(square + column, s)
+            continue
+        clear(chains, 4)
+        for i in range(count):
+            chain = chains + (i % 4 if i < count // 4 * 4 else 0) * z.row
+            for column in range(0, z.row, z.lanes):
+                add(chain + column, load(source + (i * z.row + column)))
         for column in range(0, z.row, z.lanes):
-            source = z + (unit * z_step + first * z.row + column)
-            mean, square = block_moments(source, min(BLOCK_ROWS, pixels - first))
-            store(means + (at + column), mean)
-            store(squares + (at + column), square)
+            store(mean + column, joined(chains + column) / fill(z, count))
+        clear(chains, 4)
+        for i in range(count):
+            chain = chains + (i % 4 if i < count // 4 * 4 else 0) * z.row
+            for column in range(0, z.row, z.lanes):
+                t = load(source + (i * z.row + column)) - load(mean + column)
+                store(chain + column, fma(t, t, load(chain + column)))
+        for column in range(0, z.row, z.lanes):
+            store(square + column, joined(chains + column))
 
 
 @kernel
@@ -288,17 +334,15 @@ def normalize_image_kernel(
     step, thread, unit, z, z_step, y, y_step, gamma, beta, mean, inverse, pixels
 ):
     """An image of y."""
-    for column in range(0, z.row, z.lanes):
-        source = z + (unit * z_step + column)
-        m, s, g, b = (
-            load(mean + column),
-            load(inverse + column),
-            load(gamma + column),
-            load(beta + column),
-        )
-        for i in range(pixels):
-            h = normalize(load(source + i * z.row), m, s)
-            store(y + (unit * y_step + i * y.row + column), fma(h, g, b))
+    source, target = z + unit * z_step, y + unit * y_step
+    together = max(1, NEIGHBOURS // z.row)
+    for first in range(0, pixels, together):
+        for column in range(0, z.row, z.lanes):
+            m, s = load(mean + column), load(inverse + column)
+            g, b = load(gamma + column), load(beta + column)
+            for i in range(first, min(pixels, first + together)):
+                h = normalize(load(source + (i * z.row + column)), m, s)
+                store(target + (i * y.row + column), fma(h, g, b))
 
 
 @kernel
@@ -307,17 +351,36 @@ def image_gradient_sums_kernel(
 ):
     """The sums of dy and dy h over an image's blocks, [image][block][channel]."""
     blocks = (pixels + BLOCK_ROWS - 1) // BLOCK_ROWS
+    chains = stack_rows(z, 4)  # of dy and dy h, of rows of even and of odd number
     for block in range(blocks):
         first = block * BLOCK_ROWS
         count = min(BLOCK_ROWS, pixels - first)
+        source = z + (unit * z_step + first * z.row)
+        cotangent = dy + (unit * dy_step + first * dy.row)
+        at = (unit * blocks + block) * z.row
+        if z.row == z.span:
+            for column in range(0, z.row, z.lanes):
+                m, s = load(mean + column), load(inverse + column)
+                beta, gamma = block_gradient_sums(
+                    source + column, cotangent + column, m, s, count
+                )
+                store(betas + (at + column), beta)
+                store(gammas + (at + column), gamma)
+            continue
+        clear(chains, 4)
+        for i in range(count):
+            chain = chains + (i % 2 * 2 if i < count // 2 * 2 else 0) * z.row
+            for column in range(0, z.row, z.lanes):
+                where = chain + column
+                g = load(cotangent + (i * dy.row + column))
+                z_i = load(source + (i * z.row + column))
+                h = normalize(z_i, load(mean + column), load(inverse + column))
+                add(where, g)
+                store(where + z.row, fma(g, h, load(where + z.row)))
         for column in range(0, z.row, z.lanes):
-            source = z + (unit * z_step + first * z.row + column)
-            cotangent = dy + (unit * dy_step + first * dy.row + column)
-            m, s = load(mean + column), load(inverse + column)
-            beta, gamma = block_gradient_sums(source, cotangent, m, s, count)
-            at = (unit * blocks + block) * z.row + column
-            store(betas + at, beta)
-            store(gammas + at, gamma)
+            even, odd = chains + column, chains + (2 * z.row + column)
+            store(betas + (at + column), load(even) + load(odd))
+            store(gammas + (at + column), load(even + z.row) + load(odd + z.row))
 
 
 @kernel
@@ -340,16 +403,22 @@ def image_input_gradient_kernel(
 ):  # fmt: skip
     """An image of dz."""
     n = fill(z, images * pixels)
+    factor = stack_rows(z, 1)
+    mean_dy, mean_dyh = stack_rows(z, 1), stack_rows(z, 1)
     for column in range(0, z.row, z.lanes):
-        source = z + (unit * z_step + column)
-        cotangent = dy + (unit * dy_step + column)
-        m, s = load(mean + column), load(inverse + column)
-        mean_dy, mean_dyh = load(dbeta + column) / n, load(dgamma + column) / n
-        factor = load(gamma + column) * s
-        for i in range(pixels):
-            h = normalize(load(source + i * z.row), m, s)
-            gradient = input_gradient(load(cotangent + i * dy.row), h, factor, mean_dy, mean_dyh)
-            store(dz + (unit * dz_step + i * dz.row + column), gradient)
+        store(factor + column, load(gamma + column) * load(inverse + column))
+        store(mean_dy + column, load(dbeta + column) / n)
+        store(mean_dyh + column, load(dgamma + column) / n)
+    for i in range(pixels):
+        source, cotangent = z + (unit * z_step + i * z.row), dy + (unit * dy_step + i * dy.row)
+        target = dz + (unit * dz_step + i * dz.row)
+        for column in range(0, z.row, z.lanes):
+            h = normalize(load(source + column), load(mean + column), load(inverse + column))
+            gradient = input_gradient(
+                load(cotangent + column), h, load(factor + column), load(mean_dy + column),
+                load(mean_dyh + column),
+            )  # fmt: skip
+            store(target + column, gradient)
 
 
 @kernel
@@ -412,7 +481,7 @@ def _one(value, dtype):
 
 def _blocks(source, group):
     """Return (images, pixels) for a matrix in rows that splits into whole blocks, or None."""
-    if not source.direct:
+    if not source.direct or source.columns > MOST_COLUMNS:
         return None
     pixels = group if group < source.rows else BLOCK_ROWS
     return (source.rows // pixels, pixels) if source.rows % pixels == 0 else None

@@ -25,7 +25,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, errors
 from numba.extending import (
     intrinsic,
     models,
@@ -252,6 +252,22 @@ def store(typing, pointer, value):
         return context.get_dummy_value()
 
     return types.void(pointer, VECTORS[pointer.dtype]), generate
+
+
+@intrinsic
+def stack_rows(typing, like, count):
+    """stack_rows(like, n): room on the stack for n (a literal) rows of the type of `like`."""
+    if not isinstance(count, types.IntegerLiteral):
+        raise errors.RequireLiteralValue("count")
+    size = like.row * count.literal_value
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.ArrayType(_SCALAR[like.dtype], size)
+        room = cgutils.alloca_once(builder, kind)
+        room.align = VECTOR_BYTES
+        return builder.bitcast(room, BYTES)
+
+    return like(like, count), generate
 
 
 @intrinsic

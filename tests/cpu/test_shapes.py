@@ -160,3 +160,18 @@ def test_weightnorm_scales_exactly(rng):
     v, g = rng.standard_normal((37, 5)), np.ones(5)
     W = weightnorm.forward(v, g, 0.0)[0]
     assert np.array_equal(weightnorm.forward(2.0**40 * v, g, 0.0)[0], W)
+
+
+@pytest.mark.parametrize("n, k", ((2048, 160), (512, 544), (25, 10496)))
+def test_a_large_matrix_gets_the_bits_of_its_panels(rng, n, k):
+    """Rows of whole panels stay in place and are read row by row, one column more is copied."""
+    z, dy = (rng.standard_normal((n, k + 1)) for _ in range(2))
+    gamma, beta = rng.standard_normal((2, k + 1))
+    assert workspace.Columns.of(z[:, :k].copy()).direct and not workspace.Columns.of(z).direct
+    y, cache = batchnorm.forward(z, gamma, beta, 0.5)
+    gradients = batchnorm.backward(dy, cache)
+    ours, own = batchnorm.forward(z[:, :k], gamma[:k], beta[:k], 0.5)
+    assert np.array_equal(ours, y[:, :k])
+    assert np.array_equal(own.mean, cache.mean[:k]) and np.array_equal(own.var, cache.var[:k])
+    for got, want in zip(batchnorm.backward(dy[:, :k], own), gradients, strict=True):
+        assert np.array_equal(got, want[..., :k])
