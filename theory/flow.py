@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 import minimal_nn as nn
-from theory.claim import Measurement, claim
+from theory.claim import TOO_LONG, Measurement, claim
 from theory.subject import NORMALIZATIONS, network_subject, numbers, weight_groups
 
 TOLERANCE = 1e-7  # the solver's rtol
@@ -126,6 +126,7 @@ tenth or less. Bound: the solver's error estimates $e$ of its accepted steps, th
     unfit=(
         ("scipy's solver works in float64", "float16 float32 longdouble ball symbol"),
     ),
+    too_long=TOO_LONG,
 )
 def gradient_flow(subject):
     """||w|^2 - exp(-4 lambda t) |w_0|^2| / |w|^2 at the end of the flow, the worst of the

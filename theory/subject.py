@@ -111,16 +111,16 @@ def network_subject(
 ):
     """Return the built-in subject for a normalization, a dtype and a wing.
 
-    A network on the digits with two hidden layers of `width` units (24, or 4 in a simulated wing),
+    A network on the digits with two hidden layers of `width` units (24, or 8 in a simulated wing),
     untrained and trained for `epochs` by SGD at eps = 0, in the reference wing, so that all wings
-    are asked about the same numbers; the batch is the first `batch` training images (48, or 8) in
+    are asked about the same numbers; the batch is the first `batch` training images (48, or 16) in
     the seed's order.
     """
     if dtype == "float16":
         return _one_layer_subject(normalization, seed)
     wing = backends.get(backend)
-    width = width or (4 if wing.simulated else 24)
-    batch = batch or (8 if wing.simulated else 48)
+    width = width or (8 if wing.simulated else 24)
+    batch = batch or (16 if wing.simulated else 48)
     data = digits(dtype=np.dtype(dtype))
     network = nn.Network(
         layers(normalization, width, eps=0.0),
