@@ -3,7 +3,8 @@
 A layer is a 3x3 convolution with what follows it: batch norm, activations, pooling.  Only z, the
 convolution's output, and the gradient of the layer's output stay in memory; what lies between is
 computed again from z, image by image, in a thread's own space (in the second cache), whenever it is
-needed: before the next convolution, and twice in the backward pass.
+needed: before the next convolution, and twice in the backward pass.  Part by part of an image, so
+that what one kernel writes is in the nearest cache when the next one reads it.
 
     forward     image: the layers before -> image with border -> z, moments of its blocks
                 channels: the batch's mean and variance
@@ -12,6 +13,8 @@ needed: before the next convolution, and twice in the backward pass.
                 dy of the layer before and the sums of its blocks
                 panels: dW from the groups, updates
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,6 +47,22 @@ def supported(operations):
     return False
 
 
+PART_BYTES = 1 << 14  # of an image: half of a first cache of 32 KiB
+
+
+class Part(NamedTuple):
+    """Some rows of an image, and of what becomes of it: part `index` of `count` equal ones."""
+
+    index: int
+    count: int
+
+    def size(self, total):
+        return total // self.count
+
+    def start(self, total):
+        return self.index * (total // self.count)
+
+
 class Layer:
     """One convolution and what follows it."""
 
@@ -51,7 +70,7 @@ class Layer:
         self.operation = operation
         self.norm = None
         self.after = []  # activations and poolings, in order
-        self.inputs = self.image = None
+        self.stages = []  # (operation, place of its input, place of its output), as in `after`
 
 
 class ImageLayers:
@@ -91,11 +110,13 @@ class ImageLayers:
         height, width, channels = self._output_shape(last)
         panels = workspace.panels(self.rows, height * width * channels, self.dtype)
         self.loop.new_phase(self.rows)
-        image = self._output(last)
+        for part in self._parts(last):
+            self._output(last, part)
         padded = last.sizes.output_channels
         self.program.call(
-            convolution.flatten_kernel, image.at(row=1), panels, height * width, channels, padded
-        )
+            convolution.flatten_kernel, last.output.at(row=1), panels, height * width, channels,
+            padded,
+        )  # fmt: skip
         return panels
 
     def _prepare(self, layer, index):
@@ -107,6 +128,7 @@ class ImageLayers:
             self.rows, height, width, inputs, outputs, self.dtype, algorithm
         )
         layer.sizes = sizes
+        self._places(layer)
         self.loop.work += 27 * self.rows * sizes.pixels * inputs * outputs
         layer.z = workspace.aligned((self.rows, height, width, sizes.output_channels), self.dtype)
         layer.weights = self.loop.parameter(operation, "W", sizes)
@@ -172,53 +194,68 @@ class ImageLayers:
         operations = [layer.operation, *layer.after]
         return operations[-1].output_shape
 
-    def _output(self, layer):
-        """Emit what follows a convolution, for the unit's image; return the last space.
+    def _places(self, layer):
+        """Give batch norm's output and what follows it their places in a thread's space."""
+        height, width, channels = *layer.operation.output_shape[:2], layer.sizes.output_channels
+        layer.normalized = layer.output = self._space("normalized", (height * width, channels))
+        for number, operation in enumerate(layer.after):
+            before = layer.output
+            if operation.module == "pooling":
+                height, width, _ = operation.output_shape
+                layer.output = self._space(f"pooled {number}", (height * width, channels))
+            layer.stages.append((operation, before, layer.output))
 
-        layer.stages holds, for each activation and pooling, its input and its output.
-        """
-        sizes = layer.sizes
-        channels = sizes.output_channels
-        height, width = sizes.height, sizes.width
-        current = self._space("normalized", (height * width, channels))
-        z = _images(layer.z)
+    def _parts(self, layer):
+        """Return the parts of an image: whole rows of the layer's output and of all before it."""
+        rows = self._output_shape(layer)[0]
+        least = layer.z[0].nbytes / PART_BYTES
+        count = min(n for n in range(1, rows + 1) if rows % n == 0 and n >= min(least, rows))
+        return [Part(index, count) for index in range(count)]
+
+    def _output(self, layer, part):
+        """Emit what follows a convolution, for a part of the unit's image."""
+        sizes, channels = layer.sizes, layer.sizes.output_channels
+        pixels = sizes.pixels
+        start, size = (channels * f(pixels) for f in (part.start, part.size))
         if layer.norm is not None:
             self.program.call(
-                batchnorm.normalize_image_kernel, z, current.at(step=0), layer.gamma.arrays[0],
-                layer.beta.arrays[0], layer.mean, layer.inverse, sizes.pixels,
+                batchnorm.normalize_image_kernel, _images(layer.z, start),
+                layer.normalized.at(start, step=0), layer.gamma.arrays[0], layer.beta.arrays[0],
+                layer.mean, layer.inverse, part.size(pixels),
             )  # fmt: skip
         else:
             self.program.call(
-                convolution.copy_kernel, _numbers(layer.z), current.at(row=1), layer.z[0].size
-            )
-        layer.stages = []
-        for number, operation in enumerate(layer.after):
-            if operation.module == "activation":
-                kind = operation.options["kind"]
-                if kind != "identity":
-                    numbers = current.at(row=1, step=0)
-                    count = height * width * channels
-                    self.program.call(activation.FORWARD[kind], numbers, numbers, count)
-                layer.stages.append((operation, current, current))
-                continue
-            size = operation.options["size"]
-            height, width = height // size, width // size
-            pooled = self._space(f"pooled {number}", (height * width, channels))
-            self.program.call(
-                pooling.forward_kernel, current.at(row=1, step=0), pooled.at(row=1, step=0), height,
-                width, channels, size,
+                convolution.copy_kernel, _numbers(layer.z, start),
+                layer.normalized.at(start, row=1), size,
             )  # fmt: skip
-            layer.stages.append((operation, current, pooled))
-            current = pooled
-        return current
+        for operation, before, after in layer.stages:
+            height, width, _ = operation.output_shape
+            numbers = _part(before, operation.input_shape, channels, part)
+            result = _part(after, operation.output_shape, channels, part)
+            if operation.module == "pooling":
+                self.program.call(
+                    pooling.forward_kernel, numbers, result, part.size(height), width, channels,
+                    operation.options["size"],
+                )  # fmt: skip
+            elif operation.options["kind"] != "identity":
+                kernel = activation.FORWARD[operation.options["kind"]]
+                count = part.size(height) * width * channels
+                self.program.call(kernel, numbers, numbers, count)
 
     def _place_output(self, before, layer):
         """Emit the layer's input, the output of the one before it, into the image with a border."""
-        image = self._output(before)
-        sizes = layer.sizes
+        sizes, channels = layer.sizes, layer.sizes.input_channels
+        shape = sizes.height, sizes.width
+        for part in self._parts(before):
+            self._output(before, part)
+            self._place(_part(before.output, shape, channels, part), layer.bordered, sizes, part)
+
+    def _place(self, numbers, bordered, sizes, part):
+        channels = bordered.kinds[0].row
+        first = part.start(sizes.height) * sizes.pitch * channels
         self.program.call(
-            convolution.place_kernel, image.at(row=1, step=0), layer.bordered.at(row=1),
-            sizes.height, sizes.width, sizes.pitch, sizes.input_channels, sizes.input_channels,
+            convolution.place_kernel, numbers, bordered.at(first, row=1), part.size(sizes.height),
+            sizes.width, sizes.pitch, channels, channels,
         )  # fmt: skip
 
     # Backward
@@ -249,55 +286,61 @@ class ImageLayers:
                     self._sums(self.layers[index - 1], layer.dx, again=False)
             self._updates(layer)
 
-    def _back_through(self, layer, gradient, again):
-        """Emit dy back to the output of batch norm (or of the convolution); return an operand.
+    def _gradient(self, layer, gradient):
+        """Return the gradient of the layer's output as numbers, of the unit's image."""
+        if gradient.ndim == 4:
+            return _numbers(gradient)
+        channels = layer.sizes.output_channels  # panels of the flattened features
+        height, width, outputs = self._output_shape(layer)
+        image = self._space("features", (height * width, channels))
+        self.program.call(
+            convolution.unflatten_kernel, gradient, image.at(row=1), height * width, outputs,
+            channels,
+        )  # fmt: skip
+        return image.at(row=1, step=0)
+
+    def _back_through(self, layer, current, part):
+        """Emit dy back to the output of batch norm, or of the convolution; return its place.
+
+        current: dy of the layer's output.  All are numbers of whole images.
+        """
+        channels = layer.sizes.output_channels
+        shape = self._output_shape(layer)
+        for number, (operation, before, after) in reversed([*enumerate(layer.stages)]):
+            height, width, _ = operation.input_shape
+            size = operation.options.get("size")
+            if operation.options.get("kind") == "identity":
+                continue
+            space = self._space(f"gradient {number}", (height * width, channels))
+            target = _part(space, operation.input_shape, channels, part)
+            dy = _later(current, part.start(shape[0]) * shape[1] * channels)
+            if operation.module == "pooling":
+                self.program.call(
+                    pooling.backward_kernel, _part(before, operation.input_shape, channels, part),
+                    dy, target, part.size(height) // size, width // size, channels, size,
+                )  # fmt: skip
+            else:
+                self.program.call(
+                    activation.BACKWARD[operation.options["kind"]],
+                    _part(after, operation.output_shape, channels, part), dy, target,
+                    part.size(height) * width * channels,
+                )  # fmt: skip
+            current, shape = space.at(row=1, step=0), operation.input_shape
+        return current
+
+    def _sums(self, layer, gradient, again):
+        """Emit the sums for gamma and beta.
 
         again: compute the layer's output again (else the thread's spaces hold it still).
         """
-        if again:
-            self._output(layer)
-        channels = layer.sizes.output_channels
-        if gradient.ndim == 3:  # panels of the flattened features
-            height, width, outputs = self._output_shape(layer)
-            image = self._space("features", (height * width, channels))
-            self.program.call(
-                convolution.unflatten_kernel, gradient, image.at(row=1), height * width, outputs,
-                channels,
-            )  # fmt: skip
-            current = image.at(row=1, step=0)
-        else:
-            current = _numbers(gradient)
-        for number in range(len(layer.stages) - 1, -1, -1):
-            operation, before, after = layer.stages[number]
-            height, width, _ = operation.input_shape
-            target = self._space(f"gradient {number}", (height * width, channels))
-            numbers = target.at(row=1, step=0)
-            if operation.module == "pooling":
-                size = operation.options["size"]
-                self.program.call(
-                    pooling.backward_kernel, before.at(row=1, step=0), current, numbers,
-                    height // size, width // size, channels, size,
-                )  # fmt: skip
-                current = numbers
-            elif operation.options["kind"] != "identity":
-                self.program.call(
-                    activation.BACKWARD[operation.options["kind"]], after.at(row=1, step=0),
-                    current, numbers, height * width * channels,
-                )  # fmt: skip
-                current = numbers
-        return current
-
-    def _pixels(self, layer, numbers):
-        """Return numbers as rows of pixels."""
-        step = numbers.values[1]
-        return numbers.at(row=layer.sizes.output_channels, step=step)
-
-    def _sums(self, layer, gradient, again):
-        dy = self._pixels(layer, self._back_through(layer, gradient, again))
-        sizes = layer.sizes
+        gradient = self._gradient(layer, gradient)
+        for part in self._parts(layer):
+            if again:
+                self._output(layer, part)
+            dy = self._back_through(layer, gradient, part)
         self.program.call(
-            batchnorm.image_gradient_sums_kernel, _images(layer.z), dy, layer.mean, layer.inverse,
-            *layer.blocks, sizes.pixels,
+            batchnorm.image_gradient_sums_kernel, _images(layer.z), _pixels(layer, dy), layer.mean,
+            layer.inverse, *layer.blocks, layer.sizes.pixels,
         )  # fmt: skip
 
     def _join_sums(self, layer):
@@ -310,22 +353,23 @@ class ImageLayers:
 
     def _input_gradient(self, layer, gradient):
         """Emit dz of the unit's image, with a border; return the operand."""
-        sizes = layer.sizes
-        channels = sizes.output_channels
-        dy = self._back_through(layer, gradient, again=True)
-        if layer.norm is not None:
-            target = self._space("dz", (sizes.pixels, channels))
-            self.program.call(
-                batchnorm.image_input_gradient_kernel, _images(layer.z), self._pixels(layer, dy),
-                target.at(step=0), layer.gamma.arrays[0], layer.mean, layer.inverse, layer.dgamma,
-                layer.dbeta, self.rows, sizes.pixels,
-            )  # fmt: skip
-            dy = target.at(row=1, step=0)
+        sizes, channels = layer.sizes, layer.sizes.output_channels
+        gradient = self._gradient(layer, gradient)
         bordered = self._bordered("dz", sizes, channels)
-        self.program.call(
-            convolution.place_kernel, dy, bordered.at(row=1), sizes.height, sizes.width,
-            sizes.pitch, channels, channels,
-        )  # fmt: skip
+        dz = self._space("dz", (sizes.pixels, channels))
+        for part in self._parts(layer):
+            self._output(layer, part)
+            dy = self._back_through(layer, gradient, part)
+            start = part.start(sizes.pixels) * channels
+            if layer.norm is not None:
+                self.program.call(
+                    batchnorm.image_input_gradient_kernel, _images(layer.z, start),
+                    _pixels(layer, _later(dy, start)), dz.at(start, step=0), layer.gamma.arrays[0],
+                    layer.mean, layer.inverse, layer.dgamma, layer.dbeta,
+                    self.rows * part.count, part.size(sizes.pixels),
+                )  # fmt: skip
+                dy = dz.at(row=1, step=0)
+            self._place(_later(dy, start), bordered, sizes, part)
         return bordered
 
     def _weight_gradient(self, layer, dz):
@@ -361,10 +405,25 @@ class ImageLayers:
             self.loop.update(layer.beta, layer.dbeta)
 
 
-def _images(array):
+def _images(array, start=0):
     """Return images as an operand with rows of pixels."""
-    return Operand(array, row=array.shape[3], step=array[0].size)
+    return Operand(array, row=array.shape[3], step=array[0].size, start=start)
 
 
-def _numbers(array):
-    return elements(array, step=array[0].size)
+def _numbers(array, start=0):
+    return Operand(array, row=1, step=array[0].size, start=start)
+
+
+def _later(numbers, start):
+    """Return numbers with a step from image to image, from the number `start` on."""
+    return numbers.at(start, step=numbers.values[1])
+
+
+def _pixels(layer, numbers):
+    """Return such numbers as rows of pixels."""
+    return numbers.at(row=layer.sizes.output_channels, step=numbers.values[1])
+
+
+def _part(space, shape, channels, part):
+    """Return the numbers of a part of the image of (height, width, ...) in a thread's space."""
+    return space.at(part.start(shape[0]) * shape[1] * channels, row=1, step=0)
