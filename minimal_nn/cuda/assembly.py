@@ -26,6 +26,7 @@ ARCHITECTURE = "sm_90a"
 REGISTERS = 65536  # of one multiprocessor
 THREADS = 2048
 SHARED_BYTES = 233472
+STATIC_SHARED_BYTES = 49152  # of a block, without asking for more
 _ATOMIC = re.compile(r"^\s*(?:@!?%p\d+\s+)?(?:atom|red)\.", re.MULTILINE)
 _WIDE = re.compile(r"\.f64\b")
 
@@ -143,6 +144,8 @@ def faults(assembly):
     budget = min(255, REGISTERS // (assembly.threads * (assembly.blocks or 1)))
     if assembly.registers > budget:
         found.append(f"uses {assembly.registers} registers, its launch bounds allow {budget}")
+    if assembly.shared > STATIC_SHARED_BYTES:
+        found.append(f"declares {assembly.shared} bytes of shared memory, a launch takes 49152")
     if _ATOMIC.search(assembly.ptx):
         found.append("has an atomic operation")
     if not assembly.widens and _WIDE.search(assembly.ptx):

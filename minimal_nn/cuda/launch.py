@@ -28,6 +28,7 @@ and simulator.py runs the kernels.
 
 import contextlib
 import functools
+import math
 import os
 import warnings
 
@@ -56,6 +57,8 @@ _state = {
     "stream": 0,
     "poisoned": False,
 }
+
+MOST = 2**31  # numbers in an array: indices are uint32, also a few steps behind the end
 
 
 class Kernel:
@@ -192,7 +195,9 @@ def asarray(x, dtype=None):
     """Return x on the device: device and foreign arrays as they are, host arrays copied.
 
     A foreign array is any object with `__cuda_array_interface__` (CuPy, PyTorch, JAX, Numba); it is
-    used in place, whatever its strides.  dtype converts host arrays; of others it is only checked.
+    used in place.  Kernels run on the default stream: work on the array by another stream is waited
+    for only where the interface names that stream (PyTorch's does not).  dtype converts host
+    arrays; of others it is only checked.
     """
     if is_device_array(x):
         if simulated() and dtype is not None:
@@ -201,7 +206,7 @@ def asarray(x, dtype=None):
     interface = getattr(x, "__cuda_array_interface__", None)
     if interface is not None:
         with _translated():
-            x = _simulator().wrap(interface) if simulated() else cuda.as_cuda_array(x)
+            x = _simulator().wrap(interface) if simulated() else _foreign(x)
         return _checked(x, dtype)
     x = np.asarray(x, dtype=dtype)
     if x.dtype.kind not in "fiub":
@@ -213,6 +218,12 @@ def asarray(x, dtype=None):
         return cuda.to_device(np.ascontiguousarray(x).reshape(x.shape))
 
 
+def _foreign(x):
+    x = cuda.as_cuda_array(x)  # waits for the stream that the interface names
+    x.stream = 0  # from here on, copies are made in the order of our kernels
+    return x
+
+
 def _checked(x, dtype):
     if dtype is not None and x.dtype != np.dtype(dtype):
         raise TypeError(
@@ -221,6 +232,17 @@ def _checked(x, dtype):
         )
     if 0 in x.shape:
         raise ValueError(f"x: got shape {tuple(x.shape)}, expected no axis of length zero")
+    if x.size >= MOST:
+        raise ValueError(
+            f"x: got {x.size} numbers, expected fewer than 2**31 (indices have 32 bits): take it "
+            "in parts"
+        )
+    if not simulated() and is_device_array(x):
+        if any(stride < 0 or stride % x.dtype.itemsize for stride in x.strides):
+            raise ValueError(
+                f"x: got a device array with strides of {tuple(x.strides)} bytes, expected "
+                f"multiples of {x.dtype.itemsize}, none negative: copy it where it was made"
+            )
     return x
 
 
@@ -236,9 +258,14 @@ def empty(shape, dtype):
     shape = tuple(int(n) for n in shape) if isinstance(shape, tuple | list) else (int(shape),)
     if 0 in shape:
         raise ValueError(f"shape: got {shape}, expected no axis of length zero")
+    if math.prod(shape) >= MOST:
+        raise ValueError(
+            f"shape: got {shape}, expected fewer than 2**31 numbers (indices have 32 bits): take "
+            "them in parts"
+        )
     if simulated():
         return _simulator().empty(shape, dtype)
-    nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     with _translated(nbytes):
         array = cuda.device_array(shape, dtype)
         if _state["poisoned"]:
@@ -296,12 +323,12 @@ def duplicate(x):
 def flat(x):
     """Return the memory under x as a 1-D array, and the strides of x in elements.
 
-    For kernels that take any strides.  An array with a negative stride, or one whose elements are
-    not aligned to their size, is copied first.
+    For kernels that take any strides.  (Under simulation, where any NumPy array counts as a device
+    array, one with negative strides is copied first.)
     """
     itemsize = x.dtype.itemsize
     if any(stride < 0 or stride % itemsize for stride in x.strides):
-        x = contiguous(x)
+        x = np.ascontiguousarray(x)
     strides = tuple(stride // itemsize for stride in x.strides)
     span = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, strides, strict=True))
     if simulated():
@@ -338,7 +365,7 @@ def contiguous(x):
         return x
     if simulated():
         return np.ascontiguousarray(x)
-    if x.ndim > 4 or any(stride < 0 for stride in x.strides):
+    if x.ndim > 4:
         return asarray(np.ascontiguousarray(to_host(x)))
     memory, strides = flat(x)
     shape = (1,) * (4 - x.ndim) + tuple(x.shape)
@@ -370,6 +397,7 @@ def launch(kernel, grid, block, args, shared=0):
     shared: bytes of dynamic shared memory.  Returns at once; `to_host` and `synchronize` wait.
     """
     args = _typed(args)
+    _check_geometry(kernel, grid, block)
     if _state["records"] is not None:
         _state["records"].append(Record(kernel, grid, block, args, shared))
         if not _state["recording_runs"]:
@@ -380,6 +408,21 @@ def launch(kernel, grid, block, args, shared=0):
         return
     with _translated():
         kernel.dispatcher[grid, block, _state["stream"], shared](*args)
+
+
+def _check_geometry(kernel, grid, block):
+    """Refuse what no device launches: products with millions of columns, mistakes of ours."""
+    grid, block = _three(grid), _three(block)
+    if grid[0] >= 2**31 or max(grid[1:]) >= 2**16:
+        raise ValueError(
+            f"{kernel.name}: a grid of {grid} blocks is more than a device takes (2**31 - 1 by "
+            "65535 by 65535): compute in parts"
+        )
+    if math.prod(block) > kernel.threads:
+        raise ValueError(
+            f"{kernel.name}: got blocks of {math.prod(block)} threads, expected at most the "
+            f"{kernel.threads} that it was compiled for"
+        )
 
 
 class Prepared:
@@ -428,6 +471,7 @@ def prepare(kernel, grid, block, args, shared=0):
 
     The arrays and scalars are fixed; what changes from step to step belongs into a device array.
     """
+    _check_geometry(kernel, grid, block)
     if simulated() or _state["records"] is not None:
         return functools.partial(launch, kernel, grid, block, _typed(args), shared)
     with _translated():
@@ -456,7 +500,12 @@ def capture(calls):
         with _setting(stream=builder):
             loop()
         graph = builder.end_building().complete()
-    return lambda: graph.launch(_core_stream())
+    return functools.partial(_replay, graph, tuple(calls))
+
+
+def _replay(graph, calls):
+    """Launch the graph; it has the addresses of its arrays, and `calls` keep these alive."""
+    graph.launch(_core_stream())
 
 
 def synchronize():
@@ -499,13 +548,19 @@ def _simulator():
 _SIMULATE = "or set MINIMAL_NN_CUDA=simulator to run small sizes on the CPU"
 _CODES = {
     100: f"No CUDA device was found: attach one (nvidia-smi lists them), {_SIMULATE}.",
+    209: "The device cannot run these kernels, which are made for compute capability 9.0 (H100, "
+    "H200) and a driver for CUDA 13: use such a device, or the backend 'cpu'.",
     218: "The driver cannot read these kernels: install the compiler parts of CUDA 13.0 "
     "(pip install 'l2-versus-normalization[cuda]') or a newer driver.",
     222: "The driver is older than the compiler that made these kernels: install the compiler "
     "parts of CUDA 13.0 (pip install 'l2-versus-normalization[cuda]') or a newer driver.",
-    700: "A kernel touched memory that is not its own; the device can be used again only by a new "
-    "process: start one, and run it with MINIMAL_NN_CUDA=simulator to find the index.",
 }
+_CODES[803] = _CODES[222]  # the driver and the library of CUDA do not fit together
+_CODES |= dict.fromkeys(
+    (700, 716, 719),  # illegal address, misaligned address, launch failed
+    "A kernel touched memory that is not its own; the device can be used again only by a new "
+    "process: start one, and run it with MINIMAL_NN_CUDA=simulator to find the index.",
+)
 
 
 @contextlib.contextmanager
@@ -536,6 +591,11 @@ def translation(error, nbytes=0):
             "No CUDA driver was found: install NVIDIA's driver (nvidia-smi must work), "
             f"{_SIMULATE}."
         )
+    if type(error).__name__ in ("LinkerError", "nvJitLinkError", "NvJitLinkError"):
+        return CudaUnavailableError(
+            "The linker of CUDA (nvJitLink) cannot read what the compiler wrote: install parts of "
+            "one version, pip install 'l2-versus-normalization[cuda]'."
+        )
     if type(error).__name__ in ("NvvmSupportError", "NvrtcSupportError"):
         return CudaUnavailableError(
             "The parts of CUDA that compile kernels are missing: "
@@ -555,8 +615,12 @@ def _code(error):
     names = {
         "CUDA_ERROR_OUT_OF_MEMORY": 2,
         "CUDA_ERROR_NO_DEVICE": 100,
+        "CUDA_ERROR_NO_BINARY_FOR_GPU": 209,
         "CUDA_ERROR_INVALID_PTX": 218,
         "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": 222,
         "CUDA_ERROR_ILLEGAL_ADDRESS": 700,
+        "CUDA_ERROR_MISALIGNED_ADDRESS": 716,
+        "CUDA_ERROR_LAUNCH_FAILED": 719,
+        "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": 803,
     }
     return next((number for name, number in names.items() if name in text), None)

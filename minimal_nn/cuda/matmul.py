@@ -25,6 +25,7 @@ from minimal_nn.cuda import blocked, tensor
 from minimal_nn.cuda.blocked import BIAS, RELU
 from minimal_nn.cuda.intrinsics import bits_float64, float64_bits
 from minimal_nn.cuda.launch import (
+    MOST,
     address,
     asarray,
     contiguous,
@@ -170,10 +171,10 @@ def product_of_operands(
     a, b, M, N, K, dtype, bias=None, activation="identity", precision=None, out=None
 ):
     """Return act(A B + bias), (M, N), for two operands (any `Operand`, not only matrices)."""
-    if max(a.memory.size, b.memory.size, M * N) >= 2**32 or max(M, N, K) >= 2**31:
+    if max(a.memory.size, b.memory.size, M * N, M, N, K) >= MOST:
         raise ValueError(
-            f"a: got a product of {M} x {K} by {K} x {N}, expected sizes below 2**31 and arrays of "
-            "fewer than 2**32 entries: compute it in parts"
+            f"a: got a product of {M} x {K} by {K} x {N}, expected sizes and arrays of fewer than "
+            "2**31 entries: compute it in parts"
         )
     if activation not in ("identity", "relu"):
         raise ValueError(f"activation: got {activation!r}, expected 'identity' or 'relu'")

@@ -12,6 +12,7 @@ import functools
 import types
 from typing import NamedTuple
 
+import numba
 import numpy as np
 from numba import cuda
 
@@ -101,7 +102,7 @@ def _geometry(shape, width):
 def forward_calls(x, size, y, winner):
     """Return the launches that write y and winner (N, H/size, W/size, C); all contiguous."""
     wide = vector_width(x.shape[-1], x, y)
-    k = kernels(number_type(x.dtype), number_type(winner.dtype), wide).forward
+    k = kernels(number_type(x.dtype), numba.from_dtype(winner.dtype), wide).forward
     columns, channels, grid = _geometry(y.shape, wide)
     flat_x, flat_y, flat_winner = flatten(x, y, winner)
     return [(k, grid, THREADS, (flat_x, size, columns, channels, flat_y, flat_winner))]
@@ -111,7 +112,7 @@ def backward_calls(dy, cache, dx):
     """Return the launches that write dx."""
     winner, size = cache
     wide = vector_width(dy.shape[-1], dy, dx)
-    k = kernels(number_type(dy.dtype), number_type(winner.dtype), wide).backward
+    k = kernels(number_type(dy.dtype), numba.from_dtype(winner.dtype), wide).backward
     columns, channels, grid = _geometry(dy.shape, wide)
     flat_dy, flat_winner, flat_dx = flatten(dy, winner, dx)
     return [(k, grid, THREADS, (flat_dy, flat_winner, size, columns, channels, flat_dx))]

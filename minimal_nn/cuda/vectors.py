@@ -22,6 +22,11 @@ U = numba.uint32
 
 def number_type(dtype):
     """Return the Numba type of a NumPy dtype, float32 or float64."""
+    if np.dtype(dtype).name not in ("float32", "float64"):
+        raise TypeError(
+            f"x: got an array of {np.dtype(dtype)}, expected float32 or float64: convert it where "
+            "it was made"
+        )
     return numba.from_dtype(np.dtype(dtype))
 
 

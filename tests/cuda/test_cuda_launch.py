@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numba import float32, uint32
 
-from minimal_nn.cuda import launch
+from minimal_nn.cuda import activation, launch
 from minimal_nn.cuda.launch import cuda, kernel
 from minimal_nn.errors import CudaMemoryError, CudaUnavailableError
 
@@ -133,6 +133,39 @@ def test_zero_length_and_foreign_types_are_refused():
         launch.asarray(np.array(["a"]))
 
 
+@pytest.mark.parametrize("strides", [(-4,), (6,)])
+def test_device_arrays_with_odd_strides_are_refused(strides):
+    with pytest.raises(ValueError, match="copy it where it was made"):
+        launch.asarray(device_array((3,), strides))
+
+
+def test_arrays_that_32_bits_cannot_index_are_refused(monkeypatch):
+    with launch.simulation():
+        with pytest.raises(ValueError, match=r"shape: got \(65536, 32768\), expected fewer than 2"):
+            launch.empty((2**16, 2**15), np.uint8)
+        monkeypatch.setattr(launch, "MOST", 12)
+        assert launch.asarray(np.zeros(11)).size == 11
+        with pytest.raises(ValueError, match="x: got 12 numbers"):
+            launch.asarray(np.zeros((3, 4)))
+
+
+def test_dtypes_without_kernels_are_refused():
+    with launch.simulation(), pytest.raises(TypeError, match="got an array of float16, expected"):
+        activation.forward(np.zeros(3, np.float16), "relu")
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "message"),
+    [((1, 2**16), 64, "a grid of"), (2**31, 64, "a grid of"), (1, (64, 2), "blocks of 128")],
+)
+def test_what_no_device_launches_is_refused(grid, block, message):
+    with launch.simulation():
+        x = launch.empty(64, np.float32)
+        for call in (launch.launch, launch.prepare):
+            with pytest.raises(ValueError, match=f"add: .*{message}"):
+                call(add, grid, block, (x, x, 64, np.float32(1)))
+
+
 @pytest.mark.parametrize("value", [0.5, True])
 def test_python_floats_are_refused(value):
     with launch.simulation():
@@ -151,6 +184,10 @@ class CudaSupportError(ImportError):
     """Named as numba-cuda's."""
 
 
+class LinkerError(RuntimeError):
+    """Named as numba-cuda's."""
+
+
 @pytest.mark.parametrize(
     ("error", "expected", "message"),
     [
@@ -160,6 +197,10 @@ class CudaSupportError(ImportError):
         (DriverError(None, "CUDA_ERROR_INVALID_PTX"), CudaUnavailableError, "cannot read"),
         (DriverError(2), CudaMemoryError, "for an array of 400 bytes: take a smaller batch"),
         (DriverError(700), CudaUnavailableError, "memory that is not its own"),
+        (DriverError(None, "CUDA_ERROR_LAUNCH_FAILED"), CudaUnavailableError, "not its own"),
+        (DriverError(803), CudaUnavailableError, "The driver is older"),
+        (DriverError(209), CudaUnavailableError, "made for compute capability 9.0"),
+        (LinkerError("ptxas"), CudaUnavailableError, "linker of CUDA .* parts of one version"),
     ],
 )
 def test_errors_of_the_driver_become_one_sentence(error, expected, message):

@@ -51,13 +51,9 @@ def test_integers_exactly(place, rng, kind, shape):
 def test_every_layout(place, rng, kind, layout, shape):
     M, K, N = shape
     a, b = integers(rng, (M, K), kind), integers(rng, (K, N), kind)
-    if place == "simulator":
-        left, right = laid_out(a, layout[0] == "T"), laid_out(b, layout[1] == "T")
-        got = matmul.product(left, right)
-    else:
-        left = launch.asarray(a.T.copy()).T if layout[0] == "T" else launch.asarray(a)
-        right = launch.asarray(b.T.copy()).T if layout[1] == "T" else launch.asarray(b)
-        got = launch.to_host(matmul.product(left, right))
+    left = launch.transposed(launch.asarray(a.T.copy())) if layout[0] == "T" else launch.asarray(a)
+    right = launch.transposed(launch.asarray(b.T.copy())) if layout[1] == "T" else launch.asarray(b)
+    got = launch.to_host(matmul.product(left, right))
     assert np.array_equal(got, a @ b)
 
 
