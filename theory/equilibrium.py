@@ -13,15 +13,14 @@ from collections.abc import Callable
 import numpy as np
 
 import minimal_nn as nn
-from theory.claim import STATISTICAL, TOO_LONG, claim
+from theory.claim import STATISTICAL, TOO_LONG, Refused, claim
 from theory.random_walk import chain_means, judged, judged_exponents, walk
 
 DIMS, CHAINS = 256, 8
 MOMENTUM, BETA1 = 0.9, 0.9
 HOW = (
     "1 % of the law, with the 99.9 % t interval of the means of independent chains inside it, "
-    "each at "
-    "least ten integrated autocorrelation times long"
+    "each at least ten autocorrelation times long"
 )
 
 
@@ -239,7 +238,7 @@ class WalkSubject:
 
     rule: Rule
     seed: int = 0
-    longer: float = 1.0  # the factor on the chains' lengths
+    longer: float = 1.0  # the factor on the runs' lengths, as far as they are free
     backend: str = "reference"
     arithmetic: str = "float64"
 
@@ -277,11 +276,16 @@ def equilibrium_path(subject):
         start,
         dims=DIMS,
         steps=int(rule.steps * subject.longer),
-        skip=rule.skip,
+        skip=int(rule.skip * min(subject.longer, 1.0)),
         seed=[subject.seed, RULES.index(rule)],
         s=S,
         wing=subject.backend,
     )
+
+
+def slowest(rule):
+    """Return the autocorrelation time that the law of relaxation gives |w| at equilibrium."""
+    return 2 / rule.rate(rule.eta, rule.decay, S, DIMS)
 
 
 def _settings(rule):
@@ -332,7 +336,7 @@ $m$.
 def equilibrium_norm(subject):
     """The mean |w| after burn-in against the law, relative, with its interval's half-width."""
     rule = subject.rule
-    samples, tau = chain_means(equilibrium_path(subject).norms)
+    samples, tau = chain_means(equilibrium_path(subject).norms, slowest(rule))
     at = rule.eta, rule.decay, S, DIMS
     return judged(
         samples,
@@ -376,7 +380,7 @@ def equilibrium_angle(subject):
     interval.
     """
     rule = subject.rule
-    samples, tau = chain_means(np.square(equilibrium_path(subject).angles))
+    samples, tau = chain_means(np.square(equilibrium_path(subject).angles), slowest(rule))
     at = rule.eta, rule.decay, S, DIMS
     return judged(
         samples,
@@ -420,7 +424,7 @@ def equilibrium_rate(subject):
     rule = subject.rule
     power = 1 + rule.degree
     norms = equilibrium_path(subject).norms
-    samples, tau = chain_means(rule.eta * rule.memory / norms**power)
+    samples, tau = chain_means(rule.eta * rule.memory / norms**power, slowest(rule))
     at = rule.eta, rule.decay, S, DIMS
     return judged(
         samples,
@@ -472,6 +476,13 @@ def relaxation_time(subject):
     eta, decay, beta2, skip, steps = rule.relaxation
     limit = rule.norm(eta, decay, S, DIMS)
     factor = 16 ** (1 / (2 + 2 * rule.degree)) if rule.clock is not _coupled_adam_clock else 2.0
+    steps = int(steps * min(subject.longer, 1.0))  # longer, and nothing is left to fall
+    seen = steps * rule.rate(eta, decay, S, DIMS)
+    if seen < 0.25:
+        raise Refused(
+            f"the run is too short: {steps} steps are {seen:.2f} relaxation times, expected at "
+            "least 0.25"
+        )
     path = walk(
         rule.make(eta, decay, beta2),
         np.full(12, limit * factor),
@@ -549,7 +560,7 @@ def equilibrium_exponents(subject):
         start * np.where(np.arange(len(start)) // len(_GRID) % 2, 1.25, 0.8),
         dims=_FIT_DIMS,
         steps=int(steps * subject.longer),
-        skip=skip,
+        skip=int(skip * min(subject.longer, 1.0)),
         seed=[subject.seed, RULES.index(rule), 3],
         s=S,
         wing=subject.backend,
@@ -599,11 +610,12 @@ def growth_law(subject):
     rule = subject.rule
     steps, growth = _GROWTH["adam" if rule.degree == 0 else rule.name]
     degree = 2 + 2 * rule.degree
+    eta = math.sqrt(growth / ((2 if rule.degree else DIMS) * steps)) / rule.memory / S
+    share = min(subject.longer, 1.0)
+    steps, growth = int(steps * share), growth * share
     if rule.degree:
-        eta = math.sqrt(growth / (2 * steps)) / rule.memory / S
         wrong = 1 + growth / rule.memory**2 if rule.memory > 1 else (1 + growth / 2) ** 2
     else:
-        eta = math.sqrt(growth / (DIMS * steps))
         wrong = 1 + growth * (1 - BETA1) / (1 + BETA1)
     path = walk(
         rule.make(eta, 0.0, 0.992),

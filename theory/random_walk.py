@@ -94,17 +94,18 @@ def interval(samples, confidence=CONFIDENCE):
     return float(samples.mean()), float(stdtrit(len(samples) - 1, (1 + confidence) / 2) * error)
 
 
-def chain_means(series, times=LEAST_LENGTH):
+def chain_means(series, slowest=1.0):
     """Return the mean of each chain of (steps, chains), and the integrated autocorrelation time.
 
     Chains are independent, so their means need no correction; but each must be long enough to have
-    been everywhere.  Raises Refused for chains shorter than `times` autocorrelation times.
+    been everywhere.  slowest: an autocorrelation time that is known, since a series cannot show one
+    that is longer than itself.  Raises Refused for chains shorter than ten times the longer one.
     """
-    tau = autocorrelation_time(series)
-    if len(series) < times * tau:
+    tau = max(autocorrelation_time(series), slowest)
+    if len(series) < LEAST_LENGTH * tau:
         raise Refused(
             f"the run is too short: {len(series)} steps are {len(series) / tau:.1f} integrated "
-            f"autocorrelation times of {tau:.0f} steps, expected at least {times}"
+            f"autocorrelation times of {tau:.0f} steps, expected at least {LEAST_LENGTH}"
         )
     return series.mean(axis=0), tau
 
@@ -115,8 +116,17 @@ def judged(samples, law, wrong, *, how, details=None, transform=float):
     measured: the end of the confidence interval that is farther from the law, relative to it;
     bound: 1 %.  control: how far the interval is from the `wrong` law.  transform: from a mean to
     what the law is about.  Raises Refused where the interval is wider than the bound, or straddles
-    it.
+    it, and where the run leaves the two laws too close to each other.
     """
+    if abs(wrong / law - 1) < 3 * TOLERANCE:
+        raise Refused(
+            f"the run is too short: the law, {law:.4g}, and the wrong one, {wrong:.4g}, differ by "
+            f"less than {3 * TOLERANCE:.0%}, which no run to 1 % tells apart"
+        )
+    return _judged(samples, law, wrong, how=how, details=details, transform=transform)
+
+
+def _judged(samples, law, wrong, *, how, details=None, transform=float):
     mean, half = interval(samples)
     ends = [transform(mean - half) / law - 1, transform(mean + half) / law - 1]
     width = abs(ends[1] - ends[0]) / 2
@@ -154,7 +164,7 @@ def judged_exponents(samples, law, wrong, details):
     the largest one of the wrong pair, at the near end.  Raises Refused as `judged` does.
     """
     each = [
-        judged(column, right, other, how="")
+        _judged(column, right, other, how="")
         for column, right, other in zip(np.transpose(samples), law, wrong, strict=True)
     ]
     worst = max(each, key=lambda m: m.measured)
