@@ -3,7 +3,8 @@
 A claim measures a residual on a subject (subject.py), says which bound it must keep and how that
 bound is derived, and runs its negative control: the same measurement with an assumption taken away,
 which must break the bound in the predicted way.  A claim whose control does not fail proves
-nothing.
+nothing.  Nor does one whose bound is slack: a derived bound must be within a factor of a thousand
+of the residual of at least one of twenty seeds (tests/theory/test_bounds.py).
 """
 
 import math
