@@ -144,9 +144,10 @@ def _timed(configuration, threads, rounds, running, failed, say):
         if seconds * BATCHES < 10 * TARGET:
             contestant.measure(BATCHES)
             seconds = contestant.measure(BATCHES)
-        # Whole rounds of the data where that is short enough: a scan then has one length.
+        # Whole rounds of the data where that is short enough: a scan then has one length.  Grids
+        # always: their networks train for long by themselves, not a few steps each in turn.
         number = max(1, round(TARGET / seconds))
-        if number > BATCHES // 2:
+        if number > BATCHES // 2 or configuration.copies > 1:
             number = max(1, round(number / BATCHES)) * BATCHES
         steps[contestant.name] = number
         contestant.measure(number)

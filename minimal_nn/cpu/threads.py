@@ -127,6 +127,35 @@ def together(job, threads):
         _workers_in_use.release()
 
 
+class Pace:
+    """Whether all allowed threads or a single one is faster: both are tried, now and then again.
+
+    Threads that wait for each other gain much while each has a core for itself and lose several
+    times as much where another program wants the cores.  Results do not depend on the choice.
+    """
+
+    RETRY = 64  # calls of `choose` between two tries of the slower one
+
+    def __init__(self):
+        self._seconds = {}  # for each number of threads, as last recorded
+        self._turn = 0
+
+    def choose(self, allowed):
+        """Return how many threads to use next, 1 or `allowed`."""
+        for count in (allowed, 1):
+            if count not in self._seconds:
+                return count
+        self._turn += 1
+        faster = min((1, allowed), key=self._seconds.get)
+        if self._turn % self.RETRY:
+            return faster
+        return 1 if faster == allowed else allowed
+
+    def record(self, count, seconds):
+        """Note the time of one step with `count` threads."""
+        self._seconds[count] = seconds
+
+
 def _single():
     _local.limit = 1
 

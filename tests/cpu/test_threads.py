@@ -67,6 +67,26 @@ def test_programs_in_several_python_threads_at_once(always_threaded):
                 assert np.array_equal(a, b)
 
 
+def test_the_faster_number_of_threads_is_found_and_found_again():
+    pace = threads.Pace()
+    seconds = {1: 2.0, 4: 1.0}
+
+    def turns(number):
+        counts = []
+        for _ in range(number):
+            counts.append(pace.choose(4))
+            pace.record(counts[-1], seconds[counts[-1]])
+        return counts
+
+    assert turns(2) == [4, 1], "both are tried"
+    assert turns(pace.RETRY) == [4] * (pace.RETRY - 1) + [1], "the slower one is tried again"
+    seconds[4] = 5.0  # another program takes the cores
+    assert turns(3) == [4, 1, 1]
+    seconds[4] = 1.0
+    assert turns(pace.RETRY)[-2:] == [4, 4]
+    assert pace.choose(1) == 1
+
+
 @pytest.mark.parametrize("n", (0, -1, 1.5, True, "2"))
 def test_a_number_of_threads_is_a_positive_integer(n):
     with pytest.raises(ValueError, match="^n: got .*expected"):
