@@ -1,20 +1,21 @@
 """The CUDA wing measured: `python -m benchmarks.gpu` on a machine with a GPU.
 
-In this order, and it stops where something is wrong:
+    --phase correctness   every kernel against the reference wing: fresh random numbers, several
+                          shapes, both dtypes, new arrays full of NaN; within running error bounds
+                          (theory/running_error.py).  Beside it, at the same time, the tests marked
+                          gpu and `python -m theory --backend cuda`
+    --phase timings       what the device can do (copy bandwidth, multiply-adds), then CUDA events
+                          around prepared launches, in turns with PyTorch (cuBLAS, cuDNN) and CuPy
+                          in the same process with TF32 off
 
-    correctness   every kernel against the reference wing: fresh random numbers, several shapes,
-                  both dtypes, new arrays full of NaN; within running error bounds
-                  (theory/running_error.py)
-    theory        `python -m theory --backend cuda`
-    chip          copy bandwidth, float32 and float64 multiply-adds: what the device can do
-    timings       CUDA events around prepared launches, against PyTorch (cuBLAS, cuDNN) and CuPy in
-                  the same process with TF32 off
+Without --phase it does both; each takes less than five minutes on an H200 by estimate.  It prints
+one table and writes one JSON record of the day into benchmarks/records/, after every phase, so that
+the phases may be commands of their own.  Whatever fails is recorded with its message, the rest goes
+on, and the status is 1.  Without a device it ends with one sentence and status 1.
 
-It prints one table and writes one JSON record into benchmarks/records/.  Without a device it ends
-with one sentence and status 1.  `--static` needs no device: it compiles the kernels that the
-timings would run, for sm_90a, and prints registers, spills, occupancy, instructions for each
-product and bytes for each number; with nvdisasm on the PATH also the share of multiply-adds in the
-main loop.
+`--static` needs no device: it compiles the kernels that the timings would run, for sm_90a, and
+prints registers, spills, occupancy, instructions for each product and bytes for each number; with
+nvdisasm on the PATH also the main loop's share of multiply-adds and its reads of shared memory.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +55,8 @@ from theory.running_error import running
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
 REPEATS = 20
+SECONDS = 480  # for the tests and for the claims, each in a process of its own
+DEVICE = "cuda"  # where PyTorch's tensors are
 
 
 class Case(NamedTuple):
@@ -73,8 +77,8 @@ def device_random(rng, shape, kind, scale=1.0):
     return launch.asarray((scale * rng.standard_normal(shape)).astype(kind))
 
 
-def product_cases(rng, size):
-    """Return the cases of square products, and some small ones of networks."""
+def product_cases(rng, size, dense):
+    """Return the cases of square products, and those of a dense layer (batch, inputs, units)."""
     cases = []
     for kind, precision, sizes, aim in (
         (np.float32, None, (size, size // 4, size // 16), 0.85),
@@ -88,8 +92,9 @@ def product_cases(rng, size):
                 cases.append(
                     _product(rng, kind, precision, (n, n, n), layout, aim if n == size else None)
                 )
-    cases.append(_product(rng, np.float32, None, (128, 3072, 256), "NN", None))
-    cases.append(_product(rng, np.float32, None, (3072, 128, 256), "TN", None))
+    batch, inputs, units = dense
+    cases.append(_product(rng, np.float32, None, dense, "NN", None))
+    cases.append(_product(rng, np.float32, None, (inputs, batch, units), "TN", None))
     return cases
 
 
@@ -104,7 +109,7 @@ def _product(rng, kind, precision, shape, layout, aim):
         return matmul.product(left, right, precision=precision)
 
     def by_torch(torch):
-        left, right = torch.as_tensor(a, device="cuda"), torch.as_tensor(b, device="cuda")
+        left, right = (torch.as_tensor(array, device=DEVICE) for array in (a, b))
         left = left if layout[0] == "N" else left.T
         right = right if layout[1] == "N" else right.T
         if precision == "bfloat16":
@@ -149,7 +154,7 @@ def normalization_cases(rng, rows, columns):
             return wing.backward(dy, cache)
 
         def peer(torch, direction, name=name, compiled=False):
-            x, g, b, cotangent = (torch.as_tensor(a, device="cuda") for a in (z, gamma, beta, dy))
+            x, g, b, cotangent = (torch.as_tensor(a, device=DEVICE) for a in (z, gamma, beta, dy))
             x, g, b = (t.clone().requires_grad_() for t in (x, g, b))
             functional = torch.nn.functional
             if name == "batch norm":
@@ -191,8 +196,8 @@ def convolution_cases(rng, images, size, channels):
     def peer(torch, direction):
         torch.backends.cudnn.allow_tf32 = False
         # cuDNN takes these strides as channels_last.
-        image, cotangent = (torch.as_tensor(a, device="cuda").permute(0, 3, 1, 2) for a in (x, dy))
-        kernel = torch.as_tensor(W, device="cuda").permute(3, 2, 0, 1)
+        image, cotangent = (torch.as_tensor(a, device=DEVICE).permute(0, 3, 1, 2) for a in (x, dy))
+        kernel = torch.as_tensor(W, device=DEVICE).permute(3, 2, 0, 1)
         kernel = kernel.contiguous(memory_format=torch.channels_last)
         if direction == "forward":
             return lambda: torch.nn.functional.conv2d(image, kernel, padding=1)
@@ -252,15 +257,30 @@ def other_cases(rng, size):
     ]
 
 
-def every_case(rng, small=False):
-    """Return all cases; small: the same kernels, where it is not the time that counts."""
-    size, rows = (4096, 8192) if small else (4096, 65536)
-    images = 16 if small else 128
+class Sizes(NamedTuple):
+    """How large the cases are: products, rows and columns, images and their channels, weights."""
+
+    product: int = 4096
+    dense: tuple = (128, 3072, 256)
+    rows: int = 65536
+    columns: int = 1024
+    images: int = 128
+    side: int = 32
+    channels: int = 64
+    weights: int = 4096
+
+
+# The same kernels, where it is not the time that counts.
+STATIC = Sizes(rows=8192, images=16, weights=2048)
+
+
+def every_case(rng, sizes):
+    """Return all cases."""
     return [
-        *product_cases(rng, size),
-        *normalization_cases(rng, rows, 1024),
-        *convolution_cases(rng, images, 32, 64),
-        *other_cases(rng, 2048 if small else 4096),
+        *product_cases(rng, sizes.product, sizes.dense),
+        *normalization_cases(rng, sizes.rows, sizes.columns),
+        *convolution_cases(rng, sizes.images, sizes.side, sizes.channels),
+        *other_cases(rng, sizes.weights),
     ]
 
 
@@ -309,46 +329,57 @@ def torch_network(torch, layers, input_shape):
             make = {"ReLU": nn.ReLU, "Flatten": nn.Flatten}[kind]()
         modules.append(make)
         shape = output
-    return nn.Sequential(*modules).cuda().to(memory_format=torch.channels_last)
+    return nn.Sequential(*modules).to(DEVICE).to(memory_format=torch.channels_last)
 
 
-def training_steps(rng, torch, steps=200):
-    """Return rows of the table: seconds for a step, ours and PyTorch's, SGD with momentum."""
-    import time
+def training_step(rng, torch, network, steps=256):
+    """Return a row of the table: seconds for a step, ours and PyTorch's, SGD with momentum.
 
+    network: an entry of `networks`.  Both take the same batches from data on the device.
+    """
     from minimal_nn import Momentum, Network
 
-    rows = []
-    for name, layers, shape, batch, aim in networks():
-        network = Network(layers, input_shape=shape, backend="cuda")
-        optimizer = Momentum(0.01)
-        X = rng.standard_normal((batch * 8, *shape)).astype(np.float32)
-        labels = rng.integers(0, 10, len(X))
-        loop = plan.plan(network.program(), optimizer, batch)
-        batches = np.stack([rng.permutation(len(X))[:batch] for _ in range(steps)])
-        loop.run(network, optimizer, X, labels, batches[:4])
-        launch.synchronize()
-        start = time.perf_counter()
-        loop.run(network, optimizer, X, labels, batches)
-        launch.synchronize()
-        ours = (time.perf_counter() - start) / steps
-        row = {"name": f"training step, {name}", "seconds": ours, "aim": aim, "peers": {}}
-        if torch is not None:
-            row["peers"]["torch"] = _torch_step(torch, layers, shape, X, labels, batches)
-        rows.append(row)
-    return rows
+    name, layers, shape, batch, aim = network
+    network, optimizer = Network(layers, input_shape=shape, backend="cuda"), Momentum(0.01)
+    X = rng.standard_normal((batch * 8, *shape)).astype(np.float32)
+    labels = rng.integers(0, 10, len(X))
+    loop = plan.plan(network.program(), optimizer, batch)
+    batches = np.stack([rng.permutation(len(X))[:batch] for _ in range(steps)])
+    data = launch.asarray(X), launch.asarray(labels)
+    loop.run(network, optimizer, *data, batches[:4])
+    start = time.perf_counter()
+    loop.run(network, optimizer, *data, batches)
+    launch.synchronize()
+    ours = (time.perf_counter() - start) / steps
+    row = {"name": f"training step, {name}", "seconds": ours, "aim": aim, "peers": {}}
+    if torch is not None:
+        _noting(row, "torch", lambda: _torch_step(torch, layers, shape, X, labels, batches))
+    return row
+
+
+def _noting(row, peer, call):
+    """Note a peer's time in a row, or its error: it is not ours to fail by."""
+    try:
+        row["peers"][peer] = call()
+    except Exception as error:
+        row.setdefault("errors", {})[peer] = _words(error)
+
+
+def _words(error):
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+def _finish(torch):
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def _torch_step(torch, layers, shape, X, labels, batches):
-    import time
-
     module = torch_network(torch, layers, shape)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
-    X = torch.as_tensor(X).cuda()
+    X, labels, batches = (torch.as_tensor(a, device=DEVICE) for a in (X, labels, batches))
     if len(shape) == 3:
         X = X.permute(0, 3, 1, 2)
-    labels = torch.as_tensor(labels).cuda()
-    batches = torch.as_tensor(batches).cuda()
 
     def take(rows):
         optimizer.zero_grad(set_to_none=True)
@@ -358,11 +389,11 @@ def _torch_step(torch, layers, shape, X, labels, batches):
 
     for rows in batches[:10]:
         take(rows)
-    torch.cuda.synchronize()
+    _finish(torch)
     start = time.perf_counter()
     for rows in batches:
         take(rows)
-    torch.cuda.synchronize()
+    _finish(torch)
     return (time.perf_counter() - start) / len(batches)
 
 
@@ -370,9 +401,20 @@ def _torch_step(torch, layers, shape, X, labels, batches):
 
 
 def correctness(rng):
-    """Check every operation on the device; return one line for each, raise where one is wrong."""
-    lines = [check(*case, kind, rng) for case in checks(rng) for kind in (np.float32, np.float64)]
-    return [*lines, _rounded_product(rng), _device_tests()]
+    """Check every operation on the device; return one line for each, with "failed" where wrong."""
+    lines = []
+    for case in checks(rng):
+        for kind in (np.float32, np.float64):
+            lines.append(_line(f"{case[0]} {np.dtype(kind)}", check, *case, kind, rng))
+    return [*lines, _line("correctly rounded product", _rounded_product, rng)]
+
+
+def _line(name, function, *args):
+    """Return what the function does, or its error."""
+    try:
+        return function(*args)
+    except Exception as error:
+        return {"name": name, "failed": _words(error)}
 
 
 def checks(rng, small=False):
@@ -458,43 +500,62 @@ def _rounded_product(rng):
     return {"name": "correctly rounded product 300^3", "recomputed": device.recomputed}
 
 
-def _device_tests():
-    """Run the tests that are marked gpu: exact integers, pooling, loss, optimizers, plan."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/cuda"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-200:]
-    if done.returncode:
-        raise AssertionError(f"pytest -m gpu tests/cuda: {last}")
-    return {"name": "pytest -m gpu tests/cuda", "result": last}
+# What runs beside the checks: the tests (exact integers, pooling, loss, optimizers, plans) and the
+# claims.
+BESIDE = {
+    "tests": ["pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/cuda"],
+    "theory": ["theory", "--backend", "cuda"],
+}
 
 
-def theory_claims():
-    """Run the theory package on the device; return its status and its last lines."""
-    command = [sys.executable, "-m", "theory", "--backend", "cuda"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return {"status": done.returncode, "table": done.stdout.splitlines()}
+class Beside:
+    """A Python module that runs in a process of its own while others work."""
+
+    def __init__(self, arguments):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.name, self.started = " ".join(arguments), time.perf_counter()
+
+    def result(self):
+        """Wait for the end, at most SECONDS from the start; return status and output."""
+        left = SECONDS - (time.perf_counter() - self.started)
+        try:
+            said, _ = self.process.communicate(timeout=max(1, left))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            said, _ = self.process.communicate()
+            said += f"\nnot finished in {SECONDS} seconds"
+        return {
+            "name": self.name,
+            "status": self.process.returncode,
+            "seconds": time.perf_counter() - self.started,
+            "output": said.splitlines()[-200:],
+        }
 
 
 # The chip
 
 
-def chip(torch):
+def chip(torch, numbers=64 * 2**20, blocks=132 * 8, steps=4096):
     """Return what the device can do: bytes a second of a copy, multiply-adds a second.
 
     The copy is the faster one of our own kernel's and PyTorch's, of 256 MB.
     """
-    n = 64 * 2**20
-    x, y = launch.asarray(np.zeros(n, np.float32)), launch.empty(n, np.float32)
-    times = [median(launch.prepare(copy_vectors, n // 1024, 256, (x, y)))]
+    x, y = launch.asarray(np.zeros(numbers, np.float32)), launch.empty(numbers, np.float32)
+    times = [median(launch.prepare(copy_vectors, numbers // 1024, 256, (x, y)))]
     if torch is not None:
-        source, target = (torch.as_tensor(array, device="cuda") for array in (x, y))
+        source, target = (torch.as_tensor(array, device=DEVICE) for array in (x, y))
         times.append(median(lambda: target.copy_(source)))
-    result = {"device": launch.require(), "copy_GB_per_s": 8 * n / min(times) / 1e9}
+    result = {"device": launch.require(), "copy_GB_per_s": 8 * numbers / min(times) / 1e9}
     for kind in (np.float32, np.float64):
-        out = launch.asarray(np.zeros(132 * 8 * 256, kind))
-        call = launch.prepare(multiply_adds(kind), 132 * 8, 256, (out, kind(0.5), 4096))
-        call()
-        work = 2.0 * 132 * 8 * 256 * 4096 * CHAINS
+        out = launch.asarray(np.zeros(blocks * 256, kind))
+        call = launch.prepare(multiply_adds(kind), blocks, 256, (out, kind(0.5), steps))
+        work = 2.0 * blocks * 256 * steps * CHAINS
         result[f"{np.dtype(kind).name}_TFLOP_per_s"] = work / median(call) / 1e12
     return result
 
@@ -531,8 +592,20 @@ def multiply_adds(kind):
 
 
 def median(call):
+    """Return the median time of a call, after one that is not counted."""
     call()
     return statistics.median(launch.seconds(call, REPEATS))
+
+
+def medians(calls):
+    """Return the median times of several calls that take turns, so that all see the same clock."""
+    times = [[] for _ in calls]
+    for call in calls:
+        call()
+    for _ in range(4):
+        for mine, call in zip(times, calls, strict=True):
+            mine.extend(launch.seconds(call, REPEATS // 4))
+    return [statistics.median(mine) for mine in times]
 
 
 def measure(case, libraries):
@@ -544,13 +617,21 @@ def measure(case, libraries):
         for call in prepared:
             call()
 
-    row = {"name": case.name, "seconds": median(ours), "aim": case.aim, "peers": {}}
-    row["work"], row["unit"] = case.work, case.unit
+    row = {"name": case.name, "aim": case.aim, "work": case.work, "unit": case.unit, "peers": {}}
     row["kernels"] = [record.kernel.name for record in records]
+    row["seconds"], made = median(ours), {}
     for name, make in case.peers.items():
         library = libraries.get(name.split(".")[0])
         if library is not None:
-            row["peers"][name] = median(make(library))
+
+            def first(make=make, library=library, name=name):
+                made[name] = make(library)
+                return median(made[name])
+
+            _noting(row, name, first)
+    working = list(row["peers"])
+    row["seconds"], *times = medians([ours, *(made[name] for name in working)])
+    row["peers"] = dict(zip(working, times, strict=True))
     return row
 
 
@@ -572,10 +653,14 @@ def libraries():
     return found
 
 
-def show(rows, limits):
-    """Print the table of timings."""
-    print(f"{'what':48} {'ours':>10} {'rate':>13} {'of chip':>8}  peers (their time / ours)")
+def show(rows, limits, header=True):
+    """Print rows of the table of timings."""
+    if header:
+        print(f"{'what':48} {'ours':>10} {'rate':>13} {'of chip':>8}  peers (their time / ours)")
     for row in rows:
+        if "failed" in row:
+            print(f"{row['name']:48} failed: {row['failed']}")
+            continue
         rate = share = ""
         if "work" in row:
             scale = 1e12 if row["unit"] == "TFLOP/s" else 1e9
@@ -589,7 +674,9 @@ def show(rows, limits):
         if row["aim"] is not None and ratios:
             met = next(iter(ratios.values())) >= row["aim"]
             shown += f"  (aim {row['aim']}: {'met' if met else 'NOT met'})"
-        print(f"{row['name']:48} {row['seconds'] * 1e6:8.1f}us {rate:>13} {share:>8}  {shown}")
+        shown += "".join(f"  {name}: {error}" for name, error in row.get("errors", {}).items())
+        microseconds = f"{row['seconds'] * 1e6:8.1f}us"
+        print(f"{row['name']:48} {microseconds} {rate:>13} {share:>8}  {shown}", flush=True)
 
 
 # Without a device
@@ -602,7 +689,7 @@ def static():
     with launch.simulation():
         # Nothing is run, also not the forward passes that the backward passes need.
         with launch.recorded(run=False):
-            cases = every_case(rng, small=True)
+            cases = every_case(rng, STATIC)
         for case in cases:
             records, _ = recorded_launches(case.ours, run=False)
             for record in records:
@@ -637,9 +724,11 @@ def _loop(made):
     products = {k: n for k, n in loop.items() if k.split(".")[0] in kinds}
     if not products:
         return ""
-    total = sum(loop.values())
+    total, count = sum(loop.values()), sum(products.values())
     shown = ", ".join(f"{n} {k}" for k, n in products.items())
-    return f"{shown} of {total} instructions ({sum(products.values()) / total:.0%})"
+    reads = sum(n for k, n in loop.items() if k.split(".")[0] in ("LDS", "LDSM"))
+    share = f"{count / total:.0%}, {reads / count:.2f} shared reads each"
+    return f"{shown} of {total} instructions ({share})"
 
 
 def main(arguments=None):
@@ -647,7 +736,7 @@ def main(arguments=None):
     parser.add_argument(
         "--static", action="store_true", help="analyse the kernels without a device"
     )
-    parser.add_argument("--skip-theory", action="store_true", help="leave the claims out")
+    parser.add_argument("--phase", choices=PHASES, help="do one phase alone")
     parser.add_argument("--seed", type=int, help="of the random numbers (default: a fresh one)")
     options = parser.parse_args(arguments)
     if options.static:
@@ -664,31 +753,68 @@ def main(arguments=None):
     seed = options.seed
     if seed is None:
         seed = int(np.random.SeedSequence().generate_state(1)[0])
-    rng = np.random.default_rng(seed)
-    peers = libraries()
-    record = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": device,
-        "seed": seed,
-        "versions": versions(peers),
-        "correctness": correctness(rng),
-    }
-    print(f"{device}: {len(record['correctness'])} checks of correctness passed, seed {seed}")
-    if not options.skip_theory:
-        record["theory"] = theory_claims()
-        print(f"theory on the device: status {record['theory']['status']}")
-    record["chip"] = chip(peers.get("torch"))
-    print(json.dumps(record["chip"]))
-    rows = [measure(case, peers) for case in every_case(rng)]
-    rows += training_steps(rng, peers.get("torch"))
-    record["timings"] = rows
-    show(rows, record["chip"])
-    RECORDS.mkdir(exist_ok=True)
+    return run(device, PHASES if options.phase is None else (options.phase,), seed)
+
+
+def run(device, phases, seed):
+    """Do the phases and write the record after each; return 0 if all is good."""
+    peers, path = libraries(), record_path(device)
+    record = json.loads(path.read_text()) if path.exists() else {}
+    record |= {"device": device, "versions": versions(peers)}
+    good = True
+    for phase in phases:
+        date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        done = _line(phase, PHASES[phase], np.random.default_rng(seed), peers)
+        if "failed" in done:
+            done["good"] = False
+            print(f"{phase}: {done['failed']}")
+        record[phase] = {"date": date, "seed": seed, **done}
+        good = good and done["good"]
+        RECORDS.mkdir(exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"{phase}: {'good' if good else 'NOT good'}, written to {path.name}", flush=True)
+    return 0 if good else 1
+
+
+def record_path(device):
+    """Return where the record of the day is."""
     name = "gpu-" + "".join(c if c.isalnum() else "-" for c in device.lower())
-    path = RECORDS / f"{name}-{record['date'][:10]}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"record: {path.relative_to(ROOT)}")
-    return 0
+    return RECORDS / f"{name}-{datetime.date.today().isoformat()}.json"
+
+
+def correctness_phase(rng, peers):
+    """Check everything; return what the record keeps."""
+    beside = {name: Beside(arguments) for name, arguments in BESIDE.items()}
+    lines = correctness(rng)
+    found = {name: process.result() for name, process in beside.items()}
+    wrong = [line for line in lines if "failed" in line]
+    for line in wrong:
+        print(f"{line['name']}: {line['failed']}")
+    print(f"{len(lines) - len(wrong)} of {len(lines)} checks within their bounds")
+    for result in found.values():
+        last = result["output"][-1] if result["output"] else ""
+        print(f"{result['name']}: status {result['status']}, {result['seconds']:.0f} s: {last}")
+    good = not wrong and not any(result["status"] for result in found.values())
+    return {"good": good, "checks": lines, **found}
+
+
+def timings_phase(rng, peers):
+    """Measure everything; return what the record keeps."""
+    torch = peers.get("torch")
+    limits = chip(torch)
+    print(json.dumps(limits), flush=True)
+    rows = []
+    for case in every_case(rng, Sizes()):
+        rows.append(_line(case.name, measure, case, peers))
+        show(rows[-1:], limits, header=len(rows) == 1)
+    for network in networks():
+        name = f"training step, {network[0]}"
+        rows.append(_line(name, training_step, rng, torch, network))
+        show(rows[-1:], limits, header=False)
+    return {"good": not any("failed" in row for row in rows), "chip": limits, "rows": rows}
+
+
+PHASES = {"correctness": correctness_phase, "timings": timings_phase}
 
 
 def versions(peers):

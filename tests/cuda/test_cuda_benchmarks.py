@@ -1,10 +1,16 @@
 """The script that measures a GPU: what of it runs without one."""
 
+import functools
+import json
+import time
+import types
+
 import compiled
 import numpy as np
 import pytest
 
 from benchmarks import gpu
+from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, MaxPool2d, ReLU
 from minimal_nn.cuda import affine, launch
 
 
@@ -36,6 +42,90 @@ def test_its_checks_see_a_wrong_result(rng, monkeypatch):
     case = next(case for case in gpu.checks(rng, small=True) if case[0] == "affine 7x13x5")
     with launch.simulation(), pytest.raises(AssertionError, match="result 3 differs by"):
         gpu.check(*case, np.float64, rng)
+
+
+def test_a_wrong_result_is_a_line_and_not_the_end(rng, monkeypatch):
+    monkeypatch.setattr(affine, "column_sums", lambda dy: 1.0001 * dy.sum(axis=0))
+    monkeypatch.setattr(gpu, "checks", functools.partial(gpu.checks, small=True))
+    with launch.simulation():
+        lines = gpu.correctness(rng)
+    wrong = [line["name"] for line in lines if "failed" in line]
+    assert "affine 7x13x5 float64" in wrong and "batchnorm (33, 17) float32" not in wrong
+    assert len(lines) == 2 * len(gpu.checks(rng)) + 1
+
+
+TINY = gpu.Sizes(
+    product=32, dense=(4, 12, 8), rows=12, columns=8, images=2, side=4, channels=4, weights=8
+)
+
+
+def tiny_networks():
+    """Return networks with the layers of the real ones."""
+    (name, *_), (other, *_) = NETWORKS()
+    small = [Conv2d(4, bias=False), BatchNorm(), ReLU(), MaxPool2d(2), Flatten(), Dense(10)]
+    dense = [Dense(4, bias=False), BatchNorm(), ReLU(), Dense(10)]
+    return [(name, small, (4, 4, 3), 4, 1.0), (other, dense, (6,), 4, 2.0)]
+
+
+NETWORKS = gpu.networks
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Let the script measure the simulator, with PyTorch on the CPU as the peer."""
+    torch = pytest.importorskip("torch")
+    cupy = types.SimpleNamespace(asarray=np.asarray, __version__="0")
+
+    def seconds(call, repeats):
+        started = time.perf_counter()
+        call()
+        return [time.perf_counter() - started]
+
+    chip, step = gpu.chip, functools.partial(gpu.training_step, steps=3)
+    monkeypatch.setattr(launch, "seconds", seconds)
+    monkeypatch.setattr(gpu, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu, "RECORDS", tmp_path)
+    monkeypatch.setattr(gpu, "REPEATS", 4)
+    monkeypatch.setattr(gpu, "Sizes", lambda: TINY)
+    monkeypatch.setattr(gpu, "networks", tiny_networks)
+    monkeypatch.setattr(gpu, "libraries", lambda: {"torch": torch, "cupy": cupy})
+    monkeypatch.setattr(gpu, "chip", lambda torch: chip(torch, 2048, 2, 2))
+    monkeypatch.setattr(gpu, "training_step", step)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    with launch.simulation():
+        yield tmp_path
+
+
+def test_every_row_of_the_table_runs(measured, capsys):
+    """All code of the timings, tiny: a first run on a device must not end by a slip of Python."""
+    assert gpu.run("a device", ["timings"], 3) == 0
+    said = capsys.readouterr().out
+    (path,) = measured.iterdir()
+    record = json.loads(path.read_text())
+    rows = record["timings"]["rows"]
+    assert record["timings"]["good"] and record["timings"]["seed"] == 3
+    assert not [row for row in rows if "errors" in row or "failed" in row]
+    assert {peer for row in rows for peer in row["peers"]} == {"torch", "torch.compile", "cupy"}
+    assert all(row["name"] in said and row["seconds"] > 0 for row in rows)
+    assert rows[-1]["name"] == "training step, MLP"
+
+
+def test_the_record_keeps_both_phases_and_what_failed(measured, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "checks", functools.partial(gpu.checks, small=True))
+    monkeypatch.setattr(
+        gpu, "BESIDE", {"tests": ["platform"], "theory": ["theory", "--only", "no-such-claim"]}
+    )
+    monkeypatch.setattr(gpu, "every_case", lambda rng, sizes: 1 / 0)
+    assert gpu.run("a device", ["correctness"], 3) == 1
+    assert gpu.run("a device", ["timings"], 3) == 1
+    (path,) = measured.iterdir()
+    record = json.loads(path.read_text())
+    assert record["correctness"]["tests"]["status"] == 0
+    assert record["correctness"]["theory"]["status"] == 2
+    assert "no-such-claim" in " ".join(record["correctness"]["theory"]["output"])
+    assert record["timings"] == record["timings"] | {"good": False, "seed": 3}
+    assert record["timings"]["failed"].startswith("ZeroDivisionError")
+    assert "timings: NOT good" in capsys.readouterr().out
 
 
 def test_what_measures_the_chip(rng):
