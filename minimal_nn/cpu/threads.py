@@ -134,22 +134,23 @@ class Pace:
     times as much where another program wants the cores.  Results do not depend on the choice.
     """
 
-    RETRY = 64  # calls of `choose` between two tries of the slower one
+    COST = 1 / 32  # of the time, at most, that trying the slower one again may take
 
     def __init__(self):
         self._seconds = {}  # for each number of threads, as last recorded
-        self._turn = 0
+        self._turn = 0  # calls of `choose` since the slower one was tried
 
     def choose(self, allowed):
         """Return how many threads to use next, 1 or `allowed`."""
         for count in (allowed, 1):
             if count not in self._seconds:
                 return count
+        faster, slower = sorted((1, allowed), key=self._seconds.get)
         self._turn += 1
-        faster = min((1, allowed), key=self._seconds.get)
-        if self._turn % self.RETRY:
+        if self._turn * self.COST < self._seconds[slower] / self._seconds[faster] - 1:
             return faster
-        return 1 if faster == allowed else allowed
+        self._turn = 0
+        return slower
 
     def record(self, count, seconds):
         """Note the time of one step with `count` threads."""

@@ -79,11 +79,12 @@ def test_the_faster_number_of_threads_is_found_and_found_again():
         return counts
 
     assert turns(2) == [4, 1], "both are tried"
-    assert turns(pace.RETRY) == [4] * (pace.RETRY - 1) + [1], "the slower one is tried again"
-    seconds[4] = 5.0  # another program takes the cores
-    assert turns(3) == [4, 1, 1]
+    # Trying one thread costs one step of 4 threads more, allowed once in 32 steps.
+    assert turns(64) == ([4] * 31 + [1]) * 2
+    seconds[4] = 6.0  # another program takes the cores: a try costs two steps of one thread
+    assert turns(64) == [4] + [1] * 62 + [4]
     seconds[4] = 1.0
-    assert turns(pace.RETRY)[-2:] == [4, 4]
+    assert turns(65) == [1] * 63 + [4, 4]
     assert pace.choose(1) == 1
 
 
