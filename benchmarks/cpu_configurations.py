@@ -21,7 +21,8 @@ class Configuration:
     """A network, an optimizer, and how many copies of the network train side by side.
 
     sizes: of an MLP's layers, or None for the convolutional network.  aims: the ratio to the best
-    peer to reach, by number of threads.
+    peer to reach, by number of threads.  algorithm: of our convolutions, but for the first one,
+    whose 3 channels are too few to gain; the peers choose for themselves.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Configuration:
     optimizer: str
     copies: int = 1
     aims: tuple = ()  # (threads, ratio), ...
+    algorithm: str = "direct"
 
 
 CONFIGURATIONS = (
@@ -51,6 +53,14 @@ CONFIGURATIONS = (
     ),
     Configuration(
         "conv", "conv net 32-32-64-64, Nesterov", None, "nesterov", aims=((1, 1.6), (2, 1.6))
+    ),
+    Configuration(
+        "conv-winograd2", "conv net, ours with Winograd F(2x2, 3x3)", None, "nesterov",
+        algorithm="winograd2",
+    ),
+    Configuration(
+        "conv-winograd4", "conv net, ours with Winograd F(4x4, 3x3)", None, "nesterov",
+        aims=((1, 2.5), (2, 2.5)), algorithm="winograd4",
     ),
     Configuration(
         "grid-small", "64 x MLP 64-64-64-10", (64, 64, 64, 10), "nesterov", copies=64,
@@ -105,14 +115,19 @@ def learning_rates(configuration):
 
 
 def flops(configuration):
-    """Return the floating-point operations of the products in one step of one copy."""
+    """Return the floating-point operations of our products in one step of one copy."""
     if configuration.sizes:
         pairs = list(zip(configuration.sizes, configuration.sizes[1:], strict=False))
         products = [(d * k, i > 0) for i, (d, k) in enumerate(pairs)]
     else:
         pixels = (IMAGE**2, IMAGE**2, IMAGE**2 // 4, IMAGE**2 // 4)
         pairs = zip(pixels, CHANNELS, CHANNELS[1:], strict=False)
-        products = [(9 * p * c * k, i > 0) for i, (p, c, k) in enumerate(pairs)]
+        # Winograd's method takes (m + 2)^2 products for m x m pixels in place of 9 m^2.
+        each = {"direct": 9, "winograd2": 4**2 / 2**2, "winograd4": 6**2 / 4**2}
+        products = [
+            ((each[configuration.algorithm] if i else 9) * p * c * k, i > 0)
+            for i, (p, c, k) in enumerate(pairs)
+        ]
         products.append(((IMAGE // 4) ** 2 * CHANNELS[-1] * CLASSES, True))
     # forward, gradient of the weights, and, but for the first layer, gradient of the input
     return sum(2 * BATCH * size * (3 if inner else 2) for size, inner in products)

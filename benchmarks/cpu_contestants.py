@@ -38,7 +38,8 @@ def _our_network(configuration, copy=0):
         shape = (configuration.sizes[0],)
     else:
         for index, channels in enumerate(CHANNELS[1:]):
-            layers += [Conv2d(channels, bias=False), BatchNorm(EPS), ReLU()]
+            algorithm = configuration.algorithm if index else "direct"
+            layers += [Conv2d(channels, bias=False, algorithm=algorithm), BatchNorm(EPS), ReLU()]
             layers += [MaxPool2d(2)] if index % 2 else []
         layers.append(Flatten())
         shape = (32, 32, 3)
