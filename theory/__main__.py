@@ -4,6 +4,8 @@ import argparse
 import sys
 import time
 
+import numpy as np
+
 from minimal_nn import backend
 from theory import arithmetic, report
 from theory.claim import select
@@ -52,7 +54,7 @@ def main(arguments=None):
         claims = select(options.only)
         if options.seed < 0:
             raise ValueError(f"--seed: got {options.seed}, expected an integer >= 0")
-        backend.get(options.backend)
+        backend.get(options.backend).asarray(np.zeros(1))  # says what is missing before the work
         if options.json:
             report.check_json_path(options.json)
         if options.arithmetic is not None:

@@ -28,7 +28,7 @@ dt { font-weight: bold; } dd { margin: 0 0 .5rem 1rem; }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: bold; }
 p { overflow-x: auto; overflow-y: hidden; }
 nav ul { columns: 2; padding-left: 1.2rem; } @media (max-width: 34rem) { nav ul { columns: 1; } }
-svg { max-width: 100%; height: auto; background: #fff; }
+svg { width: 100%; min-width: 30rem; height: auto; background: #fff; }
 math { font-size: 1.05em; }
 """
 
@@ -39,7 +39,8 @@ def mathematics(latex, display=False):
 
     markup = convert(" ".join(latex.split()), display="block" if display else "inline")
     # A bar would be set as an operator, with space around it; here it is always a fence.
-    return re.sub(r"<mo[^>]*>(\||&#x0007C;)</mo>", '<mo lspace="0" rspace="0">|</mo>', markup)
+    fence = '<mo lspace="0" rspace="0" stretchy="false">|</mo>'
+    return re.sub(r"<mo[^>]*>(\||&#x0007C;)</mo>", fence, markup)
 
 
 def prose(text):
@@ -109,9 +110,11 @@ def picture(verdicts):
 def _items(claim, verdicts):
     yield "Source", html.escape(claim.source)
     yield "Assumptions", html.escape("; ".join(claim.assumptions))
+    yield "Measured", html.escape(" ".join((claim.measure.__doc__ or "").split()))
     yield "Control", html.escape(claim.control)
     bounds = sorted({verdict.measurement.how for verdict in verdicts})
     yield "Bound", html.escape("; ".join(bounds))
+    yield "Arithmetics", html.escape("; ".join(report.fits(claim)))
     if claim.erratum:
         yield "Erratum", html.escape(claim.erratum)
 
@@ -138,7 +141,7 @@ def section(claim, verdicts):
 <tr><th>subject</th><th>measured</th><th>bound</th><th>control</th><th>verdict</th></tr>
 {"".join(rows)}
 </table></div>
-{drawing}
+<div class="wide">{drawing}</div>
 </section>"""
 
 

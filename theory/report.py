@@ -113,6 +113,19 @@ def listing():
     return [f"{c.id:25s} {c.source}\n{'':25s} control: {c.control}" for c in CLAIMS.values()]
 
 
+def fits(claim):
+    """Return phrases that say which arithmetics and wings a claim runs in, and why not others."""
+    phrases = [f"runs in: {', '.join(name for name in NAMES if name not in claim.unfit)}"]
+    for reason in dict.fromkeys(claim.unfit.values()):
+        names = ", ".join(name for name in NAMES if claim.unfit.get(name) == reason)
+        phrases.append(f"not in {names}: {reason}")
+    if claim.numpy_only:
+        phrases.append(f"in NumPy whatever the wing: {claim.numpy_only}")
+    if claim.too_long:
+        phrases.append(f"not in a simulated wing: {claim.too_long}")
+    return phrases
+
+
 def explanation(claim):
     """Return a claim in full: statement, derivation, assumptions, what is measured, the bound."""
     parts = [
@@ -127,12 +140,7 @@ def explanation(claim):
     ]
     if claim.measure.__doc__:
         parts.append(f"measured: {' '.join(claim.measure.__doc__.split())}")
-    parts.append(f"runs in: {', '.join(name for name in NAMES if name not in claim.unfit)}")
-    for reason in dict.fromkeys(claim.unfit.values()):
-        names = ", ".join(name for name in NAMES if claim.unfit.get(name) == reason)
-        parts.append(f"not in {names}: {reason}")
-    if claim.numpy_only:
-        parts.append(f"in NumPy whatever the wing: {claim.numpy_only}")
+    parts += fits(claim)
     if claim.erratum:
         parts.append(f"erratum: {claim.erratum}")
     return "\n".join(parts)

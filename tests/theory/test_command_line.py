@@ -7,14 +7,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import minimal_nn as nn
+from minimal_nn import backend
+from minimal_nn.errors import CudaUnavailableError
 from minimal_nn.reference import batchnorm
 from theory import CLAIMS
 from theory.__main__ import main
-from theory.subject import network_subject
+from theory.random_walk import walk
+from theory.subject import Options, network_subject
 
 ROOT = Path(__file__).parents[2]
 SPINE = (
@@ -206,3 +211,44 @@ def test_an_unknown_claim_is_exit_status_2_of_the_process(tmp_path):
     )
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("python -m theory: claims: got ['nonsense']")
+
+
+def test_a_wing_that_cannot_run_is_said_before_the_work(capsys, monkeypatch):
+    monkeypatch.delenv("MINIMAL_NN_CUDA", raising=False)
+    wing = backend.get("cuda")
+    monkeypatch.setattr(type(wing), "asarray", _unavailable)
+    status, lines, err = run(capsys, "--backend", "cuda", "--only", "growth-law")
+    assert (status, lines) == (2, []) and err.startswith("python -m theory: no driver")
+
+
+def _unavailable(wing, array, dtype=None):
+    raise CudaUnavailableError("no driver")
+
+
+def test_claims_that_run_in_numpy_whatever_the_wing_are_named(capsys):
+    options = ("--only", "hessian-radial", "--dtype", "float32", "--backend", "cpu")
+    status, lines, _ = run(capsys, *options)
+    assert status == 0
+    (line,) = [line for line in lines if line.startswith("in NumPy: ")]
+    assert line.startswith("in NumPy: hessian-radial: complex numbers")
+
+
+def test_long_runs_are_left_out_of_a_simulated_wing_by_name():
+    claim = CLAIMS["growth-law"]
+    simulated = SimpleNamespace(simulated=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("theory.claim.backend.get", lambda name: simulated)
+        assert claim.subjects(Options(backend="cuda")) == []
+        assert set(claim.left_out(Options(backend="cuda")).values()) == {claim.too_long}
+
+
+def test_the_random_walk_runs_in_the_wing_that_is_asked_for():
+    subjects = CLAIMS["growth-law"].subjects(Options(backend="cpu"))
+    assert subjects and all(subject.backend == "cpu" for subject in subjects)
+    get, asked = backend.get, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "theory.random_walk.backend.get", lambda name: asked.append(name) or get(name)
+        )
+        walk(nn.SGD(0.1), [1.0], dims=8, steps=2, seed=0, wing="cpu")
+    assert asked == ["cpu"]

@@ -79,7 +79,7 @@ def test_an_unpaired_dollar_is_refused():
 
 
 def test_bars_are_fences():
-    assert page.mathematics("|w|").count('<mo lspace="0" rspace="0">|</mo>') == 2
+    assert page.mathematics("|w|").count('<mo lspace="0" rspace="0" stretchy="false">|</mo>') == 2
 
 
 def test_the_page_is_written_whole_and_for_everybody_to_read(verdicts, tmp_path):
