@@ -582,11 +582,15 @@ def backward(dy, cache):
 
 
 def programs(z, gamma, beta, eps, dy):
-    """Return the programs of the forward and the backward pass, for timing them by themselves."""
+    """Return two programs, for timing them by themselves, each with the layout of its result.
+
+    The first is the forward pass, whose result is y, the second the backward pass for dy and dz.
+    """
     source, group = Columns.of(z), _group(z.shape)
-    forward, _, mean, var, inverse = _forward_program(source, gamma, beta, eps, group)
+    forward, y, mean, var, inverse = _forward_program(source, gamma, beta, eps, group)
     cache = Cache(source, gamma, inverse, mean, group, mean, var)
-    return forward, _backward_program(Columns.of(dy), cache)[0]
+    backward, dz, _, _ = _backward_program(Columns.of(dy), cache)
+    return (forward, y), (backward, dz)
 
 
 def forward_running(z, gamma, beta, mean, var, eps):

@@ -1,10 +1,16 @@
-"""Single kernels under pytest-benchmark: `pytest tests/cpu/test_cpu_benchmarks.py`."""
+"""Single kernels under pytest-benchmark: `pytest tests/cpu/test_cpu_benchmarks.py`.
+
+What was timed is compared, to the bit, with the wing's function, which other tests hold to its
+bound.
+"""
 
 import numpy as np
 import pytest
 
 from minimal_nn.cpu import affine, batchnorm, convolution, threads, workspace
 from minimal_nn.cpu.program import Program
+from minimal_nn.reference import convolution as reference_convolution
+from tests.agreement import assert_same_bits
 
 BATCH = 128
 
@@ -18,29 +24,35 @@ def one_thread():
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
 @pytest.mark.parametrize("depth, columns", ((64, 64), (784, 256)))
 def test_product(benchmark, rng, dtype, depth, columns):
-    x = workspace.pack(rng.standard_normal((BATCH, depth)).astype(dtype))
-    W = workspace.pack(rng.standard_normal((depth, columns)).astype(dtype), tiles=False)
+    x = rng.standard_normal((BATCH, depth)).astype(dtype)
+    W = rng.standard_normal((depth, columns)).astype(dtype)
     z = workspace.panels(BATCH, columns, dtype)
     program = Program(1).phase(len(z))
-    program.call(affine.forward_kernel, x, W, z, z.shape[1], depth)
+    left, right = workspace.pack(x), workspace.pack(W, tiles=False)
+    program.call(affine.forward_kernel, left, right, z, z.shape[1], depth)
     benchmark.extra_info["flops"] = 2 * BATCH * depth * columns
-    benchmark(program.run)
+    assert benchmark(program.run) == 0
+    assert_same_bits(workspace.unpack(z, BATCH, columns), affine.forward(x, W)[0], "x W")
 
 
 def test_batchnorm_forward_and_backward(benchmark, rng):
     z, dy = (rng.standard_normal((BATCH, 256), dtype=np.float32) for _ in range(2))
-    gamma = np.ones(256, np.float32)
-    forward, backward = batchnorm.programs(z, gamma, gamma, 1e-5, dy)
+    gamma, beta = rng.standard_normal((2, 256), dtype=np.float32)
+    (forward, ours), (backward, dz) = batchnorm.programs(z, gamma, beta, 1e-5, dy)
 
     def both():
-        forward.run()
-        backward.run()
+        return forward.run(), backward.run()
 
-    benchmark(both)
+    assert benchmark(both) == (0, 0)
+    y, cache = batchnorm.forward(z, gamma, beta, 1e-5)
+    assert_same_bits(ours.result(), y, "y")
+    assert_same_bits(dz.result(), batchnorm.backward(dy, cache)[0], "dz")
 
 
 def test_convolution(benchmark, rng):
-    x = rng.standard_normal((4, 16, 16, 32), dtype=np.float32)
-    W = rng.standard_normal((3, 3, 32, 32), dtype=np.float32)
+    """Small integers, whose sums of products are exact in any order."""
+    x = rng.integers(-3, 4, (4, 16, 16, 32)).astype(np.float32)
+    W = rng.integers(-3, 4, (3, 3, 32, 32)).astype(np.float32)
     benchmark.extra_info["flops"] = 2 * 9 * x.size * 32
-    benchmark(convolution.forward, x, W)
+    y, _ = benchmark(convolution.forward, x, W)
+    assert_same_bits(y, reference_convolution.forward(x, W)[0], "y")

@@ -22,6 +22,8 @@ from minimal_nn.reference import batchnorm as reference_batchnorm
 from minimal_nn.reference import convolution as reference_convolution
 from minimal_nn.reference import layernorm as reference_layernorm
 from minimal_nn.reference import pooling as reference_pooling
+from tests.agreement import assert_dtype, assert_within, wide
+from theory.running_error import running
 
 sizes = st.integers(1, 70)
 possibly_empty = st.integers(0, 40)
@@ -36,12 +38,22 @@ def small_integers(shape, dtype, stride=1, seed=0):
     return larger[(slice(None, None, stride),) * len(shape)]
 
 
-def close(actual, expected, dtype):
-    """Assert agreement up to the rounding of sums of a hundred terms."""
-    for a, b in zip(actual, expected, strict=True):
-        assert a.shape == b.shape and a.dtype == dtype
-        scale = max(1.0, float(np.max(np.abs(b), initial=0)))
-        assert np.max(np.abs(a - b), initial=0) <= 500 * np.finfo(dtype).eps * scale
+def normalized(module, z, gamma, beta, dy):
+    """Return y and the gradients of a normalization at eps = 0.5."""
+    y, cache = module.forward(z, gamma, beta, 0.5)
+    return (y, *module.backward(dy, cache))
+
+
+def check(module, reference, *arguments):
+    """Check a pass against longdouble, within the running error of the reference's formulas."""
+    dtype = arguments[0].dtype
+    results = normalized(module, *arguments)
+    expected = normalized(reference, *[wide(x) for x in arguments])
+    bounds = normalized(reference, *[running(x, dtype) for x in arguments])
+    names = "y", "dz", "dgamma", "dbeta"
+    for name, got, want, bound in zip(names, results, expected, bounds, strict=True):
+        assert_dtype(dtype, **{name: got})
+        assert_within(got, want, bound.error, name)
 
 
 @given(possibly_empty, possibly_empty, possibly_empty, dtypes, strides)
@@ -63,10 +75,7 @@ def test_batchnorm_of_any_shape(n, k, dtype, stride):
     rng = np.random.default_rng(n)
     z = rng.standard_normal((n * abs(stride), k))[::stride].astype(dtype)
     gamma, beta, dy = (rng.standard_normal(s).astype(dtype) for s in (k, k, (n, k)))
-    y, cache = batchnorm.forward(z, gamma, beta, 0.5)
-    expected, reference_cache = reference_batchnorm.forward(z, gamma, beta, 0.5)
-    close((y, cache.mean, cache.var), (expected, *reference_cache[-2:]), dtype)
-    close(batchnorm.backward(dy, cache), reference_batchnorm.backward(dy, reference_cache), dtype)
+    check(batchnorm, reference_batchnorm, z, gamma, beta, dy)
 
 
 @given(sizes, st.integers(2, 70), dtypes)
@@ -74,10 +83,7 @@ def test_layernorm_of_any_shape(n, k, dtype):
     rng = np.random.default_rng(k)
     z, dy = (rng.standard_normal((n, k)).astype(dtype) for _ in range(2))
     gamma, beta = (rng.standard_normal(k).astype(dtype) for _ in range(2))
-    y, cache = layernorm.forward(z, gamma, beta, 0.5)
-    expected, reference_cache = reference_layernorm.forward(z, gamma, beta, 0.5)
-    close((y,), (expected,), dtype)
-    close(layernorm.backward(dy, cache), reference_layernorm.backward(dy, reference_cache), dtype)
+    check(layernorm, reference_layernorm, z, gamma, beta, dy)
 
 
 @pytest.mark.slow
