@@ -2,8 +2,14 @@
 
 `plan` turns a network's operations into phases of kernel calls (program.py), the same kernels that
 the pure functions of this wing call, so the losses and weights are the same bits as those of
-training layer by layer (as long as no denormal number appears: the loop treats those as 0, since
-dead units' weights decay into them and would make a step fifty times slower).
+training layer by layer, as long as no denormal number appears: the loop treats those as 0, since
+dead units' weights decay into them and would make a step fifty times slower.
+
+What that does to the exact symmetry w -> 2^k w (with eta 4^k, decay 4^-k, eps = 0): squares of
+small numbers become 0 before they lose digits, so the range of k narrows at its lower end.
+Measured on an MLP 12-24-5, SGD and Nesterov, 20 steps: float32 -54 to 59 in the loop, -61 to 60
+layer by layer; float64 -499 to 507 and -509 to 507.  theory's claims run layer by layer, where
+nothing is flushed.
 
 How a fully connected network becomes phases, with panels of columns as units:
 

@@ -78,8 +78,8 @@ def batches(steps=STEPS):
     return np.random.default_rng(3).integers(0, EXAMPLES, (steps, BATCH))
 
 
-def compiled(network, optimizer):
-    plan = network.backend.plan(network.program(), optimizer, BATCH)
+def compiled(network, optimizer, batch_size=BATCH):
+    plan = network.backend.plan(network.program(), optimizer, batch_size)
     assert plan is not None
     for loop in plan._loops.values():
         loop.work = 1 << 40  # worth any number of threads
@@ -167,6 +167,31 @@ def test_a_power_of_two_scales_the_whole_run_exactly(optimizer, k):
     assert np.array_equal(losses, scaled_losses)
     W = network.parameters["dense1.W"]
     assert np.array_equal(scaled.parameters["dense1.W"], W * np.float32(2.0**k))
+
+
+@pytest.mark.parametrize(
+    "dtype, low, high, flushed", ((np.float32, -48, 56, -60), (np.float64, -490, 500, -507))
+)
+def test_flushing_narrows_the_exact_range_at_its_lower_end(dtype, low, high, flushed):
+    layers = [Dense(24, bias=False), BatchNorm(0.0), ReLU(), Dense(5)]
+    rng = np.random.default_rng(0)
+    X, labels = rng.standard_normal((64, 12)).astype(dtype), rng.integers(0, 5, 64)
+    rows = rng.integers(0, 64, (20, 32))
+
+    def run(k, in_loop):
+        network = Network(layers, (12,), rng=0, backend="cpu", dtype=dtype)
+        W = np.ldexp(network.parameters["dense1.W"], k)
+        network = network.with_parameters({"dense1.W": W})
+        hyper = {"learning_rate": 0.1 * 4.0**k, "weight_decay": 0.01 * 4.0**-k}
+        training = SGD(learning_rate=0.1, groups=[Group(["dense1.W"], **hyper)])
+        plan = compiled(network, training, 32) if in_loop else StepByStep()
+        losses = plan.run(network, training, X, labels, rows)
+        return [*losses, *np.ldexp(network.parameters["dense1.W"], -k).ravel()]
+
+    for k in (low, high):
+        assert run(k, in_loop=True) == run(0, in_loop=True)
+    assert run(flushed, in_loop=False) == run(0, in_loop=False)
+    assert run(flushed, in_loop=True) != run(0, in_loop=True), "nothing was flushed"
 
 
 def test_batches_of_several_sizes_and_fit():
