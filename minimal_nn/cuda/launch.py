@@ -30,6 +30,7 @@ import contextlib
 import functools
 import math
 import os
+import sys
 import warnings
 
 import numpy as np
@@ -62,10 +63,11 @@ MOST = 2**31  # numbers in an array: indices are uint32, also a few steps behind
 
 
 class Kernel:
-    """A kernel: its Python function and its launch bounds.  Made by `kernel`."""
+    """A kernel: its Python function, where it is made, its launch bounds.  Made by `kernel`."""
 
-    def __init__(self, function, threads, blocks, widens):
+    def __init__(self, function, place, threads, blocks, widens):
         self.function = function
+        self.place = place
         self.threads = threads
         self.blocks = blocks
         self.widens = widens
@@ -83,7 +85,8 @@ class Kernel:
         return cuda.jit(self.function, launch_bounds=self.bounds)
 
     def __repr__(self):
-        return f"Kernel({self.name}, threads={self.threads}, blocks={self.blocks})"
+        place = f"{self.place[0]}, line {self.place[1]}"
+        return f"Kernel({self.name}, threads={self.threads}, blocks={self.blocks}; {place})"
 
 
 def kernel(threads, blocks=None, widens=False):
@@ -93,7 +96,9 @@ def kernel(threads, blocks=None, widens=False):
     once; it limits the registers to 65536 / (threads * blocks).  widens: whether float64 is meant
     to be there although no argument is of float64 (assembly.py checks).
     """
-    return lambda function: Kernel(function, threads, blocks, widens)
+    caller = sys._getframe(1)
+    place = caller.f_globals["__name__"], caller.f_lineno
+    return lambda function: Kernel(function, place, threads, blocks, widens)
 
 
 def device(function):

@@ -2,12 +2,16 @@
 
     with launch.simulation(), launch.recorded() as records:
         batchnorm.forward(...)
-    compiled.check(records)
+    compiled.check(records, batchnorm)
 
 `check` assembles every kernel of the records once for each signature, for sm_90a, and fails with
 all that `assembly.faults` finds: spills, a stack, registers over the launch bounds, atomics,
-float64 in float32.
+float64 in float32.  It also fails where one of the kernels that the named modules make is not among
+them; test_the_checks.py sees to it that every module is named somewhere.
 """
+
+import ast
+import inspect
 
 import pytest
 
@@ -24,8 +28,24 @@ def assembled(record):
     return _seen[key]
 
 
-def check(records):
-    """Fail where a recorded kernel has a fault; return the assemblies by kernel name."""
+def places(module):
+    """Return where a module makes kernels: {(its name, line of the call of `kernel`)}."""
+    calls = [n for n in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(n, ast.Call)]
+    names = [ast.unparse(call.func) for call in calls]
+    return {
+        (module.__name__, call.lineno)
+        for call, name in zip(calls, names, strict=True)
+        if name in ("kernel", "launch.kernel")
+    }
+
+
+def check(records, *modules):
+    """Fail where a recorded kernel has a fault, or where one that the modules make is missing;
+    return the assemblies by kernel name.
+    """
+    made = {record.kernel.place for record in records}
+    missing = sorted(set().union(*map(places, modules)) - made)
+    assert not missing, f"no launch was recorded of the kernels made at {missing}"
     try:
         assembly.tool("ptxas")
     except FileNotFoundError as error:

@@ -256,12 +256,16 @@ def test_running_statistics_are_constants(place, rng, kind, shape):
     [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)],
     ids=["float32", "float64"],
 )
-def test_the_compiled_kernels(rng, kind):
+@pytest.mark.parametrize("path", ["one launch"], indirect=True)
+def test_the_compiled_kernels(rng, kind, monkeypatch):
     with launch.simulation(), launch.recorded() as records:
         for units in (3, 8):
             z, gamma, beta, dy = draw(rng, (6, units), kind)
-            everything(z, gamma, beta, dy, 1e-5)
+            for short in (reduction.SHORT, 0):
+                monkeypatch.setattr(reduction, "SHORT", short)
+                everything(z, gamma, beta, dy, 1e-5)
             y, cache = batchnorm.forward_running(z, gamma, beta, gamma, np.abs(beta), 1e-5)
             batchnorm.backward_running(dy, cache)
             batchnorm.update_running(gamma, beta, gamma, beta, 6, 0.1)
-    compiled.check(records)
+            monkeypatch.undo()
+    compiled.check(records, batchnorm)

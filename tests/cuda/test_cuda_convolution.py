@@ -4,7 +4,7 @@ import compiled
 import numpy as np
 import pytest
 
-from minimal_nn.cuda import convolution, launch, matmul
+from minimal_nn.cuda import affine, convolution, launch, matmul
 from minimal_nn.gradcheck import gamma, unit_roundoff
 from minimal_nn.reference import convolution as reference
 
@@ -118,7 +118,7 @@ def test_division_by_multiplication(rng, d):
 def test_compiled(rng, kind, images, units):
     with launch.simulation(), launch.recorded() as records:
         on_device(*case(rng, images, units, 3, kind, 1, 1), 1, 1)
-    compiled.check(records)
+    compiled.check(records, affine)
 
 
 @pytest.mark.slow

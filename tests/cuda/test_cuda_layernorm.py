@@ -22,7 +22,12 @@ def path(request, monkeypatch):
 
     Here each of them takes every length.
     """
-    warps = {"warp": 1, "block": 8, "wide": 0}[request.param]
+    take(monkeypatch, {"warp": 1, "block": 8, "wide": 0}[request.param])
+    return request.param
+
+
+def take(monkeypatch, warps):
+    """Let the kernels for so many warps to a row take every row; 0: the wide ones."""
 
     def chosen(T, width, columns):
         if warps:
@@ -30,7 +35,6 @@ def path(request, monkeypatch):
         return layernorm.wide_kernels(T, width), 0
 
     monkeypatch.setattr(layernorm, "_kernels", chosen)
-    return request.param
 
 
 def test_rows_go_where_they_fit():
@@ -172,8 +176,11 @@ def test_threads_with_several_vectors(place, path, rng):
     [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)],
     ids=["float32", "float64"],
 )
-def test_the_compiled_kernels(rng, kind):
+@pytest.mark.parametrize("path", ["warp"], indirect=True)
+def test_the_compiled_kernels(rng, kind, monkeypatch):
     with launch.simulation(), launch.recorded() as records:
-        for units in (3, 8):
-            everything(*draw(rng, (2, units), kind), 1e-5)
-    compiled.check(records)
+        for warps in (1, 8, 0):
+            take(monkeypatch, warps)
+            for units in (3, 8):
+                everything(*draw(rng, (2, units), kind), 1e-5)
+    compiled.check(records, layernorm)

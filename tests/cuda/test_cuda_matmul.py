@@ -135,7 +135,7 @@ def test_every_kernel_exactly_and_compiled(rng, case):
     with launch.simulation(), launch.recorded() as records:
         got, expected = direct(rng, family, tile, layout, wide, M, K, N, arithmetic)
     assert np.array_equal(got, expected)
-    compiled.check(records)
+    compiled.check(records, blocked if family == "blocked" else tensor)
 
 
 def test_the_checks_see_a_kernel_with_too_few_registers():
@@ -161,7 +161,6 @@ def test_a_split_product(rng, monkeypatch, schedules):
     assert [r.kernel.name for r in records][1:] == ["sum_of_parts"]
     assert records[0].grid[2] == 3
     assert np.array_equal(got, np.maximum(a @ b + bias, 0))
-    compiled.check(records)
     x, y = rng.standard_normal((12, 100)), rng.standard_normal((100, 8))
     schedules(lambda: [matmul.product(x, y)])
 
@@ -281,10 +280,13 @@ def test_ties_are_found_and_decided(place, rng):
     assert device.recomputed >= 6 and open_on_host >= 6 and device.open == 0
 
 
-def test_the_rounded_product_compiles(rng):
+def test_the_rounded_and_the_split_product_compile(rng, monkeypatch):
+    monkeypatch.setattr(matmul, "PART", 8)
     with launch.simulation(), launch.recorded() as records:
         matmul.rounded(*near_ties(rng))
-    compiled.check(records)
+        matmul.product(*near_ties(rng), bias=np.zeros(6, np.float32))
+        matmul.product(np.zeros((2, 16)), np.zeros((16, 2)))
+    compiled.check(records, matmul)
 
 
 @DTYPES

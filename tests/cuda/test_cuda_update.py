@@ -246,4 +246,4 @@ def test_bits_do_not_depend_on_the_schedule(schedules):
 def test_the_compiled_kernels(rng, kind):
     with launch.simulation(), launch.recorded() as records:
         everything(rng, kind)
-    compiled.check(records)
+    compiled.check(records, update)

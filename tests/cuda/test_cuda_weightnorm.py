@@ -119,8 +119,11 @@ def test_strided_arrays_give_the_same_bits(rng):
     [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)],
     ids=["float32", "float64"],
 )
-def test_the_compiled_kernels(rng, kind):
+@pytest.mark.parametrize("path", ["one launch"], indirect=True)
+def test_the_compiled_kernels(rng, kind, monkeypatch):
     with launch.simulation(), launch.recorded() as records:
-        for units in (3, 8):
-            everything(*draw(rng, (6, units), kind), 1e-5)
-    compiled.check(records)
+        for short in (reduction.SHORT, 0):
+            monkeypatch.setattr(reduction, "SHORT", short)
+            for units in (3, 8):
+                everything(*draw(rng, (6, units), kind), 1e-5)
+    compiled.check(records, weightnorm)
