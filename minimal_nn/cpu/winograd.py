@@ -30,6 +30,19 @@ side, the sum over channels, the coefficients of G):
 K^2 is 81 for F(2), and depends on the points for F(4): 36100 for the usual 0, 1, -1, 2, -2, but
 3645 for 0, 5/8, -5/8, 3/2, -3/2, which oneDNN uses and so does this module; all entries of A and B
 are then exact in float32.  The direct sum of 9 C terms has 9 in place of K^2.
+
+Measured in float32 (32 images of 16x16 pixels after ReLU, 64 channels to 64, He's weights; errors
+against float64, in units of the root mean square of y, dx or dW):
+
+                     y median   y max     dx median   dx max     dW median   dW max
+    direct           1.4e-7     3.4e-6    2.0e-7      5.6e-6     9.0e-8      7.7e-7
+    F(2x2, 3x3)      1.5e-7     1.8e-6    1.7e-7      1.7e-6     1.6e-7      1.3e-6
+    F(4x4, 3x3)      3.6e-7     7.1e-6    4.1e-7      9.1e-6     2.6e-7      2.0e-6
+
+So F(2) is as accurate as the direct sum, whose chains are nine times longer, and F(4) two to three
+times less.  Differences this small still flip the sign of a pre-activation near 0, and the winner
+of a pooling window, now and then; then gradients of two algorithms differ by far more than rounding
+does, though both are right.  Compare them with masks held fixed, or with smooth activations.
 """
 
 from fractions import Fraction
