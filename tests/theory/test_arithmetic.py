@@ -293,6 +293,15 @@ def operations(rng):
         WING.weightnorm.backward,
         (z, gamma),
     )
+    mean, var = rng.standard_normal(K), rng.random(K) + 0.5
+    yield (
+        "batchnorm, running",
+        lambda z, *a: WING.batchnorm.forward_running(
+            z, *a, mean.astype(z.real.dtype), var.astype(z.real.dtype), 1e-5
+        ),
+        WING.batchnorm.backward_running,
+        (z, gamma, beta),
+    )
     for kind in ("relu", "tanh"):
         yield (
             kind,
@@ -306,6 +315,21 @@ def operations(rng):
         WING.loss.backward,
         (z,),
     )
+    expected = rng.standard_normal(z.shape)
+    yield (
+        "mean squared error",
+        lambda s: WING.loss.forward(s, expected.astype(s.real.dtype), "mean_squared_error"),
+        WING.loss.backward,
+        (z,),
+    )
+
+
+def image_operations(rng):
+    """Return those that put their inputs into arrays of their own, which hold plain numbers."""
+    image, kernel = rng.standard_normal((2, 4, 4, 2)), rng.standard_normal((3, 3, 2, 2))
+    convolution, bias = WING.convolution, rng.standard_normal(2)
+    yield "convolution", convolution.forward, convolution.backward, (image, kernel, bias)
+    yield "pooling", lambda x: WING.pooling.forward(x, 2), WING.pooling.backward, (image,)
 
 
 def bounded_backward(forward, backward, arguments, dy):
@@ -317,13 +341,16 @@ def bounded_backward(forward, backward, arguments, dy):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "longdouble"])
 def test_every_backward_pass_agrees_with_the_complex_step(dtype, rng):
-    for name, forward, backward, arguments in operations(rng):
+    bounded = [(*case, bounded_backward) for case in operations(rng)]
+    plain = [(*case, lambda f, b, arguments, dy: [0] * len(arguments))
+             for case in image_operations(rng)]
+    for name, forward, backward, arguments, error_bounds in (*bounded, *plain):
         arguments = [a.astype(dtype) for a in arguments]
         y, cache = forward(*arguments)
         dy = np.asarray(rng.standard_normal(np.shape(y))).astype(dtype)
         gradients = backward(dy, cache)
         gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-        errors = bounded_backward(forward, backward, arguments, dy)
+        errors = error_bounds(forward, backward, arguments, dy)
         for k, (gradient, error) in enumerate(zip(gradients, errors, strict=True)):
 
             def total(moved, k=k, arguments=arguments, dy=dy, forward=forward):
