@@ -489,7 +489,7 @@ carry their rounding error, through the logarithm; the gradients at $2^k w$ are 
 def adam_eps(subject):
     """The first step's length against the law |g|/(|g| + eps), relative, over all |w| tried."""
     measured, bound, control = 0.0, 0.0, np.inf
-    curve, reached = [], []
+    curve, reached, drawn = [], [], []
     for network in subject.states:
         gradient = _gradients_of_weights(network, subject)
         wide = np.concatenate([g.ravel() for g in gradient]).astype(np.longdouble)
@@ -508,12 +508,14 @@ def adam_eps(subject):
             error = sum((np.abs(b.value).astype(float) * b.error).sum() for b in runs)
             law, nu = adam_step_law(wide, 2.0**k, eps)
             rows.append((length, without, error / float(length) ** 2, law, nu))
-        for (p, q, e, law, nu), (p2, q2, e2, law2, _) in zip(rows, rows[1:], strict=False):
+        steps = zip(_CURVE, rows, rows[1:], strict=False)
+        for k, (p, q, e, law, nu), (p2, q2, e2, law2, _) in steps:
             predicted = np.log2(law / law2)
             residual = float(abs(np.log2(p / p2) - predicted))
             limit = (e + e2) / np.log(2)
             if bound == 0 or residual * bound >= measured * limit:
                 measured, bound = residual, float(limit)
+            drawn.append([k + 0.5, float(np.log2(p / p2)), float(predicted)])
             reached.append(float(nu))
             curve.append((float(np.log2(q / q2)), float(predicted)))
         control = min(control, max(abs(q - predicted) for q, predicted in curve))
@@ -525,5 +527,11 @@ def adam_eps(subject):
         control=control,
         control_least=100 * bound,
         control_as_predicted=flat <= 2 * bound,
-        details={"nu from": min(reached), "nu to": max(reached), "nu with eps/a": flat},
+        details={
+            "nu from": min(reached),
+            "nu to": max(reached),
+            "nu with eps/a": flat,
+            # of the trained network: log2 a, nu measured, nu predicted
+            "curve": drawn[-len(_CURVE) :],
+        },
     )

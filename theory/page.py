@@ -65,16 +65,47 @@ def _figures(measurement):
     return measurement.measured, measurement.bound, measurement.control
 
 
-def picture(verdicts):
-    """Return an SVG of a claim's verdicts: residual, bound and control of each on a log axis."""
+def _axes(height):
+    """Return an axes of a figure of its own, `height` inches high."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, height))
+    FigureCanvasSVG(figure)
+    axes = figure.add_axes((0.27, 0.42 / height, 0.70, 1 - 0.47 / height))
+    axes.tick_params(labelsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return axes
+
+
+def _svg(axes):
+    text = io.StringIO()
+    axes.figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def curve(verdicts):
+    """Return an SVG of measured against predicted exponents, "" where no verdict has a curve."""
+    rows = [v.measurement.details["curve"] for v in verdicts if "curve" in v.measurement.details]
+    if not rows:
+        return ""
+    axes = _axes(2.6)
+    for points in rows:
+        x, measured, predicted = zip(*points, strict=True)
+        axes.plot(x, predicted, "-", color=_COLORS[1], lw=0.8)
+        axes.plot(x, measured, "o", color=_COLORS[0], ms=3)
+    axes.set_xlabel("log2 of a, the factor of |w|", fontsize=8)
+    axes.set_ylabel("exponent nu: o measured, - predicted", fontsize=8)
+    return _svg(axes)
+
+
+def picture(verdicts):
+    """Return an SVG of a claim's verdicts: residual, bound and control of each on a log axis."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(7.2, 0.6 + 0.26 * len(verdicts)))
-    FigureCanvasSVG(figure)
-    height = figure.get_figheight()
-    axes = figure.add_axes((0.27, 0.42 / height, 0.70, 1 - 0.47 / height))
+    axes = _axes(0.6 + 0.26 * len(verdicts))
     values = [
         value
         for verdict in verdicts
@@ -95,16 +126,10 @@ def picture(verdicts):
         [f"{v.subject} {v.arithmetic}" for v in reversed(verdicts)], fontsize=8
     )
     axes.set_ylim(-0.6, len(verdicts) - 0.4)
-    axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel(
         f"o measured    | bound    x control    (0 is drawn at {floor:.0e})", fontsize=8
     )
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    return _svg(axes)
 
 
 def _items(claim, verdicts):
@@ -130,7 +155,7 @@ def section(claim, verdicts):
         word = html.escape(report.row(verdict)[-1])
         rows.append(f'<tr>{cells}<td class="{mark}">{word}</td></tr>')
     items = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in _items(claim, verdicts))
-    drawing = picture(verdicts) if verdicts else ""
+    drawing = curve(verdicts) + picture(verdicts) if verdicts else ""
     return f"""
 <section id="{claim.id}">
 <h2>{html.escape(claim.id.replace('-', ' '))} <code>{claim.id}</code></h2>
