@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cpu import affine, winograd, workspace
+from minimal_nn.cpu import affine, workspace
 from minimal_nn.cpu.arguments import floating, thread_count
 from minimal_nn.cpu.compiler import inline, kernel
 from minimal_nn.cpu.microkernel import TILE_ROWS, TRANSPOSED_ROWS, tile, tile_transposed
@@ -39,7 +39,7 @@ from minimal_nn.cpu.workspace import elements
 GROUPS = 16  # of images, each with its own sum of weight gradients
 ROWS = 4  # image rows in one block of that sum
 FEW = 4  # input channels up to this many are not padded to a vector
-ALGORITHMS = ("direct", *winograd.ALGORITHMS)
+ALGORITHMS = ("direct", "winograd2", "winograd4")
 
 
 @inline
@@ -214,7 +214,11 @@ class Shape:
         self.images, self.height, self.width = images, height, width
         self.pixels = height * width
         self.inputs, self.outputs, self.dtype = inputs, outputs, np.dtype(dtype)
-        self.winograd = winograd.ALGORITHMS.get(algorithm)
+        self.winograd = None
+        if algorithm != "direct":  # who does not ask for it does not wait for its import
+            from minimal_nn.cpu import winograd
+
+            self.winograd = winograd.ALGORITHMS[algorithm]
         tile_size = 1 if self.winograd is None else self.winograd.size
         self.pitch = workspace.round_up(width, tile_size) + 2  # pixels in a row with its border
         self.bordered_pixels = (workspace.round_up(height, tile_size) + 2) * self.pitch

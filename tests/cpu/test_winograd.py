@@ -276,7 +276,7 @@ def test_the_loop_computes_what_the_layer_asks_for():
 
 
 def test_the_layer_and_the_wing_name_the_same_algorithms():
-    assert convolution.ALGORITHMS == CONVOLUTION_ALGORITHMS
+    assert convolution.ALGORITHMS == CONVOLUTION_ALGORITHMS == ("direct", *winograd.ALGORITHMS)
     assert Conv2d(3).algorithm == "direct"
 
 
