@@ -118,7 +118,7 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
         m0 = uint32(uint32(cuda.blockIdx.x) * BM)
         n0 = uint32(uint32(cuda.blockIdx.y) * BN)
         k0 = uint32(uint32(cuda.blockIdx.z) * part)
-        k_end = uint32(min(K, k0 + part))
+        k_end = min(K, uint32(k0 + part))
         for i in range(TM):
             for j in range(TN):
                 sums[i, j] = float32(0)

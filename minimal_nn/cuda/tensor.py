@@ -150,24 +150,24 @@ def product_kernel(
     @device
     def copy_tile_a(shared, to, A, m0, k0, M, k_end, geometry):
         for i in range(A_COPIES):
-            e = uint32(cuda.threadIdx.x) + uint32(i) * THREADS
-            line, place = e // A_VECTORS, (e % A_VECTORS) * VECTOR
+            e = uint32(uint32(cuda.threadIdx.x) + uint32(i) * THREADS)
+            line, place = uint32(e // A_VECTORS), uint32((e % A_VECTORS) * VECTOR)
             if a_transposed:
-                source, exists = locate_a(k0 + line, m0 + place, k_end, M, geometry)
+                source, exists = locate_a(uint32(k0 + line), uint32(m0 + place), k_end, M, geometry)
             else:
-                source, exists = locate_a(m0 + line, k0 + place, M, k_end, geometry)
-            copy(shared, to + line * A_PITCH + place, A, source, exists)
+                source, exists = locate_a(uint32(m0 + line), uint32(k0 + place), M, k_end, geometry)
+            copy(shared, uint32(to + line * A_PITCH + place), A, source, exists)
 
     @device
     def copy_tile_b(shared, to, B, n0, k0, N, k_end, geometry):
         for i in range(B_COPIES):
-            e = uint32(cuda.threadIdx.x) + uint32(i) * THREADS
-            line, place = e // B_VECTORS, (e % B_VECTORS) * VECTOR
+            e = uint32(uint32(cuda.threadIdx.x) + uint32(i) * THREADS)
+            line, place = uint32(e // B_VECTORS), uint32((e % B_VECTORS) * VECTOR)
             if b_transposed:
-                source, exists = locate_b(n0 + line, k0 + place, N, k_end, geometry)
+                source, exists = locate_b(uint32(n0 + line), uint32(k0 + place), N, k_end, geometry)
             else:
-                source, exists = locate_b(k0 + line, n0 + place, k_end, N, geometry)
-            copy(shared, to + line * B_PITCH + place, B, source, exists)
+                source, exists = locate_b(uint32(k0 + line), uint32(n0 + place), k_end, N, geometry)
+            copy(shared, uint32(to + line * B_PITCH + place), B, source, exists)
 
     @device
     def magnitude(x):
@@ -181,12 +181,12 @@ def product_kernel(
         warp = uint32(cuda.threadIdx.x) // uint32(32)
         lane = uint32(cuda.threadIdx.x) % uint32(32)
         g, t = lane // FOUR, lane % FOUR
-        m_warp = (warp // WARPS_N) * WM
-        n_warp = (warp % WARPS_N) * WN
-        m0 = uint32(cuda.blockIdx.x) * BM
-        n0 = uint32(cuda.blockIdx.y) * BN
-        k0 = uint32(cuda.blockIdx.z) * part
-        k_end = min(K, k0 + part)
+        m_warp = uint32((warp // WARPS_N) * WM)
+        n_warp = uint32((warp % WARPS_N) * WN)
+        m0 = uint32(uint32(cuda.blockIdx.x) * BM)
+        n0 = uint32(uint32(cuda.blockIdx.y) * BN)
+        k0 = uint32(uint32(cuda.blockIdx.z) * part)
+        k_end = min(K, uint32(k0 + part))
         for i in range(M_PARTS):
             for j in range(N_PARTS):
                 for q in range(4):
@@ -196,21 +196,21 @@ def product_kernel(
         copy_tile_a(shared_a, ZERO, A, m0, k0, M, k_end, a_geometry)
         copy_tile_b(shared_b, ZERO, B, n0, k0, N, k_end, b_geometry)
         copy_async_commit()
-        a_lane = (m_warp + g) * A_ROW + t * APART * A_K
-        b_lane = (n_warp + g) * B_ROW + t * APART * B_K
+        a_lane = uint32((m_warp + g) * A_ROW + t * APART * A_K)
+        b_lane = uint32((n_warp + g) * B_ROW + t * APART * B_K)
         buffer = ZERO
         while k0 < k_end:
             copy_async_wait()
             cuda.syncthreads()
-            k0 += BK
+            k0 = uint32(k0 + BK)
             if k0 < k_end:
-                other = ONE - buffer
+                other = uint32(ONE - buffer)
                 copy_tile_a(shared_a, other * A_BUFFER, A, m0, k0, M, k_end, a_geometry)
                 copy_tile_b(shared_b, other * B_BUFFER, B, n0, k0, N, k_end, b_geometry)
                 copy_async_commit()
             for k in range(K_PARTS):
-                a0 = buffer * A_BUFFER + a_lane + uint32(k) * EIGHT * A_K
-                b0 = buffer * B_BUFFER + b_lane + uint32(k) * EIGHT * B_K
+                a0 = uint32(buffer * A_BUFFER + a_lane + uint32(k) * EIGHT * A_K)
+                b0 = uint32(buffer * B_BUFFER + b_lane + uint32(k) * EIGHT * B_K)
                 for i in range(M_PARTS):
                     a = fragment_a(shared_a, a0 + uint32(i) * SIXTEEN * A_ROW, A_ROW, A_K)
                     for j in range(N_PARTS):
@@ -224,7 +224,7 @@ def product_kernel(
                             c = (sizes[i, j, 0], sizes[i, j, 1], sizes[i, j, 2], sizes[i, j, 3])
                             c = multiply(x, y, c)
                             sizes[i, j, 0], sizes[i, j, 1], sizes[i, j, 2], sizes[i, j, 3] = c
-            buffer = ONE - buffer
+            buffer = uint32(ONE - buffer)
 
         if flags & BIAS:
             for j in range(N_PARTS):

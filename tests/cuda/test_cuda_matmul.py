@@ -91,6 +91,7 @@ def direct(rng, family, tile, layout, wide, M, K, N, arithmetic=None):
 
 LARGE, OBLONG, MIDDLE, SMALL = (tile for tile, _ in matmul.TILES["blocked"])
 LARGE_TENSOR, SMALL_TENSOR = (tile for tile, _ in matmul.TILES["tensor"])
+LARGE_DOUBLE, MIDDLE_DOUBLE, SMALL_DOUBLE = (tile for tile, _ in matmul.TILES["float64"])
 # What is compiled in every run; the other variants come from the same text and are marked slow.
 KERNELS = [
     ("blocked", LARGE, "NN", True, None),
@@ -98,9 +99,10 @@ KERNELS = [
     ("blocked", LARGE, "TN", True, None),
     ("blocked", MIDDLE, "NN", True, None),
     ("blocked", SMALL, "TN", False, None),
-    ("tensor", LARGE_TENSOR, "NN", True, tensor.FLOAT64),
-    ("tensor", LARGE_TENSOR, "NT", True, tensor.FLOAT64),
-    ("tensor", SMALL_TENSOR, "TN", False, tensor.FLOAT64),
+    ("float64", LARGE_DOUBLE, "NN", True, tensor.FLOAT64),
+    ("float64", LARGE_DOUBLE, "NT", True, tensor.FLOAT64),
+    ("float64", MIDDLE_DOUBLE, "NN", True, tensor.FLOAT64),
+    ("float64", SMALL_DOUBLE, "TN", False, tensor.FLOAT64),
     ("tensor", LARGE_TENSOR, "NN", True, tensor.WIDENED),
     ("tensor", LARGE_TENSOR, "NN", True, tensor.TF32),
     ("tensor", LARGE_TENSOR, "NN", True, tensor.BFLOAT16),
@@ -109,7 +111,8 @@ OTHERS = [
     (family, tile, layout, wide, arithmetic)
     for family, arithmetics in (
         ("blocked", [None]),
-        ("tensor", [tensor.FLOAT64, tensor.WIDENED, tensor.TF32, tensor.BFLOAT16]),
+        ("float64", [tensor.FLOAT64]),
+        ("tensor", [tensor.WIDENED, tensor.TF32, tensor.BFLOAT16]),
     )
     for tile, kind in matmul.TILES[family]
     for arithmetic in arithmetics
@@ -238,6 +241,8 @@ def test_the_table_of_variants():
     assert matmul.choose("blocked", 128, 256, 64, matrices) == SMALL
     assert matmul.choose("blocked", 576, 64, 2**17, vectors) == OBLONG  # split along K
     assert matmul.choose("tensor", 4096, 4096, 64, matrices) == LARGE_TENSOR
+    assert matmul.choose("float64", 4096, 4096, 64, matrices) == LARGE_DOUBLE
+    assert matmul.choose("float64", 640, 1024, 64, ("any",)) == MIDDLE_DOUBLE
     assert matmul.parts(LARGE, 4096, 4096, 4096) == (1, 4096)
     assert matmul.parts(LARGE, 1024, 1024, 1024) == (2, 512)
     assert matmul.parts(SMALL, 128, 256, 4096) == (16, 256)
