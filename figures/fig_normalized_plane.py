@@ -98,10 +98,10 @@ def compute(results, preset):
             seed, eta, l2 = place[0], etas[place[1]], l2s[place[2]]
             result = by_key.get((optimizer, eta, l2, None, seed))
             unpenalized = by_key.get((optimizer, eta, 0.0, None, seed))
-            if result is None or unpenalized is None or unpenalized.diverged:
+            if result is None or unpenalized is None or laws.broken(unpenalized):
                 continue
             x[place] = _threshold_variable(optimizer, eta, l2, unpenalized)
-            if not result.diverged:
+            if not laws.broken(result):
                 error[place], loss[place] = laws.error(result), laws.test_loss(result)
         change = np.log(loss / loss[:, :, :1])
         flat = (x > 0) & (x < SMALL) & np.isfinite(error)
@@ -138,7 +138,7 @@ def compute(results, preset):
     gaps = []
     for one, other in _pairs(preset):
         a, b = by_key.get(_key(one)), by_key.get(_key(other))
-        if a is not None and b is not None and not (a.diverged or b.diverged):
+        if a is not None and b is not None and not (laws.broken(a) or laws.broken(b)):
             gaps.append(abs(np.log(a.values["loss"][1] / b.values["loss"][1])))
     said.append(
         statements.mean(
@@ -158,14 +158,14 @@ def compute(results, preset):
         + ", ".join(
             f"{s.short} ({s.text.split(':')[0]})" for s in said if "test loss has" in s.text
         )
-        + f". Means and ranges of {preset.seeds} seeds; crossed cells diverged."
+        + f". Means and ranges of {preset.seeds} seeds; crossed cells diverged or died (all units of a layer dead)."
     )
     return numbers
 
 
 def _crossing(x, change):
     """Return where |change| passes CHANGE for good, by interpolation in log x; NaN if nowhere."""
-    within = np.abs(change) <= CHANGE  # a run that diverged (NaN) has changed
+    within = np.abs(change) <= CHANGE  # a run that diverged or died (NaN) has changed
     if within[-1] or not np.isfinite(x).all():
         return np.nan
     if not within.any():
@@ -182,7 +182,7 @@ def _threshold_lines(optimizer, etas, by_key, preset):
     lines = []
     for eta in etas:
         unpenalized = by_key.get((optimizer, eta, 0.0, None, 0))
-        usable = unpenalized is not None and not unpenalized.diverged
+        usable = unpenalized is not None and not laws.broken(unpenalized)
         per_l2 = _threshold_variable(optimizer, eta, 1.0, unpenalized) if usable else np.nan
         lines.append(1 / per_l2)
     return np.array(lines)

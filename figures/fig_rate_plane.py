@@ -102,8 +102,8 @@ def compute(results, preset):
         + "; ".join(f"{s.text.split(':')[0]} {s.short}" for s in first)
         + " (the "
         "error's own noise leaves the value in parentheses above the scatter plots possible). "
-        f"Means of {preset.seeds} seeds; crossed cells diverged or collapsed "
-        "(|w|^2 below eps: all units of a layer dead)."
+        f"Means of {preset.seeds} seeds; crossed cells diverged or died "
+        "(all units of a layer dead)."
     )
     return numbers
 

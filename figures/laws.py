@@ -38,11 +38,14 @@ def late(result):
 
 
 def collapsed(result):
-    """Return whether some layer's mean |w|^2 fell below eps: it is no longer normalized.
+    """Return whether all units of some layer are dead: its gradient is 0, no law has a drive.
 
-    That happens where all its units are dead: their gradient is 0, and the penalty does the rest.
+    Or, where the penalty has since done the rest, its mean |w|^2 has fallen below eps, so that the
+    layer is no longer normalized.
     """
-    return bool(np.any(result.values["w2"] < result.configuration["network"]["eps"]))
+    values = result.values
+    small = np.any(values["w2"] < result.configuration["network"]["eps"])
+    return bool(small or np.any(values["s2"][1:] == 0))
 
 
 def broken(result):

@@ -78,6 +78,8 @@ QUICK = Preset(
 
 CONVOLUTIONAL = {"kind": "convolutional", "widths": [8, 8, 16, 16], "eps": 1e-5}
 
+# Learning rates stay where the rest of the network, which takes them too, lives: at an eta of 1 the
+# units of a layer, and with them all gradients, are dead within some hundred steps.
 LAPTOP = QUICK._replace(
     name="laptop",
     about="5,000 images of CIFAR-10, a narrow convolutional network",
@@ -87,15 +89,20 @@ LAPTOP = QUICK._replace(
     seeds=3,
     plane_steps=1200,
     plane_etas={
-        "SGD": powers(-1.5, 0.5),
-        "Nesterov": powers(-2.5, -0.5),
+        "SGD": powers(-2, -0.5),
+        "Nesterov": powers(-3, -1.5),
         "Adam": powers(-3.5, -1.5),
     },
     plane_l2s=decades(-4, -1),
     normalized_steps=400,
-    normalized_etas={"SGD": decades(-1, 0), "Momentum": decades(-2, -1), "Adam": decades(-3, -2)},
+    normalized_etas={"SGD": decades(-2, -1), "Momentum": decades(-3, -2), "Adam": decades(-3, -2)},
     normalized_l2s=(0.0, *decades(-4, 1)),
     curve_steps=3000,
+    curves={
+        "SGD": (0.1, (0.0, 0.003, 0.03)),
+        "Nesterov": (0.01, (0.0, 0.003, 0.03)),
+        "Adam": (0.01, (0.0, 0.001, 0.01)),
+    },
     start_steps=300,
 )
 
@@ -105,7 +112,11 @@ PAPER = LAPTOP._replace(
     data={"name": "cifar10", "train": None, "test": None},
     network={"kind": "convolutional", "widths": [64, 64, 128, 128], "eps": 1e-5},
     batch_size=128,
-    plane_etas=QUICK.plane_etas,
+    plane_etas={
+        "SGD": powers(-2.5, -0.5),
+        "Nesterov": powers(-3.5, -1.5),
+        "Adam": powers(-4, -1.5),
+    },
     plane_l2s=QUICK.plane_l2s,
     plane_steps=20000,
     curve_steps=20000,

@@ -93,3 +93,10 @@ def test_collapse_is_seen(rng):
     run = simulated("SGD", 0.1, 0.01, rng)
     run.configuration["network"]["eps"] = 10.0
     assert laws.collapsed(run) and laws.broken(run) and not laws.settled(run)
+
+
+def test_a_dead_layer_is_seen(rng):
+    run = simulated("SGD", 0.1, 0.01, rng)
+    assert not laws.broken(run)
+    run.values["s2"][-1] = 0.0
+    assert laws.collapsed(run) and laws.broken(run) and not laws.settled(run)
