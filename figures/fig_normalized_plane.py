@@ -158,8 +158,8 @@ def compute(results, preset):
         + ", ".join(
             f"{s.short} ({s.text.split(':')[0]})" for s in said if "test loss has" in s.text
         )
-        + f". Means and ranges of {preset.seeds} seeds; crossed cells diverged or died (all units of "
-        "a layer dead)."
+        + f". Means and ranges of {preset.seeds} seeds; crossed cells diverged or died (all units "
+        "of a layer dead)."
     )
     return numbers
 
