@@ -177,9 +177,10 @@ class Kernel:
 
     def address(self, operand_types):
         """Return the address of the C function for these operand types."""
-        found = self._compiled.get(operand_types)
+        key = tuple(map(id, operand_types))  # there is one object of each type; hashing it is slow
+        found = self._compiled.get(key)
         if found is None:
-            found = self._compiled[operand_types] = self._compile(operand_types)
+            found = self._compiled[key] = self._compile(operand_types)
         return found.address
 
     def _compile(self, operand_types):

@@ -33,7 +33,7 @@ from minimal_nn.cpu.simd import (
     pointer_type,
     set_floating_point_state,
 )
-from minimal_nn.cpu.workspace import INTEGER, Operand, aligned
+from minimal_nn.cpu.workspace import INTEGER, Operand, address, aligned
 
 CALL_SLOTS = MAX_SLOTS + 4  # a call's row of the table: address, count, operands, padding
 PHASE_SLOTS = 5  # units, first call, last call, whether to look at the status, grain
@@ -107,7 +107,7 @@ class Program:
         self._phases = []
         self._calls = []
         self._arrays = []  # what the table points into must stay alive
-        self._tables = None
+        self._tables = {}  # by the number of threads
         self.state = np.zeros(STATE_SLOTS, dtype=np.int64)
 
     def local(self, shape, dtype):
@@ -126,7 +126,7 @@ class Program:
 
     def call(self, kernel, *operands):
         """Add a kernel to the phase.  Operands: arrays, `Operand`s and integers."""
-        kinds, values, strides = (), [], []
+        kinds, values, strides = [], [], []
         for operand in operands:
             if isinstance(operand, np.ndarray):
                 operand = Operand(operand)
@@ -136,15 +136,18 @@ class Program:
                 values += operand.values
                 strides += [operand.local * operand.array.itemsize] + [0] * (len(operand.kinds) - 1)
             else:
-                kinds += (INTEGER,)
+                kinds.append(INTEGER)
                 values.append(int(operand))
                 strides.append(0)
         padding = [0] * (CALL_SLOTS - 2 - len(values))
         self._calls.append(
-            ([kernel.address(kinds), len(values), *values, *padding], [0, 0, *strides, *padding])
+            (
+                [kernel.address(tuple(kinds)), len(values), *values, *padding],
+                [0, 0, *strides, *padding],
+            )
         )
         self._phases[-1][2] += 1
-        self._tables = None
+        self._tables.clear()
         return self
 
     @property
@@ -157,29 +160,30 @@ class Program:
         """How many steps the last run finished."""
         return int(self.state[FINISHED])
 
-    def _frozen(self):
-        if self._tables is None:
-            calls = np.array(self._calls, dtype=np.int64).reshape(-1, 2, CALL_SLOTS)
-            thread = np.arange(self.max_threads)[:, None, None]
-            self._tables = (
-                np.array(self._phases, dtype=np.int64),
-                calls[:, 0] + thread * calls[:, 1],
-            )
-        return self._tables
+    def _frozen(self, thread_count):
+        """Return the tables of phases and of each thread's calls."""
+        if thread_count not in self._tables:
+            calls = np.array([[values for values, _ in self._calls]], dtype=np.int64)
+            if thread_count > 1:
+                strides = np.array([strides for _, strides in self._calls], dtype=np.int64)
+                calls = calls + np.arange(thread_count)[:, None, None] * strides
+            self._tables[thread_count] = np.array(self._phases, dtype=np.int64), calls
+        return self._tables[thread_count]
 
     def run(self, steps=1, thread_count=1, flush=False):
         """Run the program for step 0 ... steps-1; flush: treat denormal numbers as 0.
 
         Returns the status, 0 when all is well.
         """
-        phases, calls = self._frozen()
+        thread_count = min(thread_count, self.max_threads)
+        tables = self._frozen(thread_count)
         loop = _compiled_loop()
         self.state[:] = 0
-        addresses = (phases.ctypes.data, calls.ctypes.data, self.state.ctypes.data)
-        sizes = len(phases), len(self._calls)
+        addresses = [address(table) for table in (*tables, self.state)]
+        sizes = len(self._phases), len(self._calls)
 
         def job(thread, together):
             loop(0, thread, together, *addresses, *sizes, steps, int(flush))
 
-        threads.together(job, min(thread_count, self.max_threads))
+        threads.together(job, thread_count)
         return int(self.state[STATUS])

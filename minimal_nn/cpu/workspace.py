@@ -10,6 +10,9 @@ tiles.
 The padding is zero, and every kernel keeps it so or does not read it.
 """
 
+import functools
+import math
+
 import numpy as np
 from numba import types
 
@@ -27,11 +30,14 @@ def round_up(number, multiple):
 def aligned(shape, dtype):
     """Return an array of zeros that begins at a cache line."""
     dtype = np.dtype(dtype)
-    shape = (shape,) if np.isscalar(shape) else tuple(shape)
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    memory = np.zeros(size + ALIGNMENT, dtype=np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+    shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    memory = np.zeros(math.prod(shape) * dtype.itemsize + ALIGNMENT, dtype=np.uint8)
+    return np.ndarray(shape, dtype, memory, offset=-address(memory) % ALIGNMENT)
+
+
+def address(array):
+    """Return where an array begins."""
+    return array.__array_interface__["data"][0]
 
 
 def lanes(dtype):
@@ -119,6 +125,11 @@ def pad_channels(images):
     return out
 
 
+@functools.cache
+def _pointer(dtype, row):
+    return simd.pointer_type(simd.NUMBA_DTYPES[dtype], row)
+
+
 class Operand:
     """What a kernel is given of an array: a pointer, and for panels the step from one to the next.
 
@@ -135,16 +146,15 @@ class Operand:
             row = array.shape[-1] if array.ndim > 1 else 1
         if step is None and array.ndim == 3 and not local:
             step = array.shape[1] * array.shape[2]
-        address = array.__array_interface__["data"][0] + start * array.itemsize
-        self.kinds = (simd.pointer_type(simd.NUMBA_DTYPES[array.dtype], row),)
-        self.values = (address,)
+        self.kinds = (_pointer(array.dtype, row),)
+        self.values = (address(array) + start * array.itemsize,)
         if step is not None:
             self.kinds += (INTEGER,)
             self.values += (step,)
 
     def at(self, start=0, row=None, step=None):
         """Return an operand of the same array from another number on, or with other rows."""
-        first = (self.values[0] - self.array.ctypes.data) // self.array.itemsize
+        first = (self.values[0] - address(self.array)) // self.array.itemsize
         row = self.kinds[0].row if row is None else row
         return Operand(self.array, row, step, first + start, self.local)
 
@@ -166,7 +176,7 @@ class Columns:
     def __init__(self, shape, dtype, source=None):
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.columns = shape[-1]
-        self.rows = int(np.prod(shape[:-1]))
+        self.rows = math.prod(shape[:-1])
         wide = width(self.columns, dtype)
         self.direct = self.columns % wide == 0 and self.rows * self.columns >= DIRECT
         if self.direct:
