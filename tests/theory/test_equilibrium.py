@@ -10,7 +10,13 @@ import minimal_nn as nn
 from theory import CLAIMS
 from theory.claim import Refused
 from theory.equilibrium import DIMS, RULES, WalkSubject, equilibrium_path, walk_subjects
-from theory.in_training import TrainingSubject, adam_laws, training_run, training_subjects
+from theory.in_training import (
+    TrainingSubject,
+    adam_laws,
+    adamw_ratios,
+    training_run,
+    training_subjects,
+)
 from theory.random_walk import (
     autocorrelation_time,
     chain_means,
@@ -117,6 +123,14 @@ def test_a_short_training_run_is_refused(row):
     short = dataclasses.replace(subject, skip=0, steps=200)
     verdict = CLAIMS["equilibrium-in-training"].verify(short)
     assert verdict.word == "refused" and "too short" in verdict.refused
+
+
+@pytest.mark.slow
+def test_adamw_in_training_balances_the_weighted_sum_and_not_the_norm():
+    subject = training_subjects(Options(thorough=True))[2]
+    run = dataclasses.replace(subject, optimizer="adamw", x=4e-4, skip=6000, steps=8000)
+    weighted, plain = adamw_ratios(run, training_run(run))
+    assert weighted == pytest.approx(1, abs=0.03) and plain > 1.15
 
 
 @pytest.mark.slow
