@@ -62,7 +62,7 @@ def test_the_reference_wing_has_no_function_beyond_the_contract(operation):
         and not name.startswith("_")
     }
     assert FUNCTIONS[operation] <= public
-    helpers = {"standard_deviation", "positive", "output_size"}  # shared, and documented
+    helpers = {"standard_deviation", "passes", "output_size"}  # shared, and documented
     assert public <= FUNCTIONS[operation] | helpers
 
 
