@@ -265,7 +265,7 @@ def unit_kernels(T, width, per_entry):
     load, store, get, put, splat, zero = v.load, v.store, v.get, v.put, v.splat, v.zero
     add, mul, any_of = v.add, v.mul, v.any
     c = reduction.columns_of_block(T, width)
-    tree_sum, tree_sums = c.tree_sum, c.tree_sums
+    products, tree_sum, tree_sums = c.products, c.tree_sum, c.tree_sums
     number, penalized = _reading(T, per_entry)
     penalized = lift(penalized, 3, width)
     length = lift(lambda square: math.sqrt(square), 1, width)
@@ -287,12 +287,8 @@ def unit_kernels(T, width, per_entry):
         column = units[entry + U(3)] + x * U(width)
         unit = units[entry + U(4)] + column
         own = zero()
-        row = y
         if column < columns:
-            while row < rows:
-                w_i = load(w, start + row * columns + column)
-                own = add(own, mul(w_i, w_i))
-                row += y_count
+            own = products(w, w, columns, start + column, y, y_count, rows)
         tree_sum(own, shared, y * x_count + x, x_count, y, y_count)
         if column < columns:
             r = length(get(shared, x, U(stride)))
@@ -321,14 +317,31 @@ def unit_kernels(T, width, per_entry):
             own_g = zero()
             own_w = zero()
             row = y
+            next_row = y_count * columns
             if column < columns:
                 while row < rows:
                     i = start + row * columns + column
-                    w_i = load(w, i)
-                    g_i = penalized(load(g, i), w_i, splat(number(table, line, 0, n, i)))
-                    own_g = add(own_g, mul(g_i, g_i))
-                    own_w = add(own_w, mul(w_i, w_i))
-                    row += y_count
+                    if row + U(3) * y_count < rows:  # four loads of each on their way at once
+                        w0, g0 = load(w, i), load(g, i)
+                        i1, i2, i3 = i + next_row, i + U(2) * next_row, i + U(3) * next_row
+                        w1, g1 = load(w, i1), load(g, i1)
+                        w2, g2 = load(w, i2), load(g, i2)
+                        w3, g3 = load(w, i3), load(g, i3)
+                        g0 = penalized(g0, w0, splat(number(table, line, 0, n, i)))
+                        g1 = penalized(g1, w1, splat(number(table, line, 0, n, i1)))
+                        g2 = penalized(g2, w2, splat(number(table, line, 0, n, i2)))
+                        g3 = penalized(g3, w3, splat(number(table, line, 0, n, i3)))
+                        own_g = add(own_g, add(add(mul(g0, g0), mul(g1, g1)),
+                                               add(mul(g2, g2), mul(g3, g3))))
+                        own_w = add(own_w, add(add(mul(w0, w0), mul(w1, w1)),
+                                               add(mul(w2, w2), mul(w3, w3))))
+                        row += U(4) * y_count
+                    else:
+                        w_i = load(w, i)
+                        g_i = penalized(load(g, i), w_i, splat(number(table, line, 0, n, i)))
+                        own_g = add(own_g, mul(g_i, g_i))
+                        own_w = add(own_w, mul(w_i, w_i))
+                        row += y_count
             tree_sums(own_g, own_w, shared_g, shared_w, y * x_count + x, x_count, y, y_count)
             if column < columns:
                 length_g = length(get(shared_g, x, U(stride)))

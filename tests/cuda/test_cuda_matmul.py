@@ -286,11 +286,11 @@ def test_ties_are_found_and_decided(place, rng):
 
 
 def test_the_rounded_and_the_split_product_compile(rng, monkeypatch):
-    monkeypatch.setattr(matmul, "PART", 8)
+    monkeypatch.setattr(matmul, "PART", 8)  # 16 in two parts
     with launch.simulation(), launch.recorded() as records:
         matmul.rounded(*near_ties(rng))
-        matmul.product(*near_ties(rng), bias=np.zeros(6, np.float32))
-        matmul.product(np.zeros((2, 16)), np.zeros((16, 2)))
+        for kind in (np.float32, np.float64):
+            matmul.product(np.zeros((2, 16), kind), np.zeros((16, 2), kind))
     compiled.check(records, matmul)
 
 
