@@ -16,7 +16,6 @@ IDS = (
     "gauss-newton-null",
     "second-order-symmetry",
 )
-BOUNDED = {"hessian-radial": 20, "newton-step": 20, "gauss-newton-null": 20}
 
 
 @pytest.fixture(params=NORMALIZATIONS)
@@ -29,21 +28,6 @@ def test_claims_hold_and_their_controls_fail(id):
     for subject in CLAIMS[id].subjects(Options()):
         verdict = CLAIMS[id].verify(subject)
         assert verdict.verified, str(verdict)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("id", BOUNDED)
-def test_bounds_are_at_most_a_thousand_times_the_largest_residual_of_twenty_seeds(id):
-    largest, bound = {}, {}
-    for seed in range(BOUNDED[id]):
-        for subject in CLAIMS[id].subjects(Options(seed=seed)):
-            verdict = CLAIMS[id].verify(subject)
-            assert verdict.verified, f"seed {seed}: {verdict}"
-            key = subject.name, subject.arithmetic
-            largest[key] = max(largest.get(key, 0), verdict.measurement.measured)
-            bound.setdefault(key, verdict.measurement.bound)  # of seed 0, which the table shows
-    for key, value in bound.items():
-        assert value <= 1000 * largest[key], key
 
 
 # The Hessian against three other ways
