@@ -20,24 +20,12 @@ from collections import Counter
 import numpy as np
 
 import minimal_nn
-from figures import experiment, grid, presets, runs, store, style
+from figures import experiment, grid, presets, runs, store
+from figures.drawing import FIGURES, draw, figure
 from minimal_nn.files import whole_file
 
-FIGURES = (
-    "rate_plane",
-    "normalized_plane",
-    "norm_dynamics",
-    "rate_exponents",
-    "precision_ladder",
-    "scaled_starts",
-)
 OUT = pathlib.Path("build") / "figures"
 DATA_NOTES = {"digits": "digits (UCI)", "cifar10": "CIFAR-10"}
-
-
-def figure(name):
-    """Return the module of a figure."""
-    return importlib.import_module(f"figures.fig_{name}")
 
 
 def parser():
@@ -155,14 +143,6 @@ def collect(arguments, preset, wanted):
             show_progress=not arguments.quiet,
         )  # fmt: skip
     return by_figure, everything, report, code, kept
-
-
-def draw(name, numbers, out):
-    """Draw a figure in a worker process and write its files; return the seconds it took."""
-    start = time.perf_counter()
-    style.use()
-    style.save(figure(name).plot(numbers), out, name)
-    return time.perf_counter() - start
 
 
 def main(argv=None):

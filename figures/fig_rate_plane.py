@@ -123,47 +123,43 @@ def _equilibrium(results, optimizer, preset):
     power = 3 if optimizer == "Adam" else 4
     law = "eta S/(4 lambda)" if optimizer == "Adam" else "eta <s^2>/(4 lambda)"
     title = style.label(optimizer)
-    ratios, slopes, raw = [], [], []
-    for seed in range(preset.seeds):
-        runs = [r for r in settled if r.configuration["seed"] == seed]
-        if len(runs) < 3:
-            continue
-        pairs = [laws.equilibrium(r) for r in runs]
-        measured, predicted = (
-            np.log(np.array(side)).mean(axis=1) for side in zip(*pairs, strict=True)
-        )
-        quotient = np.log([r.configuration["optimizer"]["learning_rate"] for r in runs]) - np.log(
-            [r.configuration["optimizer"]["l2"] for r in runs]
-        )
-        ratios.append(np.exp((measured - predicted).mean()))
-        slopes.append(np.polyfit(predicted, measured, 1)[0])
-        raw.append(np.polyfit(quotient, measured / power, 1)[0])
+    # A run's numbers are geometric means over the layers.
+    pairs = np.log([laws.equilibrium(r) for r in settled] or np.ones((0, 2, 1))).mean(axis=2)
+    measured, predicted = pairs.T
+    by_seed = [
+        [m - p for r, m, p in zip(settled, measured, predicted, strict=True)
+         if r.configuration["seed"] == seed] for seed in range(preset.seeds)
+    ]  # fmt: skip
+    ratios = [np.exp(np.mean(logs)) for logs in by_seed if logs]
+    quotient = [
+        np.log(r.configuration["optimizer"]["learning_rate"] / r.configuration["optimizer"]["l2"])
+        for r in settled
+    ]
     count = f"{len(settled)} settled runs"
     finite = []
     if optimizer == "SGD":
-        by_seed = [
+        exact = [
             [np.log(np.divide(*laws.finite_equilibrium(r))).mean() for r in settled
              if r.configuration["seed"] == seed] for seed in range(preset.seeds)
         ]  # fmt: skip
         finite = [
             statements.ratio(
                 "(i)", f"{title}: |w|^4 over the same law for steps of any size, {count}",
-                [np.exp(np.mean(logs)) for logs in by_seed if logs], "1",
+                [np.exp(np.mean(logs)) for logs in exact if logs], "1",
             )
         ]  # fmt: skip
     return [
         statements.ratio("(i)", f"{title}: |w|^{power} over {law}, {count}", ratios, "1"),
         *finite,
-        statements.mean(
-            "(i)", f"{title}: exponent of |w|^{power} in {law} over these runs", slopes, "1"
+        statements.slope(
+            "(i)", f"{title}: exponent of |w|^{power} in {law} over these runs",
+            predicted, measured, "1",
         ),
-        statements.mean(
-            "(i)",
-            f"{title}: raw exponent of |w| in eta/lambda (s varies; reported, not claimed)",
-            raw,
-            f"1/{power} if s were constant",
+        statements.slope(
+            "(i)", f"{title}: raw exponent of |w| in eta/lambda (s varies; reported, not claimed)",
+            quotient, measured / power, f"1/{power} if s were constant",
         ),
-    ]
+    ]  # fmt: skip
 
 
 def plot(numbers):
