@@ -653,10 +653,10 @@ class TrainingLoop:
         losses = np.empty(len(batches))
         done, status = 0, 0
         while done < len(batches) and not status:
-            steps = min(CHUNK, len(batches) - done)
+            count, steps = self._pace(min(CHUNK, len(batches) - done))
             self.batches[:steps] = batches[done : done + steps]
             self._fill_tables(optimizer, optimizer.t + done, steps)
-            count, start = self._thread_count(), time.perf_counter()
+            start = time.perf_counter()
             status = self.program.run(steps, count, flush=True)
             if self.warm:  # the first run compiles, and touches its memory for the first time
                 self.pace.record(count, (time.perf_counter() - start) / steps)
@@ -682,10 +682,11 @@ class TrainingLoop:
             if parameter.norm is not None and update.zero_units(w).size:
                 return ZeroNormError(f"{name}: {update.zero_norm(w)}")
 
-    def _thread_count(self):
+    def _pace(self, steps):
+        """Return the number of threads for the next steps, and how many of these `steps`."""
         if self.work < WORTH_THREADS:
-            return 1
-        return self.pace.choose(threads.get_num_threads())
+            return 1, steps
+        return self.pace.choose(threads.get_num_threads(), steps)
 
     def _load(self, network, optimizer):
         for name, parameter in self.parameters.items():

@@ -14,6 +14,7 @@ While workers run, BLAS is held to one thread: two pools that spin on the same c
 to slow each other down 38 to 50 times.
 """
 
+import collections
 import contextlib
 import os
 import threading
@@ -135,26 +136,31 @@ class Pace:
     """
 
     COST = 1 / 32  # of the time, at most, that trying the slower one again may take
+    TRIAL = 16  # steps of a try
+    SAMPLES = 3  # the best of so many counts: what disturbs a step only makes it slower
 
     def __init__(self):
-        self._seconds = {}  # for each number of threads, as last recorded
-        self._turn = 0  # calls of `choose` since the slower one was tried
+        self._seconds = collections.defaultdict(lambda: collections.deque(maxlen=self.SAMPLES))
+        self._since = 0  # steps since the slower one was tried
 
-    def choose(self, allowed):
-        """Return how many threads to use next, 1 or `allowed`."""
+    def choose(self, allowed, steps):
+        """Return how many threads to use next, 1 or `allowed`, and for how many of `steps`."""
+        if allowed == 1:
+            return 1, steps
         for count in (allowed, 1):
-            if count not in self._seconds:
-                return count
-        faster, slower = sorted((1, allowed), key=self._seconds.get)
-        self._turn += 1
-        if self._turn * self.COST < self._seconds[slower] / self._seconds[faster] - 1:
-            return faster
-        self._turn = 0
-        return slower
+            if len(self._seconds[count]) < self.SAMPLES:
+                return count, min(steps, self.TRIAL)
+        best = {count: min(self._seconds[count]) for count in (1, allowed)}
+        faster, slower = sorted(best, key=best.get)
+        if self._since * self.COST < (best[slower] / best[faster] - 1) * self.TRIAL:
+            self._since += steps
+            return faster, steps
+        self._since = 0
+        return slower, min(steps, self.TRIAL)
 
     def record(self, count, seconds):
         """Note the time of one step with `count` threads."""
-        self._seconds[count] = seconds
+        self._seconds[count].append(seconds)
 
 
 def _single():

@@ -72,20 +72,29 @@ def test_the_faster_number_of_threads_is_found_and_found_again():
     seconds = {1: 2.0, 4: 1.0}
 
     def turns(number):
-        counts = []
+        chosen = []
         for _ in range(number):
-            counts.append(pace.choose(4))
-            pace.record(counts[-1], seconds[counts[-1]])
-        return counts
+            count, steps = pace.choose(4, 64)
+            assert steps in (16, 64)
+            pace.record(count, seconds[count])
+            chosen.append(count)
+        return chosen
 
-    assert turns(2) == [4, 1], "both are tried"
-    # Trying one thread costs one step of 4 threads more, allowed once in 32 steps.
-    assert turns(64) == ([4] * 31 + [1]) * 2
-    seconds[4] = 6.0  # another program takes the cores: a try costs two steps of one thread
-    assert turns(64) == [4] + [1] * 62 + [4]
+    assert turns(6) == [4] * 3 + [1] * 3, "both are tried"
+    # Trying one thread costs 16 steps of 4 threads more, allowed once in 32 times that: 512 steps.
+    assert turns(18) == ([4] * 8 + [1]) * 2
+    seconds[4] = 3.0  # for one moment something else takes the cores
+    turns(1)
     seconds[4] = 1.0
-    assert turns(65) == [1] * 63 + [4, 4]
-    assert pace.choose(1) == 1
+    assert turns(7) == [4] * 7, "the best of three counts"
+    seconds[4] = 6.0  # another program takes the cores: seen in three turns
+    assert turns(5)[-1] == 1
+    # A try now costs 32 steps of one thread: it comes once in 1024 steps, and the old time is gone.
+    assert turns(16).count(4) <= 1
+    seconds[4] = 1.0
+    assert 4 in turns(17), "found again within 1088 steps"
+    assert turns(4) == [4] * 4
+    assert pace.choose(1, 64) == (1, 64)
 
 
 @pytest.mark.parametrize("n", (0, -1, 1.5, True, "2"))
