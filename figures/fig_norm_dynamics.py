@@ -139,8 +139,8 @@ def plot(numbers):
             style.band(bottom, step[1:], curve["rate"][:, 1:], color)
         for ax in (top, bottom):
             style.log_axis(ax.xaxis)
-            style.log_axis(ax.yaxis)
             style.half_decades(ax.yaxis)
+            style.log_axis(ax.yaxis)
         eta = curves[0]["eta"] if curves else 0
         top.set_title(rf"{style.label(optimizer)}, $\eta = {eta:g}$")
         bottom.set_xlabel("step")

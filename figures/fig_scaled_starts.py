@@ -156,6 +156,7 @@ def plot(numbers):
         axes[1].sharey(axes[0])
         for ax in (axes[0], axes[2]):
             style.half_decades(ax.yaxis)
+            style.log_axis(ax.yaxis)
     for ax in grid[-1]:
         ax.set_xlabel("step")
     handles, names = grid[0, 0].get_legend_handles_labels()

@@ -21,14 +21,21 @@ class Statement(NamedTuple):
 
     def __str__(self):
         return (
-            f"{self.claim:5s} {self.text}: {self.value:.4g} [{self.low:.4g}, {self.high:.4g}] "
+            f"{self.claim:5s} {self.text}: {self._number(4)} "
             f"(n = {self.runs}; claimed: {self.expected})"
         )
 
     @property
     def short(self):
         """The number with its interval, for a caption."""
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return self._number(3)
+
+    def _number(self, digits):
+        if np.isnan(self.value):
+            return "not measured, no run tells"
+        if not np.isfinite(self.high):
+            return f"{self.value:.{digits}g} (without an interval)"
+        return f"{self.value:.{digits}g} [{self.low:.{digits}g}, {self.high:.{digits}g}]"
 
 
 def mean(claim, text, samples, expected):

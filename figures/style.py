@@ -72,12 +72,15 @@ def power_of_ten(value, _=None):
 
 
 def log_axis(axis, count=6):
-    """Make an axis logarithmic, labelled in powers of ten, also half ones where it is short."""
+    """Make an axis logarithmic, labelled in powers of ten, also broken ones where it is short."""
     (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
-    low, high = sorted(axis.get_view_interval())
-    if np.log10(high / low) < 2:
-        halves = np.arange(np.floor(2 * np.log10(low)), np.ceil(2 * np.log10(high)) + 1) / 2
-        axis.set_major_locator(FixedLocator(10**halves))
+    low, high = np.log10(sorted(axis.get_view_interval()))
+    if high - low < 2:
+        for step in (0.5, 0.2, 0.1):
+            exponents = step * np.arange(np.floor(low / step), np.ceil(high / step) + 1)
+            if np.count_nonzero((exponents >= low) & (exponents <= high)) > 1:
+                break
+        axis.set_major_locator(FixedLocator(10**exponents))
     else:
         axis.set_major_locator(LogLocator(10, numticks=count))
     axis.set_major_formatter(FuncFormatter(power_of_ten))
@@ -85,7 +88,8 @@ def log_axis(axis, count=6):
 
 
 def half_decades(axis):
-    """Widen a short logarithmic axis to whole halves of a decade, so that its labels show."""
+    """Make an axis logarithmic, and widen a short one to whole halves of a decade."""
+    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
     low, high = np.log10(sorted(axis.get_view_interval()))
     if high - low >= 2:
         return

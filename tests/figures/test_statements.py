@@ -46,3 +46,10 @@ def test_dependence_sees_any_function_and_nothing_else(rng):
 def test_statement_reads_as_a_line():
     line = str(statements.mean("(ii)", "SGD: xi", [0.8, 0.9, 0.85], "near 1"))
     assert line.startswith("(ii)  SGD: xi: 0.85 [") and "n = 3; claimed: near 1" in line
+
+
+def test_what_was_not_measured_is_said_in_words():
+    assert statements.mean("(i)", "x", [], "1").short == "not measured, no run tells"
+    assert statements.mean("(i)", "x", [2.5], "1").short == "2.5 (without an interval)"
+    told = str(statements.mean("(i)", "x", [2.0, 2.0], "1"))
+    assert told == "(i)   x: 2 [2, 2] (n = 2; claimed: 1)"
