@@ -49,6 +49,7 @@ from minimal_nn.cuda import (
 from minimal_nn.cuda.intrinsics import load4, store4
 from minimal_nn.cuda.launch import cuda
 from minimal_nn.errors import CudaUnavailableError
+from minimal_nn.files import whole_file
 from minimal_nn.gradcheck import gamma, unit_roundoff
 from theory.running_error import running
 
@@ -771,7 +772,8 @@ def run(device, phases, seed):
         record[phase] = {"date": date, "seed": seed, **done}
         good = good and done["good"]
         RECORDS.mkdir(exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        with whole_file(path, "w") as file:
+            file.write(json.dumps(record, indent=1) + "\n")
         print(f"{phase}: {'good' if good else 'NOT good'}, written to {path.name}", flush=True)
     return 0 if good else 1
 

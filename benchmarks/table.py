@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from minimal_nn.files import whole_file
+
 RECORDS = Path(__file__).parent / "records"
 
 
@@ -16,7 +18,8 @@ def write_record(prefix, record):
     """Write a record; return its path."""
     RECORDS.mkdir(exist_ok=True)
     path = RECORDS / f"{prefix}-{record['date'].replace(':', '')}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    with whole_file(path, "w") as file:
+        file.write(json.dumps(record, indent=1) + "\n")
     return path
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import table
+
 README = Path(__file__).parents[1] / "README.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
@@ -70,6 +72,10 @@ def test_the_links_lead_somewhere():
     targets = re.findall(r"\]\(([^)#\s]+)", text) + re.findall(r'src="([^"]+)"', text)
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (README.parent / target).exists()] == []
+
+
+def test_the_table_of_times_is_made_from_the_newest_record():
+    assert table.markdown(table.latest_record("cpu")) in README.read_text(encoding="utf-8")
 
 
 GOOD = """
