@@ -96,6 +96,15 @@ def test_worker_processes_give_the_same_bytes_and_progress(tmp_path, uninterrupt
     assert "24/24 runs" in shown and "seed 5" in shown and "960/960" in shown
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, also where a shell started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_leaves_the_store_whole(tmp_path, uninterrupted):
     def interrupted(configuration, progress):
         if configuration["seed"] == 9:
