@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 from benchmarks import table
-from benchmarks.cpu_compare import compare
-from benchmarks.cpu_configurations import CONFIGURATIONS, flops
+from benchmarks.cpu.compare import compare
+from benchmarks.cpu.configurations import CONFIGURATIONS, flops
 
 
 def _commit():
@@ -41,12 +41,12 @@ def main(arguments=None):
         return 0
     cores = len(os.sched_getaffinity(0))
     threads = options.threads or sorted({1, cores})
-    from benchmarks import cpu_machine
+    from benchmarks.cpu import machine
 
-    machine = []
+    rates_of = []
     for count in threads:
-        rates = cpu_machine.measure(count)
-        machine.append(rates)
+        rates = machine.measure(count)
+        rates_of.append(rates)
         print(
             f"threads: {count}: peak {rates['peak_gflops']:.0f} GFLOP/s, bandwidth "
             f"{rates['bandwidth_gb']:.1f} GB/s, batch norm at "
@@ -62,7 +62,7 @@ def main(arguments=None):
                 continue
             comparison = compare(configuration, count, options.rounds, print)
             mine = comparison["contestants"]["ours"]["seconds"] / configuration.copies
-            peak = next(m["peak_gflops"] for m in machine if m["threads"] == count)
+            peak = next(m["peak_gflops"] for m in rates_of if m["threads"] == count)
             comparison["fraction_of_peak"] = flops(configuration) / mine / 1e9 / peak
             comparisons.append(comparison)
             print(table.printed(comparison))
@@ -71,13 +71,13 @@ def main(arguments=None):
     record = {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M"),
         "commit": _commit(),
-        "machine": cpu_machine.description(),
+        "machine": machine.description(),
         "cores": cores,
         "rounds": options.rounds,
         "versions": {
             name: _version(name) for name in ("numpy", "numba", "llvmlite", "torch", "jax")
         },
-        "rates": machine,
+        "rates": rates_of,
         "comparisons": comparisons,
     }
     if not options.no_record:

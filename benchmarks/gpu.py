@@ -2,8 +2,8 @@
 
     --phase correctness   every kernel against the reference wing: fresh random numbers, several
                           shapes, both dtypes, new arrays full of NaN; within running error bounds
-                          (theory/running_error.py).  Beside it, at the same time, the tests marked
-                          gpu and `python -m theory --backend cuda`
+                          (theory/numbers/bounded.py).  Beside it, at the same time, the tests
+                          marked gpu and `python -m theory --backend cuda`
     --phase timings       what the device can do (copy bandwidth, multiply-adds), then CUDA events
                           around prepared launches, in turns with PyTorch (cuBLAS, cuDNN) and CuPy
                           in the same process with TF32 off
@@ -34,24 +34,15 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from minimal_nn.cuda import (
-    assembly,
-    batchnorm,
-    convolution,
-    launch,
-    layernorm,
-    matmul,
-    plan,
-    tiled,
-    update,
-    weightnorm,
-)
-from minimal_nn.cuda.intrinsics import load4, store4
-from minimal_nn.cuda.launch import cuda
+from minimal_nn.cuda import batchnorm, convolution, layernorm, plan, update, weightnorm
+from minimal_nn.cuda.device import assembly, launch
+from minimal_nn.cuda.device.intrinsics import load4, store4
+from minimal_nn.cuda.device.launch import cuda
+from minimal_nn.cuda.products import matmul, tiled
 from minimal_nn.errors import CudaUnavailableError
 from minimal_nn.files import whole_file
 from minimal_nn.gradcheck import gamma, unit_roundoff
-from theory.running_error import running
+from theory.numbers.bounded import running
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records"

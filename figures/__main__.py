@@ -20,8 +20,10 @@ from collections import Counter
 import numpy as np
 
 import minimal_nn
-from figures import experiment, grid, presets, runs, store
+from figures import presets
 from figures.drawing import FIGURES, draw, figure
+from figures.grid import runner, store
+from figures.runs import kinds, training
 from minimal_nn.files import whole_file
 
 OUT = pathlib.Path("build") / "figures"
@@ -37,7 +39,7 @@ def parser():
     p.add_argument("--list", action="store_true", help="list figures and presets, and end")
     p.add_argument("--data", metavar="DIR", help="where CIFAR-10 lies (laptop and paper presets)")
     p.add_argument("--data-note", metavar="TEXT", help='what the data are, as in "JPEG q75"')
-    p.add_argument("--jobs", type=int, default=grid.cores(), help="worker processes")
+    p.add_argument("--jobs", type=int, default=runner.cores(), help="worker processes")
     p.add_argument("--dask", metavar="ADDRESS", help="run on this Dask cluster (extra `cluster`)")
     p.add_argument("--backend", choices=("cpu", "reference", "cuda"), default="cpu")
     p.add_argument("--store", type=pathlib.Path, default=OUT / "store")
@@ -93,17 +95,17 @@ def device():
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
         name = names[0] if names else name
-    return f"{name}, {grid.cores()} cores"
+    return f"{name}, {runner.cores()} cores"
 
 
 @contextlib.contextmanager
 def executor(arguments):
     """Give what figures.grid runs on: worker processes, or a Dask cluster."""
     if arguments.dask:
-        with grid.dask(arguments.dask) as cluster:
+        with runner.dask(arguments.dask) as cluster:
             yield cluster
     else:
-        yield functools.partial(grid.processes, arguments.jobs)
+        yield functools.partial(runner.processes, arguments.jobs)
 
 
 def collect(arguments, preset, wanted):
@@ -116,8 +118,8 @@ def collect(arguments, preset, wanted):
         fingerprint = trainings[0]["data"]["hash"] if trainings else None
         arguments.backend = trainings[0]["backend"] if trainings else arguments.backend
     else:
-        code = runs.version(arguments.backend)
-        fingerprint = experiment.fingerprint(
+        code = kinds.version(arguments.backend)
+        fingerprint = training.fingerprint(
             source["name"], source["train"], source["test"], arguments.data
         )
     by_figure = {
@@ -137,9 +139,9 @@ def collect(arguments, preset, wanted):
                 "leave --archive out to compute them"
             )
     with executor(arguments) as made:
-        report = grid.run(
-            functools.partial(runs.run, folder=arguments.data),
-            everything, kept, made, name=preset.name, cost=runs.steps, describe=runs.describe,
+        report = runner.run(
+            functools.partial(kinds.run, folder=arguments.data),
+            everything, kept, made, name=preset.name, cost=kinds.steps, describe=kinds.describe,
             show_progress=not arguments.quiet,
         )  # fmt: skip
     return by_figure, everything, report, code, kept
@@ -176,7 +178,7 @@ def main(argv=None):
         return 130
     for configuration, error in report.failures:
         print(
-            f"FAILED {runs.describe(configuration)}: {type(error).__name__}: {error}",
+            f"FAILED {kinds.describe(configuration)}: {type(error).__name__}: {error}",
             file=sys.stderr,
         )
     note = f" ({arguments.data_note})" if arguments.data_note else ""
@@ -184,7 +186,7 @@ def main(argv=None):
     out = arguments.out or OUT / preset.name
     results = dict(zip(map(kept.key, everything), report.results, strict=True))
     said, captions, drawings = [], [], []
-    with grid.processes(min(arguments.jobs, len(wanted))) as pool:
+    with runner.processes(min(arguments.jobs, len(wanted))) as pool:
         for name in wanted:
             found = [results[kept.key(c)] for c in by_figure[name]]
             numbers = figure(name).compute([r for r in found if r is not None], preset)

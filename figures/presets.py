@@ -130,7 +130,7 @@ MOMENTUM = {"Momentum": 0.9, "Nesterov": 0.9}
 
 
 def training(preset, optimizer, eta, l2, seed, steps, moments, probes, **changes):
-    """Return the configuration of a training run (see figures.experiment).
+    """Return the configuration of a training run (see figures.runs.training).
 
     changes: entries of the optimizer (fixed_norm, rest_learning_rate, eps), and scale, symmetric,
     network.

@@ -10,7 +10,7 @@
     reference/ cpu/ cuda/   the formulas, in three wings with the same modules
 """
 
-from minimal_nn.cpu.threads import set_num_threads
+from minimal_nn.cpu.machine.threads import set_num_threads
 from minimal_nn.layers import (
     BatchNorm,
     Conv2d,

@@ -6,7 +6,7 @@ import random
 import numpy as np
 
 from minimal_nn import gradcheck
-from theory.running_error import Bounded, running
+from theory.numbers.bounded import Bounded, running
 
 
 def assert_within(actual, expected, bound, what):

@@ -11,7 +11,7 @@ import wings
 from agreement import assert_within, check_backward, wide
 
 from minimal_nn.reference import activation, affine, convolution, loss, pooling, update
-from theory.running_error import running
+from theory.numbers.bounded import running
 
 REAL = (np.float16, np.longdouble)
 COMPLEX = (np.complex64, np.complex128, np.clongdouble)

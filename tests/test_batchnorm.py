@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from minimal_nn import gradcheck
 from minimal_nn.errors import ZeroVarianceError
-from theory.running_error import roundoff, running
+from theory.numbers.bounded import roundoff, running
 
 NAMES = ("z", "gamma", "beta")
 SHAPES = ((7, 3), (2, 3, 2, 3))

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimal_nn.gradcheck import gamma
-from theory.running_error import roundoff
+from theory.numbers.bounded import roundoff
 
 NAMES = ("x", "W", "b")
 # (height, width) of the image and of the kernel, stride, padding; the last windows of the third and

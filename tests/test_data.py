@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from minimal_nn import data
+from minimal_nn.data import sets
 
 # What the UCI repository calls optdigits.tes.
 DIGITS_SHA256 = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"
@@ -48,11 +48,11 @@ def mnist_folder(tmp_path, mnist_arrays):
 @pytest.fixture
 def cifar10_folder(tmp_path, monkeypatch):
     """Six files of four records instead of ten thousand."""
-    monkeypatch.setattr(data, "CIFAR10_RECORDS", 4)
+    monkeypatch.setattr(sets, "CIFAR10_RECORDS", 4)
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
     rng = np.random.default_rng(1)
-    for name in (*data.CIFAR10_TRAIN, data.CIFAR10_TEST):
+    for name in (*sets.CIFAR10_TRAIN, sets.CIFAR10_TEST):
         records = rng.integers(0, 256, (4, 3073), np.uint8)
         records[:, 0] %= 10
         (folder / name).write_bytes(records.tobytes())
@@ -61,7 +61,7 @@ def cifar10_folder(tmp_path, monkeypatch):
 
 class TestDigits:
     def test_the_file_is_the_uci_test_set_to_the_last_byte(self):
-        with np.load(data.__file__.replace("data.py", "digits.npz")) as archive:
+        with np.load(sets.__file__.replace("sets.py", "digits.npz")) as archive:
             rows = np.column_stack([archive["images"].reshape(-1, 64), archive["labels"]])
             text = "".join(",".join(map(str, row)) + "\n" for row in rows.tolist())
             assert hashlib.sha256(text.encode()).hexdigest() == DIGITS_SHA256
@@ -72,36 +72,36 @@ class TestDigits:
 
     @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
     def test_pixels_are_sixteenths_in_any_precision(self, dtype):
-        scaled, stored = data.digits(dtype), data.digits(np.uint8)
+        scaled, stored = sets.digits(dtype), sets.digits(np.uint8)
         assert scaled.X_train.dtype == dtype and scaled.y_train.dtype == np.int64
         assert np.array_equal(scaled.X_train * 16, stored.X_train)
         assert scaled.X_train.min() == 0 and scaled.X_train.max() == 1
 
     def test_shapes(self):
-        flat, images = data.digits(), data.digits(flat=False)
+        flat, images = sets.digits(), sets.digits(flat=False)
         assert flat.X_train.shape == (1352, 64) and flat.X_test.shape == (445, 64)
         assert images.X_train.shape == (1352, 8, 8, 1)
         assert np.array_equal(images.X_test.reshape(445, 64), flat.X_test)
         assert flat.classes == tuple("0123456789")
 
     def test_the_split_is_stratified_and_complete(self):
-        d = data.digits(np.uint8)
+        d = sets.digits(np.uint8)
         train, test = np.bincount(d.y_train), np.bincount(d.y_test)
         assert np.array_equal(test, (train + test) // 4)
-        with np.load(data.__file__.replace("data.py", "digits.npz")) as archive:
+        with np.load(sets.__file__.replace("sets.py", "digits.npz")) as archive:
             original = np.sort(archive["images"].reshape(-1, 64), axis=0)
         assert np.array_equal(np.sort(np.concatenate([d.X_train, d.X_test]), axis=0), original)
 
     def test_the_split_never_changes(self):
         # Published errors refer to this split; a seed must not reach it.
-        labels = data.digits().y_test.astype(np.uint8).tobytes()
+        labels = sets.digits().y_test.astype(np.uint8).tobytes()
         assert hashlib.sha256(labels).hexdigest() == (
             "312924a2845c9ed4dc2ac4796180cf57c2b581b6cee404511d7d864fe6574bb5"
         )
 
     def test_arrays_are_the_callers_own(self):
-        data.digits().X_train[:] = -1
-        assert data.digits().X_train.min() == 0
+        sets.digits().X_train[:] = -1
+        assert sets.digits().X_train.min() == 0
 
     def test_another_dtype_is_refused(self):
         message = (
@@ -109,17 +109,17 @@ class TestDigits:
             "or uint8 (pixels as stored)"
         )
         with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
-            data.digits(np.int32)
+            sets.digits(np.int32)
 
     @pytest.mark.parametrize(
         "damage", [lambda b: b[:2000], lambda b: b"", lambda b: b[:-9] + b[:9]]
     )
     def test_a_damaged_package_is_told(self, damage, tmp_path, monkeypatch):
-        with open(data.__file__.replace("data.py", "digits.npz"), "rb") as file:
+        with open(sets.__file__.replace("sets.py", "digits.npz"), "rb") as file:
             (tmp_path / "digits.npz").write_bytes(damage(file.read()))
-        monkeypatch.setattr(data, "__file__", str(tmp_path / "data.py"))
-        with pytest.raises(data.DataError, match="digits.npz .* install the package again"):
-            data.digits()
+        monkeypatch.setattr(sets, "__file__", str(tmp_path / "sets.py"))
+        with pytest.raises(sets.DataError, match="digits.npz .* install the package again"):
+            sets.digits()
 
 
 class TestIdx:
@@ -132,7 +132,7 @@ class TestIdx:
     def test_round_trip(self, array, compressed, tmp_path_factory):
         path = tmp_path_factory.mktemp("idx") / ("a.gz" if compressed else "a")
         path.write_bytes(gzip.compress(idx(array)) if compressed else idx(array))
-        found = data.read_idx(path)
+        found = sets.read_idx(path)
         assert found.dtype == array.dtype and found.dtype.isnative
         assert found.shape == array.shape and found.tobytes() == array.tobytes()
 
@@ -141,16 +141,16 @@ class TestIdx:
         path = tmp_path_factory.mktemp("idx") / ("a.gz" if compressed else "a")
         content = idx(np.arange(4, dtype=np.int32).reshape(2, 2))
         path.write_bytes(gzip.compress(content[:-cut]) if compressed else content[:-cut])
-        with pytest.raises(data.DataError, match=re.escape(str(path))):
-            data.read_idx(path)
+        with pytest.raises(sets.DataError, match=re.escape(str(path))):
+            sets.read_idx(path)
 
     def test_every_truncation_of_a_gz_file_is_refused(self, tmp_path):
         path = tmp_path / "a.gz"
         whole = gzip.compress(idx(np.arange(6, dtype=np.uint8)))
         for length in range(1, len(whole)):
             path.write_bytes(whole[:length])
-            with pytest.raises(data.DataError, match="is truncated or corrupt .* whole gzip file"):
-                data.read_idx(path)
+            with pytest.raises(sets.DataError, match="is truncated or corrupt .* whole gzip file"):
+                sets.read_idx(path)
 
     @pytest.mark.parametrize(
         "content, message",
@@ -166,19 +166,19 @@ class TestIdx:
     )
     def test_messages(self, content, message, tmp_path):
         (tmp_path / "a").write_bytes(content)
-        with pytest.raises(data.DataError, match=f"a {message}.*python -m minimal_nn.data"):
-            data.read_idx(tmp_path / "a")
+        with pytest.raises(sets.DataError, match=f"a {message}.*python -m minimal_nn.data"):
+            sets.read_idx(tmp_path / "a")
 
     def test_a_bit_flipped_in_a_gz_file_is_refused(self, tmp_path):
         whole = bytearray(gzip.compress(idx(np.arange(100, dtype=np.uint8))))
         whole[len(whole) // 2] ^= 1
         (tmp_path / "a.gz").write_bytes(whole)
-        with pytest.raises(data.DataError, match="is truncated or corrupt"):
-            data.read_idx(tmp_path / "a.gz")
+        with pytest.raises(sets.DataError, match="is truncated or corrupt"):
+            sets.read_idx(tmp_path / "a.gz")
 
     def test_a_folder_is_refused(self, tmp_path):
-        with pytest.raises(data.DataError, match="cannot be read"):
-            data.read_idx(tmp_path)
+        with pytest.raises(sets.DataError, match="cannot be read"):
+            sets.read_idx(tmp_path)
 
 
 class TestMnist:
@@ -186,19 +186,19 @@ class TestMnist:
         name = "train-images-idx3-ubyte"
         (mnist_folder / (name + ".gz")).unlink()
         (mnist_folder / name).write_bytes(idx(mnist_arrays[name]))
-        d = data.mnist(mnist_folder, np.uint8)
+        d = sets.mnist(mnist_folder, np.uint8)
         assert np.array_equal(d.X_train[..., 0], mnist_arrays[name])
         assert np.array_equal(d.y_train, mnist_arrays["train-labels-idx1-ubyte"])
         assert np.array_equal(d.X_test[..., 0], mnist_arrays["t10k-images-idx3-ubyte"])
         assert np.array_equal(d.y_test, mnist_arrays["t10k-labels-idx1-ubyte"])
 
     def test_scaling_and_shapes(self, mnist_folder, mnist_arrays):
-        d = data.mnist(mnist_folder, np.float64, flat=True)
+        d = sets.mnist(mnist_folder, np.float64, flat=True)
         assert d.X_train.shape == (20, 784) and d.y_train.dtype == np.int64
         expected = mnist_arrays["t10k-images-idx3-ubyte"].reshape(7, 784) / 255
         assert np.array_equal(d.X_test, expected)
-        assert data.mnist(mnist_folder).X_train.shape == (20, 28, 28, 1)
-        assert data.mnist(mnist_folder).X_train.dtype == np.float32
+        assert sets.mnist(mnist_folder).X_train.shape == (20, 28, 28, 1)
+        assert sets.mnist(mnist_folder).X_train.dtype == np.float32
 
     @pytest.mark.parametrize(
         "name, array, message",
@@ -234,21 +234,21 @@ class TestMnist:
     )
     def test_messages(self, mnist_folder, name, array, message):
         (mnist_folder / (name + ".gz")).write_bytes(gzip.compress(idx(array)))
-        with pytest.raises(data.DataError, match=message):
-            data.mnist(mnist_folder)
+        with pytest.raises(sets.DataError, match=message):
+            sets.mnist(mnist_folder)
 
     def test_a_missing_file_is_named_with_the_command_that_fetches_it(self, mnist_folder):
         (mnist_folder / "t10k-labels-idx1-ubyte.gz").unlink()
         with pytest.raises(
-            data.DataError,
+            sets.DataError,
             match="t10k-labels-idx1-ubyte.gz does not exist: fetch it with `python -m minimal_nn.",
         ):
-            data.mnist(mnist_folder)
+            sets.mnist(mnist_folder)
 
 
 class TestCifar10:
     def test_channels_come_last(self, cifar10_folder):
-        d = data.cifar10(cifar10_folder, np.uint8)
+        d = sets.cifar10(cifar10_folder, np.uint8)
         record = np.frombuffer((cifar10_folder / "data_batch_2.bin").read_bytes(), np.uint8)[:3073]
         image = d.X_train[4]
         assert d.y_train[4] == record[0]
@@ -257,15 +257,15 @@ class TestCifar10:
             assert np.array_equal(image[..., channel], plane)
 
     def test_scaling_shapes_and_order(self, cifar10_folder):
-        d = data.cifar10(cifar10_folder, np.float64)
+        d = sets.cifar10(cifar10_folder, np.float64)
         assert d.X_train.shape == (20, 32, 32, 3) and d.X_test.shape == (4, 32, 32, 3)
         assert d.X_train.flags.c_contiguous and d.y_test.dtype == np.int64
-        assert np.array_equal(d.X_train, data.cifar10(cifar10_folder, np.uint8).X_train / 255)
-        assert data.cifar10(cifar10_folder, flat=True).X_train.shape == (20, 3072)
+        assert np.array_equal(d.X_train, sets.cifar10(cifar10_folder, np.uint8).X_train / 255)
+        assert sets.cifar10(cifar10_folder, flat=True).X_train.shape == (20, 3072)
         assert d.classes[0] == "airplane" and len(d.classes) == 10
 
     def test_the_parent_folder_will_do(self, cifar10_folder):
-        assert len(data.cifar10(cifar10_folder.parent).X_train) == 20
+        assert len(sets.cifar10(cifar10_folder.parent).X_train) == 20
 
     @pytest.mark.parametrize(
         "name, damage, message",
@@ -279,18 +279,18 @@ class TestCifar10:
     def test_messages(self, cifar10_folder, name, damage, message):
         path = cifar10_folder / name
         path.write_bytes(damage(path.read_bytes()))
-        with pytest.raises(data.DataError, match=f"{name} .*{message}.*python -m minimal_nn.data"):
-            data.cifar10(cifar10_folder)
+        with pytest.raises(sets.DataError, match=f"{name} .*{message}.*python -m minimal_nn.data"):
+            sets.cifar10(cifar10_folder)
 
     def test_a_missing_file_is_named(self, cifar10_folder):
         (cifar10_folder / "data_batch_1.bin").unlink()
-        with pytest.raises(data.DataError, match="data_batch_1.bin does not exist: fetch it with"):
-            data.cifar10(cifar10_folder)
+        with pytest.raises(sets.DataError, match="data_batch_1.bin does not exist: fetch it with"):
+            sets.cifar10(cifar10_folder)
 
     def test_the_true_size_is_asked_for(self, tmp_path):
         (tmp_path / "data_batch_1.bin").write_bytes(bytes(3073))
-        with pytest.raises(data.DataError, match="3073 bytes, expected 30730000"):
-            data.cifar10(tmp_path)
+        with pytest.raises(sets.DataError, match="3073 bytes, expected 30730000"):
+            sets.cifar10(tmp_path)
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -28,4 +28,4 @@ def test_examples(name):
 
 
 def test_examples_are_found():
-    assert "minimal_nn.data" in NAMES
+    assert "minimal_nn.data.sets" in NAMES

@@ -11,7 +11,7 @@ MODULES = """
 minimal_nn/__init__ minimal_nn/training minimal_nn/optimizers minimal_nn/network minimal_nn/layers
 minimal_nn/backend minimal_nn/cpu/__init__ minimal_nn/cpu/affine minimal_nn/cuda/__init__
 minimal_nn/cuda/affine minimal_nn/reference/__init__ minimal_nn/reference/affine
-theory/__init__ theory/claim figures/__init__ figures/grid
+theory/__init__ theory/claim figures/__init__ figures/grid/__init__
 """.split()
 
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimal_nn.errors import ZeroVarianceError
-from theory.running_error import running
+from theory.numbers.bounded import running
 
 NAMES = ("z", "gamma", "beta")
 POWERS = (-12, -1, 1, 12)

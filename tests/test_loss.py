@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimal_nn import gradcheck
-from theory.running_error import running
+from theory.numbers.bounded import running
 
 KINDS = ("cross_entropy", "mean_squared_error")
 

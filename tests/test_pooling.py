@@ -14,7 +14,7 @@ from agreement import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from theory.running_error import roundoff
+from theory.numbers.bounded import roundoff
 
 
 def definition(x, size, dy):

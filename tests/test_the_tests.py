@@ -21,7 +21,7 @@ from agreement import (
 )
 
 from minimal_nn import gradcheck
-from theory.running_error import running
+from theory.numbers.bounded import running
 
 EPS = 1e-5
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimal_nn.errors import ZeroNormError
-from theory.running_error import running
+from theory.numbers.bounded import running
 
 STEPS = 3
 RATE = 0.07

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimal_nn.errors import ZeroNormError
-from theory.running_error import running
+from theory.numbers.bounded import running
 
 NAMES = ("v", "g")
 SHAPES = ((5, 3), (2, 3, 2, 3))

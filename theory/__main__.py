@@ -7,9 +7,10 @@ import time
 import numpy as np
 
 from minimal_nn import backend
-from theory import arithmetic, report
 from theory.claim import select
-from theory.subject import DTYPES, EXACT_ARITHMETICS, Options
+from theory.numbers import arithmetic
+from theory.report import table
+from theory.subjects.networks import DTYPES, EXACT_ARITHMETICS, Options
 
 
 def parser():
@@ -45,18 +46,18 @@ def main(arguments=None):
     """Run the command; return the exit status: 0 only if all is verified."""
     options = parser().parse_args(arguments)
     if options.list:
-        print("\n".join(report.listing()))
+        print("\n".join(table.listing()))
         return 0
     try:
         if options.explain:
-            print(report.explanation(select([options.explain])[0]))
+            print(table.explanation(select([options.explain])[0]))
             return 0
         claims = select(options.only)
         if options.seed < 0:
             raise ValueError(f"--seed: got {options.seed}, expected an integer >= 0")
         backend.get(options.backend).asarray(np.zeros(1))  # says what is missing before the work
         if options.json:
-            report.check_json_path(options.json)
+            table.check_json_path(options.json)
         if options.arithmetic is not None:
             arithmetic.get(options.arithmetic, options.bits)
         asked = _asked(options)
@@ -66,23 +67,23 @@ def main(arguments=None):
         print(f"python -m theory: {error}", file=sys.stderr)
         return 2
     started = time.perf_counter()
-    print("\n".join(report.header(asked.arithmetic)))
+    print("\n".join(table.header(asked.arithmetic)))
     verdicts = []
     with _one_blas_thread():
         for claim in claims:
             for subject in claim.subjects(asked):
                 verdicts.append(claim.verify(subject))
-                print(report.line(verdicts[-1]), flush=True)
-    for line in report.notes(left_out, options.backend):
+                print(table.line(verdicts[-1]), flush=True)
+    for line in table.notes(left_out, options.backend):
         print(line)
-    print("-" * report.WIDTH)
+    print("-" * table.WIDTH)
     seconds = time.perf_counter() - started
-    print(report.summary(verdicts, seconds))
+    print(table.summary(verdicts, seconds))
     try:
         if options.json:
-            report.write_json(options.json, verdicts, vars(options), left_out)
+            table.write_json(options.json, verdicts, vars(options), left_out)
         if options.report:
-            from theory import page  # latex2mathml and matplotlib, for this option alone
+            from theory.report import page  # latex2mathml and matplotlib, for this option alone
 
             print(f"report: {page.write(options.report, verdicts, seconds, left_out)}")
     except (OSError, ValueError, ImportError) as error:

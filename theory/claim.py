@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn import backend
-from theory.subject import EXACT_ARITHMETICS, network_subjects
+from theory.subjects.networks import EXACT_ARITHMETICS, network_subjects
 
 CLAIMS = {}  # by id, in the order of the paper
 IDENTITIES = {}  # by id: the claim's ExactForm, for balls and symbols (identities.py)

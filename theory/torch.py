@@ -6,7 +6,7 @@ Optional: needs the package torch (extra `torch`).
 import numpy as np
 
 import minimal_nn as nn
-from theory.auditing import audit as audit_callable
+from theory.yours.auditing import audit as audit_callable
 
 
 def _torch():
@@ -72,7 +72,7 @@ def optimizer_of(optimizer):
 
 
 def audit(module, loss, X, y, optimizer=None):
-    """Return the Audit of a PyTorch module on one batch: see theory.auditing.
+    """Return the Audit of a PyTorch module on one batch: see theory.yours.auditing.
 
     module, loss, X, y: as for `loss_and_gradients`.  optimizer: a torch.optim SGD, Adam or AdamW,
     or a minimal_nn optimizer.

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cpu import workspace
-from minimal_nn.cpu.arguments import floating
-from minimal_nn.cpu.compiler import inline, kernel
-from minimal_nn.cpu.program import Program
-from minimal_nn.cpu.simd import fill, fma, hyperbolic_tangent, load, store, where_above
-from minimal_nn.cpu.workspace import elements
+from minimal_nn.cpu.machine import workspace
+from minimal_nn.cpu.machine.arguments import floating
+from minimal_nn.cpu.machine.compiler import inline, kernel
+from minimal_nn.cpu.machine.program import Program
+from minimal_nn.cpu.machine.simd import fill, fma, hyperbolic_tangent, load, store, where_above
+from minimal_nn.cpu.machine.workspace import elements
 
 KINDS = ("relu", "tanh", "identity")
 

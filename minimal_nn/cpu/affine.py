@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cpu import workspace
-from minimal_nn.cpu.arguments import floating, thread_count
-from minimal_nn.cpu.compiler import inline, kernel
-from minimal_nn.cpu.microkernel import TILE_ROWS, TRANSPOSED_ROWS, tile, tile_transposed
-from minimal_nn.cpu.program import Program
-from minimal_nn.cpu.simd import fill, load, store, transpose_square
+from minimal_nn.cpu.machine import workspace
+from minimal_nn.cpu.machine.arguments import floating, thread_count
+from minimal_nn.cpu.machine.compiler import inline, kernel
+from minimal_nn.cpu.machine.microkernel import TILE_ROWS, TRANSPOSED_ROWS, tile, tile_transposed
+from minimal_nn.cpu.machine.program import Program
+from minimal_nn.cpu.machine.simd import fill, load, store, transpose_square
 
 BLOCK = 128
 

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cpu.arguments import floating, thread_count
-from minimal_nn.cpu.compiler import inline, kernel
-from minimal_nn.cpu.program import Program
-from minimal_nn.cpu.simd import (
+from minimal_nn.cpu.machine.arguments import floating, thread_count
+from minimal_nn.cpu.machine.compiler import inline, kernel
+from minimal_nn.cpu.machine.program import Program
+from minimal_nn.cpu.machine.simd import (
     fill,
     first_lanes,
     fma,
@@ -31,7 +31,7 @@ from minimal_nn.cpu.simd import (
     store,
     where_zero,
 )
-from minimal_nn.cpu.workspace import Columns, aligned, lanes
+from minimal_nn.cpu.machine.workspace import Columns, aligned, lanes
 from minimal_nn.errors import ZeroVarianceError
 
 BLOCK_ROWS = 256

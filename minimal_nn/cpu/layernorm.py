@@ -13,13 +13,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cpu import workspace
 from minimal_nn.cpu.affine import BLOCK
-from minimal_nn.cpu.arguments import floating, thread_count
 from minimal_nn.cpu.batchnorm import ZERO_VARIANCE, normalize
-from minimal_nn.cpu.compiler import inline, kernel
-from minimal_nn.cpu.program import Program
-from minimal_nn.cpu.simd import fill, first_lanes, fma, load, scalar, square_root, store, sum_lanes
+from minimal_nn.cpu.machine import workspace
+from minimal_nn.cpu.machine.arguments import floating, thread_count
+from minimal_nn.cpu.machine.compiler import inline, kernel
+from minimal_nn.cpu.machine.program import Program
+from minimal_nn.cpu.machine.simd import (
+    fill,
+    first_lanes,
+    fma,
+    load,
+    scalar,
+    square_root,
+    store,
+    sum_lanes,
+)
 from minimal_nn.errors import ZeroVarianceError
 
 ROWS = 8  # of a unit of work

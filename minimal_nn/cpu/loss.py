@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cpu import workspace
-from minimal_nn.cpu.arguments import floating, thread_count
-from minimal_nn.cpu.compiler import kernel
 from minimal_nn.cpu.layernorm import ROWS, row_units
-from minimal_nn.cpu.program import Program
-from minimal_nn.cpu.simd import (
+from minimal_nn.cpu.machine import workspace
+from minimal_nn.cpu.machine.arguments import floating, thread_count
+from minimal_nn.cpu.machine.compiler import kernel
+from minimal_nn.cpu.machine.program import Program
+from minimal_nn.cpu.machine.simd import (
     exponential,
     fill,
     first_lanes,

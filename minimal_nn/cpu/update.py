@@ -14,13 +14,13 @@ matrix, and others for a vector, which is one unit.
 
 import numpy as np
 
-from minimal_nn.cpu import workspace
 from minimal_nn.cpu.affine import BLOCK
-from minimal_nn.cpu.arguments import floating
 from minimal_nn.cpu.batchnorm import report_zero
-from minimal_nn.cpu.compiler import inline, kernel
-from minimal_nn.cpu.program import Program
-from minimal_nn.cpu.simd import (
+from minimal_nn.cpu.machine import workspace
+from minimal_nn.cpu.machine.arguments import floating
+from minimal_nn.cpu.machine.compiler import inline, kernel
+from minimal_nn.cpu.machine.program import Program
+from minimal_nn.cpu.machine.simd import (
     fill,
     fma,
     load,
@@ -30,7 +30,7 @@ from minimal_nn.cpu.simd import (
     where_positive,
     where_zero,
 )
-from minimal_nn.cpu.workspace import Columns, elements
+from minimal_nn.cpu.machine.workspace import Columns, elements
 from minimal_nn.errors import ZeroNormError
 
 ZERO_NORM = 4  # the status

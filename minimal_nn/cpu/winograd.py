@@ -47,17 +47,17 @@ does, though both are right.  Compare them with masks held fixed, or with smooth
 
 from fractions import Fraction
 
-from minimal_nn.cpu import workspace
-from minimal_nn.cpu.compiler import kernel
-from minimal_nn.cpu.microkernel import (
+from minimal_nn.cpu.machine import workspace
+from minimal_nn.cpu.machine.compiler import kernel
+from minimal_nn.cpu.machine.microkernel import (
     TILE_ROWS,
     TRANSPOSED_ROWS,
     make_transform,
     tile,
     tile_transposed,
 )
-from minimal_nn.cpu.simd import load, store
-from minimal_nn.cpu.workspace import Operand
+from minimal_nn.cpu.machine.simd import load, store
+from minimal_nn.cpu.machine.workspace import Operand
 
 POINTS = {
     2: (Fraction(0), Fraction(1), Fraction(-1)),

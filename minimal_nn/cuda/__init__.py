@@ -71,5 +71,5 @@ def __getattr__(name):
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name in _ARRAYS:
-        return getattr(importlib.import_module(f"{__name__}.launch"), _ARRAYS[name])
+        return getattr(importlib.import_module(f"{__name__}.device.launch"), _ARRAYS[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,9 +12,9 @@ import math
 import types
 from typing import NamedTuple
 
-from minimal_nn.cuda.elementwise import THREADS, elementwise, grid
-from minimal_nn.cuda.launch import empty, launch
-from minimal_nn.cuda.vectors import flatten, number_type, placed, vector_width
+from minimal_nn.cuda.device.launch import empty, launch
+from minimal_nn.cuda.parts.elementwise import THREADS, elementwise, grid
+from minimal_nn.cuda.parts.vectors import flatten, number_type, placed, vector_width
 
 KINDS = ("relu", "tanh", "identity")
 

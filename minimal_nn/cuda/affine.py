@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from numba import uint32
 
-from minimal_nn.cuda import reduction
-from minimal_nn.cuda.launch import (
+from minimal_nn.cuda.device.launch import (
     asarray,
     contiguous,
     cuda,
@@ -19,8 +18,9 @@ from minimal_nn.cuda.launch import (
     launch,
     transposed,
 )
-from minimal_nn.cuda.matmul import product
-from minimal_nn.cuda.vectors import flatten, number_type, vector, vector_width
+from minimal_nn.cuda.parts import reduction
+from minimal_nn.cuda.parts.vectors import flatten, number_type, vector, vector_width
+from minimal_nn.cuda.products.matmul import product
 
 
 class Cache(NamedTuple):

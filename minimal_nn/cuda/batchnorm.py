@@ -27,10 +27,18 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
-from minimal_nn.cuda import reduction
-from minimal_nn.cuda.launch import device, empty, kernel, launch, to_host
-from minimal_nn.cuda.reduction import THREADS, ZERO_VARIANCE, Cut
-from minimal_nn.cuda.vectors import U, flatten, lift, number_type, placed, vector, vector_width
+from minimal_nn.cuda.device.launch import device, empty, kernel, launch, to_host
+from minimal_nn.cuda.parts import reduction
+from minimal_nn.cuda.parts.reduction import THREADS, ZERO_VARIANCE, Cut
+from minimal_nn.cuda.parts.vectors import (
+    U,
+    flatten,
+    lift,
+    number_type,
+    placed,
+    vector,
+    vector_width,
+)
 from minimal_nn.reference.batchnorm import standard_deviation
 
 

@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 from numba import cuda
 
-from minimal_nn.cuda import reduction
-from minimal_nn.cuda.launch import device, empty, kernel, launch, to_host
-from minimal_nn.cuda.reduction import NOT_FINITE
-from minimal_nn.cuda.vectors import U, flatten, number_type, placed
+from minimal_nn.cuda.device.launch import device, empty, kernel, launch, to_host
+from minimal_nn.cuda.parts import reduction
+from minimal_nn.cuda.parts.reduction import NOT_FINITE
+from minimal_nn.cuda.parts.vectors import U, flatten, number_type, placed
 
 KINDS = ("cross_entropy", "mean_squared_error")
 THREADS = 256

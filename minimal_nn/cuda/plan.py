@@ -31,16 +31,16 @@ from minimal_nn.cuda import (
     affine,
     batchnorm,
     convolution,
-    launch,
     layernorm,
     loss,
-    matmul,
     pooling,
-    reduction,
     update,
     weightnorm,
 )
-from minimal_nn.cuda.launch import cuda, empty, kernel
+from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.device.launch import cuda, empty, kernel
+from minimal_nn.cuda.parts import reduction
+from minimal_nn.cuda.products import matmul
 from minimal_nn.errors import NonFiniteError
 
 CHUNK = 256

@@ -16,8 +16,16 @@ import numba
 import numpy as np
 from numba import cuda
 
-from minimal_nn.cuda.launch import empty, kernel, launch
-from minimal_nn.cuda.vectors import U, flatten, lift, number_type, placed, vector, vector_width
+from minimal_nn.cuda.device.launch import empty, kernel, launch
+from minimal_nn.cuda.parts.vectors import (
+    U,
+    flatten,
+    lift,
+    number_type,
+    placed,
+    vector,
+    vector_width,
+)
 
 THREADS = 128
 

@@ -26,13 +26,21 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda
 
-from minimal_nn.cuda import launch as launching
-from minimal_nn.cuda import reduction
-from minimal_nn.cuda.elementwise import THREADS, grid
-from minimal_nn.cuda.launch import asarray, device, empty, kernel, launch, to_host
-from minimal_nn.cuda.reduction import ZERO_NORM
-from minimal_nn.cuda.unroll import made
-from minimal_nn.cuda.vectors import U, flatten, lift, number_type, placed, vector, vector_width
+from minimal_nn.cuda.device import launch as launching
+from minimal_nn.cuda.device.launch import asarray, device, empty, kernel, launch, to_host
+from minimal_nn.cuda.parts import reduction
+from minimal_nn.cuda.parts.elementwise import THREADS, grid
+from minimal_nn.cuda.parts.reduction import ZERO_NORM
+from minimal_nn.cuda.parts.unroll import made
+from minimal_nn.cuda.parts.vectors import (
+    U,
+    flatten,
+    lift,
+    number_type,
+    placed,
+    vector,
+    vector_width,
+)
 from minimal_nn.errors import ZeroNormError
 
 

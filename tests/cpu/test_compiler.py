@@ -89,7 +89,7 @@ def test_an_empty_setting_turns_the_cache_off(copy, tmp_path):
 
 def test_another_processor_has_another_cache(copy, tmp_path):
     cache = tmp_path / "cache"
-    code = "from minimal_nn.cpu import compiler; print(compiler.cache_key())"
+    code = "from minimal_nn.cpu.machine import compiler; print(compiler.cache_key())"
     keys = {
         run(code, copy, cache).stdout,
         run(code, copy, cache, NUMBA_CPU_NAME="x86-64-v3").stdout,
@@ -112,7 +112,8 @@ def test_importing_compiles_nothing(copy, tmp_path):
 def test_the_vector_width_does_not_change_exact_results(copy, tmp_path):
     """256-bit and 128-bit code, with and without fused multiply-add, on this processor."""
     code = (
-        "import numpy as np; from minimal_nn.cpu import affine, batchnorm, simd; "
+        "import numpy as np; from minimal_nn.cpu import affine, batchnorm; "
+        "from minimal_nn.cpu.machine import simd; "
         "x = np.arange(70, dtype=np.float32).reshape(7, 10) % 9; W = x.T @ x; "
         "y = affine.forward(x, W)[0]; assert np.array_equal(y, x @ W); "
         "print(simd.VECTOR_BYTES, simd.HAS_FMA, y.sum())"

@@ -7,8 +7,9 @@ bound.
 import numpy as np
 import pytest
 
-from minimal_nn.cpu import affine, batchnorm, convolution, threads, workspace
-from minimal_nn.cpu.program import Program
+from minimal_nn.cpu import affine, batchnorm, convolution
+from minimal_nn.cpu.machine import threads, workspace
+from minimal_nn.cpu.machine.program import Program
 from minimal_nn.reference import convolution as reference_convolution
 from tests.agreement import assert_same_bits
 

@@ -22,9 +22,9 @@ from minimal_nn import (
     WeightNorm,
     fit,
 )
-from minimal_nn.cpu import simd, threads
-from minimal_nn.cpu.compiler import kernel
-from minimal_nn.cpu.program import Program
+from minimal_nn.cpu.machine import simd, threads
+from minimal_nn.cpu.machine.compiler import kernel
+from minimal_nn.cpu.machine.program import Program
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.optimizers import ALL as OPTIMIZERS
 from minimal_nn.training import StepByStep
@@ -283,9 +283,9 @@ def test_what_cannot_be_compiled_has_no_plan():
     per_unit = SGD(groups=[Group(["dense1.W"], learning_rate=np.ones(3))])
     assert network.backend.plan(network.program(), per_unit, 4) is None
     network = Network([Dense(3)], (4,), dtype=np.longdouble)
-    from minimal_nn.cpu import plan
+    from minimal_nn.cpu.plan import loop
 
-    assert plan.plan(network.program(), SGD(), 4) is None
+    assert loop.plan(network.program(), SGD(), 4) is None
 
 
 def test_denormal_weights_are_flushed_in_the_loop_and_nowhere_else():

@@ -15,15 +15,15 @@ from minimal_nn.cpu import (
     pooling,
     update,
     weightnorm,
-    workspace,
 )
+from minimal_nn.cpu.machine import workspace
 from minimal_nn.reference import affine as reference_affine
 from minimal_nn.reference import batchnorm as reference_batchnorm
 from minimal_nn.reference import convolution as reference_convolution
 from minimal_nn.reference import layernorm as reference_layernorm
 from minimal_nn.reference import pooling as reference_pooling
 from tests.agreement import assert_dtype, assert_within, wide
-from theory.running_error import running
+from theory.numbers.bounded import running
 
 sizes = st.integers(1, 70)
 possibly_empty = st.integers(0, 40)

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from minimal_nn.cpu import affine, batchnorm, convolution, loss, threads
+from minimal_nn.cpu import affine, batchnorm, convolution, loss
+from minimal_nn.cpu.machine import threads
 
 COUNTS = (1, 2, 4)
 
@@ -122,7 +123,7 @@ def test_limits_hold_in_their_thread_and_end(monkeypatch):
 
 def test_worker_processes_inherit_the_number():
     threads.set_num_threads(2)
-    code = "from minimal_nn.cpu import threads; print(threads.get_num_threads())"
+    code = "from minimal_nn.cpu.machine import threads; print(threads.get_num_threads())"
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "2"

@@ -19,12 +19,13 @@ from minimal_nn import (
     ReLU,
     Tanh,
 )
-from minimal_nn.cpu import convolution, threads, winograd
+from minimal_nn.cpu import convolution, winograd
+from minimal_nn.cpu.machine import threads
 from minimal_nn.gradcheck import gamma
 from minimal_nn.layers import CONVOLUTION_ALGORITHMS
 from minimal_nn.reference import convolution as reference
 from minimal_nn.training import StepByStep
-from theory.running_error import roundoff
+from theory.numbers.bounded import roundoff
 
 SIZES = (2, 4)
 ALGORITHMS = tuple(f"winograd{size}" for size in SIZES)

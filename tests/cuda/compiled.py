@@ -15,7 +15,7 @@ import inspect
 
 import pytest
 
-from minimal_nn.cuda import assembly
+from minimal_nn.cuda.device import assembly
 
 _seen = {}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minimal_nn.cuda import launch
+from minimal_nn.cuda.device import launch
 from minimal_nn.errors import CudaUnavailableError
 
 SCHEDULES = ("lockstep", "forward", "reverse", 7)

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from agreement import assert_same_bits, assert_within, wide
 
-from minimal_nn.cuda import batchnorm, launch, reduction
+from minimal_nn.cuda import batchnorm
+from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.parts import reduction
 from minimal_nn.errors import ZeroVarianceError
 from minimal_nn.gradcheck import unit_roundoff
 from minimal_nn.reference import batchnorm as reference
-from theory.running_error import running
+from theory.numbers.bounded import running
 
 SHAPES = [(2, 1), (70, 36), (34, 33), (2, 3, 3, 4)]
 KINDS = pytest.mark.parametrize("kind", [np.float32, np.float64], ids=["float32", "float64"])

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks import gpu
 from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, MaxPool2d, ReLU
-from minimal_nn.cuda import affine, launch
+from minimal_nn.cuda import affine
+from minimal_nn.cuda.device import launch
 
 
 def test_without_a_device_it_ends_with_one_sentence(capsys):

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from minimal_nn import SGD, BatchNorm, Dense, Network, cuda
-from minimal_nn.cuda import launch, layernorm, plan, reduction, tiled, weightnorm
+from minimal_nn.cuda import layernorm, plan, weightnorm
+from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.parts import reduction
+from minimal_nn.cuda.products import tiled
 
 KINDS = pytest.mark.parametrize(
     "kind",

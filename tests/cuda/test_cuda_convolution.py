@@ -4,7 +4,9 @@ import compiled
 import numpy as np
 import pytest
 
-from minimal_nn.cuda import affine, convolution, launch, matmul
+from minimal_nn.cuda import affine, convolution
+from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.products import matmul
 from minimal_nn.gradcheck import gamma, unit_roundoff
 from minimal_nn.reference import convolution as reference
 

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from agreement import assert_same_bits, assert_within, wide
 
-from minimal_nn.cuda import activation, elementwise, launch, loss, pooling, reduction
+from minimal_nn.cuda import activation, loss, pooling
+from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.parts import elementwise, reduction
 from minimal_nn.gradcheck import unit_roundoff
 from minimal_nn.reference import activation as reference_activation
 from minimal_nn.reference import loss as reference_loss
 from minimal_nn.reference import pooling as reference_pooling
-from theory.running_error import running
+from theory.numbers.bounded import running
 
 KINDS = pytest.mark.parametrize("kind", [np.float32, np.float64], ids=["float32", "float64"])
 

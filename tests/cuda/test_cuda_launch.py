@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numba import float32, uint32
 
-from minimal_nn.cuda import activation, launch
-from minimal_nn.cuda.launch import cuda, kernel
+from minimal_nn.cuda import activation
+from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.device.launch import cuda, kernel
 from minimal_nn.errors import CudaMemoryError, CudaUnavailableError
 
 

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from agreement import assert_same_bits, assert_within, wide
 
-from minimal_nn.cuda import launch, layernorm, reduction
+from minimal_nn.cuda import layernorm
+from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.parts import reduction
 from minimal_nn.errors import ZeroVarianceError
 from minimal_nn.reference import layernorm as reference
-from theory.running_error import running
+from theory.numbers.bounded import running
 
 SHAPES = [(1, 2), (5, 7), (3, 132)]
 KINDS = pytest.mark.parametrize("kind", [np.float32, np.float64], ids=["float32", "float64"])

@@ -4,7 +4,8 @@ import compiled
 import numpy as np
 import pytest
 
-from minimal_nn.cuda import assembly, blocked, launch, matmul, tensor, tiled
+from minimal_nn.cuda.device import assembly, launch
+from minimal_nn.cuda.products import blocked, matmul, tensor, tiled
 from minimal_nn.gradcheck import gamma, unit_roundoff
 
 DTYPES = pytest.mark.parametrize("kind", [np.float32, np.float64], ids=["float32", "float64"])

@@ -22,7 +22,8 @@ from minimal_nn import (
     WeightNorm,
     fit,
 )
-from minimal_nn.cuda import launch, plan
+from minimal_nn.cuda import plan
+from minimal_nn.cuda.device import launch
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.training import StepByStep
 

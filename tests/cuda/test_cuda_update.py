@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from agreement import assert_same_bits, assert_within, wide
 
-from minimal_nn.cuda import launch, reduction, update
+from minimal_nn.cuda import update
+from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.parts import reduction
 from minimal_nn.errors import ZeroNormError
 from minimal_nn.reference import update as reference
-from theory.running_error import running
+from theory.numbers.bounded import running
 
 HYPER = {
     "learning_rate": 0.07,

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from agreement import assert_same_bits, assert_within, wide
 
-from minimal_nn.cuda import launch, reduction, weightnorm
+from minimal_nn.cuda import weightnorm
+from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.parts import reduction
 from minimal_nn.errors import ZeroNormError
 from minimal_nn.reference import weightnorm as reference
-from theory.running_error import running
+from theory.numbers.bounded import running
 
 SHAPES = [(1, 1), (5, 3), (70, 36), (34, 33), (3, 3, 2, 8)]
 KINDS = pytest.mark.parametrize("kind", [np.float32, np.float64], ids=["float32", "float64"])

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from numba import float32, uint32
 
-from minimal_nn.cuda import assembly, launch, lockstep, simulator
-from minimal_nn.cuda.intrinsics import load2, store2
-from minimal_nn.cuda.launch import cuda, device, kernel
+from minimal_nn.cuda.device import assembly, launch
+from minimal_nn.cuda.device.intrinsics import load2, store2
+from minimal_nn.cuda.device.launch import cuda, device, kernel
+from minimal_nn.cuda.simulator import engine, lockstep
 
 
 def reverse_in_shared_memory(barrier):
@@ -194,9 +195,9 @@ def test_a_race_is_seen_by_the_schedules(schedules):
 @pytest.mark.parametrize(
     ("kernel", "error", "message"),
     [
-        (divergent, simulator.DivergentBarrierError, "different barriers"),
-        (leaving, simulator.EarlyExitError, "3 threads left"),
-        (half_a_warp, simulator.DeadlockError, "never come"),
+        (divergent, engine.DivergentBarrierError, "different barriers"),
+        (leaving, engine.EarlyExitError, "3 threads left"),
+        (half_a_warp, engine.DeadlockError, "never come"),
         (out_of_range, IndexError, "out of bounds"),
     ],
     ids=lambda value: getattr(value, "name", ""),
@@ -209,13 +210,13 @@ def test_a_fault_of_control_is_an_error(kernel, error, message):
 @pytest.mark.parametrize(
     ("kernel", "error", "message"),
     [
-        (divergent, simulator.DivergentBarrierError, "others do not reach"),
-        (leaving, simulator.DivergentBarrierError, "others do not reach"),
-        (half_a_warp, simulator.DeadlockError, "never come"),
+        (divergent, engine.DivergentBarrierError, "others do not reach"),
+        (leaving, engine.DivergentBarrierError, "others do not reach"),
+        (half_a_warp, engine.DeadlockError, "never come"),
         (out_of_range, IndexError, "out of bounds"),
-        (run_time_index, simulator.SimulationError, "would not stay in registers"),
-        (parting, simulator.SimulationError, "some threads leave a loop"),
-        (misaligned, simulator.SimulationError, "index 1: expected a multiple of 2"),
+        (run_time_index, engine.SimulationError, "would not stay in registers"),
+        (parting, engine.SimulationError, "some threads leave a loop"),
+        (misaligned, engine.SimulationError, "index 1: expected a multiple of 2"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -235,7 +236,7 @@ def test_branches_are_the_same_in_lockstep(schedules, kernel):
 
 
 def test_the_simulator_runs_on_after_an_error():
-    with pytest.raises(simulator.DivergentBarrierError):
+    with pytest.raises(engine.DivergentBarrierError):
         run(divergent)
     assert np.isfinite(run(reverse_in_shared_memory(barrier=True))[0]).all()
 
@@ -269,7 +270,7 @@ def test_fma_of_arrays_is_that_of_numbers(kind):
     a[250:260], c[260:265], b[265:270] = 0, np.inf, np.nan
     a, b, c = (x.astype(kind) for x in (a, b, c))
     with np.errstate(all="ignore"):
-        expected = np.array([simulator.fma(*numbers) for numbers in zip(a, b, c, strict=True)])
+        expected = np.array([engine.fma(*numbers) for numbers in zip(a, b, c, strict=True)])
         got = lockstep.fma(a, b, c)
         assert got.dtype == kind and np.array_equal(got, expected, equal_nan=True)
 
@@ -279,6 +280,6 @@ def test_fma_rounds_once():
     a, b = rng.standard_normal((2, 200)).astype(np.float32)
     exact = a.astype(np.float64) * b  # exact: 24 + 24 bits
     c = (-exact).astype(np.float32)
-    got = np.array([simulator.fma(x, y, z) for x, y, z in zip(a, b, c, strict=True)])
+    got = np.array([engine.fma(x, y, z) for x, y, z in zip(a, b, c, strict=True)])
     assert np.array_equal(got, (exact + c).astype(np.float32))  # the difference is exact as well
-    assert simulator.fma(np.float64(3), np.float64(1) / 3, np.float64(-1)) == -(2.0**-54)
+    assert engine.fma(np.float64(3), np.float64(1) / 3, np.float64(-1)) == -(2.0**-54)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from figures import experiment, ladder, presets, runs, scaling
+from figures import presets
+from figures.runs import kinds, ladder, scaling, training
 from minimal_nn import SGD
 
 PRESET = presets.QUICK._replace(network={"kind": "dense", "widths": [12, 8], "eps": 1e-5})
@@ -19,7 +20,7 @@ def configuration(optimizer="SGD", eta=0.1, l2=1e-3, seed=0, steps=40, probes=10
 
 def measure(chosen):
     seen = []
-    status, values = runs.run(chosen, seen.append)
+    status, values = kinds.run(chosen, seen.append)
     assert seen[-1] == chosen["steps"] and seen == sorted(seen)
     return status, values
 
@@ -52,13 +53,13 @@ def test_growth_of_the_norm_is_the_recorded_gradient():
 
 def test_probe_returns_the_gradient():
     chosen = configuration()
-    X, y, *_ = experiment.load("digits", None, None, True)
+    X, y, *_ = training.load("digits", None, None, True)
     X = X.astype(np.float32)
-    network = experiment.build_network(chosen, (64,), np.random.default_rng(0))
+    network = training.build_network(chosen, (64,), np.random.default_rng(0))
     rows = np.arange(64)
-    names = experiment.invariant_weights(network)
+    names = training.invariant_weights(network)
     before = {n: a.copy() for n, a in network.parameters.items()}
-    found = experiment.Probe(network, chosen).gradients(X, y, rows, names)
+    found = training.Probe(network, chosen).gradients(X, y, rows, names)
     expected = network.loss_and_gradients(X[rows], y[rows]).gradients
     for n in names:
         np.testing.assert_allclose(found[n], expected[n], atol=1e-6 * np.abs(expected[n]).max())
@@ -68,8 +69,8 @@ def test_probe_returns_the_gradient():
 
 def test_penalty_and_its_symmetry_touch_the_normalized_weights_alone():
     chosen = configuration("Adam", eta=0.01, l2=0.25, eps=1e-6, scale=4.0, symmetric=True)
-    network = experiment.build_network(chosen, (64,), np.random.default_rng(0))
-    optimizer = experiment.build_optimizer(chosen, network)
+    network = training.build_network(chosen, (64,), np.random.default_rng(0))
+    optimizer = training.build_optimizer(chosen, network)
     own, rest = optimizer.hyper_parameters("dense1.W"), optimizer.hyper_parameters("dense3.W")
     assert (own["learning_rate"], own["weight_decay"], own["eps"]) == (0.04, 2 * 0.25 / 16, 2.5e-7)
     assert (rest["learning_rate"], rest["weight_decay"], rest["eps"]) == (0.01, 0.0, 1e-6)
@@ -79,7 +80,7 @@ def test_penalty_and_its_symmetry_touch_the_normalized_weights_alone():
 @pytest.mark.parametrize("optimizer", ["SGD", "Momentum", "Nesterov", "RMSprop", "Adagrad", "Adam"])
 def test_symmetric_start_is_the_same_run_to_the_last_bit(optimizer):
     changes = {"network": {**PRESET.network, "eps": 0.0}}
-    if "eps" in experiment.SYMMETRY[optimizer]:
+    if "eps" in training.SYMMETRY[optimizer]:
         changes["eps"] = 1e-8
     plain = measure(configuration(optimizer, eta=0.01, scale=1.0, symmetric=True, **changes))[1]
     for scale in (2.0**-3, 2.0**5):
@@ -115,7 +116,7 @@ def test_fixed_norm_makes_the_penalty_a_learning_rate():
 
 
 def test_batches_are_permutations():
-    stream = experiment.Batches(10, 3, np.random.default_rng(0))
+    stream = training.Batches(10, 3, np.random.default_rng(0))
     ahead = stream.peek(2).copy()
     np.testing.assert_array_equal(stream.take(2), ahead)
     epochs = stream.take(7)
@@ -124,19 +125,19 @@ def test_batches_are_permutations():
 
 
 def test_parts_and_moments_cover_the_run():
-    assert experiment.parts(10, 4) == [2, 3, 2, 3] and experiment.parts(0, 4) == [0]
-    assert experiment.parts(2, 16) == [1, 1]
-    powers = experiment.moments({"steps": 1000, "moments": {"spacing": "powers", "count": 7}})
+    assert training.parts(10, 4) == [2, 3, 2, 3] and training.parts(0, 4) == [0]
+    assert training.parts(2, 16) == [1, 1]
+    powers = training.moments({"steps": 1000, "moments": {"spacing": "powers", "count": 7}})
     assert powers == [0, 1, 3, 10, 32, 100, 316, 1000]
 
 
 def test_convolutional_network_has_the_shape_of_the_paper(rng):
     chosen = configuration(network={"kind": "convolutional", "widths": [2, 2, 4, 4], "eps": 1e-5})
-    network = experiment.build_network(chosen, (8, 8, 3), rng)
+    network = training.build_network(chosen, (8, 8, 3), rng)
     kinds = [type(layer).__name__ for layer in network.layers]
     block = ["Conv2d", "BatchNorm", "ReLU"]
     assert kinds == [*block * 2, "MaxPool2d", *block * 2, "MaxPool2d", "Flatten", "Dense"]
-    assert experiment.invariant_weights(network) == [f"conv{k}.W" for k in range(1, 5)]
+    assert training.invariant_weights(network) == [f"conv{k}.W" for k in range(1, 5)]
     X = rng.standard_normal((6, 8, 8, 3)).astype(np.float32)
     network.loss_and_gradients(X, np.arange(6))
 
@@ -172,22 +173,22 @@ def test_balls_prove_what_floats_suggest():
 
 
 def test_code_version_ignores_what_does_not_matter():
-    assert runs.version("reference") != runs.version("cpu")
-    names = {path.name for path in experiment.sources("cpu")}
+    assert kinds.version("reference") != kinds.version("cpu")
+    names = {path.name for path in training.sources("cpu")}
     assert {"reference", "cpu", "network.py"} <= names and "cuda" not in names
 
 
 def test_unknown_data_and_missing_folder_are_named():
     with pytest.raises(ValueError, match="expected digits or cifar10"):
-        experiment.load("imagenet", None, None, True)
+        training.load("imagenet", None, None, True)
     with pytest.raises(ValueError, match="--data DIR"):
-        experiment.load("cifar10", None, None, False)
+        training.load("cifar10", None, None, False)
 
 
 def test_optimizer_of_the_group_is_what_the_configuration_says():
     chosen = configuration(eta=0.5, l2=0.0, rest_learning_rate=0.25)
-    network = experiment.build_network(chosen, (64,), np.random.default_rng(0))
-    optimizer = experiment.build_optimizer(chosen, network)
+    network = training.build_network(chosen, (64,), np.random.default_rng(0))
+    optimizer = training.build_optimizer(chosen, network)
     assert isinstance(optimizer, SGD)
     assert optimizer.hyper_parameters("dense1.W")["learning_rate"] == 0.5
     assert optimizer.hyper_parameters("dense3.b")["learning_rate"] == 0.25

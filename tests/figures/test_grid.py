@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from figures import grid
-from figures.store import Store
+from figures.grid import runner
+from figures.grid.store import Store
 
 import toy  # isort: skip
 
@@ -22,7 +22,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 def run(folder, function=toy.run, configurations=None, executor=None, **options):
     with Store(folder, toy.CODE) as store:
-        return grid.run(
+        return runner.run(
             function,
             configurations or toy.configurations(),
             store,
@@ -87,8 +87,8 @@ def test_given_executor_is_left_open(tmp_path):
 
 def test_worker_processes_give_the_same_bytes_and_progress(tmp_path, uninterrupted, capsys):
     with Store(tmp_path, toy.CODE) as store:
-        grid.run(
-            toy.run, toy.configurations(), store, functools.partial(grid.processes, 2),
+        runner.run(
+            toy.run, toy.configurations(), store, functools.partial(runner.processes, 2),
             cost=lambda c: c["steps"], describe=lambda c: f"seed {c['seed']}",
         )  # fmt: skip
     assert toy.contents(tmp_path) == uninterrupted
@@ -123,7 +123,7 @@ def test_dead_worker_is_replaced(tmp_path):
     flags = tmp_path / "flags"
     flags.mkdir()
     runs = toy.configurations(11, flags=str(flags))
-    report = run(tmp_path / "a", toy.run_fatal_once, runs, functools.partial(grid.processes, 2))
+    report = run(tmp_path / "a", toy.run_fatal_once, runs, functools.partial(runner.processes, 2))
     assert report.computed == 11 and not report.failures
     run(tmp_path / "b", toy.run, runs)
     assert toy.contents(tmp_path / "a") == toy.contents(tmp_path / "b")
@@ -131,17 +131,17 @@ def test_dead_worker_is_replaced(tmp_path):
 
 def test_run_that_kills_its_worker_is_named_and_no_other(tmp_path):
     report = run(
-        tmp_path, toy.run_fatal, toy.configurations(6), functools.partial(grid.processes, 2)
+        tmp_path, toy.run_fatal, toy.configurations(6), functools.partial(runner.processes, 2)
     )
     [(configuration, error)] = report.failures
-    assert configuration["seed"] == 3 and isinstance(error, grid.WorkerLost)
+    assert configuration["seed"] == 3 and isinstance(error, runner.WorkerLost)
     # How often it died beside others depends on timing; alone, three times decide.
     assert "the last 3 with nothing else running" in str(error) and report.computed == 5
 
 
 def test_broken_executor_that_cannot_be_made_again_is_an_error(tmp_path):
-    pool = grid.processes(1)
-    with pytest.raises(grid.WorkerLost, match="function that makes an"):
+    pool = runner.processes(1)
+    with pytest.raises(runner.WorkerLost, match="function that makes an"):
         run(tmp_path, toy.run_fatal, toy.configurations(5), pool)
 
 

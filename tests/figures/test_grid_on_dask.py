@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from figures import grid
-from figures.store import Store
+from figures.grid import runner
+from figures.grid.store import Store
 
 import toy  # isort: skip
 
@@ -33,8 +33,8 @@ def cluster(monkeypatch):
 
 
 def run(folder, function, configurations, address):
-    with Store(folder, toy.CODE) as store, grid.dask(address) as executor:
-        return grid.run(function, configurations, store, executor, show_progress=False)
+    with Store(folder, toy.CODE) as store, runner.dask(address) as executor:
+        return runner.run(function, configurations, store, executor, show_progress=False)
 
 
 def test_cluster_with_a_worker_killed_gives_the_same_numbers(tmp_path, cluster):
@@ -45,8 +45,8 @@ def test_cluster_with_a_worker_killed_gives_the_same_numbers(tmp_path, cluster):
     assert report.computed == 24 and not report.failures
     assert not any(worker.process.pid == victim for worker in cluster.workers.values())
     with Store(tmp_path / "whole", toy.CODE) as store:
-        grid.run(
-            toy.run, toy.configurations(), store, lambda: grid.processes(2), show_progress=False
+        runner.run(
+            toy.run, toy.configurations(), store, lambda: runner.processes(2), show_progress=False
         )
     assert toy.contents(tmp_path / "killed") == toy.contents(tmp_path / "whole")
 

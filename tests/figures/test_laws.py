@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from figures import laws
-from figures.store import Result
+from figures.grid.store import Result
 
 D, STEPS, MOMENTS = 200, 4000, 20
 

@@ -10,7 +10,8 @@ import pytest
 
 import figures
 from figures import __main__ as command
-from figures import presets, store
+from figures import presets
+from figures.grid import store
 
 RESULTS = sorted((Path(figures.__file__).parent / "results").glob("*/runs.xz"))
 

@@ -8,8 +8,8 @@ import warnings
 import numpy as np
 import pytest
 
-from figures import store as stores
-from figures.store import Store
+from figures.grid import store as stores
+from figures.grid.store import Store
 
 CONFIGURATION = {"eta": 0.1, "l2": 1e-4, "seed": 3}
 
@@ -148,7 +148,7 @@ def test_journal_survives_a_cut_line(tmp_path, store):
 
 def test_claim_excludes_other_processes_and_ends_with_them(tmp_path, store):
     program = (
-        "import sys, time; from figures.store import Store; s = Store(sys.argv[1], 'code');"
+        "import sys, time; from figures.grid.store import Store; s = Store(sys.argv[1], 'code');"
         "print(s.claim({'a': 1}), s.claim({'a': 2}), flush=True); time.sleep(60)"
     )
     assert store.claim({"a": 1})

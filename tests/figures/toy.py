@@ -10,8 +10,8 @@ import signal
 import sys
 import time
 
-from figures import grid
-from figures.store import Store
+from figures.grid import runner
+from figures.grid.store import Store
 
 CODE = "toy"
 
@@ -65,8 +65,8 @@ def contents(folder):
 
 def main(folder, jobs):
     with Store(folder, CODE) as store:
-        report = grid.run(
-            run, configurations(), store, functools.partial(grid.processes, jobs),
+        report = runner.run(
+            run, configurations(), store, functools.partial(runner.processes, jobs),
             show_progress=False,
         )  # fmt: skip
     print(report.found, report.computed)

@@ -9,11 +9,12 @@ import pytest
 
 from minimal_nn import backend, gradcheck
 from theory import __main__ as command
-from theory import arithmetic, identities
 from theory.claim import CLAIMS, IDENTITIES
-from theory.jet import Jet
-from theory.running_error import Bounded
-from theory.subject import NORMALIZATIONS, Options
+from theory.claims import identities
+from theory.numbers import arithmetic
+from theory.numbers.bounded import Bounded
+from theory.numbers.jet import Jet
+from theory.subjects.networks import NORMALIZATIONS, Options
 
 WING = backend.get("reference")
 

@@ -6,9 +6,9 @@ import pytest
 import minimal_nn as nn
 from minimal_nn import backend
 from minimal_nn.data import digits
-from theory import equilibrium
-from theory.auditing import audit
-from theory.running_error import Bounded
+from theory.claims import equilibrium
+from theory.numbers.bounded import Bounded
+from theory.yours.auditing import audit
 
 
 def ours(layers, dtype=np.float64, rows=48):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from theory.claim import CLAIMS
-from theory.subject import Options
+from theory.subjects.networks import Options
 
 SLACK, SEEDS = 1000, 20
 DERIVED = (

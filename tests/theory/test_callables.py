@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from theory import CLAIMS, Verdict, assert_claim, verify
-from theory.callables import ON_CALLABLE, CallableSubject
+from theory.yours.verification import ON_CALLABLE, CallableSubject
 
 N, D, K = 12, 5, 3
 

@@ -8,7 +8,7 @@ import pytest
 from minimal_nn.reference import batchnorm
 from theory import CLAIMS, Claim, Measurement, Verdict, select
 from theory.claim import claim
-from theory.subject import (
+from theory.subjects.networks import (
     DTYPES,
     LEAST_RANGE,
     NORMALIZATIONS,

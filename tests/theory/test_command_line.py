@@ -18,8 +18,8 @@ from minimal_nn.errors import CudaUnavailableError
 from minimal_nn.reference import batchnorm
 from theory import CLAIMS
 from theory.__main__ import main
-from theory.random_walk import walk
-from theory.subject import Options, network_subject
+from theory.subjects.networks import Options, network_subject
+from theory.subjects.walks import walk
 
 ROOT = Path(__file__).parents[2]
 SPINE = (
@@ -248,7 +248,7 @@ def test_the_random_walk_runs_in_the_wing_that_is_asked_for():
     get, asked = backend.get, []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "theory.random_walk.backend.get", lambda name: asked.append(name) or get(name)
+            "theory.subjects.walks.backend.get", lambda name: asked.append(name) or get(name)
         )
         walk(nn.SGD(0.1), [1.0], dims=8, steps=2, seed=0, wing="cpu")
     assert asked == ["cpu"]

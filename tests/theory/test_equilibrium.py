@@ -9,15 +9,16 @@ import pytest
 import minimal_nn as nn
 from theory import CLAIMS
 from theory.claim import Refused
-from theory.equilibrium import DIMS, RULES, WalkSubject, equilibrium_path, walk_subjects
-from theory.in_training import (
+from theory.claims.equilibrium import DIMS, RULES, WalkSubject, equilibrium_path, walk_subjects
+from theory.claims.in_training import (
     TrainingSubject,
     adam_laws,
     adamw_ratios,
     training_run,
     training_subjects,
 )
-from theory.random_walk import (
+from theory.subjects.networks import Options, network_subjects
+from theory.subjects.walks import (
     autocorrelation_time,
     chain_means,
     interval,
@@ -25,7 +26,6 @@ from theory.random_walk import (
     judged_exponents,
     walk,
 )
-from theory.subject import Options, network_subjects
 
 BY_NAME = {rule.name: rule for rule in RULES}
 OF_EQUILIBRIUM = ("equilibrium-norm", "equilibrium-angle", "equilibrium-rate")

@@ -7,7 +7,7 @@ import pytest
 
 import minimal_nn as nn
 from theory import CLAIMS
-from theory.optimizer_symmetry import (
+from theory.claims.optimizer_symmetry import (
     SYMMETRIES,
     OptimizerSubject,
     Symmetry,
@@ -18,7 +18,7 @@ from theory.optimizer_symmetry import (
     step_length,
     symmetry_of_runs,
 )
-from theory.subject import LEAST_RANGE, NORMALIZATIONS, Options, network_subject, rescaled
+from theory.subjects.networks import LEAST_RANGE, NORMALIZATIONS, Options, network_subject, rescaled
 
 BY_NAME = {symmetry.name: symmetry for symmetry in SYMMETRIES}
 

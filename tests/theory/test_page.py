@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from theory import CLAIMS, Measurement, page, report
-from theory.subject import network_subject
+from theory import CLAIMS, Measurement
+from theory.report import page, table
+from theory.subjects.networks import network_subject
 
 BARE = Measurement(1.0, 2.0, "so", 9.0, 5.0)
 VOID = {"meta", "link", "br", "img"}
@@ -56,7 +57,7 @@ def test_the_page_is_whole_and_loads_nothing(verdicts):
     assert checker.seen.count("math") > 10 and checker.seen.count("svg") == 2
     for verdict in verdicts:
         assert f'<section id="{verdict.claim.id}">' in text
-        assert report.number(verdict.measurement.control) in text
+        assert table.number(verdict.measurement.control) in text
 
 
 def test_the_checker_sees_what_is_wrong():
@@ -94,7 +95,7 @@ def test_the_page_is_written_whole_and_for_everybody_to_read(verdicts, tmp_path)
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=lambda claim: claim.id)
 def test_every_claim_explains_itself(claim):
-    text = report.explanation(claim)
+    text = table.explanation(claim)
     for part in (claim.id, claim.source, claim.statement, "assumptions:", "control:", "measured:"):
         assert part in text
     assert len(claim.derivation.split()) > 15

@@ -8,10 +8,10 @@ import pytest
 import minimal_nn as nn
 from minimal_nn.reference import update
 from theory import CLAIMS
-from theory.flow import flow, flow_subjects
-from theory.gamma_beta import affine_groups, affine_subject, gamma_beta_subjects
-from theory.remedies import CircleSubject, circle_angle, circle_run
-from theory.subject import Options, network_subject
+from theory.claims.flow import flow, flow_subjects
+from theory.claims.gamma_beta import affine_groups, affine_subject, gamma_beta_subjects
+from theory.claims.remedies import CircleSubject, circle_angle, circle_run
+from theory.subjects.networks import Options, network_subject
 
 REMEDIES = (
     "fixed-norm-sgd",

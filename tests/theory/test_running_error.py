@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimal_nn.reference import batchnorm, layernorm, loss, weightnorm
-from theory.running_error import Bounded, roundoff, running
+from theory.numbers.bounded import Bounded, roundoff, running
 
 DTYPES = (np.float32, np.float64)
 STARTS = (Bounded, lambda array: running(array, array.dtype))

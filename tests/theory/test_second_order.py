@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from theory import arithmetic, second_order
 from theory.claim import CLAIMS
-from theory.identities import directional, symbol_subject
-from theory.jet import Jet
-from theory.subject import NORMALIZATIONS, Options, invariant_weights, weight_groups
+from theory.claims import second_order
+from theory.claims.identities import directional, symbol_subject
+from theory.numbers import arithmetic
+from theory.numbers.jet import Jet
+from theory.subjects.networks import NORMALIZATIONS, Options, invariant_weights, weight_groups
 
 IDS = (
     "hessian-scaling",

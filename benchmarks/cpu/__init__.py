@@ -1,0 +1,1 @@
+"""The cpu wing beside PyTorch and JAX."""

@@ -1,0 +1,1 @@
+"""Running many configurations, and a store of their results that survives interruption."""

@@ -1,0 +1,1 @@
+"""What a configuration of a figure runs: training, scaling, precision."""

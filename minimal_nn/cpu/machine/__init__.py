@@ -1,0 +1,1 @@
+"""What the operations of this wing stand on, without any mathematics: see minimal_nn.cpu."""

@@ -1,0 +1,37 @@
+"""What the wing's pure functions accept: float32 and float64 arrays, all of one type."""
+
+import numpy as np
+
+from minimal_nn.cpu.machine import threads
+
+# Below so many multiplications a second thread costs more than it gains.
+WORTH_A_THREAD = 1 << 20
+
+
+def floating(**arrays):
+    """Return the arrays in C order, refusing other types than float32 and float64 and mixtures."""
+    out = []
+    dtype = None
+    for name, array in arrays.items():
+        if array is None:
+            out.append(None)
+            continue
+        array = np.ascontiguousarray(array) if np.ndim(array) else np.asarray(array)
+        if array.dtype != np.float32 and array.dtype != np.float64:
+            raise TypeError(
+                f"{name}: got dtype {array.dtype}, expected float32 or float64 in the cpu wing; "
+                "convert it, or use the reference wing, which takes any arithmetic"
+            )
+        if dtype is not None and array.dtype != dtype:
+            raise TypeError(
+                f"{name}: got dtype {array.dtype}, expected {dtype} as the arguments before it; "
+                "convert one of them (nothing is promoted silently)"
+            )
+        dtype = array.dtype
+        out.append(array)
+    return out
+
+
+def thread_count(work):
+    """Return how many threads to use for so many multiplications."""
+    return threads.get_num_threads() if work >= WORTH_A_THREAD else 1

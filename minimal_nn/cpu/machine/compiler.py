@@ -1,0 +1,202 @@
+"""Compiling kernels, one at a time, on first use, with a cache on disk that cannot go stale.
+
+A kernel is a module-level function of (step, thread, unit, operands...); operands are pointers and
+integers.  `Kernel.address` compiles it for the types of its operands and returns the address of a C
+function; `program.py` calls such addresses.  So a network's first step compiles the kernels that
+the network uses and no others, and each only once for all networks of that number type.
+
+The cache.  Numba's own cache looks at the file of the function alone, so an edit of a function that
+it calls goes unnoticed.  Here the directory's name is a hash of all that the machine code depends
+on: the sources of the whole wing, Python, Numba, llvmlite, the processor's name and features, and
+the thread policy.  Each file starts with a checksum of the rest.  A cache that cannot be written,
+or a file that cannot be read back, costs compilations and one warning, never a wrong result.
+
+Set MINIMAL_NN_CACHE_DIR to move the cache; an empty value turns it off.
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import pickle
+import platform
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import llvmlite
+import numba
+from numba import types
+from numba.core.caching import NullCache
+from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
+
+from minimal_nn.cpu.machine import simd
+
+OPTIONS = {"error_model": "numpy", "boundscheck": False}
+NOTICE_SECONDS = 3.0
+THREAD_POLICY = "static shares, own barrier, BLAS on one thread"
+
+logger = logging.getLogger(__name__)
+
+
+def inline(function):
+    """Mark a function that kernels call: compiled as part of each kernel."""
+    return numba.njit(**OPTIONS)(function)
+
+
+def source_hash(directory):
+    """Return a hash of the names and contents of the Python files in a directory and below."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(directory).rglob("*.py")):
+        name = path.relative_to(directory).as_posix()
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+@functools.cache
+def cache_key():
+    """Return the hash of everything that compiled code depends on."""
+    parts = (
+        source_hash(Path(__file__).parents[1]),
+        sys.implementation.cache_tag,
+        numba.__version__,
+        llvmlite.__version__,
+        platform.machine(),
+        os.environ.get("NUMBA_CPU_NAME") or simd.llvm.get_host_cpu_name(),
+        ",".join(sorted(simd.features())),
+        os.environ.get("NUMBA_OPT", ""),
+        THREAD_POLICY,
+    )
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def cache_directory():
+    """Return where compiled kernels are kept, or None when caching is turned off."""
+    named = os.environ.get("MINIMAL_NN_CACHE_DIR")
+    if named == "":
+        return None
+    if named:
+        root = Path(named)
+    elif os.environ.get("XDG_CACHE_HOME"):
+        root = Path(os.environ["XDG_CACHE_HOME"]) / "minimal_nn"
+    else:
+        try:
+            root = Path.home() / ".cache" / "minimal_nn"
+        except RuntimeError:  # no home directory
+            return None
+    return root / cache_key()
+
+
+_warned = False
+
+
+def _warn_once(what, error):
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f"the cache of compiled kernels {what} ({error}); they are compiled anew, which takes "
+            "seconds at each start; set MINIMAL_NN_CACHE_DIR to a directory that can be written",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+class _Cache(NullCache):
+    """One file for a kernel and the types of its operands: a checksum, then a pickle."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def _path(self, signature):
+        directory = cache_directory()
+        if directory is None:
+            return None
+        name = f"{self.function.__module__}.{self.function.__qualname__}"
+        digest = hashlib.sha256(self.function.__code__.co_code + str(signature).encode())
+        return directory / f"{name}-{digest.hexdigest()[:24]}.bin"
+
+    def load_overload(self, sig, target_context):
+        path = self._path(sig)
+        if path is None:
+            return None
+        target_context.refresh()
+        try:
+            content = path.read_bytes()
+            checksum, payload = content[:32], content[32:]
+            if hashlib.sha256(payload).digest() != checksum:
+                raise ValueError(f"{path.name} is damaged")
+            return CompileResult._rebuild(target_context, *pickle.loads(payload))
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # whatever a damaged file causes: compile instead
+            _warn_once("cannot be read", error)
+            return None
+
+    def save_overload(self, sig, data):
+        path = self._path(sig)
+        if path is None:
+            return
+        try:
+            payload = pickle.dumps(data._reduce(), protocol=pickle.HIGHEST_PROTOCOL)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                file.write(hashlib.sha256(payload).digest() + payload)
+            os.replace(file.name, path)  # one step: a reader sees the old file or the new one
+        except OSError as error:
+            _warn_once("cannot be written", error)
+
+
+_spent = 0.0
+_noticed = False
+
+
+def _notice(seconds):
+    global _spent, _noticed
+    _spent += seconds
+    if _spent > NOTICE_SECONDS and not _noticed:
+        _noticed = True
+        print(
+            "minimal_nn: compiling kernels for this processor; later starts take them from a cache",
+            file=sys.stderr,
+        )
+
+
+class Kernel:
+    """A kernel and its compiled forms, one for each combination of operand types."""
+
+    def __init__(self, function):
+        self.function = function
+        self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        self._compiled = {}
+
+    def __repr__(self):
+        return f"<kernel {self.name}>"
+
+    def address(self, operand_types):
+        """Return the address of the C function for these operand types."""
+        key = tuple(map(id, operand_types))  # there is one object of each type; hashing it is slow
+        found = self._compiled.get(key)
+        if found is None:
+            found = self._compiled[key] = self._compile(operand_types)
+        return found.address
+
+    def _compile(self, operand_types):
+        arguments = (types.int64,) * 3 + operand_types
+        function = CFunc(self.function, (arguments, types.void), {}, OPTIONS)
+        function._cache = _Cache(self.function)
+        start = time.perf_counter()
+        function.compile()
+        seconds = time.perf_counter() - start
+        if not function.cache_hits:
+            logger.debug("compiled %s in %.2f s", self.name, seconds)
+            _notice(seconds)
+        return function
+
+
+def kernel(function):
+    """Make a module-level function (step, thread, unit, operands...) a `Kernel`."""
+    return Kernel(function)

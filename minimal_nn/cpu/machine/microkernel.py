@@ -1,0 +1,174 @@
+"""The register tile: C[rows, columns] = or += the product of a strip of A and a strip of B.
+
+    C[i, j] (+)= sum_{o < outer} sum_{k < inner} A[o a_step + (i, k)] B[o b_step + (k, j)]
+
+The tile of C, TILE_ROWS x 2 vectors, stays in registers for the whole sum.  One step in k reads two
+vectors of B, broadcasts one number of A for each row, and does one fused multiply-add for each
+register; that keeps the multipliers busy while A and B come from the nearest caches.  `outer` steps
+over blocks that lie apart (panels of a matrix, rows of an image), so nothing is copied into place:
+
+    product          A row-major:  A(i, k) at i a.row + k      panels of x, panels of W
+    convolution      the same, where a.row is the number of channels and `inner` = 3 channels: rows
+                     of A overlap, and three `outer` steps are the three image rows of the kernel
+    gradient of W    A transposed: A(i, k) at i + k a.row      x^T dz
+
+The strides a.row, b.row, c.row are part of the pointers' types, so constants here.  A sum begins at
+0 and is one chain in the order of (o, k); `add` adds the finished sum to C.  Splitting a long sum
+into calls with `add` therefore splits the chain, and nothing else (not the tile's shape, not the
+vector width) changes a bit of C.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from minimal_nn.cpu.machine import simd
+from minimal_nn.cpu.machine.simd import I64, LANES, REGISTERS, VECTORS, constant
+
+# Rows of the tile: as many as registers hold, two vectors each, beside two of B and one of A.
+TILE_ROWS = 8 if REGISTERS == 32 else 6
+# The transposed tile's rows divide a panel's width.
+TRANSPOSED_ROWS = 8 if REGISTERS == 32 else 4
+TILE_VECTORS = 2
+
+
+def make_tile(rows, transposed):
+    """Return the intrinsic tile(a, a_step, b, b_step, c, outer, inner, add) for rows of C."""
+
+    @intrinsic
+    def tile(typing, a, a_step, b, b_step, c, outer, inner, add):
+        dtype = a.dtype
+        lanes = LANES[dtype]
+        vectors = min(TILE_VECTORS, b.row // lanes, c.row // lanes)
+        a_row, a_column = (1, a.row) if transposed else (a.row, 1)
+        vector = VECTORS[dtype].llvm
+        number = vector.element
+
+        def generate(context, builder, signature, arguments):
+            a, a_step, b, b_step, c, outer, inner, add = arguments
+
+            def c_at(i, j):
+                row = signature.args[4].row
+                return simd.address(builder, c, i * row + j * lanes, dtype, vector)
+
+            cells = [(i, j) for i in range(rows) for j in range(vectors)]
+            total = {cell: cgutils.alloca_once(builder, vector) for cell in cells}
+            for cell in cells:
+                builder.store(ir.Constant(vector, None), total[cell])
+            a_outer = cgutils.alloca_once_value(builder, a)
+            b_outer = cgutils.alloca_once_value(builder, b)
+            a_inner = cgutils.alloca_once(builder, a.type)
+            b_inner = cgutils.alloca_once(builder, b.type)
+            with cgutils.for_range(builder, outer):
+                builder.store(builder.load(a_outer), a_inner)
+                builder.store(builder.load(b_outer), b_inner)
+                with cgutils.for_range(builder, inner):
+                    left, right = builder.load(a_inner), builder.load(b_inner)
+                    columns = [
+                        simd.aligned_load(
+                            builder,
+                            simd.address(builder, right, j * lanes, dtype, vector),
+                            dtype,
+                        )
+                        for j in range(vectors)
+                    ]
+                    for i in range(rows):
+                        where = simd.address(builder, left, i * a_row, dtype, number)
+                        factor = simd.broadcast(
+                            builder, simd.aligned_load(builder, where, dtype), vector
+                        )
+                        for j in range(vectors):
+                            before = builder.load(total[i, j])
+                            after = simd.multiply_add(builder, factor, columns[j], before)
+                            builder.store(after, total[i, j])
+                    _advance(builder, a_inner, left, a_column, dtype)
+                    _advance(builder, b_inner, right, signature.args[2].row, dtype)
+                _advance(builder, a_outer, builder.load(a_outer), a_step, dtype)
+                _advance(builder, b_outer, builder.load(b_outer), b_step, dtype)
+            with builder.if_else(builder.icmp_signed("!=", add, constant(I64, 0))) as (then, other):
+                with then:
+                    for cell in cells:
+                        where = c_at(*cell)
+                        before = simd.aligned_load(builder, where, dtype)
+                        after = builder.fadd(before, builder.load(total[cell]))
+                        simd.aligned_store(builder, after, where, dtype)
+                with other:
+                    for cell in cells:
+                        value = builder.load(total[cell])
+                        simd.aligned_store(builder, value, c_at(*cell), dtype)
+            return context.get_dummy_value()
+
+        integer = types.int64
+        kinds = (a, integer, b, integer, c, integer, integer, integer)
+        return types.void(*kinds), generate
+
+    return tile
+
+
+def _advance(builder, variable, before, count, dtype):
+    after = simd.address(builder, before, count, dtype, ir.IntType(8))
+    builder.store(after, variable)
+
+
+tile = make_tile(TILE_ROWS, transposed=False)
+tile_transposed = make_tile(TRANSPOSED_ROWS, transposed=True)
+
+
+def make_transform(matrix):
+    """Return the intrinsic transform(source, row, column, target, target_row, target_column).
+
+    It writes M S M^T for one vector of channels, for a matrix M known when it is compiled: S[i, j]
+    is the vector at source + i row + j column, and its transform goes to target in the same way.
+    Everything in between stays in registers.
+    """
+    matrix = [[float(entry) for entry in entries] for entries in matrix]
+
+    @intrinsic
+    def transform(typing, source, row, column, target, target_row, target_column):
+        dtype = source.dtype
+        vector = VECTORS[dtype].llvm
+
+        def generate(context, builder, signature, arguments):
+            source, row, column, target, target_row, target_column = arguments
+
+            def at(base, i, i_step, j, j_step):
+                offset = builder.add(
+                    builder.mul(i_step, constant(I64, i)), builder.mul(j_step, constant(I64, j))
+                )
+                return simd.address(builder, base, offset, dtype, vector)
+
+            count = range(len(matrix[0]))
+            columns = []
+            for j in count:
+                places = [at(source, i, row, j, column) for i in count]
+                values = [simd.aligned_load(builder, place, dtype) for place in places]
+                columns.append([_combine(builder, entries, values) for entries in matrix])
+            for i in range(len(matrix)):
+                values = [columns[j][i] for j in count]
+                for j, entries in enumerate(matrix):
+                    place = at(target, i, target_row, j, target_column)
+                    simd.aligned_store(builder, _combine(builder, entries, values), place, dtype)
+            return context.get_dummy_value()
+
+        integer = types.int64
+        return types.void(source, integer, integer, target, integer, integer), generate
+
+    return transform
+
+
+def _combine(builder, entries, values):
+    """Emit the sum of entries[i] values[i]: nothing for entries 0, no product for 1 and -1."""
+    terms = [(entry, value) for entry, value in zip(entries, values, strict=True) if entry]
+    terms.sort(key=lambda term: abs(term[0]) != 1)
+    (entry, total), *rest = terms
+    if entry != 1:
+        total = builder.fmul(constant(total.type, entry), total)
+    for entry, value in rest:
+        if entry == 1:
+            total = builder.fadd(total, value)
+        elif entry == -1:
+            total = builder.fsub(total, value)
+        else:
+            total = simd.multiply_add(builder, constant(total.type, entry), value, total)
+    return total

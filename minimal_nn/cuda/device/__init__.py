@@ -1,0 +1,1 @@
+"""All that knows the device: launches, arrays, instructions, assembly."""

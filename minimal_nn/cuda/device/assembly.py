@@ -1,0 +1,191 @@
+"""What a kernel becomes on the chip, seen without one: PTX, registers, spills, and faults.
+
+`assemble` compiles a kernel for sm_90a (H100, H200) and lets `ptxas` assemble it.  `faults` lists
+what must not be there: spilled registers, a stack, atomics, and float64 in a kernel of float32.
+The signature of a kernel comes from a launch under `launch.recorded`.
+"""
+
+import collections
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import types as python_types
+from pathlib import Path
+from typing import NamedTuple
+
+from numba import types
+
+from minimal_nn.cuda.device.launch import cuda
+
+CAPABILITY = (9, 0, "a")
+ARCHITECTURE = "sm_90a"
+REGISTERS = 65536  # of one multiprocessor
+THREADS = 2048
+SHARED_BYTES = 233472
+STATIC_SHARED_BYTES = 49152  # of a block, without asking for more
+_ATOMIC = re.compile(r"^\s*(?:@!?%p\d+\s+)?(?:atom|red)\.", re.MULTILINE)
+_WIDE = re.compile(r"\.f64\b")
+
+
+class Assembly(NamedTuple):
+    """A compiled kernel: its PTX, its machine code and what `ptxas` says of it."""
+
+    name: str
+    threads: int
+    blocks: int | None
+    ptx: str
+    cubin: bytes
+    registers: int
+    stack: int
+    spill_stores: int
+    spill_loads: int
+    shared: int
+    widens: bool  # float64 is meant to be there
+
+    @property
+    def occupancy(self):
+        """How many blocks fit on a multiprocessor: by registers, threads and shared memory."""
+        granted = -(-self.registers // 8) * 8
+        by_registers = REGISTERS // (granted * self.threads)
+        by_shared = SHARED_BYTES // (self.shared + 1024)
+        return min(by_registers, THREADS // self.threads, by_shared, 32)
+
+
+@contextlib.contextmanager
+def _without_driver():
+    """Let Numba compile device functions without asking the driver for the device."""
+    from numba.cuda import dispatcher
+
+    before = dispatcher.get_current_device
+    device = python_types.SimpleNamespace(compute_capability=CAPABILITY[:2])
+    dispatcher.get_current_device = lambda: device
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = before
+
+
+def compile_ptx(kernel, signature):
+    """Return the PTX of a kernel for arguments of the given Numba types."""
+    with _without_driver():
+        ptx, _ = cuda.compile_ptx(
+            kernel.function, types.void(*signature), cc=CAPABILITY, launch_bounds=kernel.bounds
+        )
+    return ptx
+
+
+def tool(name):
+    """Return the path of ptxas or nvdisasm: on the PATH, or in NVIDIA's Python packages."""
+    found = shutil.which(name)
+    if found is None:
+        spec = importlib.util.find_spec("nvidia")
+        for folder in spec.submodule_search_locations if spec else ():
+            candidate = Path(folder, "cu13", "bin", name)
+            if candidate.exists():
+                found = str(candidate)
+    if found is None:
+        raise FileNotFoundError(
+            f"{name} was not found: pip install nvidia-cuda-nvcc==13.0.88 (ptxas) or "
+            "nvidia-cuda-nvdisasm (nvdisasm), or put it on the PATH"
+        )
+    return found
+
+
+def assemble(kernel, signature):
+    """Compile and assemble a kernel; return its `Assembly`."""
+    ptx = compile_ptx(kernel, signature)
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = os.path.join(folder, "kernel.ptx"), os.path.join(folder, "kernel.cubin")
+        Path(source).write_text(ptx)
+        command = [tool("ptxas"), "-v", "-arch", ARCHITECTURE, source, "-o", target]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{kernel.name}: ptxas refuses it: {done.stderr.strip()}")
+        cubin = Path(target).read_bytes()
+    said = done.stderr
+
+    def number(pattern):
+        return sum(int(n) for n in re.findall(pattern, said))
+
+    return Assembly(
+        kernel.name,
+        kernel.threads,
+        kernel.blocks,
+        ptx,
+        cubin,
+        registers=number(r"Used (\d+) registers"),
+        stack=number(r"(\d+) bytes stack frame"),
+        spill_stores=number(r"(\d+) bytes spill stores"),
+        spill_loads=number(r"(\d+) bytes spill loads"),
+        shared=number(r"(\d+) bytes smem"),
+        widens=kernel.widens or any(_has_float64(kind) for kind in signature),
+    )
+
+
+def _has_float64(kind):
+    if isinstance(kind, types.BaseTuple):
+        return any(_has_float64(item) for item in kind)
+    return getattr(kind, "dtype", kind) == types.float64
+
+
+def faults(assembly):
+    """Return, in words, what is wrong with an assembled kernel; an empty list where nothing is."""
+    found = []
+    if assembly.spill_stores or assembly.spill_loads:
+        found.append(
+            f"spills {assembly.spill_stores} bytes of registers and loads {assembly.spill_loads}"
+        )
+    elif assembly.stack:
+        found.append(f"has a stack of {assembly.stack} bytes")
+    budget = min(255, REGISTERS // (assembly.threads * (assembly.blocks or 1)))
+    if assembly.registers > budget:
+        found.append(f"uses {assembly.registers} registers, its launch bounds allow {budget}")
+    if assembly.shared > STATIC_SHARED_BYTES:
+        found.append(f"declares {assembly.shared} bytes of shared memory, a launch takes 49152")
+    if _ATOMIC.search(assembly.ptx):
+        found.append("has an atomic operation")
+    if not assembly.widens and _WIDE.search(assembly.ptx):
+        lines = [line.strip() for line in assembly.ptx.splitlines() if _WIDE.search(line)]
+        found.append(f"computes in float64: {lines[-1]}")
+    return [f"{assembly.name}: {fault}" for fault in found]
+
+
+def instructions(assembly):
+    """Return the machine instructions of the kernel in order: (label or None, name, operands)."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = os.path.join(folder, "kernel.cubin")
+        Path(target).write_bytes(assembly.cubin)
+        done = subprocess.run([tool("nvdisasm"), "-c", target], capture_output=True, text=True)
+    line = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.a-z]*)([^;]*);")
+    label = re.compile(r"(\.L_x_\d+):")
+    found, pending = [], None
+    for text in done.stdout.splitlines():
+        if match := label.match(text):
+            pending = match.group(1)
+        elif match := line.match(text):
+            found.append((pending, match.group(1), match.group(2)))
+            pending = None
+    return found
+
+
+def main_loop(assembly, kinds=("FFMA", "DFMA", "DMMA", "HMMA")):
+    """Return how often each instruction stands in the loop with the most of `kinds`.
+
+    A loop is what lies between a label and a branch back to it; of nested ones with the same
+    products the shortest is taken.
+    """
+    code = instructions(assembly)
+    labels = {label: i for i, (label, _, _) in enumerate(code) if label}
+    best, most = collections.Counter(), (0, 0)
+    for i, (_, name, operands) in enumerate(code):
+        target = re.search(r"\.L_x_\d+", operands)
+        if name == "BRA" and target and labels.get(target.group(0), i + 1) <= i:
+            body = collections.Counter(n for _, n, _ in code[labels[target.group(0)] : i + 1])
+            products = sum(n for k, n in body.items() if k.split(".")[0] in kinds)
+            if products and (products, -sum(body.values())) > most:
+                best, most = body, (products, -sum(body.values()))
+    return best

@@ -1,0 +1,1 @@
+"""What kernels are composed of: vectors, reductions, elementwise passes, unrolling."""

@@ -1,0 +1,1 @@
+"""What `python -m theory` prints and writes: the table, the page."""

@@ -1,0 +1,215 @@
+"""The claims as a page: `python -m theory --report DIR` writes one self-contained HTML file.
+
+Mathematics is MathML, pictures are inline SVG; nothing is loaded from elsewhere, no script runs.
+"""
+
+import html
+import io
+import re
+from pathlib import Path
+
+from minimal_nn.files import whole_file
+from theory.report import table
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8886; --soft: #8882; --good: #0a7d4f; --bad: #c2410c; }
+* { box-sizing: border-box; }
+body { font: 16px/1.55 Georgia, 'Times New Roman', serif; max-width: 52rem; margin: 0 auto;
+       padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
+h2 code { font-weight: normal; }
+code, td.figure, th { font-family: ui-monospace, 'DejaVu Sans Mono', monospace; font-size: .85em; }
+.statement { overflow-x: auto; padding: .75rem 1rem; background: var(--soft); font-size: 1.15em; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; margin: .75rem 0; }
+th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line);
+         white-space: nowrap; }
+dt { font-weight: bold; } dd { margin: 0 0 .5rem 1rem; }
+.good { color: var(--good); } .bad { color: var(--bad); font-weight: bold; }
+p { overflow-x: auto; overflow-y: hidden; }
+nav ul { columns: 2; padding-left: 1.2rem; } @media (max-width: 34rem) { nav ul { columns: 1; } }
+svg { width: 100%; min-width: 30rem; height: auto; background: #fff; }
+math { font-size: 1.05em; }
+"""
+
+
+def mathematics(latex, display=False):
+    """Return LaTeX as a MathML element."""
+    from latex2mathml.converter import convert
+
+    markup = convert(" ".join(latex.split()), display="block" if display else "inline")
+    # A bar would be set as an operator, with space around it; here it is always a fence.
+    fence = '<mo lspace="0" rspace="0" stretchy="false">|</mo>'
+    return re.sub(r"<mo[^>]*>(\||&#x0007C;)</mo>", fence, markup)
+
+
+def prose(text):
+    """Return words with $...$ mathematics as HTML paragraphs (a blank line begins a new one)."""
+    paragraphs = []
+    for paragraph in re.split(r"\n\s*\n", text.strip()):
+        parts = paragraph.split("$")
+        if len(parts) % 2 == 0:
+            raise ValueError(f"text: got an odd number of $ in {paragraph!r}, expected pairs")
+        pieces = [
+            mathematics(part) if position % 2 else html.escape(part)
+            for position, part in enumerate(parts)
+        ]
+        paragraphs.append(f"<p>{''.join(pieces)}</p>")
+    return "\n".join(paragraphs)
+
+
+_COLORS = ("#0072B2", "#555555", "#D55E00")
+
+
+def _figures(measurement):
+    return measurement.measured, measurement.bound, measurement.control
+
+
+def _axes(height):
+    """Return an axes of a figure of its own, `height` inches high."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, height))
+    FigureCanvasSVG(figure)
+    axes = figure.add_axes((0.27, 0.42 / height, 0.70, 1 - 0.47 / height))
+    axes.tick_params(labelsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return axes
+
+
+def _svg(axes):
+    text = io.StringIO()
+    axes.figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def curve(verdicts):
+    """Return an SVG of measured against predicted exponents, "" where no verdict has a curve."""
+    rows = [v.measurement.details["curve"] for v in verdicts if "curve" in v.measurement.details]
+    if not rows:
+        return ""
+    axes = _axes(2.6)
+    for points in rows:
+        x, measured, predicted = zip(*points, strict=True)
+        axes.plot(x, predicted, "-", color=_COLORS[1], lw=0.8)
+        axes.plot(x, measured, "o", color=_COLORS[0], ms=3)
+    axes.set_xlabel("log2 of a, the factor of |w|", fontsize=8)
+    axes.set_ylabel("exponent nu: o measured, - predicted", fontsize=8)
+    return _svg(axes)
+
+
+def picture(verdicts):
+    """Return an SVG of a claim's verdicts: residual, bound and control of each on a log axis."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes = _axes(0.6 + 0.26 * len(verdicts))
+    values = [
+        value
+        for verdict in verdicts
+        for value in _figures(verdict.measurement)
+        if value and value > 0
+    ]
+    floor = min(values, default=1.0) / 100  # where an exact 0 is drawn
+    for position, verdict in enumerate(reversed(verdicts)):
+        marks = zip(_figures(verdict.measurement), ("o", "|", "x"), _COLORS, strict=True)
+        for value, marker, color in marks:
+            if value is not None:
+                axes.plot(max(float(value), floor), position, marker, color=color, ms=7)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=8))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(verdicts)))
+    axes.set_yticklabels(
+        [f"{v.subject} {v.arithmetic}" for v in reversed(verdicts)], fontsize=8
+    )
+    axes.set_ylim(-0.6, len(verdicts) - 0.4)
+    axes.set_xlabel(
+        f"o measured    | bound    x control    (0 is drawn at {floor:.0e})", fontsize=8
+    )
+    return _svg(axes)
+
+
+def _items(claim, verdicts):
+    yield "Source", html.escape(claim.source)
+    yield "Assumptions", html.escape("; ".join(claim.assumptions))
+    yield "Measured", html.escape(" ".join((claim.measure.__doc__ or "").split()))
+    yield "Control", html.escape(claim.control)
+    bounds = sorted({verdict.measurement.how for verdict in verdicts})
+    yield "Bound", html.escape("; ".join(bounds))
+    yield "Arithmetics", html.escape("; ".join(table.fits(claim)))
+    if claim.erratum:
+        yield "Erratum", html.escape(claim.erratum)
+
+
+def section(claim, verdicts):
+    """Return a claim's part of the page."""
+    rows = []
+    for verdict in verdicts:
+        m, mark = verdict.measurement, "good" if verdict.verified else "bad"
+        cells = [f"{verdict.subject} {verdict.arithmetic}"]
+        cells += [table.number(value) for value in (m.measured, m.bound, m.control)]
+        cells = "".join(f'<td class="figure">{html.escape(cell)}</td>' for cell in cells)
+        word = html.escape(table.row(verdict)[-1])
+        rows.append(f'<tr>{cells}<td class="{mark}">{word}</td></tr>')
+    items = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in _items(claim, verdicts))
+    drawing = curve(verdicts) + picture(verdicts) if verdicts else ""
+    return f"""
+<section id="{claim.id}">
+<h2>{html.escape(claim.id.replace('-', ' '))} <code>{claim.id}</code></h2>
+<div class="statement">{mathematics(claim.statement, display=True)}</div>
+{prose(claim.derivation)}
+<dl>{items}</dl>
+<div class="wide"><table>
+<tr><th>subject</th><th>measured</th><th>bound</th><th>control</th><th>verdict</th></tr>
+{"".join(rows)}
+</table></div>
+<div class="wide">{drawing}</div>
+</section>"""
+
+
+def _left_out(left_out):
+    lines = "".join(f"<p>{html.escape(line)}</p>" for line in table.notes(left_out, wrap=False))
+    return f"<section><h2>Left out</h2>{lines}</section>" if lines else ""
+
+
+def page(verdicts, seconds, left_out):
+    """Return the whole page as text; left_out: {claim: {arithmetic: reason}}, to be named."""
+    claims = list({verdict.claim.id: verdict.claim for verdict in verdicts}.values())
+    links = "".join(
+        f'<li><a href="#{c.id}">{html.escape(c.id.replace("-", " "))}</a></li>' for c in claims
+    )
+    versions = ", ".join(f"{key} {value}" for key, value in table.versions().items())
+    body = "".join(section(c, [v for v in verdicts if v.claim.id == c.id]) for c in claims)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>L2 regularization versus normalization: the claims</title>
+<link rel="icon" href="data:,">
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>L2 regularization versus normalization: the claims</h1>
+<p>{html.escape(table.summary(verdicts, seconds))}.</p>
+<p>A bit-exact claim has the bound 0: with a = 2^k only exponents change, so both sides must have
+the same bits. A control takes an assumption away and must fail. {html.escape(versions)}.</p>
+<nav><ul>{links}</ul></nav>
+{body}
+{_left_out(left_out)}
+</body>
+</html>
+"""
+
+
+def write(folder, verdicts, seconds, left_out):
+    """Write the page to `folder`/index.html, whole or not at all, and return its path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "index.html"
+    with whole_file(path, "w") as file:
+        file.write(page(verdicts, seconds, left_out))
+    return path

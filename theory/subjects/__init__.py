@@ -1,0 +1,1 @@
+"""What claims are measured on: built-in networks, and controlled random walks."""

@@ -1,0 +1,1 @@
+"""The claims on other people's code: losses, models, modules."""
