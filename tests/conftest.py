@@ -21,6 +21,20 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("deterministic")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--nightly", action="store_true", help="run searches at full size (tests marked nightly)"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--nightly"):
+        left_out = pytest.mark.skip(reason="a search at full size: run with --nightly")
+        for item in items:
+            if "nightly" in item.keywords:
+                item.add_marker(left_out)
+
+
 def pytest_generate_tests(metafunc):
     operation = metafunc.module.__name__.rpartition(".")[2].removeprefix("test_")
     if operation not in OPERATIONS:
