@@ -15,7 +15,7 @@ from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.microkernel import TILE_ROWS, TRANSPOSED_ROWS, tile, tile_transposed
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, load, store, transpose_square
+from minimal_nn.cpu.machine.vectors import fill, load, store, transpose_square
 
 BLOCK = 128
 

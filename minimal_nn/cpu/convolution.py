@@ -34,7 +34,7 @@ from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.microkernel import TILE_ROWS, TRANSPOSED_ROWS, tile, tile_transposed
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, load, pointer_at, store, transpose_square
+from minimal_nn.cpu.machine.vectors import fill, load, pointer_at, store, transpose_square
 from minimal_nn.cpu.machine.workspace import elements
 
 GROUPS = 16  # of images, each with its own sum of weight gradients

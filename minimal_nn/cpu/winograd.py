@@ -56,7 +56,7 @@ from minimal_nn.cpu.machine.microkernel import (
     tile,
     tile_transposed,
 )
-from minimal_nn.cpu.machine.simd import load, store
+from minimal_nn.cpu.machine.vectors import load, store
 from minimal_nn.cpu.machine.workspace import Operand
 
 POINTS = {

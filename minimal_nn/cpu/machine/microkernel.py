@@ -23,8 +23,17 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from minimal_nn.cpu.machine import simd
-from minimal_nn.cpu.machine.simd import I64, LANES, REGISTERS, VECTORS, constant
+from minimal_nn.cpu.machine.processor import I64, REGISTERS
+from minimal_nn.cpu.machine.vectors import (
+    LANES,
+    VECTORS,
+    address,
+    aligned_load,
+    aligned_store,
+    broadcast,
+    constant,
+    multiply_add,
+)
 
 # Rows of the tile: as many as registers hold, two vectors each, beside two of B and one of A.
 TILE_ROWS = 8 if REGISTERS == 32 else 6
@@ -50,7 +59,7 @@ def make_tile(rows, transposed):
 
             def c_at(i, j):
                 row = signature.args[4].row
-                return simd.address(builder, c, i * row + j * lanes, dtype, vector)
+                return address(builder, c, i * row + j * lanes, dtype, vector)
 
             cells = [(i, j) for i in range(rows) for j in range(vectors)]
             total = {cell: cgutils.alloca_once(builder, vector) for cell in cells}
@@ -66,21 +75,21 @@ def make_tile(rows, transposed):
                 with cgutils.for_range(builder, inner):
                     left, right = builder.load(a_inner), builder.load(b_inner)
                     columns = [
-                        simd.aligned_load(
+                        aligned_load(
                             builder,
-                            simd.address(builder, right, j * lanes, dtype, vector),
+                            address(builder, right, j * lanes, dtype, vector),
                             dtype,
                         )
                         for j in range(vectors)
                     ]
                     for i in range(rows):
-                        where = simd.address(builder, left, i * a_row, dtype, number)
-                        factor = simd.broadcast(
-                            builder, simd.aligned_load(builder, where, dtype), vector
+                        where = address(builder, left, i * a_row, dtype, number)
+                        factor = broadcast(
+                            builder, aligned_load(builder, where, dtype), vector
                         )
                         for j in range(vectors):
                             before = builder.load(total[i, j])
-                            after = simd.multiply_add(builder, factor, columns[j], before)
+                            after = multiply_add(builder, factor, columns[j], before)
                             builder.store(after, total[i, j])
                     _advance(builder, a_inner, left, a_column, dtype)
                     _advance(builder, b_inner, right, signature.args[2].row, dtype)
@@ -90,13 +99,13 @@ def make_tile(rows, transposed):
                 with then:
                     for cell in cells:
                         where = c_at(*cell)
-                        before = simd.aligned_load(builder, where, dtype)
+                        before = aligned_load(builder, where, dtype)
                         after = builder.fadd(before, builder.load(total[cell]))
-                        simd.aligned_store(builder, after, where, dtype)
+                        aligned_store(builder, after, where, dtype)
                 with other:
                     for cell in cells:
                         value = builder.load(total[cell])
-                        simd.aligned_store(builder, value, c_at(*cell), dtype)
+                        aligned_store(builder, value, c_at(*cell), dtype)
             return context.get_dummy_value()
 
         integer = types.int64
@@ -107,7 +116,7 @@ def make_tile(rows, transposed):
 
 
 def _advance(builder, variable, before, count, dtype):
-    after = simd.address(builder, before, count, dtype, ir.IntType(8))
+    after = address(builder, before, count, dtype, ir.IntType(8))
     builder.store(after, variable)
 
 
@@ -136,19 +145,19 @@ def make_transform(matrix):
                 offset = builder.add(
                     builder.mul(i_step, constant(I64, i)), builder.mul(j_step, constant(I64, j))
                 )
-                return simd.address(builder, base, offset, dtype, vector)
+                return address(builder, base, offset, dtype, vector)
 
             count = range(len(matrix[0]))
             columns = []
             for j in count:
                 places = [at(source, i, row, j, column) for i in count]
-                values = [simd.aligned_load(builder, place, dtype) for place in places]
+                values = [aligned_load(builder, place, dtype) for place in places]
                 columns.append([_combine(builder, entries, values) for entries in matrix])
             for i in range(len(matrix)):
                 values = [columns[j][i] for j in count]
                 for j, entries in enumerate(matrix):
                     place = at(target, i, target_row, j, target_column)
-                    simd.aligned_store(builder, _combine(builder, entries, values), place, dtype)
+                    aligned_store(builder, _combine(builder, entries, values), place, dtype)
             return context.get_dummy_value()
 
         integer = types.int64
@@ -170,5 +179,5 @@ def _combine(builder, entries, values):
         elif entry == -1:
             total = builder.fsub(total, value)
         else:
-            total = simd.multiply_add(builder, constant(total.type, entry), value, total)
+            total = multiply_add(builder, constant(total.type, entry), value, total)
     return total
