@@ -99,8 +99,7 @@ def description():
         names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         if names:
             model = names[0].partition(":")[2].strip()
-    target = processor.llvm.get_host_cpu_name()
-    return f"{model}, {8 * processor.VECTOR_BYTES}-bit vectors ({target})"
+    return f"{model}, {8 * processor.VECTOR_BYTES}-bit vectors ({processor.name()})"
 
 
 def measure(threads):

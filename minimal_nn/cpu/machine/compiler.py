@@ -65,8 +65,9 @@ def cache_key():
         numba.__version__,
         llvmlite.__version__,
         platform.machine(),
-        os.environ.get("NUMBA_CPU_NAME") or processor.llvm.get_host_cpu_name(),
+        processor.name(),
         ",".join(sorted(processor.features())),
+        f"{processor.VECTOR_BYTES} {processor.REGISTERS}",
         os.environ.get("NUMBA_OPT", ""),
         THREAD_POLICY,
     )

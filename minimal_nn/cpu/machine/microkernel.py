@@ -18,15 +18,18 @@ into calls with `add` therefore splits the chain, and nothing else (not the tile
 vector width) changes a bit of C.
 """
 
+import math
+
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core import cgutils, errors
+from numba.extending import intrinsic, overload
 
 from minimal_nn.cpu.machine.processor import I64, REGISTERS
 from minimal_nn.cpu.machine.vectors import (
     LANES,
     VECTORS,
+    PointerType,
     address,
     aligned_load,
     aligned_store,
@@ -37,20 +40,39 @@ from minimal_nn.cpu.machine.vectors import (
 
 # Rows of the tile: as many as registers hold, two vectors each, beside two of B and one of A.
 TILE_ROWS = 8 if REGISTERS == 32 else 6
-# The transposed tile's rows divide a panel's width.
-TRANSPOSED_ROWS = 8 if REGISTERS == 32 else 4
+MOST_TRANSPOSED_ROWS = 8 if REGISTERS == 32 else 4
 TILE_VECTORS = 2
 
 
-def make_tile(rows, transposed):
-    """Return the intrinsic tile(a, a_step, b, b_step, c, outer, inner, add) for rows of C."""
+def transposed_rows(a):
+    """transposed_rows(a): rows of the tile of a transposed matrix A, columns of A as it lies.
+
+    They divide the length of A's rows, which is as short as one vector: whatever the width of
+    vectors, whole tiles end where the rows end.
+    """
+    return math.gcd(MOST_TRANSPOSED_ROWS, a.row)
+
+
+@overload(transposed_rows)
+def _overload_transposed_rows(a):
+    if isinstance(a, PointerType):
+        rows = transposed_rows(a)
+        return lambda a: rows
+
+
+def make_tile(transposed):
+    """Return the intrinsic tile(a, a_step, b, b_step, c, outer, inner, add)."""
 
     @intrinsic
     def tile(typing, a, a_step, b, b_step, c, outer, inner, add):
         dtype = a.dtype
         lanes = LANES[dtype]
-        vectors = min(TILE_VECTORS, b.row // lanes, c.row // lanes)
+        rows = transposed_rows(a) if transposed else TILE_ROWS
         a_row, a_column = (1, a.row) if transposed else (a.row, 1)
+        panel = c.row if transposed else b.row
+        vectors = panel // lanes
+        if panel % lanes or vectors not in (1, TILE_VECTORS):
+            raise errors.TypingError(f"a panel of {panel} numbers is not 1 or 2 vectors wide")
         vector = VECTORS[dtype].llvm
         number = vector.element
 
@@ -120,8 +142,8 @@ def _advance(builder, variable, before, count, dtype):
     builder.store(after, variable)
 
 
-tile = make_tile(TILE_ROWS, transposed=False)
-tile_transposed = make_tile(TRANSPOSED_ROWS, transposed=True)
+tile = make_tile(transposed=False)
+tile_transposed = make_tile(transposed=True)
 
 
 def make_transform(matrix):

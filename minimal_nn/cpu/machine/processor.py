@@ -8,6 +8,7 @@ import functools
 import os
 
 import llvmlite.binding as llvm
+import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -17,29 +18,48 @@ I32, I64 = ir.IntType(32), ir.IntType(64)
 BYTES = ir.IntType(8).as_pointer()
 
 
+ENVIRONMENT = "MINIMAL_NN_VECTORS"
+
+
+def name():
+    """Return the name of the processor that kernels are compiled for."""
+    return numba.config.CPU_NAME or llvm.get_host_cpu_name()
+
+
 @functools.cache
 def features():
     """Return the processor's feature names, or those that NUMBA_CPU_FEATURES names."""
-    named = os.environ.get("NUMBA_CPU_FEATURES")
+    named = numba.config.CPU_FEATURES  # none of them where NUMBA_CPU_NAME is generic
     if named is not None:
         return frozenset(part[1:] for part in named.split(",") if part.startswith("+"))
-    if os.environ.get("NUMBA_CPU_NAME") == "generic":
-        return frozenset()
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
 
 
-def _vector_bytes():
-    if "avx512f" in features():
-        return 64
-    return 32 if "avx" in features() else 16
+def geometry():
+    """Return the bytes of a vector and the number of vector registers.
+
+    MINIMAL_NN_VECTORS sets both, as bits x registers, in place of the processor's: 128x32 is the
+    geometry of 64-bit Arm.  Vectors wider than the processor's are taken in parts.
+    """
+    named = os.environ.get(ENVIRONMENT)
+    if named:
+        if named not in GEOMETRIES:
+            raise ValueError(
+                f"{ENVIRONMENT}: got {named!r}, expected bits of a vector x registers, one of "
+                f"{', '.join(GEOMETRIES)}"
+            )
+        bits, registers = named.split("x")
+        return int(bits) // 8, int(registers)
+    size = 64 if "avx512f" in features() else 32 if "avx" in features() else 16
+    return size, 32 if size == 64 or IS_ARM else 16
 
 
-VECTOR_BYTES = _vector_bytes()
+GEOMETRIES = ("128x16", "128x32", "256x16", "256x32", "512x32")
 # On Arm fused multiply-add is part of the base instruction set, under no feature name of its own.
 IS_X86 = llvm.get_process_triple().split("-")[0] in ("x86_64", "i386", "i686", "amd64")
 IS_ARM = llvm.get_process_triple().split("-")[0] in ("aarch64", "arm64")
 HAS_FMA = "fma" in features() if IS_X86 else IS_ARM
-REGISTERS = 32 if VECTOR_BYTES == 64 or IS_ARM else 16
+VECTOR_BYTES, REGISTERS = geometry()
 
 
 @intrinsic
