@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from minimal_nn.cpu import batchnorm
-from minimal_nn.cpu.machine import simd, workspace
+from minimal_nn.cpu.machine import processor, workspace
 from minimal_nn.cpu.machine.compiler import kernel
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, fma, load, store
+from minimal_nn.cpu.machine.vectors import fill, fma, load, store
 from minimal_nn.cpu.machine.workspace import elements
 
 CHAINS = 12
@@ -99,7 +99,7 @@ def description():
         names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         if names:
             model = names[0].partition(":")[2].strip()
-    return f"{model}, {8 * simd.VECTOR_BYTES}-bit vectors ({simd.llvm.get_host_cpu_name()})"
+    return f"{model}, {8 * processor.VECTOR_BYTES}-bit vectors ({processor.name()})"
 
 
 def measure(threads):
