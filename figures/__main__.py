@@ -20,10 +20,10 @@ from collections import Counter
 import numpy as np
 
 import minimal_nn
-from figures import presets
+from figures import presets, runs
 from figures.drawing import FIGURES, draw, figure
-from figures.grid import runner, store
-from figures.runs import kinds, training
+from figures.grid import archive, executors, runner, store
+from figures.runs.data import fingerprint
 from minimal_nn.files import whole_file
 
 OUT = pathlib.Path("build") / "figures"
@@ -39,7 +39,7 @@ def parser():
     p.add_argument("--list", action="store_true", help="list figures and presets, and end")
     p.add_argument("--data", metavar="DIR", help="where CIFAR-10 lies (laptop and paper presets)")
     p.add_argument("--data-note", metavar="TEXT", help='what the data are, as in "JPEG q75"')
-    p.add_argument("--jobs", type=int, default=runner.cores(), help="worker processes")
+    p.add_argument("--jobs", type=int, default=executors.cores(), help="worker processes")
     p.add_argument("--dask", metavar="ADDRESS", help="run on this Dask cluster (extra `cluster`)")
     p.add_argument("--backend", choices=("cpu", "reference", "cuda"), default="cpu")
     p.add_argument("--store", type=pathlib.Path, default=OUT / "store")
@@ -56,11 +56,11 @@ def parser():
     return p
 
 
-def completed(configuration, arguments, fingerprint):
+def completed(configuration, arguments, data_hash):
     """Return a figure's configuration with what the command line adds to it."""
     if configuration["experiment"] != "training":
         return configuration
-    data = {**configuration["data"], "hash": fingerprint}
+    data = {**configuration["data"], "hash": data_hash}
     return {**configuration, "data": data, "backend": arguments.backend}
 
 
@@ -95,35 +95,33 @@ def device():
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
         name = names[0] if names else name
-    return f"{name}, {runner.cores()} cores"
+    return f"{name}, {executors.cores()} cores"
 
 
 @contextlib.contextmanager
 def executor(arguments):
     """Give what figures.grid runs on: worker processes, or a Dask cluster."""
     if arguments.dask:
-        with runner.dask(arguments.dask) as cluster:
+        with executors.dask(arguments.dask) as cluster:
             yield cluster
     else:
-        yield functools.partial(runner.processes, arguments.jobs)
+        yield functools.partial(executors.processes, arguments.jobs)
 
 
 def collect(arguments, preset, wanted):
     """Return the figures' configurations, and the Report, code version and store they came from."""
     source = preset.data
     if arguments.archive:
-        archived = store.read_archive(arguments.archive).values()
+        archived = archive.read_archive(arguments.archive).values()
         code = next(iter(archived))["code"]
         trainings = [r["configuration"] for r in archived if "data" in r["configuration"]]
-        fingerprint = trainings[0]["data"]["hash"] if trainings else None
+        data_hash = trainings[0]["data"]["hash"] if trainings else None
         arguments.backend = trainings[0]["backend"] if trainings else arguments.backend
     else:
-        code = kinds.version(arguments.backend)
-        fingerprint = training.fingerprint(
-            source["name"], source["train"], source["test"], arguments.data
-        )
+        code = runs.version(arguments.backend)
+        data_hash = fingerprint(source["name"], source["train"], source["test"], arguments.data)
     by_figure = {
-        name: [completed(c, arguments, fingerprint) for c in figure(name).configurations(preset)]
+        name: [completed(c, arguments, data_hash) for c in figure(name).configurations(preset)]
         for name in wanted
     }
     everything = [c for configurations in by_figure.values() for c in configurations]
@@ -140,8 +138,8 @@ def collect(arguments, preset, wanted):
             )
     with executor(arguments) as made:
         report = runner.run(
-            functools.partial(kinds.run, folder=arguments.data),
-            everything, kept, made, name=preset.name, cost=kinds.steps, describe=kinds.describe,
+            functools.partial(runs.run, folder=arguments.data),
+            everything, kept, made, name=preset.name, cost=runs.steps, describe=runs.describe,
             show_progress=not arguments.quiet,
         )  # fmt: skip
     return by_figure, everything, report, code, kept
@@ -178,7 +176,7 @@ def main(argv=None):
         return 130
     for configuration, error in report.failures:
         print(
-            f"FAILED {kinds.describe(configuration)}: {type(error).__name__}: {error}",
+            f"FAILED {runs.describe(configuration)}: {type(error).__name__}: {error}",
             file=sys.stderr,
         )
     note = f" ({arguments.data_note})" if arguments.data_note else ""
@@ -186,7 +184,7 @@ def main(argv=None):
     out = arguments.out or OUT / preset.name
     results = dict(zip(map(kept.key, everything), report.results, strict=True))
     said, captions, drawings = [], [], []
-    with runner.processes(min(arguments.jobs, len(wanted))) as pool:
+    with executors.processes(min(arguments.jobs, len(wanted))) as pool:
         for name in wanted:
             found = [results[kept.key(c)] for c in by_figure[name]]
             numbers = figure(name).compute([r for r in found if r is not None], preset)
@@ -207,7 +205,7 @@ def main(argv=None):
     facts = manifest(arguments, preset, everything, kept, code, report, data)
     _write_json(out / "manifest.json", facts)
     if arguments.write_archive:
-        count = store.write_archive(arguments.write_archive, kept, everything)
+        count = archive.write_archive(arguments.write_archive, kept, everything)
         print(f"\n{arguments.write_archive}: {count} runs")
     kept.close()
     print(

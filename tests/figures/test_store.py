@@ -1,6 +1,7 @@
 """The store: what is read is what was written, whole, under the right name, or nothing."""
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -8,8 +9,10 @@ import warnings
 import numpy as np
 import pytest
 
+from figures.grid import archive, records
 from figures.grid import store as stores
 from figures.grid.store import Store
+from figures.grid.version import code_version
 
 CONFIGURATION = {"eta": 0.1, "l2": 1e-4, "seed": 3}
 
@@ -86,15 +89,15 @@ def test_damaged_file_counts_as_absent(store, damage):
 def test_every_prefix_of_a_file_counts_as_absent(store):
     store.put(CONFIGURATION, "finished", {"x": 1})
     whole = store.path(CONFIGURATION).read_bytes()
-    assert stores._opened(whole) is not None
-    assert all(stores._opened(whole[:n]) is None for n in range(len(whole)))
+    assert records.opened(whole) is not None
+    assert all(records.opened(whole[:n]) is None for n in range(len(whole)))
 
 
 def test_failed_write_leaves_nothing(store, monkeypatch):
     def no_space(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stores.os, "fsync", no_space)
+    monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space"):
         store.put(CONFIGURATION, "finished", {"x": 1})
     assert store.get(CONFIGURATION) is None and not list(store.folder.rglob(".*.part"))
@@ -103,15 +106,15 @@ def test_failed_write_leaves_nothing(store, monkeypatch):
 def test_failed_write_leaves_the_old_archive(tmp_path, store, monkeypatch):
     path = tmp_path / "runs.xz"
     store.put(CONFIGURATION, "finished", {"x": 1})
-    stores.write_archive(path, store, [CONFIGURATION])
+    archive.write_archive(path, store, [CONFIGURATION])
     old = path.read_bytes()
 
     def no_space(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stores.os, "fsync", no_space)
+    monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space"):
-        stores.write_archive(path, store, [])
+        archive.write_archive(path, store, [])
     assert path.read_bytes() == old and not list(tmp_path.glob(".*.part"))
 
 
@@ -165,9 +168,9 @@ def test_archive_holds_the_same_results(tmp_path, store):
     for run in runs[:3]:
         store.put(run, "finished", {"x": np.random.default_rng(run["seed"]).random(3)})
     path = tmp_path / "archive.jsonl"
-    assert stores.write_archive(path, store, runs) == 3
+    assert archive.write_archive(path, store, runs) == 3
     first = path.read_bytes()
-    stores.write_archive(path, store, runs[::-1])
+    archive.write_archive(path, store, runs[::-1])
     assert path.read_bytes() == first
     with Store(tmp_path / "empty", "code", archives=[path, tmp_path / "absent"]) as other:
         for run in runs[:3]:
@@ -175,7 +178,7 @@ def test_archive_holds_the_same_results(tmp_path, store):
         assert other.get(runs[3]) is None
     path.write_bytes(first[:-30])
     with pytest.raises(ValueError, match="damaged"):
-        stores.read_archive(path)
+        archive.read_archive(path)
 
 
 def test_code_version_follows_the_sources(tmp_path):
@@ -184,15 +187,15 @@ def test_code_version_follows_the_sources(tmp_path):
         (package / "sub").mkdir(parents=True)
         (package / "sub" / "one.py").write_text("x = 1\n")
     a, b = tmp_path / "a" / "package", tmp_path / "b" / "package"
-    assert stores.code_version(a) == stores.code_version(b)
+    assert code_version(a) == code_version(b)
     (b / "sub" / "one.py").write_text("x = 2\n")
-    assert stores.code_version(a) != stores.code_version(b)
+    assert code_version(a) != code_version(b)
     (a / "notes.txt").write_text("no source")
-    version = stores.code_version(a)
+    version = code_version(a)
     (a / "two.py").write_text("")
-    assert stores.code_version(a) != version
+    assert code_version(a) != version
     with pytest.raises(ValueError, match="expected a Python file"):
-        stores.code_version(tmp_path / "nothing")
+        code_version(tmp_path / "nothing")
 
 
 def test_files_are_plain_json_after_the_first_line(store):
