@@ -5,7 +5,7 @@ import json
 import lzma
 import pathlib
 
-from figures.grid.records import FORMAT, canonical, plain, run_key, sealed
+from figures.grid.records import canonical, defect, run_key, run_record, sealed
 from minimal_nn.files import whole_file
 
 
@@ -19,15 +19,9 @@ def write_archive(path, store, configurations):
     for configuration in configurations:
         result = store.get(configuration)
         if result is not None:
-            body = {
-                "format": FORMAT,
-                "code": store.code,
-                "configuration": configuration,
-                "status": result.status,
-                "values": plain(result.values),
-            }
+            body = run_record(store.code, configuration, result.status, result.values)
             lines[store.key(configuration)] = canonical(body)
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         file.write(lzma.compress(sealed("\n".join(lines[key] for key in sorted(lines)))))
@@ -36,11 +30,16 @@ def write_archive(path, store, configurations):
 
 def read_archive(path):
     """Return an archive's runs, parsed, by key.  Raises ValueError when it is damaged."""
+    content = pathlib.Path(path).expanduser().read_bytes()
     try:
-        checksum, _, body = lzma.decompress(pathlib.Path(path).read_bytes()).partition(b"\n")
+        checksum, _, body = lzma.decompress(content).partition(b"\n")
     except (lzma.LZMAError, EOFError):
         checksum, body = b"", b""
     if hashlib.sha256(body[:-1]).hexdigest().encode() != checksum:
         raise ValueError(f"path: {path} is damaged (its checksum is wrong); expected it as written")
     runs = [json.loads(line) for line in body.decode().splitlines()]
+    for run in runs:
+        wrong = defect(run)
+        if wrong:
+            raise ValueError(f"path: a run in {path} {wrong}")
     return {run_key(run["code"], run["configuration"]): run for run in runs}

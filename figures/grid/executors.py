@@ -6,10 +6,12 @@ import functools
 import multiprocessing
 import multiprocessing.connection
 import os
+import platform
 import signal
 import threading
 import time
 
+import llvmlite.binding
 import threadpoolctl
 
 _reports = None  # in a worker process of `processes`: the queue its progress goes to
@@ -50,11 +52,25 @@ def _progress(key, steps):
 
 
 def compute(function, configuration, key):
-    """Run one configuration in a worker, on one BLAS thread; return (status, values, seconds)."""
+    """Run one configuration in a worker, on one BLAS thread.
+
+    Returns status, values, and the facts for the journal: how long it took, and on what.
+    """
     start = time.perf_counter()
     with threadpoolctl.threadpool_limits(1):
         status, values = function(configuration, functools.partial(_progress, key))
-    return status, values, time.perf_counter() - start
+    facts = {"seconds": round(time.perf_counter() - start, 3), "processor": processor()}
+    return status, values, facts
+
+
+@functools.lru_cache
+def processor():
+    """Return the processor's name, and LLVM's for its kind, by which kernels take their vectors."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        name = names[0] if names else name
+    return f"{name} ({llvmlite.binding.get_host_cpu_name()})"
 
 
 @contextlib.contextmanager

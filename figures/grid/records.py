@@ -34,6 +34,11 @@ def plain(value):
         return {str(name): plain(entry) for name, entry in value.items()}
     if isinstance(value, (np.float32, np.float16)):
         return float(str(value)) if np.isfinite(value) else None
+    if isinstance(value, np.longdouble) and np.dtype(np.longdouble).itemsize > 8:
+        raise TypeError(
+            "values: got a longdouble, whose digits JSON's float64 cannot hold; expected "
+            "float64 or narrower"
+        )
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, np.bool_):
@@ -67,4 +72,29 @@ def opened(content):
     checksum, _, body = content.partition(b"\n")
     if not body.endswith(b"\n") or hashlib.sha256(body[:-1]).hexdigest().encode() != checksum:
         return None
-    return json.loads(body)
+    try:
+        return json.loads(body)
+    except ValueError:  # sealed, but not by this module
+        return None
+
+
+def run_record(code, configuration, status, values):
+    """Return what is written of a finished run."""
+    return {
+        "format": FORMAT,
+        "code": code,
+        "configuration": configuration,
+        "status": status,
+        "values": plain(values),
+    }
+
+
+def defect(body):
+    """Return why a parsed file is no record of a run, in words, or None where it is one."""
+    if body is None:
+        return "is damaged (cut short or changed)"
+    if not isinstance(body, dict) or not {"code", "configuration", "status", "values"} <= set(body):
+        return "is no result of a run"
+    if body.get("format") != FORMAT:
+        return f"is written in format {body.get('format')}, expected {FORMAT}"
+    return None

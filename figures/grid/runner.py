@@ -5,7 +5,10 @@
 
 `train(configuration, progress)` returns (status, values), see store.Result; `progress(steps)` says
 how far it is.  It must depend on the configuration alone, seeds included: then a grid that was
-killed, shared by two runners or moved to a cluster has the numbers of one that ran through.
+killed, shared by two runners or moved to a cluster has the numbers of one that ran through, as long
+as the processors are of one kind.  BLAS and the cpu wing add in the order of the processor's
+vectors: between AVX-512, AVX2 and SSE the last bits of a run differ, and after many steps of
+training more than those.  The store's journal names the processor of each run.
 
 What can go wrong, and what happens then:
 
@@ -175,7 +178,7 @@ class _Grid:
         key = self.pending.pop(future)
         configuration = self.order[key]
         try:
-            status, values, seconds = future.result()
+            status, values, facts = future.result()
         except (Exception, concurrent.futures.CancelledError) as error:
             if is_lost_worker(error):
                 self.lose(key, error, bars)
@@ -187,7 +190,7 @@ class _Grid:
         except (TypeError, ValueError) as error:  # values that are not numbers
             self.fail(key, error, bars)
             return False
-        self.store.note(configuration, seconds=round(seconds, 3))
+        self.store.note(configuration, **facts)
         self.give_back(key)
         self.computed += 1
         bars.finish(key, self.cost(configuration))

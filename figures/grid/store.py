@@ -2,16 +2,17 @@
 
     folder/results/ab/abcdef....json    a finished run: deterministic, byte for byte
     folder/failures/abcdef....json      a run that raised, with its traceback; it is tried again
-    folder/journal.jsonl                what cannot be deterministic: how long each run took
+    folder/journal.jsonl                what cannot be deterministic: a run's time and processor
     folder/claims                       locks of runners that share the store (see `claim`)
 
 A run's key is a hash of its configuration (canonical JSON) and of the code version, so that a
 change of either is another run.  A file is written beside its place, flushed to the disk, and
 renamed: it is there whole or not at all.  Its first line is the checksum of the rest; a file that
-fails it counts as absent.  Numbers are written in the shortest form that reads back as the same.
+fails it, or that holds another run than its name says, counts as absent.  Numbers are written in
+the shortest form that reads back as the same.
 """
 
-import json
+import errno
 import os
 import pathlib
 import time
@@ -20,7 +21,8 @@ import warnings
 from typing import NamedTuple
 
 from figures.grid.archive import read_archive
-from figures.grid.records import FORMAT, array, canonical, opened, plain, run_key, sealed
+from figures.grid.journal import Journal
+from figures.grid.records import array, canonical, defect, opened, run_key, run_record, sealed
 from minimal_nn.files import whole_file
 
 try:
@@ -52,14 +54,15 @@ class Store:
     """
 
     def __init__(self, folder, code, archives=()):
-        self.folder = pathlib.Path(folder)
+        self.folder = pathlib.Path(folder).expanduser()
         self.code = code
         (self.folder / "results").mkdir(parents=True, exist_ok=True)
+        self._journal = Journal(self.folder / "journal.jsonl")
         self._archived = {}
         for archive in archives:
-            if pathlib.Path(archive).exists():
-                self._archived.update(read_archive(archive))
+            self._archived.update(read_archive(archive))
         self._claims = None
+        self._locks = fcntl is not None
         self._remove_stale()
 
     def key(self, configuration):
@@ -81,11 +84,12 @@ class Store:
             content = None
         if content is not None:
             kept = opened(content)
-            if kept is None:
+            wrong = defect(kept)
+            if not wrong and run_key(kept["code"], kept["configuration"]) != path.stem:
+                wrong = "holds another run than its name says"
+            if wrong:
                 warnings.warn(
-                    f"{path} is damaged (its checksum is wrong); it counts as absent and is "
-                    "computed again",
-                    stacklevel=2,
+                    f"{path} {wrong}; it counts as absent and is computed again", stacklevel=2
                 )
             else:
                 body = kept
@@ -95,13 +99,7 @@ class Store:
 
     def put(self, configuration, status, values):
         """Keep a finished run; the same numbers give the same bytes."""
-        body = {
-            "format": FORMAT,
-            "code": self.code,
-            "configuration": configuration,
-            "status": status,
-            "values": plain(values),
-        }
+        body = run_record(self.code, configuration, status, values)
         self._write(self.path(configuration), canonical(body))
         self._failure_path(configuration).unlink(missing_ok=True)
 
@@ -128,46 +126,46 @@ class Store:
 
     def note(self, configuration, **facts):
         """Append facts that are not the run's numbers (its wall time) to the journal."""
-        line = canonical({"key": self.key(configuration), **facts}) + "\n"
-        with open(self.folder / "journal.jsonl", "a", encoding="utf-8") as file:
-            file.write(line)  # one short write in append mode: lines of two runners do not mix
+        self._journal.note(self.key(configuration), **facts)
 
     def seconds(self, configurations):
         """Return the journal's wall time of these runs, summed; unknown ones count as 0."""
-        keys, known = {self.key(c) for c in configurations}, {}
-        try:
-            lines = (self.folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            lines = []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # the last line of a runner that was killed
-                continue
-            if entry.get("key") in keys:
-                known[entry["key"]] = entry.get("seconds", 0.0)
-        return sum(known.values())
+        known = self._journal.facts(map(self.key, configurations)).values()
+        return sum(facts.get("seconds", 0.0) for facts in known)
+
+    def processors(self, configurations):
+        """Return which processors the journal names for these runs, sorted."""
+        known = self._journal.facts(map(self.key, configurations)).values()
+        return sorted({facts["processor"] for facts in known if "processor" in facts})
 
     def claim(self, configuration):
         """Return whether this process may compute the run now, no other runner being at it.
 
         A claim is a lock on one byte of the file `claims`, at a place given by the key.  The
         operating system frees the locks of a process that ends in whatever way, so none goes stale.
-        Claims only save time: without them two runners write the same bytes to the same file.
+        Claims only save time: without them two runners write the same bytes to the same file, so a
+        file system that keeps no locks is said once, and every run may be computed.
         """
-        if fcntl is None:
+        if not self._locks:
             return True
         if self._claims is None:
             self._claims = open(self.folder / "claims", "ab")  # noqa: SIM115 (open as long as the store)
         try:
             fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._place(configuration))
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):  # how POSIX says: another holds it
+                return False
+            self._locks = False
+            warnings.warn(
+                f"the file system of {self.folder} keeps no locks ({error.strerror}): two runners "
+                "that share the store may compute the same runs, with the same results",
+                stacklevel=2,
+            )
         return True
 
     def release(self, configuration):
         """Give a claim back."""
-        if self._claims is not None:
+        if self._locks and self._claims is not None:
             fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, self._place(configuration))
 
     def _place(self, configuration):

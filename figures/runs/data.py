@@ -43,6 +43,10 @@ class Batches:
     """An endless stream of row numbers: whole batches, a new permutation for each epoch."""
 
     def __init__(self, examples, batch_size, rng):
+        if batch_size > examples:
+            raise ValueError(
+                f"batch_size: got {batch_size}, expected at most {examples}, the examples there are"
+            )
         self.examples, self.batch_size, self.rng = examples, batch_size, rng
         self.next = np.empty((0, batch_size), dtype=np.int64)
 

@@ -1,6 +1,7 @@
 """The grid: whatever is killed, shared, lost or raised, the store ends with the same numbers."""
 
 import concurrent.futures
+import errno
 import functools
 import os
 import random
@@ -12,7 +13,7 @@ import time
 
 import pytest
 
-from figures.grid import executors, runner
+from figures.grid import executors, runner, store
 from figures.grid.store import Store
 
 import toy  # isort: skip
@@ -78,6 +79,21 @@ def test_damaged_result_is_computed_again(tmp_path, uninterrupted):
     with pytest.warns(UserWarning, match="damaged"):
         assert run(tmp_path).computed == 1
     assert toy.contents(tmp_path) == uninterrupted
+
+
+def test_file_system_without_locks_does_not_wait_for_ever(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(store.fcntl, "lockf", no_locks)
+    with pytest.warns(UserWarning, match="keeps no locks"):
+        assert run(tmp_path, configurations=toy.configurations(3)).computed == 3
+
+
+def test_journal_says_where_runs_were_computed(tmp_path):
+    run(tmp_path, configurations=toy.configurations(2))
+    with Store(tmp_path, toy.CODE) as kept:
+        assert kept.processors(toy.configurations(2)) == [executors.processor()]
 
 
 def test_given_executor_is_left_open(tmp_path):

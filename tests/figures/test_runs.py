@@ -129,6 +129,11 @@ def test_batches_are_permutations():
         assert len(set(epoch.ravel())) == 9
 
 
+def test_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match="batch_size: got 11, expected at most 10"):
+        data.Batches(10, 11, np.random.default_rng(0))
+
+
 def test_parts_and_moments_cover_the_run():
     assert recording.parts(10, 4) == [2, 3, 2, 3] and recording.parts(0, 4) == [0]
     assert recording.parts(2, 16) == [1, 1]
