@@ -12,7 +12,6 @@ TITLE = "test error over the (eta, lambda) plane follows the effective rate"
 
 # The products that the theory says the equilibrium rate depends on, as exponents of eta and lambda.
 LAW = {"SGD": (1, 1), "Nesterov": (1, 1), "Momentum": (1, 1), "Adam": (2, 1)}
-LAW_NAMES = {(1, 1): r"\eta\lambda", (2, 1): r"\eta^2\lambda"}
 PROBES = 16
 MOMENTS = {"spacing": "even", "count": 12}
 

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from figures.runs import training
+from figures.runs.data import CLASSES, load
 from minimal_nn import BatchNorm, Dense, Network, Tanh
 
 FACTOR = 3
@@ -28,7 +28,7 @@ PIXELS = slice(10, 54, 4)  # some pixels from the middle: enough for a matrix, f
 def _network(eps, rng):
     inputs = len(range(*PIXELS.indices(64)))
     return Network(
-        [Dense(UNITS, bias=False), BatchNorm(eps), Tanh(), Dense(training.CLASSES)],
+        [Dense(UNITS, bias=False), BatchNorm(eps), Tanh(), Dense(CLASSES)],
         (inputs,),
         rng=rng,
         dtype=np.float64,
@@ -88,7 +88,7 @@ def residuals(arithmetic, seed):
     found = {}
     for eps in (0.0, 0.5):
         rng = np.random.default_rng([seed, 3])
-        X, y, *_ = training.load("digits", None, None, True)
+        X, y, *_ = load("digits", None, None, True)
         rows = rng.choice(len(X), BATCH, replace=False)
         exact = _network(eps, rng)
         network = exact.converted(arithmetic.convert, arithmetic.dtype)
