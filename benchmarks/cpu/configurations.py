@@ -37,41 +37,68 @@ class Configuration:
 
 CONFIGURATIONS = (
     Configuration(
-        "mlp", "MLP 784-256-256-10, Nesterov", (784, 256, 256, 10), "nesterov",
+        "mlp",
+        "MLP 784-256-256-10, Nesterov",
+        (784, 256, 256, 10),
+        "nesterov",
         aims=((1, 1.3), (2, 1.9)),
     ),
     Configuration(
-        "mlp-adam", "MLP 784-256-256-10, Adam", (784, 256, 256, 10), "adam",
+        "mlp-adam",
+        "MLP 784-256-256-10, Adam",
+        (784, 256, 256, 10),
+        "adam",
         aims=((1, 1.3), (2, 1.9)),
     ),
     Configuration(
-        "small", "MLP 64-64-64-10, Nesterov", (64, 64, 64, 10), "nesterov",
+        "small",
+        "MLP 64-64-64-10, Nesterov",
+        (64, 64, 64, 10),
+        "nesterov",
         aims=((1, 2.2), (2, 2.2)),
     ),
     Configuration(
-        "small-adam", "MLP 64-64-64-10, Adam", (64, 64, 64, 10), "adam",
+        "small-adam",
+        "MLP 64-64-64-10, Adam",
+        (64, 64, 64, 10),
+        "adam",
         aims=((1, 2.2), (2, 2.2)),
     ),
     Configuration(
         "conv", "conv net 32-32-64-64, Nesterov", None, "nesterov", aims=((1, 1.6), (2, 1.6))
     ),
     Configuration(
-        "conv-winograd2", "conv net, ours with Winograd F(2x2, 3x3)", None, "nesterov",
+        "conv-winograd2",
+        "conv net, ours with Winograd F(2x2, 3x3)",
+        None,
+        "nesterov",
         algorithm="winograd2",
     ),
     Configuration(
-        "conv-winograd4", "conv net, ours with Winograd F(4x4, 3x3)", None, "nesterov",
-        aims=((1, 2.5), (2, 2.5)), algorithm="winograd4",
+        "conv-winograd4",
+        "conv net, ours with Winograd F(4x4, 3x3)",
+        None,
+        "nesterov",
+        aims=((1, 2.5), (2, 2.5)),
+        algorithm="winograd4",
     ),
     Configuration(
-        "grid-small", "64 x MLP 64-64-64-10", (64, 64, 64, 10), "nesterov", copies=64,
+        "grid-small",
+        "64 x MLP 64-64-64-10",
+        (64, 64, 64, 10),
+        "nesterov",
+        copies=64,
         aims=((2, 2.0),),
     ),
     Configuration(
-        "grid-large", "16 x MLP 784-256-256-10", (784, 256, 256, 10), "nesterov", copies=16,
+        "grid-large",
+        "16 x MLP 784-256-256-10",
+        (784, 256, 256, 10),
+        "nesterov",
+        copies=16,
         aims=((2, 1.25),),
     ),
-)  # fmt: skip
+)
 CHANNELS = (3, 32, 32, 64, 64)
 IMAGE = 32
 CLASSES = 10

@@ -93,10 +93,16 @@ class Process:
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._errors,
-            env=environment, pass_fds=(write,), text=True, start_new_session=True,
-            cwd=folder or ROOT, preexec_fn=lambda: os.sched_setaffinity(0, cores),
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            env=environment,
+            pass_fds=(write,),
+            text=True,
+            start_new_session=True,
+            cwd=folder or ROOT,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )
         os.close(write)
         self._answers = os.fdopen(read)
         self.greeting = self._answer()

@@ -33,12 +33,17 @@ def comparison(**changes):
         "disturbed": None,
         "verdict": "met",
         "roofline": {
-            "flops": 2e6, "bytes": 3e6, "peak_gflops": 100.0, "bandwidth_gb": 20.0,
-            "seconds": 2e-4, "bound": "products", "fraction": 0.71,
+            "flops": 2e6,
+            "bytes": 3e6,
+            "peak_gflops": 100.0,
+            "bandwidth_gb": 20.0,
+            "seconds": 2e-4,
+            "bound": "products",
+            "fraction": 0.71,
         },
         "contestants": {"ours": contestant, "jax_scan": {**contestant, "seconds": 1.5e-3}},
         **changes,
-    }  # fmt: skip
+    }
 
 
 def record(machine="a processor, 512-bit vectors", **changes):

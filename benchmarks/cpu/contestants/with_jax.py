@@ -80,8 +80,11 @@ def _jax(configuration, scan):
     rates = rates if several else rates[0]
     step = _jax_step(configuration, last)
     if several:
-        step = jax.vmap(step, in_axes=((0, 0, 0, 0 if second else None, 0), None, None, 0),
-                        out_axes=((0, 0, 0, 0 if second else None, 0), 0))  # fmt: skip
+        step = jax.vmap(
+            step,
+            in_axes=((0, 0, 0, 0 if second else None, 0), None, None, 0),
+            out_axes=((0, 0, 0, 0 if second else None, 0), 0),
+        )
     X, labels = data(configuration)
     done = [0]
     if scan:
