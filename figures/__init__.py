@@ -6,3 +6,5 @@ runs/           what a run is: training, one small step, residuals of identities
 grid/           runs them on any executor, and keeps what was computed
 statements.py   numbers with intervals;  style.py, drawing.py  one look, three formats
 """
+
+import minimal_nn  # noqa: F401  it finds modules of this package under their old names

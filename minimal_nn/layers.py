@@ -10,34 +10,10 @@ mean, var (BatchNorm), gamma, beta (LayerNorm).
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-
-class Rescaling(NamedTuple):
-    """A positive rescaling of parameters, seen at some point of the network.
-
-    per_unit: every unit (last axis) has a factor of its own; else one factor for all of them.
-    offset: a term that is constant over the batch is not rescaled along (a bias).
-    """
-
-    per_unit: bool
-    offset: bool
-
-
-class Absorbed(NamedTuple):
-    """The end of a rescaling: a normalization at eps = 0 makes it invisible."""
-
-    eps: float
-    training_only: bool  # batch norm with running statistics does not absorb anything
-
-
-class Source(NamedTuple):
-    """Parameters whose rescaling rescales the layer's output: `scale`, with `shift` or without."""
-
-    scale: str
-    shift: str | None
+from minimal_nn.invariance import Absorbed, Rescaling, Source
 
 
 @dataclass(frozen=True)
@@ -77,6 +53,14 @@ class Layer(ABC):
     def sources(self):
         """Return the `Source`s among the layer's parameters."""
         return ()
+
+    def normalized(self):
+        """Return the parameters whose units the layer itself normalizes, as (local name, eps)."""
+        return ()
+
+    def least_examples(self, input_shape):
+        """Return how many examples a batch must have in training mode."""
+        return 1
 
 
 CONVOLUTION_ALGORITHMS = ("direct", "winograd2", "winograd4")
@@ -278,8 +262,10 @@ class WeightNorm(Layer):
         return self.layer.rescaled(rescaling)
 
     def sources(self):
-        # v is absorbed within the layer itself (see network.invariance_groups); g acts as a scale.
         return (Source("g", "b" if self.layer.bias else None),)
+
+    def normalized(self):
+        return (("v", self.eps),)
 
 
 def _normalization_parameters(units):
@@ -338,6 +324,10 @@ class BatchNorm(Layer):
         step = wing.batchnorm.backward if train else wing.batchnorm.backward_running
         dx, dgamma, dbeta = step(dy, cache)
         return dx, {"gamma": dgamma, "beta": dbeta}
+
+    def least_examples(self, input_shape):
+        # The variance of one number is 0; an image has one for each pixel.
+        return 1 if int(np.prod(input_shape[:-1])) > 1 else 2
 
     def operation(self):
         return "batchnorm", {"eps": self.eps, "momentum": self.momentum}

@@ -12,8 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn import backend as backends
+from minimal_nn import invariance, moved
+from minimal_nn.arguments import random_generator
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
-from minimal_nn.layers import Absorbed, Layer, Rescaling, WeightNorm
+from minimal_nn.layers import Layer
+
+__getattr__ = moved.names_of(__name__)
 
 LOSSES = ("cross_entropy", "mean_squared_error")
 
@@ -42,22 +46,6 @@ class Trace(NamedTuple):
     loss: float
     gradients: dict
     layers: dict  # LayerTrace by layer name
-
-
-class InvarianceGroup(NamedTuple):
-    """Parameters under whose common positive rescaling the loss does not change.
-
-    parameters: their names; they are rescaled jointly.  per_unit: each unit (last axis) may have a
-    factor of its own, so that each is a group by itself; else one factor for all of them.
-    absorbed_by: the layer whose normalization makes the rescaling invisible.  eps: that layer's;
-    the invariance is exact at 0.  training_only: lost with running statistics.
-    """
-
-    parameters: tuple
-    per_unit: bool
-    absorbed_by: str
-    eps: float
-    training_only: bool
 
 
 class Operation(NamedTuple):
@@ -421,6 +409,14 @@ class Network:
         """Return the names of all weight matrices and kernels (W, or v under weight norm)."""
         return tuple(name for name in self.parameters if name.split(".")[1] in ("W", "v"))
 
+    def least_examples(self):
+        """Return how many examples a training batch must have, and the layer that needs them."""
+        needs = (
+            (layer.least_examples(shape), name)
+            for name, layer, shape in zip(self.names, self.layers, self.shapes, strict=False)
+        )
+        return max(needs, key=lambda need: need[0])
+
     def invariance_groups(self):
         """Return the `InvarianceGroup`s, derived from the layers: which rescalings are invisible.
 
@@ -432,40 +428,7 @@ class Network:
         v is absorbed in the layer itself.  A parameter in no group is one that the loss really
         depends on (or a bias that a normalization cancels, whose gradient is 0).
         """
-        groups = []
-        for index, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
-            if isinstance(layer, WeightNorm):
-                groups.append(InvarianceGroup((f"{name}.v",), True, name, layer.eps, False))
-            for scale, shift in layer.sources():
-                group = self._finest_group(index, scale, shift)
-                if group is not None:
-                    groups.append(group)
-        return tuple(groups)
-
-    def _finest_group(self, index, scale, shift):
-        name = self.names[index]
-        for per_unit in (True, False):
-            for joint in (False, True) if shift else (False,):
-                offset = shift is not None and not joint
-                end = self._follow(index, Rescaling(per_unit, offset))
-                if end is not None:
-                    locals_ = (scale, shift) if joint else (scale,)
-                    parameters = tuple(f"{name}.{local}" for local in locals_)
-                    by, absorbed = end
-                    return InvarianceGroup(
-                        parameters, per_unit, by, absorbed.eps, absorbed.training_only
-                    )
-        return None
-
-    def _follow(self, index, rescaling):
-        """Follow a rescaling of layer `index`'s output; return (layer name, Absorbed) or None."""
-        for name, layer in zip(self.names[index + 1 :], self.layers[index + 1 :], strict=True):
-            rescaling = layer.rescaled(rescaling)
-            if isinstance(rescaling, Absorbed):
-                return name, rescaling
-            if rescaling is None:
-                return None
-        return None
+        return invariance.groups(self.names, self.layers)
 
     def summary(self):
         """Return a table of the layers: outputs, parameters, and what each is invariant to."""
@@ -484,7 +447,7 @@ class Network:
                         size if position == 0 else "",
                         f"{local} {'x'.join(map(str, array.shape))}",
                         f"{array.size:,}",
-                        "" if group is None else _describe(group),
+                        "" if group is None else invariance.describe(group),
                     )
                 )
         total = sum(array.size for array in self.parameters.values())
@@ -495,24 +458,6 @@ class Network:
         ]
         lines.insert(1, "-" * max(map(len, lines)))
         return "\n".join([*lines, f"{total:,} parameters, {self.dtype}, {self.backend.name} wing"])
-
-
-def _describe(group):
-    locals_ = ", ".join(name.split(".")[1] for name in group.parameters)
-    joint = f"({locals_}) " if len(group.parameters) > 1 else ""
-    extent = "a factor per unit" if group.per_unit else "one factor"
-    eps = "" if group.eps == 0 else f" up to eps = {group.eps:g}"
-    return f"{joint}{extent}, by {group.absorbed_by}{eps}"
-
-
-def random_generator(rng):
-    """Return the numpy.random.Generator that a seed names, or the Generator that is given."""
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        raise type(error)(
-            f"rng: got {rng!r}, expected a seed or a numpy.random.Generator ({error})"
-        ) from None
 
 
 def _checked_shape(input_shape):

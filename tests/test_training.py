@@ -24,8 +24,8 @@ from minimal_nn import (
     Network,
     ReLU,
     WeightNorm,
+    checkpoint,
     fit,
-    training,
 )
 from minimal_nn.data import digits
 from minimal_nn.errors import CheckpointError, NonFiniteError, ZeroNormError, ZeroVarianceError
@@ -323,7 +323,7 @@ def test_another_run_is_refused(what, data, tmp_path, monkeypatch):
     elif what == "data":
         data = data[0], 2 - data[1]
     elif what == "format":
-        monkeypatch.setattr(training, "_FORMAT", 2)
+        monkeypatch.setattr(checkpoint, "_FORMAT", 2)
     options.setdefault("optimizer", Adam())
     with pytest.raises(
         CheckpointError, match=f"{path} was written by a run with {what} = .*, this r"

@@ -5,15 +5,15 @@ import platform
 import statistics
 import time
 
-import llvmlite.binding
 import numpy as np
 
 from benchmarks.cpu.roofline import BEYOND_CACHE
 from minimal_nn.cpu import batchnorm
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.compiler import kernel
+from minimal_nn.cpu.machine.processor import name as processor_name
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, fma, load, store
+from minimal_nn.cpu.machine.vectors import fill, fma, load, store
 from minimal_nn.cpu.machine.workspace import elements
 
 CHAINS = 12
@@ -107,7 +107,7 @@ def processor():
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
         model = names[0] if names else model
-    return f"{model} ({llvmlite.binding.get_host_cpu_name()})"
+    return f"{model} ({processor_name()})"
 
 
 def description():

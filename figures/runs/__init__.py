@@ -24,7 +24,6 @@ BESIDE = (
     "data/fetch.py",
     "files.py",
     "gradcheck.py",
-    "lab.py",
     "moved.py",
     "mutants",
 )

@@ -6,7 +6,8 @@ weightnorm.py, activation.py, loss.py, update.py, convolution.py and pooling.py,
 
 The machinery, which a reader of the mathematics never meets:
 
-    simd.py         vectors and pointers inside compiled code; the width comes from the target
+    vectors.py      vectors and pointers inside compiled code; elementary.py: exp, log, tanh
+    processor.py    the target: its features and vector width; atomics, flushing to zero
     microkernel.py  the register tile that all products and convolutions are made of
     workspace.py    the layouts: panels of columns, aligned and padded with zeros
     compiler.py     compiles kernels on first use; the cache on disk

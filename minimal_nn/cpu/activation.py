@@ -14,8 +14,9 @@ import numpy as np
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating
 from minimal_nn.cpu.machine.compiler import inline, kernel
+from minimal_nn.cpu.machine.elementary import hyperbolic_tangent
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, fma, hyperbolic_tangent, load, store, where_above
+from minimal_nn.cpu.machine.vectors import fill, fma, load, store, where_above
 from minimal_nn.cpu.machine.workspace import elements
 
 KINDS = ("relu", "tanh", "identity")

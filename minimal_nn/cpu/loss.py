@@ -16,14 +16,13 @@ from minimal_nn.cpu.layernorm import ROWS, row_units
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import kernel
+from minimal_nn.cpu.machine.elementary import exponential, logarithm
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import (
-    exponential,
+from minimal_nn.cpu.machine.vectors import (
     fill,
     first_lanes,
     fma,
     load,
-    logarithm,
     max_lanes,
     maximum,
     scalar,

@@ -14,7 +14,7 @@ from minimal_nn.cpu.batchnorm import inverse_deviation, report_zero
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, fma, load, store
+from minimal_nn.cpu.machine.vectors import fill, fma, load, store
 from minimal_nn.cpu.machine.workspace import Columns
 from minimal_nn.errors import ZeroNormError
 

@@ -113,10 +113,10 @@ def test_the_vector_width_does_not_change_exact_results(copy, tmp_path):
     """256-bit and 128-bit code, with and without fused multiply-add, on this processor."""
     code = (
         "import numpy as np; from minimal_nn.cpu import affine, batchnorm; "
-        "from minimal_nn.cpu.machine import simd; "
+        "from minimal_nn.cpu.machine import processor; "
         "x = np.arange(70, dtype=np.float32).reshape(7, 10) % 9; W = x.T @ x; "
         "y = affine.forward(x, W)[0]; assert np.array_equal(y, x @ W); "
-        "print(simd.VECTOR_BYTES, simd.HAS_FMA, y.sum())"
+        "print(processor.VECTOR_BYTES, processor.HAS_FMA, y.sum())"
     )
     seen = set()
     for features in (None, "+sse2,+avx,+avx2,+fma", "+sse2,+sse4.1"):

@@ -22,7 +22,7 @@ from minimal_nn import (
     WeightNorm,
     fit,
 )
-from minimal_nn.cpu.machine import simd, threads
+from minimal_nn.cpu.machine import processor, threads
 from minimal_nn.cpu.machine.compiler import kernel
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
@@ -302,12 +302,12 @@ def test_denormal_weights_are_flushed_in_the_loop_and_nowhere_else():
         )
         # Denormal numbers exist in this thread, and in the workers, after the run as before.
         assert np.float32(1e-40) * np.float32(0.5) > 0
-        assert _states(count) == [state & ~simd.FLUSH_DENORMALS for state in _states(count)]
+        assert _states(count) == [state & ~processor.FLUSH_DENORMALS for state in _states(count)]
 
 
 @kernel
 def state_kernel(step, thread, unit, out):
-    out[unit] = simd.floating_point_state()
+    out[unit] = processor.floating_point_state()
 
 
 def _states(count):

@@ -208,6 +208,10 @@ def test_code_version_follows_every_room_that_runs_compute_with(copied_sources):
     assert runs.version("cpu") == before != runs.version("reference")
 
 
+def test_what_is_left_out_of_the_code_version_exists():
+    assert [name for name in runs.BESIDE if not (runs.SOURCES[1] / name).exists()] == []
+
+
 def test_code_version_covers_all_that_a_run_executes():
     executed = set()
 

@@ -8,15 +8,8 @@ import pytest
 from minimal_nn.reference import batchnorm
 from theory import CLAIMS, Claim, Measurement, Verdict, select
 from theory.claim import claim
-from theory.subjects.networks import (
-    DTYPES,
-    LEAST_RANGE,
-    NORMALIZATIONS,
-    Options,
-    differing,
-    exact_range,
-    network_subject,
-)
+from theory.measures.bits import LEAST_RANGE, differing, exact_range
+from theory.subjects.networks import DTYPES, NORMALIZATIONS, Options, network_subject
 
 SPINE = (
     "scale-invariance",

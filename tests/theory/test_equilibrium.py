@@ -8,24 +8,25 @@ import pytest
 
 import minimal_nn as nn
 from theory import CLAIMS
-from theory.claim import Refused
-from theory.claims.equilibrium import DIMS, RULES, WalkSubject, equilibrium_path, walk_subjects
-from theory.claims.in_training import (
-    TrainingSubject,
-    adam_laws,
-    adamw_ratios,
-    training_run,
-    training_subjects,
+from theory.claims.equilibrium.table import (
+    DIMS,
+    RULES,
+    WalkSubject,
+    equilibrium_path,
+    walk_subjects,
 )
-from theory.subjects.networks import Options, network_subjects
-from theory.subjects.walks import (
+from theory.claims.in_training import adam_laws, adamw_ratios, training_subjects
+from theory.measures.measurement import Refused
+from theory.measures.statistics import (
     autocorrelation_time,
     chain_means,
     interval,
     judged,
     judged_exponents,
-    walk,
 )
+from theory.subjects.networks import Options, network_subjects
+from theory.subjects.training import TrainingSubject, training_run
+from theory.subjects.walks import walk
 
 BY_NAME = {rule.name: rule for rule in RULES}
 OF_EQUILIBRIUM = ("equilibrium-norm", "equilibrium-angle", "equilibrium-rate")

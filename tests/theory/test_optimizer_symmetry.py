@@ -7,18 +7,12 @@ import pytest
 
 import minimal_nn as nn
 from theory import CLAIMS
-from theory.claims.optimizer_symmetry import (
-    SYMMETRIES,
-    OptimizerSubject,
-    Symmetry,
-    adam_step_law,
-    exponent_subjects,
-    fit_slope,
-    optimizer_subjects,
-    step_length,
-    symmetry_of_runs,
-)
-from theory.subjects.networks import LEAST_RANGE, NORMALIZATIONS, Options, network_subject, rescaled
+from theory.claims.optimizers.adam_eps import adam_step_law
+from theory.claims.optimizers.exponent import exponent_subjects, fit_slope, step_length
+from theory.claims.optimizers.symmetry import optimizer_subjects, symmetry_of_runs
+from theory.claims.optimizers.table import SYMMETRIES, OptimizerSubject, Symmetry
+from theory.measures.bits import LEAST_RANGE
+from theory.subjects.networks import NORMALIZATIONS, Options, network_subject, rescaled
 
 BY_NAME = {symmetry.name: symmetry for symmetry in SYMMETRIES}
 

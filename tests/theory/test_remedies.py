@@ -10,7 +10,7 @@ from minimal_nn.reference import update
 from theory import CLAIMS
 from theory.claims.flow import flow, flow_subjects
 from theory.claims.gamma_beta import affine_groups, affine_subject, gamma_beta_subjects
-from theory.claims.remedies import CircleSubject, circle_angle, circle_run
+from theory.claims.remedies.momentum import CircleSubject, circle_angle, circle_run
 from theory.subjects.networks import Options, network_subject
 
 REMEDIES = (

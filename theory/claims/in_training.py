@@ -1,149 +1,15 @@
-r"""Rotation and equilibrium in training runs of real networks, as far as the assumptions hold."""
+r"""Equilibrium in training runs of real networks, as far as the assumptions hold."""
 
-import dataclasses
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 import minimal_nn as nn
-from minimal_nn.data import digits
-from theory.claim import STATISTICAL, TOO_LONG, WORST_CASE, Measurement, Refused, claim
-from theory.claims.equilibrium import adamw_norm
-from theory.claims.gradients import orthogonality
-from theory.claims.norm_dynamics import ETA, LAMBDA
-from theory.numbers.bounded import Bounded, gamma, unit_roundoff
-from theory.subjects.networks import numbers, weight_groups
-from theory.subjects.walks import autocorrelation_time, judged
-
-_STEPS = 4
-_EXAMPLES = 16
-
-
-def _sum(arrays, per_unit):
-    total = 0
-    for array in arrays:
-        axes = tuple(range(array.ndim - 1)) if per_unit else None
-        total = total + array.astype(np.longdouble).sum(axis=axes)
-    return np.atleast_1d(total)
-
-
-def _rotation(before, after, group, names):
-    """Return <w, w'>, |w| and |w'| for each unit of a group, or for the group as a whole."""
-    wide = [(before[n].astype(np.longdouble), after[n].astype(np.longdouble)) for n in names]
-    inner = _sum([w * new for w, new in wide], group.per_unit)
-    old = np.sqrt(_sum([w * w for w, _ in wide], group.per_unit))
-    new = np.sqrt(_sum([new * new for _, new in wide], group.per_unit))
-    return inner, old, new
-
-
-@claim(
-    id="rotation-per-step",
-    statement=r"\cos \angle(w_t, w_{t+1}) = (1 - 2 \eta \lambda) \frac{|w_t|}{|w_{t+1}|}",
-    source="Wan et al. 2021, thm. 3, made exact; van Laarhoven 2017, sec. 4",
-    cite="Wan21 t3",
-    assumptions=("plain SGD with L2", "eps = 0", "every invariance group of weights, every step"),
-    control="momentum, from the second step on: another angle",
-    derivation=r"""
-$\langle w, w' \rangle = (1 - 2 \eta \lambda) |w|^2 - \eta \langle w, \nabla L \rangle$, and the
-last term is 0. Where $|w_{t+1}| = |w_t|$ the angle is $\arccos(1 - 2 \eta \lambda) \approx 2
-\sqrt{\eta \lambda}$, whatever the loss, the data and the batches are.
-
-Bound: $\eta$ times the running error bound of $\langle w, \nabla L \rangle$, and $\sum |w| e$ with
-the update's rounding errors $e$, over $|w| |w'|$.
-""",
-    unfit=(
-        (WORST_CASE, "float16"),
-        ("its control is a second step, whose expressions grow too long", "symbol"),
-    ),
-)
-def rotation_per_step(subject):
-    """cos(w_t, w_{t+1}) against (1 - 2 eta lambda) |w_t| / |w_{t+1}|, at every step of real
-    training.
-    """
-    worst, control = (0.0, 0.0), np.inf
-    shrink = 1 - 2 * ETA * LAMBDA
-    for network in subject.states:
-        current, heavy = network, nn.Momentum(ETA, momentum=0.9, l2=LAMBDA)
-        turning = network.with_parameters()
-        for step in range(_STEPS):
-            rows = (np.arange(_EXAMPLES) + step * _EXAMPLES) % len(subject.X)
-            X, targets = subject.X[rows], subject.targets[rows]
-            trace = current.trace(X, targets)
-            following = current.with_parameters()
-            nn.SGD(ETA, l2=LAMBDA).step(following, trace.gradients)
-            before, after = (numbers(n, n.parameters) for n in (current, following))
-            gradients = numbers(current, trace.gradients)
-            for group in weight_groups(current):
-                names = group.parameters
-                inner, old, new = _rotation(before, after, group, names)
-                _, _, _, bound = orthogonality(current, group, X, targets, trace)
-                update = 0
-                for name in names:
-                    w = Bounded(before[name])
-                    exact = w - ETA * (Bounded(gradients[name]) + (2 * LAMBDA) * w)
-                    update = update + _sum([np.abs(before[name]) * exact.error], group.per_unit)
-                residual = np.abs(inner - np.longdouble(shrink) * old**2) / (old * new)
-                # The products are added up in longdouble, which counts when the network is too.
-                terms = sum(before[name].size for name in names) // old.size + 6
-                limit = (ETA * bound + update) / (old * new)
-                limit = limit + 3 * gamma(terms, unit_roundoff(np.longdouble))
-                at = int(np.argmax(residual / limit))
-                if residual[at] * worst[1] >= worst[0] * limit[at]:
-                    worst = (float(residual[at]), float(limit[at]))
-            current = following
-            old_parameters = numbers(turning, turning.parameters)
-            heavy.step(turning, turning.loss_and_gradients(X, targets).gradients)
-            if step:
-                new_parameters = numbers(turning, turning.parameters)
-                control = min(control, max(
-                    float(np.max(np.abs(inner / (old * new) - shrink * old / new)))
-                    for inner, old, new in (
-                        _rotation(old_parameters, new_parameters, g, g.parameters)
-                        for g in weight_groups(turning)
-                    )
-                ))
-    return Measurement(
-        measured=worst[0],
-        bound=worst[1],
-        how="running error of <w, grad L> and of the update, over |w| |w'|",
-        control=control,
-        control_least=100 * worst[1],
-        details={"steps": _STEPS, "2 eta lambda": 2 * ETA * LAMBDA},
-    )
-
-
-# Equilibrium
-
-_MOMENTUM, _EXAMPLES_PER_STEP, _LABEL_NOISE = 0.9, 32, 0.3
-_BATCHES = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSubject:
-    """A training run on the digits: one hidden layer with batch norm, noisy labels.
-
-    optimizer: "sgd", "momentum" or "adam", with L2, or "adamw".  x: eta times the decay 2 lambda.
-    skip, steps: before and while it is recorded.  inputs: "digits", "live" (without the pixels that
-    are always black) or "equal" (the 32 pixels that vary most, centred, at one variance).  The
-    fresh random labels keep the gradients from vanishing.
-    """
-
-    name: str
-    optimizer: str
-    eta: float
-    x: float
-    skip: int
-    steps: int
-    seed: int = 0
-    backend: str = "reference"
-    arithmetic: str = "float64"
-    inputs: str = "digits"
-
-    @property
-    def momentum(self):
-        """The factor of memory in SGD's laws."""
-        return _MOMENTUM if self.optimizer == "momentum" else 0.0
+from theory.claim import STATISTICAL, TOO_LONG, claim
+from theory.laws import adamw_norm
+from theory.measures.measurement import Refused
+from theory.measures.statistics import autocorrelation_time, judged
+from theory.subjects.training import BATCHES, TrainingSubject, training_run
 
 
 def training_subjects(options):
@@ -158,89 +24,12 @@ def training_subjects(options):
     return [TrainingSubject(*row, options.seed, options.backend) for row in runs]
 
 
-def _pixels(X, inputs):
-    """Return the examples (N, D) with the pixels that `inputs` names."""
-    X = X.reshape(len(X), -1)
-    if inputs == "live":
-        return X[:, X.max(axis=0) > 0]
-    if inputs == "equal":
-        most = np.argsort(-X.var(axis=0), kind="stable")[:32]
-        return 0.3 * (X[:, most] - X[:, most].mean(axis=0)) / X[:, most].std(axis=0)
-    return X
-
-
-class TrainingRecord(NamedTuple):
-    """What a run recorded, (steps, units) each, at every step.
-
-    squares: |w|^2.  slopes: |w|^2 |grad|^2.  turned: 1 - cos(w_t, w_{t+1}).  cosines: of successive
-    gradients, which the random walk takes to be independent.  moments, weights (batches, D,
-    units): the means of |w|^2 grad_i^2 and of w_i^2 for each weight.
-    """
-
-    squares: np.ndarray
-    slopes: np.ndarray
-    turned: np.ndarray
-    cosines: np.ndarray
-    moments: np.ndarray
-    weights: np.ndarray
-
-
-def training_run(subject):
-    """Train, and return the TrainingRecord of the hidden layer."""
-    data = digits(dtype=np.float64)
-    X = _pixels(data.X_train, subject.inputs)
-    network = nn.Network(
-        [nn.Dense(12, bias=False), nn.BatchNorm(0.0), nn.ReLU(), nn.Dense(10)],
-        input_shape=X.shape[1:],
-        rng=subject.seed,
-        dtype="float64",
-        backend=subject.backend,
-    )
-    name = "dense1.W"
-    decay = "decoupled_weight_decay" if subject.optimizer == "adamw" else "weight_decay"
-    group = nn.Group([name], **{"learning_rate": subject.eta, decay: subject.x / subject.eta})
-    optimizer = {
-        "sgd": lambda: nn.SGD(0.05, groups=[group]),
-        "momentum": lambda: nn.Momentum(0.005, momentum=_MOMENTUM, groups=[group]),
-        "adam": lambda: nn.Adam(0.001, eps=0.0, groups=[group]),
-        "adamw": lambda: nn.AdamW(
-            0.001, eps=0.0, decoupled_weight_decay=0.0, groups=[group]
-        ),
-    }[subject.optimizer]()
-    rng = np.random.default_rng([subject.seed, 4])
-    record = np.empty((4, subject.steps, 12))
-    moments, weights = np.zeros((2, _BATCHES, X.shape[1], 12))
-    length = subject.steps // _BATCHES
-    before = np.ones((X.shape[1], 12))
-    for step in range(-subject.skip, subject.steps):
-        rows = rng.integers(0, len(X), _EXAMPLES_PER_STEP)
-        targets = data.y_train[rows].copy()
-        noisy = rng.random(len(rows)) < _LABEL_NOISE
-        targets[noisy] = rng.integers(0, 10, np.count_nonzero(noisy))
-        _, gradients, network.state = network.step_gradients(X[rows], targets)
-        w, g = (network.backend.to_numpy(a[name]) for a in (network.parameters, gradients))
-        optimizer.step(network, gradients)
-        new = network.backend.to_numpy(network.parameters[name])
-        if step >= 0:
-            squares, slopes, after = ((a * a).sum(axis=0) for a in (w, g, new))
-            record[0, step], record[1, step] = squares, squares * slopes
-            record[2, step] = 1 - (w * new).sum(axis=0) / np.sqrt(squares * after)
-            record[3, step] = (g * before).sum(axis=0) / np.sqrt(
-                slopes * (before * before).sum(axis=0)
-            )
-            if step < _BATCHES * length:
-                moments[step // length] += squares * (g * g) / length
-                weights[step // length] += w * w / length
-        before = g
-    return TrainingRecord(*record, moments, weights)
-
-
 _HOW = "1 % of the law, with the 99.9 % t interval of ten batch means inside it"
 
 
 def _long_enough(subject, tau):
     """Raise Refused where the batches are shorter than five times `tau` steps."""
-    length = subject.steps // _BATCHES
+    length = subject.steps // BATCHES
     if length < 5 * tau:
         raise Refused(
             f"the run is too short: batches of {length} steps are {length / tau:.1f} times the "
@@ -250,8 +39,8 @@ def _long_enough(subject, tau):
 
 def _batches(subject, series):
     """Return the means (batches, units) of a series (steps, units)."""
-    length = subject.steps // _BATCHES
-    return series[: _BATCHES * length].reshape(_BATCHES, length, -1).mean(axis=1)
+    length = subject.steps // BATCHES
+    return series[: BATCHES * length].reshape(BATCHES, length, -1).mean(axis=1)
 
 
 def adam_laws(subject, record):

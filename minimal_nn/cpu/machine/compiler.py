@@ -33,7 +33,7 @@ from numba.core.caching import NullCache
 from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
 
-from minimal_nn.cpu.machine import simd
+from minimal_nn.cpu.machine import processor
 
 OPTIONS = {"error_model": "numpy", "boundscheck": False}
 NOTICE_SECONDS = 3.0
@@ -65,8 +65,9 @@ def cache_key():
         numba.__version__,
         llvmlite.__version__,
         platform.machine(),
-        os.environ.get("NUMBA_CPU_NAME") or simd.llvm.get_host_cpu_name(),
-        ",".join(sorted(simd.features())),
+        processor.name(),
+        ",".join(sorted(processor.features())),
+        f"{processor.VECTOR_BYTES} {processor.REGISTERS}",
         os.environ.get("NUMBA_OPT", ""),
         THREAD_POLICY,
     )

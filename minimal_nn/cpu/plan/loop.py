@@ -36,7 +36,7 @@ from minimal_nn.cpu.layernorm import ROWS, row_units
 from minimal_nn.cpu.machine import threads, workspace
 from minimal_nn.cpu.machine.compiler import kernel
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import load, pointer_at, store
+from minimal_nn.cpu.machine.vectors import load, pointer_at, store
 from minimal_nn.cpu.machine.workspace import Operand, elements
 from minimal_nn.cpu.plan import images
 from minimal_nn.cpu.weightnorm import ZERO_NORM

@@ -23,7 +23,7 @@ class Mutant(NamedTuple):
 
 def source_of(module):
     package = "minimal_nn" if module == "optimizers" else "minimal_nn.reference"
-    return Path(importlib.util.find_spec(f"{package}.{module}").origin).read_text()
+    return Path(importlib.util.find_spec(f"{package}.{module}").origin).read_text(encoding="utf-8")
 
 
 def load(module, edits=(), name="unmutated"):
