@@ -9,9 +9,8 @@ import sys
 
 from benchmarks import table
 from benchmarks.cpu import machine
-from benchmarks.cpu.compare import compare
+from benchmarks.cpu.compare import compare, memory_bound
 from benchmarks.cpu.configurations import CONFIGURATIONS
-from benchmarks.cpu.process import Process
 
 
 def _commit():
@@ -73,14 +72,8 @@ def main(arguments=None):
         "comparisons": [],
     }
     for threads in options.threads:
-        with Process("memory_bound", threads, threads=threads) as process:
-            found = process.ask(options.rounds)
-        record["memory_bound"].append(found)
-        print(
-            f"threads: {threads}: bandwidth {found['bandwidth_gb']:.1f} GB/s, batch norm at "
-            f"{found['ratio']:.2f} of it",
-            flush=True,
-        )
+        record["memory_bound"].append(memory_bound(threads, options.rounds))
+        print(table.printed_memory(record["memory_bound"][-1]), flush=True)
     for configuration in CONFIGURATIONS:
         if options.only and configuration.name not in options.only:
             continue

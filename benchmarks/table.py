@@ -71,6 +71,16 @@ def printed(comparison):
     return "\n".join(lines)
 
 
+def printed_memory(found):
+    """Return the line of batch norm's share of the bandwidth."""
+    low, high = found["ratio_quartiles"]
+    disturbed = f", disturbed: {found['disturbed']}" if found["disturbed"] else ""
+    return (
+        f"threads: {found['threads']}: bandwidth {found['bandwidth_gb']:.1f} GB/s, batch norm at "
+        f"{found['ratio']:.2f} of it ({low:.2f} to {high:.2f}){disturbed}"
+    )
+
+
 def _verdict(comparison):
     if comparison["disturbed"]:
         return f", no verdict: {comparison['disturbed']}"

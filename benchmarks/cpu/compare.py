@@ -80,6 +80,24 @@ def verdict(aim, ratio, disturbed):
     return "met" if ratio >= aim else "missed"
 
 
+def memory_bound(threads, rounds):
+    """Return a record of batch norm's share of the bandwidth, beyond cache, measured in turn."""
+    before = quiet.idle_check()
+    with Process("memory_bound", threads, threads=threads) as process:
+        watch = quiet.Watch([process.session])
+        pairs = process.ask(rounds)
+        during = watch.others()
+    ratio, low, high = quartiles([ours / limit for limit, ours in pairs])
+    return {
+        "threads": threads,
+        "bandwidth_gb": max(limit for limit, _ in pairs),
+        "ratio": ratio,
+        "ratio_quartiles": [low, high],
+        "others": {"before": before, "during": during},
+        "disturbed": quiet.disturbance(before, during, ratio, (low, high)),
+    }
+
+
 def compare(configuration, threads, rounds, say):
     """Compare all contestants on one configuration; return a record (a dict)."""
     before = quiet.idle_check()

@@ -2,7 +2,6 @@
 
 import contextlib
 import platform
-import statistics
 import time
 
 import numpy as np
@@ -115,16 +114,7 @@ def description():
     return f"{processor()}, {32 * workspace.lanes(np.float32)}-bit vectors"
 
 
-def memory_bound(threads, rounds):
-    """Return batch norm's bytes a second beside the bandwidth, measured in turn.
-
-    The bandwidth is the best of the rounds; the ratio is the median of those within each round.
-    """
+def batchnorm_beside_bandwidth(threads):
+    """Return a function that measures both in turn: what memory moves, what batch norm moves."""
     limit, ours = bandwidth(threads, BEYOND_CACHE), batchnorm_rate(threads)
-    pairs = [(limit.measure(), ours.measure()) for _ in range(rounds)]
-    return {
-        "threads": threads,
-        "bandwidth_gb": max(pair[0] for pair in pairs),
-        "batchnorm_gb": statistics.median(pair[1] for pair in pairs),
-        "ratio": statistics.median(mine / most for most, mine in pairs),
-    }
+    return lambda: (limit.measure(), ours.measure())

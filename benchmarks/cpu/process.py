@@ -52,10 +52,11 @@ def rates(threads, size):
 
 
 def memory_bound(threads):
-    """Answer a number of rounds with batch norm's share of the bandwidth."""
+    """Answer a number of rounds with pairs: bytes that memory moves, and that batch norm moves."""
     from benchmarks.cpu import machine
 
-    return {}, lambda rounds: machine.memory_bound(threads, rounds)
+    measure = machine.batchnorm_beside_bandwidth(threads)
+    return {}, lambda rounds: [measure() for _ in range(rounds)]
 
 
 def serve(kind, *arguments):
@@ -113,7 +114,7 @@ class Process:
         return self._process.pid
 
     def ask(self, question):
-        """Return the answer, a dict."""
+        """Return the answer."""
         self._process.stdin.write(f"{json.dumps(question)}\n")
         self._process.stdin.flush()
         return self._answer()

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import table
-from benchmarks.cpu import against, compare, contestants, process
+from benchmarks.cpu import against, compare, contestants, machine, process
 from benchmarks.cpu.configurations import by_name
 
 ROOT = Path(__file__).parents[2]
@@ -86,8 +86,8 @@ def test_table_names_the_processor_in_each_row_and_marks_what_was_disturbed():
 
 def test_newest_record_of_each_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "RECORDS", tmp_path)
-    for day, machine in ((1, "one"), (2, "two"), (3, "one")):
-        table.write_record("cpu", {**record(machine), "date": f"2030-01-0{day}T00:00"})
+    for day, name in ((1, "one"), (2, "two"), (3, "one")):
+        table.write_record("cpu", {**record(name), "date": f"2030-01-0{day}T00:00"})
     found = table.newest_records("cpu")
     assert [(r["machine"], r["date"][:10]) for r in found] == [
         ("one", "2030-01-03"),
@@ -116,6 +116,44 @@ def test_comparison_is_whole(short, monkeypatch):
     roof = found["roofline"]
     assert roof["peak_gflops"] > 0 and roof["bandwidth_gb"] > 0
     assert roof["fraction"] > 0 and roof["bound"] in ("products", "memory")
+
+
+def test_batch_norm_is_told_as_a_share_of_the_bandwidth(short, monkeypatch):
+    class Answering:
+        session = 0
+
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def ask(self, rounds):
+            return [(10.0, 4.0), (20.0, 10.0), (40.0, 24.0)][:rounds]
+
+    monkeypatch.setattr(compare, "Process", Answering)
+    found = compare.memory_bound(2, 3)
+    assert (found["bandwidth_gb"], found["ratio"], found["threads"]) == (40.0, 0.5, 2)
+    assert found["ratio_quartiles"] == [pytest.approx(0.45), pytest.approx(0.55)]
+    told = table.printed_memory({**found, "disturbed": "other work"})
+    assert told == (
+        "threads: 2: bandwidth 40.0 GB/s, batch norm at 0.50 of it (0.45 to 0.55), "
+        "disturbed: other work"
+    )
+
+
+def test_rates_are_work_over_time(monkeypatch):
+    monkeypatch.setattr(machine, "SECONDS", 0.001)
+    for rate, work in (
+        (machine.peak(1), 2 * machine.CHAINS * machine.workspace.lanes("f4") * machine.STEPS),
+        (machine.bandwidth(1, 3 * 2**12), 3 * 2**12),
+        (machine.batchnorm_rate(1, rows=32, columns=32), 8 * 32 * 32 * 4),
+    ):
+        monkeypatch.setattr(rate, "_seconds", lambda steps: steps * 1e-9)
+        assert rate.measure() == pytest.approx(work) and rate.steps >= 1
 
 
 @pytest.mark.slow
