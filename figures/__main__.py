@@ -164,9 +164,14 @@ def collect(arguments, preset, wanted):
     with executor(arguments) as made:
         report = runner.run(
             functools.partial(runs.run, folder=arguments.data),
-            everything, kept, made, name=preset.name, cost=runs.steps, describe=runs.describe,
+            everything,
+            kept,
+            made,
+            name=preset.name,
+            cost=runs.steps,
+            describe=runs.describe,
             show_progress=not arguments.quiet,
-        )  # fmt: skip
+        )
     return by_figure, everything, report, code, kept
 
 

@@ -34,6 +34,15 @@ MOVED = {
     "figures.scaling": "figures.runs.scaling",
     "figures.ladder": "figures.runs.ladder",
     "figures.store": "figures.grid.store",
+    "figures.grid.run": "figures.grid.runner.run",
+    "figures.grid.Report": "figures.grid.runner.Report",
+    "figures.grid.WorkerLost": "figures.grid.runner.WorkerLost",
+    "figures.grid.processes": "figures.grid.executors.processes",
+    "figures.grid.dask": "figures.grid.executors.dask",
+    "figures.grid.cores": "figures.grid.executors.cores",
+    "figures.grid.store.code_version": "figures.grid.version.code_version",
+    "figures.grid.store.write_archive": "figures.grid.archive.write_archive",
+    "figures.runs.training.fingerprint": "figures.runs.data.fingerprint",
 }
 
 

@@ -11,8 +11,9 @@ import signal
 import threading
 import time
 
-import llvmlite.binding
+import numba
 import threadpoolctl
+from llvmlite import binding
 
 _reports = None  # in a worker process of `processes`: the queue its progress goes to
 
@@ -70,7 +71,7 @@ def processor():
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
         name = names[0] if names else name
-    return f"{name} ({llvmlite.binding.get_host_cpu_name()})"
+    return f"{name} ({numba.config.CPU_NAME or binding.get_host_cpu_name()})"
 
 
 @contextlib.contextmanager

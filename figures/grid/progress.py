@@ -12,9 +12,16 @@ class Bars:
         self._bars, self._steps = {}, {}
         self._runs, self._done = runs, 0
         self._overall = tqdm(
-            total=total_steps, desc=name, unit="step", unit_scale=True, disable=not shown,
-            position=0, smoothing=0.05, leave=True, dynamic_ncols=True,
-        )  # fmt: skip
+            total=total_steps,
+            desc=name,
+            unit="step",
+            unit_scale=True,
+            disable=not shown,
+            position=0,
+            smoothing=0.05,
+            leave=True,
+            dynamic_ncols=True,
+        )
         self._overall.set_postfix_str(f"0/{runs} runs")
 
     def advance(self, key, configuration, steps, total):
@@ -24,9 +31,14 @@ class Bars:
             taken = {bar.pos for bar in self._bars.values()}
             place = next(p for p in range(1, len(taken) + 2) if -p not in taken)
             self._bars[key] = tqdm(
-                total=total, desc=self._describe(configuration)[:40], position=place, leave=False,
-                unit="step", unit_scale=True, dynamic_ncols=True,
-            )  # fmt: skip
+                total=total,
+                desc=self._describe(configuration)[:40],
+                position=place,
+                leave=False,
+                unit="step",
+                unit_scale=True,
+                dynamic_ncols=True,
+            )
         self._overall.update(steps - self._steps.get(key, 0))
         self._bars[key].update(steps - self._bars[key].n)
         self._steps[key] = steps

@@ -52,9 +52,17 @@ def _unit_cost(configuration):
 
 
 def run(
-    function, configurations, store, executor, *, name="grid", cost=_unit_cost, describe=str,
-    show_progress=True, jobs=None,
-):  # fmt: skip
+    function,
+    configurations,
+    store,
+    executor,
+    *,
+    name="grid",
+    cost=_unit_cost,
+    describe=str,
+    show_progress=True,
+    jobs=None,
+):
     """Run the configurations that the store does not hold, and return a Report.
 
     function        (configuration, progress) -> (status, values); importable in the workers

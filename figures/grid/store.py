@@ -23,12 +23,15 @@ from typing import NamedTuple
 from figures.grid.archive import read_archive
 from figures.grid.journal import Journal
 from figures.grid.records import array, canonical, defect, opened, run_key, run_record, sealed
+from minimal_nn import moved
 from minimal_nn.files import whole_file
 
 try:
     import fcntl
 except ImportError:  # no such locks: two runners may compute the same run, with equal results
     fcntl = None
+
+__getattr__ = moved.names_of(__name__)
 
 STALE_SECONDS = 3600  # a half-written file of this age belongs to no living runner
 

@@ -10,12 +10,15 @@ A configuration's entry "experiment" says which of them runs it.
 import pathlib
 
 import minimal_nn
+import theory.numbers
 from figures.grid.version import code_version
 from figures.runs import ladder, scaling, training
 
 EXPERIMENTS = {"training": training, "scaling": scaling, "precision": ladder}
 
-SOURCES = pathlib.Path(__file__).parent, pathlib.Path(minimal_nn.__file__).parent
+SOURCES = tuple(
+    pathlib.Path(room.__file__).parent for room in (training, minimal_nn, theory.numbers)
+)
 # Parts of minimal_nn that no run computes with: whatever is not named here counts.
 BESIDE = (
     "augmentation.py",
@@ -24,8 +27,6 @@ BESIDE = (
     "data/fetch.py",
     "files.py",
     "gradcheck.py",
-    "lab.py",
-    "moved.py",
     "mutants",
 )
 

@@ -24,8 +24,10 @@ import numpy as np
 import minimal_nn
 from figures.runs.data import CLASSES, Batches, load
 from figures.runs.recording import Probe, Window, moments, parts, plan, unit_sums
-from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, Group, MaxPool2d, Network, ReLU
+from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, Group, MaxPool2d, Network, ReLU, moved
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
+
+__getattr__ = moved.names_of(__name__)
 
 EVALUATED = 0.25  # the last part of a run, in which the test set is looked at
 

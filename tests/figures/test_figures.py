@@ -127,9 +127,19 @@ def test_numbers_that_are_none_are_refused(option, number, capsys):
 def test_home_is_understood(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     chosen = command.parser().parse_args(
-        ["--out", "~/o", "--store", "~/s", "--archive", "~/a", "--write-archive", "~/w",
-         "--data", "~/d"]
-    )  # fmt: skip
+        [
+            "--out",
+            "~/o",
+            "--store",
+            "~/s",
+            "--archive",
+            "~/a",
+            "--write-archive",
+            "~/w",
+            "--data",
+            "~/d",
+        ]
+    )
     paths = (chosen.out, chosen.store, chosen.archive, chosen.write_archive, chosen.data)
     assert [str(path) for path in paths] == [str(tmp_path / name) for name in "osawd"]
 

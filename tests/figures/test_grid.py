@@ -105,9 +105,13 @@ def test_given_executor_is_left_open(tmp_path):
 def test_worker_processes_give_the_same_bytes_and_progress(tmp_path, uninterrupted, capsys):
     with Store(tmp_path, toy.CODE) as store:
         runner.run(
-            toy.run, toy.configurations(), store, TWO_PROCESSES,
-            cost=lambda c: c["steps"], describe=lambda c: f"seed {c['seed']}",
-        )  # fmt: skip
+            toy.run,
+            toy.configurations(),
+            store,
+            TWO_PROCESSES,
+            cost=lambda c: c["steps"],
+            describe=lambda c: f"seed {c['seed']}",
+        )
     assert toy.contents(tmp_path) == uninterrupted
     shown = capsys.readouterr().err
     assert "24/24 runs" in shown and "seed 5" in shown and "960/960" in shown

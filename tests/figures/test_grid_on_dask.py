@@ -46,9 +46,12 @@ def test_cluster_with_a_worker_killed_gives_the_same_numbers(tmp_path, cluster):
     assert not any(worker.process.pid == victim for worker in cluster.workers.values())
     with Store(tmp_path / "whole", toy.CODE) as store:
         runner.run(
-            toy.run, toy.configurations(), store, lambda: executors.processes(2),
+            toy.run,
+            toy.configurations(),
+            store,
+            lambda: executors.processes(2),
             show_progress=False,
-        )  # fmt: skip
+        )
     assert toy.contents(tmp_path / "killed") == toy.contents(tmp_path / "whole")
 
 

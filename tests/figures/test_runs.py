@@ -174,6 +174,13 @@ def test_residuals_are_roundoff_and_the_control_is_not(name):
     assert values["control"] > -6
 
 
+def test_a_run_in_balls_leaves_the_precision_as_it_was():
+    flint = pytest.importorskip("flint")
+    before = flint.ctx.prec
+    ladder.measure({"arithmetic": "balls", "bits": before + 31, "seed": 0}, lambda steps: None)
+    assert flint.ctx.prec == before
+
+
 def test_balls_prove_what_floats_suggest():
     pytest.importorskip("flint")
     _, values = ladder.measure({"arithmetic": "balls", "bits": 200, "seed": 0}, lambda steps: None)
@@ -195,8 +202,8 @@ def copied_sources(tmp_path, monkeypatch):
 
 def test_code_version_follows_every_room_that_runs_compute_with(copied_sources):
     before = runs.version("cpu")
-    own, package = copied_sources
-    for path in [*own.rglob("*.py"), *package.rglob("*.py")]:
+    package = next(source for source in copied_sources if source.name == "minimal_nn")
+    for path in (path for source in copied_sources for path in source.rglob("*.py")):
         name = path.relative_to(package) if package in path.parents else path
         counted = name.parts[0] != "cuda" and not any(
             other in map(str, (name, *name.parents)) for other in runs.BESIDE
@@ -206,6 +213,10 @@ def test_code_version_follows_every_room_that_runs_compute_with(copied_sources):
         assert (runs.version("cpu") != before) == counted, path
         path.write_bytes(content)
     assert runs.version("cpu") == before != runs.version("reference")
+
+
+def test_what_is_left_out_of_the_code_version_exists():
+    assert [name for name in runs.BESIDE if not (runs.SOURCES[1] / name).exists()] == []
 
 
 def test_code_version_covers_all_that_a_run_executes():
@@ -228,7 +239,7 @@ def test_code_version_covers_all_that_a_run_executes():
     root = Path(runs.__file__).parents[2]
     ours = {Path(name) for name in executed if Path(name).is_relative_to(root)}
     ours = {path for path in ours if not path.is_relative_to(root / "tests")}
-    assert {"optimizers.py", "affine.py", "sets.py"} <= {path.name for path in ours}
+    assert {"optimizers.py", "affine.py", "sets.py", "floats.py"} <= {path.name for path in ours}
     assert ours <= set(sources(*runs.SOURCES, without=(*runs.BESIDE, "cpu", "cuda")))
 
 

@@ -66,9 +66,12 @@ def contents(folder):
 def main(folder, jobs):
     with Store(folder, CODE) as store:
         report = runner.run(
-            run, configurations(), store, functools.partial(executors.processes, jobs),
+            run,
+            configurations(),
+            store,
+            functools.partial(executors.processes, jobs),
             show_progress=False,
-        )  # fmt: skip
+        )
     print(report.found, report.computed)
 
 
