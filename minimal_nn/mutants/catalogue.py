@@ -408,7 +408,7 @@ MUTANTS = (
     _mutant(
         "optimizers",
         "l2-after-the-adaptive-scaling",
-        ("g = update.add_penalty(g, w, _match(weight_decay, w))", "pass"),
+        ("g = update.add_penalty(g, w, for_parameter(weight_decay, w))", "pass"),
         (
             "            w, *new = result if self.slots else (result,)\n",
             "            decay = hyper['learning_rate'] * weight_decay * w\n"

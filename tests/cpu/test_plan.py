@@ -8,6 +8,7 @@ from minimal_nn import (
     LARS,
     SGD,
     Adam,
+    AdamW,
     BatchNorm,
     Conv2d,
     Dense,
@@ -121,7 +122,10 @@ def check_bits(name, optimizer, dtype):
         Group([first], learning_rate=0.02, l2=1e-3),
         Group([name for name in fixed if name != first], fixed_norm=1.5),
     ]
-    ours, theirs = (optimizer(learning_rate=0.01, weight_decay=1e-3, groups=groups) for _ in "12")
+    hyper = {"learning_rate": 0.01, "weight_decay": 1e-3}
+    if optimizer is AdamW:
+        hyper["decoupled_weight_decay"] = 0.01  # both by name, or the penalty is refused
+    ours, theirs = (optimizer(**hyper, groups=groups) for _ in "12")
     plan = compiled(network, ours)
     losses = [*plan.run(network, ours, X, targets, batches()[:2])]
     losses += [*plan.run(network, ours, X, targets, batches()[2:])]
