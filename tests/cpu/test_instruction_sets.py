@@ -69,6 +69,32 @@ def test_an_unknown_geometry_is_refused(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not processor.HAS_FMA, reason="this processor rounds twice")
+def test_products_of_whole_panels_have_the_same_bits_at_any_width():
+    """The geometries of AVX2 and Arm beside this processor's, all with fused multiply-add."""
+    code = (
+        "import hashlib, numpy as np\n"
+        "from minimal_nn.cpu import affine\n"
+        "rng, bits = np.random.default_rng(0), hashlib.sha256()\n"
+        "x, W, dy = (rng.standard_normal(s, np.float32) for s in ((9, 288), (288, 64), (9, 64)))\n"
+        "y, cache = affine.forward(x, W, W[0])\n"
+        "for array in (y, *affine.backward(dy, cache)): bits.update(array.tobytes())\n"
+        "print(bits.hexdigest())"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **settings},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for settings in ({}, {processor.ENVIRONMENT: "256x16"}, TARGETS["arm"])
+    }
+    assert len(printed) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_edges_of_panels(target):
     run(target, ["tests/cpu/test_geometry.py", *(["-k", "float64 or dense"] * (target != "arm"))])
