@@ -80,7 +80,7 @@ def forward(z, kind):
     if kind == "identity":
         return z, Cache(kind, z)
     source = workspace.flat(z)
-    out = np.empty_like(source)
+    out = workspace.aligned(source.size, source.dtype)
     program = Program().phase(1)
     program.call(FORWARD[kind], elements(source, 0), elements(out, 0), source.size)
     program.run()
@@ -94,7 +94,7 @@ def backward(dy, cache):
     if cache.kind == "identity":
         return dy
     y, source = workspace.flat(cache.y), workspace.flat(dy)
-    out = np.empty_like(source)
+    out = workspace.aligned(source.size, source.dtype)
     program = Program().phase(1)
     operands = (elements(array, 0) for array in (y, source, out))
     program.call(BACKWARD[cache.kind], *operands, source.size)

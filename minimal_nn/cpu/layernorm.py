@@ -166,7 +166,7 @@ def forward(z, gamma, beta, eps):
     z = z.reshape(-1, columns)
     rows = len(z)
     packed = workspace.pack(z)
-    y = np.zeros_like(packed)
+    y = workspace.aligned(packed.shape, z.dtype)
     mean, inverse = workspace.aligned(rows, z.dtype), workspace.aligned(rows, z.dtype)
     program = Program().phase(row_units(rows))
     program.call(
@@ -192,7 +192,7 @@ def backward(dy, cache):
     columns = dy.shape[-1]
     rows = dy.size // columns
     packed = workspace.pack(dy.reshape(rows, columns))
-    dz = np.zeros_like(packed)
+    dz = workspace.aligned(packed.shape, dy.dtype)
     dgamma, dbeta = _padded(np.zeros(0), packed), _padded(np.zeros(0), packed)
     rowwise = cache.mean, cache.inverse
     program = Program().phase(row_units(rows))

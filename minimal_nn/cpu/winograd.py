@@ -15,9 +15,9 @@ F(4x4, 3x3) 4 times.
     dx    the same with dy for x, W turned by 180 degrees and its channels exchanged
     dW    G^T [ sum_tiles (B^T d B) * (A dy A^T) ] G, the sum over all tiles of an image group
 
-A transform takes a vector of channels at a time, in registers.  An image is taken in strips of
-tiles whose transforms stay in the second cache.  Tiles that reach beyond the image meet zeros, and
-only the part of their output within the image is written.
+A transform takes a vector of channels at a time, in registers as far as there are enough.  An image
+is taken in strips of tiles whose transforms stay in the second cache.  Tiles that reach beyond the
+image meet zeros, and only the part of their output within the image is written.
 
 Accuracy.  The transforms multiply rounding errors.  With u the unit round-off, C channels, t = m+2
 and gamma_n = n u / (1 - n u), counting the roundings that a term passes (two transforms on each

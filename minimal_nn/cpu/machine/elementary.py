@@ -19,6 +19,7 @@ from minimal_nn.cpu.machine.vectors import (
     where_beats,
     where_greater,
     where_positive,
+    where_zero,
 )
 
 _LOG2_E = 1 / math.log(2)
@@ -148,7 +149,7 @@ def _overload_tangent(x):
         z = x * x
         numerator = fma(fma(fill(x, p0), z, fill(x, p1)), z, fill(x, p2))
         denominator = fma(fma(z + fill(x, q0), z, fill(x, q1)), z, fill(x, q2))
-        near = fma(x * z, numerator / denominator, x)
+        near = where_zero(x, x, fma(x * z, numerator / denominator, x))  # the sum would lose -0
         return where_greater(size, fill(x, 0.625), far, near)
 
     return evaluate

@@ -151,7 +151,7 @@ def make_transform(matrix):
 
     It writes M S M^T for one vector of channels, for a matrix M known when it is compiled: S[i, j]
     is the vector at source + i row + j column, and its transform goes to target in the same way.
-    Everything in between stays in registers.
+    What lies in between is not stored, unless there are too few registers.
     """
     matrix = [[float(entry) for entry in entries] for entries in matrix]
 

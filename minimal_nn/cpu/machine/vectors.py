@@ -11,8 +11,10 @@ numbers, and `row`, the length in numbers of one row of the matrix it points int
 let LLVM fold every address of a register tile into the instruction; with strides in registers the
 same tile ran 10 to 20 % slower.  Both types exist only inside kernels: outside there are arrays.
 
-Nothing is ever reordered or contracted: a sum of products in this wing is one chain of fused
-multiply-adds in the order in which the source says it, whatever the width, the tile or the thread.
+LLVM reorders and contracts nothing: a sum of products is one chain of multiply-adds in the order
+in which the source says it.  That order does not depend on threads.  It does depend on the width of
+vectors where lanes are added, and where the end of a sum is no whole panel; and a multiply-add
+rounds once or twice.  So the wing's bits are those of a width, and of whether the processor fuses.
 """
 
 import functools
