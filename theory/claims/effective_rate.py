@@ -2,24 +2,19 @@ r"""The effective learning rate eta/|w|^2 as a symmetry of whole runs (sections 
 
 import numpy as np
 
-import minimal_nn as nn
 from theory.claim import EXPRESSIONS, UNDERFLOWS, claim
 from theory.measures.bits import Search, limits
 from theory.measures.exact_runs import symmetry_identity
 from theory.measures.runs import (
-    ETA,
-    LAMBDA,
     STEPS,
     differing_runs,
     factors_of,
     per_unit_factors,
+    plain_sgd,
     rescaled_optimizer,
     run,
     scaled_start,
 )
-
-# SGD with (a^2 eta, lambda/a^2) for each invariant parameter, and eta elsewhere
-_SGD = (nn.SGD, {"learning_rate": ETA, "l2": LAMBDA}, {"learning_rate": 2, "l2": -2})
 
 
 @claim(
@@ -54,7 +49,7 @@ def effective_learning_rate(subject):
     rng = np.random.default_rng(0)
     for network in subject.states:
         one = factors_of(network, 1.0)
-        original = run(subject, network, rescaled_optimizer(_SGD, one))
+        original = run(subject, network, rescaled_optimizer(plain_sgd(), one))
 
         def differ(factors, optimizer, network=network, original=original):
             scaled = run(subject, scaled_start(network, factors), optimizer)
@@ -62,15 +57,15 @@ def effective_learning_rate(subject):
 
         def count(k, network=network, differ=differ):
             factors = factors_of(network, 2.0**k)
-            return differ(factors, rescaled_optimizer(_SGD, factors))
+            return differ(factors, rescaled_optimizer(plain_sgd(), factors))
 
         search.run(count)
         factors = per_unit_factors(network, rng, 8)
-        search.wrong += differ(factors, rescaled_optimizer(_SGD, factors))
-        control += differ(factors_of(network, 2.0), rescaled_optimizer(_SGD, one))
+        search.wrong += differ(factors, rescaled_optimizer(plain_sgd(), factors))
+        control += differ(factors_of(network, 2.0), rescaled_optimizer(plain_sgd(), one))
     return search.measurement(control, steps=STEPS)
 
 
 @effective_learning_rate.exactly
 def _(subject):
-    return symmetry_identity(subject, [_SGD], [_SGD])
+    return symmetry_identity(subject, [plain_sgd()], [plain_sgd()])

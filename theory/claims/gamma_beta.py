@@ -10,7 +10,7 @@ from theory.claim import EXPRESSIONS, UNDERFLOWS, claim
 from theory.measures.bits import bit_exact, differing, limits
 from theory.measures.exact_runs import rescaled_runs
 from theory.measures.identity import Identity, size_of
-from theory.measures.runs import ETA, LAMBDA, run
+from theory.measures.runs import plain_sgd, rescaled_optimizer, run
 from theory.numbers.balls import Balls
 from theory.subjects.exact import BATCH, FACTOR, WIDTH, ExactSubject
 from theory.subjects.networks import NORMALIZATIONS, NetworkSubject, to_numpy, weight_groups
@@ -86,8 +86,7 @@ def _run(subject, network, group, a, start_state):
         name = f"{group.absorbed_by}.{local}"
         if name in network.state:
             state[name] = start_state[name] * network.dtype.type(a**power)
-    own = nn.Group(group.parameters, learning_rate=ETA * a * a, l2=LAMBDA / a / a)
-    optimizer = nn.SGD(ETA, groups=[own])
+    optimizer = rescaled_optimizer(plain_sgd(), dict.fromkeys(group.parameters, a))
     return run(subject, network.with_parameters({}, state), optimizer, steps=_STEPS)
 
 
@@ -183,7 +182,6 @@ def _exact_subjects(options):
 @gamma_beta.exactly(subjects=_exact_subjects)
 def _(subject):
     identity = Identity()
-    variant = (nn.SGD, {"learning_rate": ETA, "l2": LAMBDA}, {"learning_rate": 2, "l2": -2})
     for network in subject.states:
         plain = _scores(network, subject.X)
         size = size_of(subject, plain)
@@ -195,7 +193,7 @@ def _(subject):
 
         identity.vanishes(difference(group.parameters), size)
         factors = dict.fromkeys(group.parameters, subject.a)
-        for residual, of in rescaled_runs(subject, network, variant, factors):
+        for residual, of in rescaled_runs(subject, network, plain_sgd(), factors):
             identity.vanishes(residual, of)
         last = [n for n in network.parameters if n.endswith((".gamma", ".beta"))][-2:]
         for names in (last, group.parameters[:1]):

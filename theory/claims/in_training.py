@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 import minimal_nn as nn
+from theory import laws
 from theory.claim import STATISTICAL, TOO_LONG, claim
-from theory.laws import adamw_norm
 from theory.measures.measurement import Refused
 from theory.measures.statistics import autocorrelation_time, judged
 from theory.subjects.training import BATCHES, TrainingSubject, training_run
@@ -48,7 +48,7 @@ def adam_laws(subject, record):
     decay = subject.x / subject.eta
     equal = np.sqrt(record.moments.shape[1] * _batches(subject, record.slopes))  # sqrt(C) s
     own = np.sqrt(record.moments).sum(axis=1)
-    return tuple((subject.eta * sums / (2 * decay)) ** (1 / 3) for sums in (equal, own))
+    return tuple(np.cbrt(laws.adam_weighted(subject.eta, decay, sums)) for sums in (equal, own))
 
 
 def _adam_norm(subject, record):
@@ -56,9 +56,9 @@ def _adam_norm(subject, record):
     squares, slopes, moments = record.squares, record.slopes, record.moments
     equal, law = adam_laws(subject, record)
     norms = np.sqrt(_batches(subject, squares))
-    relaxation = np.sqrt(squares.mean()) * math.sqrt(moments.shape[1])
-    relaxation = math.sqrt(slopes.mean()) / (3 * subject.x * relaxation)  # 1/(3 x_e)
-    tau = max(relaxation, 1 / (1 - nn.Adam.defaults["beta2"]))  # how fast |w| follows s_i
+    s, dims, decay = math.sqrt(slopes.mean()), moments.shape[1], subject.x / subject.eta
+    rate = laws.relaxation_rate("Adam", subject.eta, decay, s=s, dims=dims)
+    tau = max(1 / rate, 1 / (1 - nn.Adam.defaults["beta2"]))  # how fast |w| follows s_i
     _long_enough(subject, tau)
     return judged(
         (norms / law).mean(axis=1),
@@ -79,7 +79,7 @@ def adamw_ratios(subject, record):
     """Return the root of sum s_i w_i^2 / sum s_i, and of the mean of w_i^2, over AdamW's law."""
     s = np.sqrt(record.moments)
     live = np.count_nonzero(s[0].any(axis=1))
-    law = adamw_norm(subject.eta, subject.x / subject.eta, None, 1)
+    law = math.sqrt(laws.adamw_weighted(subject.eta, subject.x / subject.eta))
     weighted = (s * record.weights).sum(axis=1) / s.sum(axis=1)
     plain = record.weights.sum(axis=1) / live
     return tuple(float((np.sqrt(squares) / law).mean()) for squares in (weighted, plain))
@@ -149,15 +149,11 @@ def equilibrium_in_training(subject):
         return _batches(subject, series)
 
     decay = subject.x / subject.eta
-    memory = 1 - subject.momentum
-    law = np.sqrt(
-        subject.eta
-        * batches(slopes)
-        / (decay * memory * (2 - subject.x / (1 + subject.momentum)))
-    )
+    balance = laws.momentum_balance(subject.x, subject.momentum)
+    law = np.sqrt(subject.eta / decay * balance * batches(slopes))
     norm = np.sqrt(batches(squares) / law).mean(axis=1)
     angle = np.sqrt(batches(turned).mean(axis=1))
-    right = math.sqrt(subject.x / (1 + subject.momentum))
+    right = math.sqrt(laws.momentum_turn(subject.x, subject.momentum))
     wrong = math.sqrt(subject.x) if subject.momentum else math.sqrt(subject.x / 2)
     details = {
         "eta": subject.eta,

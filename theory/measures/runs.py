@@ -3,11 +3,19 @@
 import numpy as np
 
 import minimal_nn as nn
+from theory import laws
 from theory.measures.bits import differing
 from theory.subjects.networks import invariant_weights, to_numpy, weight_groups
 
 ETA, LAMBDA = 0.25, 2.0**-7  # powers of two, so that a^2 eta and lambda/a^2 are exact
 STEPS = 12
+
+
+def plain_sgd():
+    """Return SGD with L2 as (class, hyper-parameters, powers of a in them where w_0 is a w_0)."""
+    powers = laws.powers("SGD")
+    powers = {"learning_rate": powers["learning_rate"], "l2": powers["weight_decay"]}
+    return nn.SGD, {"learning_rate": ETA, "l2": LAMBDA}, powers
 
 
 class Run:

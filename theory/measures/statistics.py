@@ -56,47 +56,46 @@ def chain_means(series, slowest=1.0):
     return series.mean(axis=0), tau
 
 
-def judged(samples, law, wrong, *, how, details=None, transform=float):
+def judged(samples, law, wrong, *, how="", details=None, tolerance=TOLERANCE):
     """Return the Measurement of a statistical claim: samples whose mean should be `law`.
 
     measured: the end of the confidence interval that is farther from the law, relative to it;
-    bound: 1 %.  control: how far the interval is from the `wrong` law.  transform: from a mean to
-    what the law is about.  Raises Refused where the interval is wider than the bound, or straddles
-    it, and where the run leaves the two laws too close to each other.
+    bound: the tolerance.  control: how far the interval is from the `wrong` law.  Raises Refused
+    where the interval is wider than the bound, or straddles it, and where the run leaves the two
+    laws too close to each other.
     """
-    if abs(wrong / law - 1) < 3 * TOLERANCE:
+    if abs(wrong / law - 1) < 3 * tolerance:
         raise Refused(
             f"the run is too short: the law, {law:.4g}, and the wrong one, {wrong:.4g}, differ by "
-            f"less than {3 * TOLERANCE:.0%}, which no run to 1 % tells apart"
+            f"less than {3 * tolerance:.1%}, which no run to {tolerance:.1%} tells apart"
         )
-    return _judged(samples, law, wrong, how=how, details=details, transform=transform)
+    return _judged(samples, law, wrong, how=how, details=details, tolerance=tolerance)
 
 
-def _judged(samples, law, wrong, *, how, details=None, transform=float):
+def _judged(samples, law, wrong, *, how="", details=None, tolerance=TOLERANCE):
     mean, half = interval(samples)
-    ends = [transform(mean - half) / law - 1, transform(mean + half) / law - 1]
-    width = abs(ends[1] - ends[0]) / 2
+    ends = [(mean - half) / law - 1, (mean + half) / law - 1]
     farther, nearer = max(map(abs, ends)), min(map(abs, ends))
     if ends[0] * ends[1] < 0:
         nearer = 0.0
-    if width > TOLERANCE or (nearer <= TOLERANCE < farther):
+    if abs(half / law) > tolerance or (nearer <= tolerance < farther):
         raise Refused(
             f"the run is too short: the {CONFIDENCE:.1%} interval of the relative error, "
             f"{min(ends):+.2%} to {max(ends):+.2%}, does not tell whether it is below "
-            f"{TOLERANCE:.0%}"
+            f"{tolerance:.1%}"
         )
-    away = [transform(mean - half) / wrong - 1, transform(mean + half) / wrong - 1]
+    away = [(mean - half) / wrong - 1, (mean + half) / wrong - 1]
     control = 0.0 if away[0] * away[1] < 0 else min(map(abs, away))
     return Measurement(
         measured=farther,
-        bound=TOLERANCE,
+        bound=tolerance,
         how=how,
         control=control,
-        control_least=2 * TOLERANCE,
+        control_least=2 * tolerance,
         details={
             "law": float(law),
-            "mean": transform(mean),
-            "interval": sorted(float(law * (1 + end)) for end in ends),
+            "mean": mean,
+            "interval": sorted([mean - half, mean + half]),
             "samples": len(samples),
             **(details or {}),
         },
@@ -110,7 +109,7 @@ def judged_exponents(samples, law, wrong, details):
     the largest one of the wrong pair, at the near end.  Raises Refused as `judged` does.
     """
     each = [
-        _judged(column, right, other, how="")
+        _judged(column, right, other)
         for column, right, other in zip(np.transpose(samples), law, wrong, strict=True)
     ]
     worst = max(each, key=lambda m: m.measured)

@@ -135,6 +135,7 @@ class Expression:
     __rsub__ = _binary(lambda x, y: y - x)
     __truediv__ = _binary(operator.truediv)
     __rtruediv__ = _binary(lambda x, y: y / x)
+    __pow__ = _binary(operator.pow)  # to a whole power
 
     def __neg__(self):
         return self._of(-self.expression)

@@ -19,10 +19,24 @@ from minimal_nn import backend
 
 
 class Path(NamedTuple):
-    """What a walk recorded, (steps, chains) each: |w| before the step, and the step's angle."""
+    """What a walk recorded, (steps, chains) each.
+
+    norms: |w| before the step.  after: |w'| after it.  moved: |w' - w|^2.  gradients: |g|^2.
+    remembered: <b, g>, b the optimizer's buffer before g comes in (momentum's v, Adam's m), 0
+    where there is none; with the weights 1/v where the optimizer divides by sqrt(v), in units in
+    which <g, g> is |g|^2.
+    """
 
     norms: np.ndarray
-    angles: np.ndarray
+    after: np.ndarray
+    moved: np.ndarray
+    gradients: np.ndarray
+    remembered: np.ndarray
+
+    @property
+    def cosines(self):
+        """The cosine of w and w', by the theorem of cosines."""
+        return (self.norms**2 + self.after**2 - self.moved) / (2 * self.norms * self.after)
 
 
 def columns_norm(w):
@@ -40,21 +54,37 @@ def walk(optimizer, start, *, dims, steps, seed, skip=0, s=1.0, wing="reference"
     w *= np.asarray(start) / columns_norm(w)
     wing = backend.get(wing)
     model = SimpleNamespace(parameters={"w": wing.asarray(w)}, backend=wing)
-    norms, angles = np.empty((2, steps, len(start)))
+    path = Path(*np.zeros((5, steps, len(start))))
     deviation = s / math.sqrt(dims - 1)
     norm = columns_norm(w)
-    u = w / norm
     for step in range(-skip, steps):
-        xi = rng.standard_normal(w.shape)
-        xi -= u * (u * xi).sum(axis=0)
-        xi *= deviation / norm
-        optimizer.step(model, {"w": wing.asarray(xi)})
-        w = wing.to_numpy(model.parameters["w"])
-        new = columns_norm(w)
-        before, u = u, w / new
+        g = rng.standard_normal(w.shape)
+        u = w / norm
+        g -= u * (u * g).sum(axis=0)
+        g *= deviation / norm
+        buffer = _kept(optimizer, "buffer", "m")
+        optimizer.step(model, {"w": wing.asarray(g)})
+        before, w = w, wing.to_numpy(model.parameters["w"])
+        length, norm = norm, columns_norm(w)
         if step >= 0:
-            norms[step] = norm
-            chord = columns_norm(u - before)
-            angles[step] = 2 * np.arcsin(np.minimum(chord / 2, 1))
-        norm = new
-    return Path(norms, angles)
+            path.norms[step], path.after[step] = length, norm
+            path.moved[step] = ((w - before) ** 2).sum(axis=0)
+            path.gradients[step] = (g * g).sum(axis=0)
+            weighted = g / _second_moment(optimizer)
+            share = (buffer * weighted).sum(axis=0) / (g * weighted).sum(axis=0)
+            path.remembered[step] = share * path.gradients[step]
+    return path
+
+
+def _kept(optimizer, *names):
+    """Return what an optimizer keeps of w under one of some names, 0 where it has none of them."""
+    state = optimizer.state.get("w", {})
+    found = [np.asarray(state[name]) for name in names if name in state]
+    return found[0] if found else np.zeros(1)
+
+
+def _second_moment(optimizer):
+    """Return Adam's corrected v, 1 for an optimizer without."""
+    if not optimizer.counts_steps:
+        return 1.0
+    return _kept(optimizer, "v") / (1 - optimizer.hyper_parameters("w")["beta2"] ** optimizer.t)

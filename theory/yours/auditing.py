@@ -14,12 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn.optimizers import SGD, Adam, AdamW, Momentum, Nesterov
-from theory.claims import equilibrium
+from theory import laws
 
 _SCALES = (1.0, 4.0, 16.0, 64.0)
 # A cosine falls by 16 between two scales under the eps law, once eps is small beside v, and by at
 # most 4 for a saturating function; the threshold lies between.
 _FALL = 8.0
+_KINDS = (SGD, Momentum, Nesterov, Adam, AdamW)
 _NOISE = 1e3  # round-offs that a cosine of 0 may show; an estimate
 
 
@@ -98,10 +99,10 @@ def audit(loss_and_gradients, parameters, *, optimizer=None, unit_axis=-1):
     ['per unit', 'no', 'no', 'no', 'no']
     """
     optimizer = SGD(0.1) if optimizer is None else optimizer
-    if type(optimizer) not in _LAWS:
+    if type(optimizer) not in _KINDS:
         raise TypeError(
             f"optimizer: got {optimizer!r}, expected one of "
-            f"{', '.join(kind.__name__ for kind in _LAWS)} of minimal_nn"
+            f"{', '.join(kind.__name__ for kind in _KINDS)} of minimal_nn"
         )
     model = _Model(loss_and_gradients, parameters, unit_axis)
     rows, done = [], set()
@@ -227,40 +228,19 @@ def _row(model, names, extent, falls, optimizer):
     norm = float(np.sqrt(np.mean(w * w)))
     rate = rest = float("nan")
     if extent in ("per unit", "as a whole"):
-        hyper = optimizer.hyper_parameters(names[0])
         dims = sum(model.parameters[n].size for n in names) / len(w)
         s = float(np.sqrt(np.mean((w * g)[alive] ** 2))) if alive.any() else float("nan")
-        rate, rest = _LAWS[type(optimizer)](hyper, norm, s, dims)
+        rate, rest = _laws(optimizer, names[0], norm, s, dims)
     return Row(names, extent, len(w) if per_unit else 1, norm, cosine, falls, rate, rest)
 
 
-# Effective rate and equilibrium under each optimizer: (hyper-parameters, |w|, s, dims) -> both
-
-
-def _at_rest(norm_law, decay, *arguments, **options):
-    return norm_law(*arguments, **options) if decay > 0 else float("nan")
-
-
-def _sgd(hyper, norm, s, dims):
-    eta, decay = hyper["learning_rate"], hyper["weight_decay"]
-    return eta / norm**2, _at_rest(equilibrium.sgd_norm, decay, eta, decay, s, dims)
-
-
-def _momentum(hyper, norm, s, dims):
-    eta, decay, momentum = hyper["learning_rate"], hyper["weight_decay"], hyper["momentum"]
-    rest = _at_rest(equilibrium.momentum_norm, decay, eta, decay, s, dims, momentum=momentum)
-    return eta / (1 - momentum) / norm**2, rest
-
-
-def _adam(hyper, norm, s, dims):
-    eta, decay = hyper["learning_rate"], hyper["weight_decay"]
-    return eta / norm, _at_rest(equilibrium.adam_norm, decay, eta, decay, s, dims)
-
-
-def _adamw(hyper, norm, s, dims):
-    eta, decay = hyper["learning_rate"], hyper["decoupled_weight_decay"]
-    rest = _at_rest(equilibrium.adamw_norm, decay, eta, decay, s, dims, beta1=hyper["beta1"])
-    return eta / norm, rest
-
-
-_LAWS = {SGD: _sgd, Momentum: _momentum, Nesterov: _momentum, Adam: _adam, AdamW: _adamw}
+def _laws(optimizer, name, norm, s, dims):
+    """Return the effective rate at |w| = norm, and |w| at rest (NaN without decay)."""
+    kind, hyper = type(optimizer).__name__, optimizer.hyper_parameters(name)
+    eta, momentum = hyper["learning_rate"], hyper.get("momentum", 0.0)
+    decay = hyper["decoupled_weight_decay" if kind == "AdamW" else "weight_decay"]
+    rate = laws.effective_rate(kind, norm, eta, momentum)
+    if not decay > 0:
+        return rate, float("nan")
+    memory = hyper.get("beta1", momentum)
+    return rate, float(laws.equilibrium(kind, eta, decay, s=s, dims=dims, memory=memory).norm)

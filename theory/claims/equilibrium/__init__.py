@@ -3,7 +3,8 @@ r"""Growth without decay and equilibrium with it, with constants (the paper's se
 The laws are measured on a random walk (subjects/walks.py); in_training.py holds them against
 training runs.
 
-    table        every optimizer with its laws, and the walks that they are measured on
+    table        every optimizer with its settings on the walk, and laws that are wrong
+    recursion    the laws' derivation: second moments in balls and symbols
     stationary   |w|, the angle between successive w and the effective rate at equilibrium
     relaxation   how fast |w| gets there
     exponents    which powers of eta and lambda the effective rate goes with
@@ -15,15 +16,4 @@ training runs.
 from theory.claims.equilibrium import stationary, relaxation, exponents, growth
 # isort: on
 
-from theory.laws import adam_norm, adamw_norm, momentum_norm, sgd_norm  # for theory.yours
-
-__all__ = [
-    "adam_norm",
-    "adamw_norm",
-    "exponents",
-    "growth",
-    "momentum_norm",
-    "relaxation",
-    "sgd_norm",
-    "stationary",
-]
+__all__ = ["exponents", "growth", "relaxation", "stationary"]

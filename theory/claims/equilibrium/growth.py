@@ -4,8 +4,12 @@ import math
 
 import numpy as np
 
-from theory.claim import STATISTICAL, TOO_LONG, claim
-from theory.claims.equilibrium.table import BETA1, DIMS, RULES, S, walk_subjects
+from theory import laws
+from theory.claim import TOO_LONG, claim
+from theory.claims.equilibrium.recursion import growth_per_step, recursion_subjects
+from theory.claims.equilibrium.stationary import SAMPLED
+from theory.claims.equilibrium.table import DIMS, MEMORY, RULES, S, walk_subjects
+from theory.measures.identity import Identity
 from theory.measures.statistics import judged
 from theory.subjects.walks import walk
 
@@ -15,6 +19,7 @@ _GROWTH = {  # steps, and by how much r^(2 + 2 nu) is to grow
     "nesterov": (4000, 9.0),
     "adam": (10000, 1.0),
 }
+_GROWING = [rule for rule in RULES if rule.optimizer != "AdamW"]  # without decay it is Adam
 
 
 @claim(
@@ -33,24 +38,25 @@ gradient moves $w$ by $\eta g/(1 - \rho)$ in total. Adam's steps have a length t
 on $r$, and every gradient adds $\eta^2 C$ to $r^2$, whatever $\beta_1$ is. In both cases
 $\eta_{eff}$ falls as $t^{-1/2}$ in the end, to $1/(s \sqrt{2 t})$ for SGD, whatever $\eta$ was.
 """,
-    subjects=lambda options: [s for s in walk_subjects(options) if s.name != "adamw"],
-    unfit=(
-        STATISTICAL,
-    ),
+    subjects=lambda options: [s for s in walk_subjects(options) if s.rule in _GROWING],
+    unfit=(SAMPLED,),
     too_long=TOO_LONG,
 )
 def growth_law(subject):
     """|w| at the end of a run without decay against the law, relative, with its interval."""
     rule = subject.rule
-    steps, growth = _GROWTH["adam" if rule.degree == 0 else rule.name]
-    degree = 2 + 2 * rule.degree
-    eta = math.sqrt(growth / ((2 if rule.degree else DIMS) * steps)) / rule.memory / S
+    adam = rule.optimizer == "Adam"
+    steps, grown = _GROWTH["adam" if adam else rule.name]
+    # eta at which |w|^(2 + 2 nu) grows by `grown` in so many steps, from 1
+    eta = math.sqrt(grown / ((DIMS if adam else 2) * steps)) * (1 - rule.momentum) / S
     share = min(subject.longer, 1.0)
-    steps, growth = int(steps * share), growth * share
-    if rule.degree:
-        wrong = 1 + growth / rule.memory**2 if rule.memory > 1 else (1 + growth / 2) ** 2
+    steps, grown = int(steps * share), grown * share
+    if adam:
+        wrong = math.sqrt(1 + grown * (1 - MEMORY) / (1 + MEMORY))
+    elif rule.momentum:
+        wrong = laws.growth("SGD", 1.0, steps, eta, s=S)
     else:
-        wrong = 1 + growth * (1 - BETA1) / (1 + BETA1)
+        wrong = math.sqrt(1 + grown / 2)
     path = walk(
         rule.make(eta, 0.0, 0.992),
         np.ones(12),
@@ -63,8 +69,24 @@ def growth_law(subject):
     )
     return judged(
         path.norms[-1],
-        (1 + growth) ** (1 / degree),
-        wrong ** (1 / degree),
+        laws.growth(rule.optimizer, 1.0, steps, eta, s=S, dims=DIMS, memory=MEMORY),
+        wrong,
         how="1 % of the law, with the 99.9 % t interval over independent chains inside it",
         details={"eta": eta, "steps": steps, "dims": DIMS, "chains": 12},
     )
+
+
+@growth_law.exactly(subjects=lambda options: recursion_subjects(_GROWING, options))
+def _(subject):
+    """What E|w|^2 grows by in a step, of |w|^2 and of half of |w|^4 at |w| = 1."""
+    identity, one = Identity(), subject.numbers.number(1)
+    adam = subject.optimizer == "Adam"
+
+    def law(memory):
+        norm = laws.growth(subject.optimizer, one, 1, one, s=one, memory=memory)
+        return norm**2 - 1 if adam else (norm**4 - 1) / 2
+
+    step = growth_per_step(subject)
+    identity.vanishes(np.array([step - law(subject.memory)]))
+    identity.remains(np.array([step - 2 * law(subject.memory)]))
+    return identity

@@ -1,12 +1,20 @@
 r"""How fast |w| comes to its equilibrium."""
 
+import dataclasses
+
 import numpy as np
 
-from theory.claim import STATISTICAL, TOO_LONG, claim
-from theory.claims.equilibrium.table import DIMS, RULES, S, coupled_adam_clock, walk_subjects
+from theory import laws
+from theory.claim import TOO_LONG, claim
+from theory.claims.equilibrium.recursion import recursion_subjects, transition
+from theory.claims.equilibrium.stationary import SAMPLED
+from theory.claims.equilibrium.table import DIMS, RULES, S, walk_subjects
+from theory.measures.identity import Identity
 from theory.measures.measurement import Refused
 from theory.measures.statistics import judged
 from theory.subjects.walks import walk
+
+_SHRINKING = [rule for rule in RULES if rule.optimizer in laws.SHRINKS]
 
 
 @claim(
@@ -37,9 +45,7 @@ $F(q) = \log|q - 1| - \tfrac{1}{2} \log(q^2 + q + 1) + \sqrt{3} \arctan((2 q + 1
 by $3 x_e$ per step. Measured for each chain: how far $F$, or $\log|q^{2 + 2 \nu} - 1|$, falls.
 """,
     subjects=walk_subjects,
-    unfit=(
-        STATISTICAL,
-    ),
+    unfit=(SAMPLED,),
     too_long=TOO_LONG,
 )
 def relaxation_time(subject):
@@ -48,15 +54,15 @@ def relaxation_time(subject):
     """
     rule = subject.rule
     eta, decay, beta2, skip, steps = rule.relaxation
-    limit = rule.norm(eta, decay, S, DIMS)
-    factor = 16 ** (1 / (2 + 2 * rule.degree)) if rule.clock is not coupled_adam_clock else 2.0
+    limit, rate = rule.law(eta, decay).norm, rule.relaxation_rate(eta, decay)
     steps = int(steps * min(subject.longer, 1.0))  # longer, and nothing is left to fall
-    seen = steps * rule.rate(eta, decay, S, DIMS)
-    if seen < 0.25:
+    if steps * rate < 0.25:
         raise Refused(
-            f"the run is too short: {steps} steps are {seen:.2f} relaxation times, expected at "
-            "least 0.25"
+            f"the run is too short: {steps} steps are {steps * rate:.2f} relaxation times, "
+            "expected at least 0.25"
         )
+    coupled = rule.optimizer == "Adam"
+    factor = 2.0 if coupled else 16 ** (1 / (2 + 2 * rule.degree))
     path = walk(
         rule.make(eta, decay, beta2),
         np.full(12, limit * factor),
@@ -67,11 +73,30 @@ def relaxation_time(subject):
         s=S,
         wing=subject.backend,
     )
-    first, last = (rule.clock(path.norms[i] / limit) for i in (0, -1))
+    first, last = (
+        laws.adam_clock(q) if coupled else laws.power_clock(q, rule.degree)
+        for q in (path.norms[0] / limit, path.norms[-1] / limit)
+    )
     return judged(
         (first - last) / (steps - 1),
-        rule.rate(eta, decay, S, DIMS),
-        rule.wrong_rate(eta, decay, S, DIMS),
+        rate,
+        rule.wrong_rate(eta, decay),
         how="1 % of the law, with the 99.9 % t interval over independent chains inside it",
         details={"eta": eta, "decay": decay, "dims": DIMS, "chains": 12},
     )
+
+
+@relaxation_time.exactly(subjects=lambda options: recursion_subjects(_SHRINKING, options))
+def _(subject):
+    """det(T - shrink) = 0: w and the buffer shrink together by the law's factor."""
+    identity = Identity()
+    x = subject.x * subject.x / 1024 if subject.numbers.name == "ball" else subject.x  # real roots
+    ((a, b), (c, d)), _ = transition(dataclasses.replace(subject, x=x))
+    shrink = laws.SHRINKS[subject.optimizer](x, subject.memory)
+    if subject.optimizer in ("SGD", "AdamW"):  # w alone; b decays by its memory
+        identity.vanishes(np.array([a - shrink]))
+        identity.remains(np.array([a - shrink * shrink]))
+        return identity
+    identity.vanishes(np.array([(a - shrink) * (d - shrink) - b * c]))
+    identity.remains(np.array([(a - shrink) * (d - shrink) + b * c]))
+    return identity

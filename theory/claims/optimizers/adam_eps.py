@@ -2,6 +2,7 @@ r"""Adam's eps: the exponent of its step goes from 0 to 1 as |w| grows."""
 
 import numpy as np
 
+from theory import laws
 from theory.claim import UNDERFLOWS, claim
 from theory.measures.closest import Closest
 from theory.measures.exact_runs import UPDATE
@@ -12,15 +13,12 @@ from theory.subjects.networks import gradients_of, invariant_weights, rescaled
 
 
 def adam_step_law(g, a, eps):
-    """Return |p(a w)| / eta of Adam's first step from g = grad L(w): g/(|g| + a eps), summed up.
+    """Return |p(a w)| / eta of Adam's first step, and its exponent nu, from g = grad L(w).
 
-    g: array in longdouble.  Returns the length and the exponent nu = -d log|p| / d log a.
+    At a w the gradient is g/a: eps is felt as a eps is beside g.  g: array in longdouble.
     """
-    size = np.abs(g)
-    share = np.divide(size, size + a * eps, out=np.zeros_like(size), where=size > 0)
-    squares = share * share
-    total = squares.sum()
-    return np.sqrt(total), (squares * (1 - share)).sum() / total
+    step = laws.repeated_step("Adam", g, 1, eps=a * eps)
+    return np.sqrt((step * step).sum()), laws.adam_exponent(g, a * eps)
 
 
 _ADAM = {"learning_rate": 1.0, "beta1": 0.9, "beta2": 0.999}
@@ -138,7 +136,7 @@ def _(subject):
             ]
             return sum((step * step).sum() for step in steps)
 
-        shares = sizes / (sizes + subject.a * eps)
+        shares = laws.repeated_step("Adam", sizes, 1, eps=subject.a * eps)
         law = (shares * shares).sum()
         identity.vanishes(length(eps) - law, law)
         identity.remains(length(eps / subject.a) - law, law)

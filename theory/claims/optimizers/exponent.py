@@ -3,9 +3,10 @@ r"""The exponent nu of every optimizer's step, fitted over four decades of |w|."
 import numpy as np
 
 from theory.claim import FITTED, UNDERFLOWS, claim
-from theory.claims.optimizers.table import SYMMETRIES, OptimizerSubject, networks_of
+from theory.claims.optimizers.table import OptimizerSubject, networks_of, symmetries
 from theory.measures.measurement import Measurement
 from theory.numbers.bounded import unit_roundoff
+from theory.numbers.slope import slope_interval
 from theory.subjects.networks import invariant_weights, to_numpy
 
 
@@ -35,18 +36,7 @@ def exponent_subjects(options):
     """Return every optimizer, in float64 (or the one dtype asked for)."""
     dtype = options.dtypes[-1]
     networks = networks_of(options, dtype)
-    return [OptimizerSubject(symmetry, networks, dtype) for symmetry in SYMMETRIES]
-
-
-def fit_slope(x, y, confidence=CONFIDENCE):
-    """Return the least-squares slope of y on x and the half-width of its t interval."""
-    from scipy.special import stdtrit  # on first use: scipy is slow to import
-
-    x, y = x - np.mean(x), y - np.mean(y)
-    slope = (x @ y) / (x @ x)
-    residual = y - slope * x
-    error = np.sqrt((residual @ residual) / (len(x) - 2) / (x @ x))
-    return float(slope), float(stdtrit(len(x) - 2, (1 + confidence) / 2) * error)
+    return [OptimizerSubject(symmetry, networks, dtype) for symmetry in symmetries()]
 
 
 @claim(
@@ -97,7 +87,7 @@ def step_exponent(subject):
         lengths.append(length)
         rounding.append(u * (norm + length) / length + u * abs(np.log(length)))
     x, y = np.log(norms), np.log(lengths)
-    slope, half = fit_slope(x, y)
+    slope, half = slope_interval(x, y, CONFIDENCE)
     centered = x - x.mean()
     # A slope is sum (x - mean) y / sum (x - mean)^2: relative errors of the lengths enter linearly.
     seen = float(np.abs(centered) @ np.asarray(rounding) / (centered @ centered))

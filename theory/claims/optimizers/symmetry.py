@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from theory.claim import EXPRESSIONS, UNDERFLOWS, claim
-from theory.claims.optimizers.table import SYMMETRIES, OptimizerSubject, Symmetry, networks_of
+from theory.claims.optimizers.table import OptimizerSubject, Symmetry, networks_of, symmetries
 from theory.measures.bits import bit_exact, exact_range, limits
 from theory.measures.exact_runs import symmetry_identity
 from theory.measures.identity import Identity
@@ -63,7 +63,7 @@ def optimizer_subjects(options):
     """Return every optimizer but plain SGD, which effective-learning-rate has, in every dtype."""
     return [
         OptimizerSubject(symmetry, networks_of(options, dtype), dtype)
-        for symmetry in SYMMETRIES[1:]
+        for symmetry in symmetries()[1:]
         for dtype in options.dtypes
     ]
 
@@ -147,7 +147,7 @@ def _exact_optimizers(options):
         dataclasses.replace(subject, states=subject.states[-1:])
         for subject in exact_subjects(options)
     )
-    return [ExactOptimizer(symmetry, networks) for symmetry in SYMMETRIES[1:]]
+    return [ExactOptimizer(symmetry, networks) for symmetry in symmetries()[1:]]
 
 
 @optimizer_symmetry.exactly(subjects=_exact_optimizers)

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 import minimal_nn as nn
+from theory import laws
 from theory.measures.runs import LAMBDA
 from theory.subjects.networks import NORMALIZATIONS, network_subject
 
@@ -60,14 +61,19 @@ class AdamEpsInside(_EpsInside, nn.Adam):
 class Symmetry:
     """A run from a w_0 with hyper-parameters times powers of a is a times the run from w_0.
 
-    name: the optimizer's, in the table.  variants: (class, hyper-parameters, powers) to be tried;
-    each hyper-parameter in `powers` is multiplied by a to that power in the rescaled run.  degree:
-    nu.
+    name: the optimizer's, in the table; optimizer: in theory.laws, which has its degree nu and the
+    powers.  variants: (class, hyper-parameters, powers) to be tried; each hyper-parameter in
+    `powers` is multiplied by a to that power in the rescaled run.
     """
 
     name: str
+    optimizer: str
     variants: tuple
-    degree: float
+
+    @property
+    def degree(self):
+        """nu."""
+        return float(laws.DEGREES[self.optimizer])
 
     def plain(self):
         """Return the optimizer without decay, at eps = 0 (Adadelta's numerator keeps its own)."""
@@ -76,56 +82,51 @@ class Symmetry:
         return optimizer(**{key: 0.0 if key in off else value for key, value in hyper.items()})
 
 
-def _adaptive(name, optimizer, inside=None, eps=2.0**-12, l2=LAMBDA, powers=(), **hyper):
-    """Return the symmetry of an optimizer of degree 0: eps outside the root, 0, and inside."""
-    hyper = {**hyper, **({} if l2 is None else {"l2": l2})}
-    powers = {"learning_rate": 1, **({} if l2 is None else {"l2": -2}), **dict(powers)}
-    variants = [
-        (optimizer, {**hyper, "eps": eps}, {**powers, "eps": -1}),
-        (optimizer, {**hyper, "eps": 0.0}, powers),
-    ]
+def _symmetry(name, optimizer, inside=None, **hyper):
+    """Return the symmetry of an optimizer: with its eps outside the root, at 0, and inside.
+
+    inside: a class with eps inside the root.  The L2 coefficient has the power of weight decay.
+    """
+    powers = laws.powers(optimizer.__name__)
+    powers["l2"] = powers["weight_decay"]
+    own = {key: powers[key] for key in hyper if key in powers}
+    variants = [(optimizer, hyper, own)]
+    if "eps" in hyper:
+        variants.append((optimizer, {**hyper, "eps": 0.0}, own))
     if inside is not None:
-        variants.append((inside, {**hyper, "eps": eps**2}, {**powers, "eps": -2}))
-    return Symmetry(name, tuple(variants), 0.0)
+        within = {**own, "eps": powers["eps_inside_root"]}
+        variants.append((inside, {**hyper, "eps": hyper["eps"] ** 2}, within))
+    return Symmetry(name, optimizer.__name__, tuple(variants))
 
 
-def _plain(name, optimizer, degree, **hyper):
-    powers = {"learning_rate": 1 + degree, "l2": -2}
-    return Symmetry(name, ((optimizer, {**hyper, "l2": LAMBDA}, powers),), float(degree))
-
-
-# Table A5: what happens to (eta, lambda, eps) when w_0 becomes a w_0.
-SYMMETRIES = (
-    _plain("sgd", nn.SGD, 1, learning_rate=0.25),
-    _plain("momentum", nn.Momentum, 1, learning_rate=0.125, momentum=0.9),
-    _plain("nesterov", nn.Nesterov, 1, learning_rate=0.125, momentum=0.9),
-    _adaptive("rmsprop", nn.RMSprop, RMSpropEpsInside, learning_rate=0.01, decay=0.9),
-    _adaptive("adagrad", nn.Adagrad, AdagradEpsInside, learning_rate=0.01),
-    Symmetry(
-        "adadelta",
-        (
-            (
-                nn.Adadelta,
-                {"decay": 0.9, "eps_numerator": 1e-5, "eps_denominator": 1e-6, "l2": LAMBDA},
-                {"eps_numerator": 2, "eps_denominator": -2, "l2": -2},
-            ),
+def symmetries():
+    """Return the Symmetry of every optimizer, after the powers of theory.laws."""
+    adaptive = {"eps": 2.0**-12, "l2": LAMBDA}
+    return (
+        _symmetry("sgd", nn.SGD, learning_rate=0.25, l2=LAMBDA),
+        _symmetry("momentum", nn.Momentum, learning_rate=0.125, momentum=0.9, l2=LAMBDA),
+        _symmetry("nesterov", nn.Nesterov, learning_rate=0.125, momentum=0.9, l2=LAMBDA),
+        _symmetry(
+            "rmsprop", nn.RMSprop, RMSpropEpsInside, learning_rate=0.01, decay=0.9, **adaptive
         ),
-        0.0,
-    ),
-    _adaptive("adam + L2", nn.Adam, AdamEpsInside, learning_rate=0.01),
-    _adaptive(
-        "adamw",
-        nn.AdamW,
+        _symmetry("adagrad", nn.Adagrad, AdagradEpsInside, learning_rate=0.01, **adaptive),
+        _symmetry(
+            "adadelta",
+            nn.Adadelta,
+            decay=0.9,
+            eps_numerator=1e-5,
+            eps_denominator=1e-6,
+            l2=LAMBDA,
+        ),
+        _symmetry("adam + L2", nn.Adam, AdamEpsInside, learning_rate=0.01, **adaptive),
         # 1 - eta decay is the same number in Python's float and in every dtype.
-        learning_rate=2.0**-7,
-        decoupled_weight_decay=0.5,
-        l2=None,
-        powers={"decoupled_weight_decay": -1},
-    ),
-    _plain("sign", nn.SignSGD, 0, learning_rate=0.01),
-    _plain("normalized", nn.NormalizedSGD, 0, learning_rate=0.05),
-    _plain("lars", nn.LARS, -1, learning_rate=0.05),
-)
+        _symmetry(
+            "adamw", nn.AdamW, learning_rate=2.0**-7, decoupled_weight_decay=0.5, eps=2.0**-12
+        ),
+        _symmetry("sign", nn.SignSGD, learning_rate=0.01, l2=LAMBDA),
+        _symmetry("normalized", nn.NormalizedSGD, learning_rate=0.05, l2=LAMBDA),
+        _symmetry("lars", nn.LARS, learning_rate=0.05, l2=LAMBDA),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

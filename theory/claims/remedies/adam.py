@@ -2,6 +2,7 @@ r"""w normalized after each step, with Adam and L2: no eta frees it of lambda.""
 
 import numpy as np
 
+from theory import laws
 from theory.claim import UNDERFLOWS, claim
 from theory.measures.measurement import Measurement
 from theory.subjects.networks import gradients_of, matrices
@@ -63,7 +64,7 @@ def fixed_norm_adam(subject):
             middle = 2.0 ** np.round(np.log2(float(np.median(ratios))))
             for shift in _SHIFTS:
                 decay = middle * 2.0**shift
-                predicted = opposite & (np.abs(decay * w) > np.abs(g))
+                predicted = laws.reversed_by_decay(g, w, decay)
                 for eta in (1.0, min(2.0**-20 / decay, 1.0)):
                     flipped = _flipped(network, g, w, decay, eta)
                     wrong += int(np.count_nonzero(flipped != predicted))

@@ -3,6 +3,7 @@ r"""w normalized after each step, with SGD: lambda changes the learning rate alo
 import numpy as np
 
 import minimal_nn as nn
+from theory import laws
 from theory.claim import EXPRESSIONS, WORST_CASE, claim
 from theory.measures.closest import Closest
 from theory.measures.exact_runs import UPDATE
@@ -74,7 +75,7 @@ def fixed_norm_sgd(subject):
                 gradients = current.loss_and_gradients(
                     subject.X[rows], subject.targets[rows]
                 ).gradients
-                eta = ETA / (1 - ETA * decay)
+                eta = laws.fixed_norm_rate(ETA, decay)
                 with_decay, after = _fixed_norm_step(current, gradients, ETA, decay)
                 without, _ = _fixed_norm_step(current, gradients, eta, 0.0)
                 plain, _ = _fixed_norm_step(current, gradients, ETA, 0.0)
@@ -97,14 +98,17 @@ def fixed_norm_sgd(subject):
         control=control,
         control_least=100 * closest.bound,
         control_as_predicted=beyond <= 1.0,
-        details={"2 eta lambda": [ETA * decay for decay in DECAYS], "steps": _STEPS},
+        details={
+            "2 eta lambda": [laws.fixed_norm_share(ETA, decay) for decay in DECAYS],
+            "steps": _STEPS,
+        },
     )
 
 
 def _reversed(network, gradients, w, g):
     """Return |step + normalize(w + eta/(x - 1) g)| / bound at x = 2 eta lambda = 3/2."""
     step, _ = _fixed_norm_step(network, gradients, ETA, _BEYOND)
-    eta = ETA / (ETA * _BEYOND - 1)
+    eta = -laws.fixed_norm_rate(ETA, _BEYOND)
     closest = Closest()
     for name, array in step.items():
         climbing = UPDATE.normalize(w[name] + eta * g[name], 1.0)
@@ -129,7 +133,7 @@ def _(subject):
                     return UPDATE.normalize(UPDATE.sgd(w, g, number(eta)), number(1.0))
 
                 with_decay = step(ETA, decay)
-                eta = ETA / (1 - ETA * decay)  # exact: powers of two
+                eta = laws.fixed_norm_rate(ETA, decay)  # exact: powers of two
                 identity.vanishes(with_decay - step(eta, 0.0))
                 identity.remains(with_decay - step(ETA, 0.0))
     return identity

@@ -2,12 +2,12 @@ r"""w normalized after each step, with momentum: a loss on the circle, whose gra
 length everywhere.
 """
 
-import cmath
 import dataclasses
 
 import numpy as np
 
 from minimal_nn import backend
+from theory import laws
 from theory.claim import TOO_LONG, claim
 from theory.measures.closest import Closest
 from theory.measures.measurement import Measurement
@@ -39,14 +39,6 @@ def circle_run(eta, momentum, decay, slope, steps, wing="reference"):
     at = wing.to_numpy(w)
     angles[steps] = np.arctan2(at[1, 0], at[0, 0])
     return np.unwrap(angles)
-
-
-def circle_angle(eta, momentum, decay, slope):
-    """Return the steady angle per step: phi = arg(1 - eta (decay + i c) / (1 - rho e^(-i phi)))."""
-    phi = 0.0
-    for _ in range(4000):
-        phi = cmath.phase(1 - eta * complex(decay, slope) / (1 - momentum * cmath.exp(-1j * phi)))
-    return phi
 
 
 _MOMENTUM = 0.75
@@ -92,24 +84,22 @@ def fixed_norm_momentum(subject):
     """The angle per step on the circle against the steady solution, relative, up to the
     threshold.
     """
-    u = unit_roundoff("float64")
-    threshold = (1 - _MOMENTUM) ** 2
+    u, eta = unit_roundoff("float64"), _CIRCLE_ETA
+    threshold = 1 / laws.fixed_norm_share(eta, 1.0, _MOMENTUM)  # the decay at which the share is 1
     closest, control, small = Closest(), np.inf, 0.0
     for share in _SHARES:
-        decay = share * threshold / _CIRCLE_ETA
-        angles = circle_run(_CIRCLE_ETA, _MOMENTUM, decay, _SLOPE, 600, subject.backend)
+        decay = share * threshold
+        angles = circle_run(eta, _MOMENTUM, decay, _SLOPE, 600, subject.backend)
         phi = (angles[-1] - angles[-201]) / 200
-        exact = circle_angle(_CIRCLE_ETA, _MOMENTUM, decay, _SLOPE)
+        exact = laws.circle_angle(eta, decay, _SLOPE, _MOMENTUM)
         size = abs(exact)
-        limit = 8 * u + 4 * u * _CIRCLE_ETA * abs(complex(decay, _SLOPE)) / (1 - _MOMENTUM)
+        limit = 8 * u + 4 * u * eta * abs(complex(decay, _SLOPE)) / (1 - _MOMENTUM)
         closest.offer(abs(phi - exact) / size, limit / size)
-        plain = _CIRCLE_ETA * _SLOPE / (1 - _MOMENTUM)
+        plain, law = (_SLOPE * laws.fixed_norm_rate(eta, d, _MOMENTUM) for d in (0.0, decay))
         control = min(control, abs(plain / size - 1))
-        small = max(small, abs(plain / (1 - share) / size - 1))
+        small = max(small, abs(law / size - 1))
     # Beyond the threshold w turns though there is hardly a gradient.
-    turning = circle_run(
-        _CIRCLE_ETA, _MOMENTUM, 1.5 * threshold / _CIRCLE_ETA, 1e-12, 2000, subject.backend
-    )
+    turning = circle_run(eta, _MOMENTUM, 1.5 * threshold, 1e-12, 2000, subject.backend)
     beyond = abs(turning[-1] - turning[-2])
     return Measurement(
         measured=closest.residual,
