@@ -307,7 +307,7 @@ class Network:
                 y, cache, new_state = layer.forward(
                     self.backend, local_parameters, local_state, outputs[-1], train
                 )
-            except (ZeroVarianceError, ZeroNormError) as error:
+            except (ZeroVarianceError, ZeroNormError, NonFiniteError) as error:
                 raise type(error)(f"{name}: {error}") from None
             outputs.append(y)
             caches.append(cache)
