@@ -8,7 +8,7 @@ from numba import types
 from numba.extending import overload
 
 from minimal_nn.cpu.machine.compiler import inline
-from minimal_nn.cpu.machine.simd import fill, max_lanes, scalar, where_greater, where_zero
+from minimal_nn.cpu.machine.vectors import fill, max_lanes, scalar, where_greater, where_zero
 
 # Sums between `little` and `big` are right as they are: a square that underflows is nothing beside
 # `little`, and no sum below `big` has overflowed.  a = `up` below and `down` above bring the sums
