@@ -25,6 +25,8 @@ llvm.get_process_triple = llvm.get_default_triple = lambda: TRIPLE
 llvm.get_host_cpu_name = lambda: "generic"
 llvm.get_host_cpu_features = llvm.FeatureMap
 os.environ["MINIMAL_NN_CACHE_DIR"] = ""  # no kernel of another processor, and none for one
+for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "MINIMAL_NN_VECTORS"):
+    os.environ.pop(name, None)
 
 import numpy as np  # noqa: E402
 from numba.core import codegen  # noqa: E402

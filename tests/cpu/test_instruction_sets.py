@@ -68,7 +68,7 @@ def test_an_unknown_geometry_is_refused(monkeypatch):
             processor.geometry()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not processor.HAS_FMA, reason="this processor rounds twice")
 def test_products_of_whole_panels_have_the_same_bits_at_any_width():
     """The geometries of AVX2 and Arm beside this processor's, all with fused multiply-add."""
@@ -105,6 +105,6 @@ def test_the_edges_of_panels(target):
 def test_the_whole_wing(target):
     files = [f"tests/test_{operation}.py" for operation in OPERATIONS]
     ours = [str(path) for path in (ROOT / 'tests' / 'cpu').glob("test_*.py")]
-    left_out = "reference or test_instruction_sets or benchmarks"
+    left_out = "reference or test_instruction_sets or test_arm or benchmarks"
     existing = [name for name in files if (ROOT / name).exists()]
     run(target, [*existing, *ours, "-k", f"not ({left_out})"])
