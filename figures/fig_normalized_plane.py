@@ -52,9 +52,17 @@ def configurations(preset):
 
 def _run(preset, optimizer, eta, l2, seed, **changes):
     return presets.training(
-        preset, optimizer, eta, l2, seed, preset.normalized_steps, MOMENTS, PROBES,
-        fixed_norm=NORM, **changes,
-    )  # fmt: skip
+        preset,
+        optimizer,
+        eta,
+        l2,
+        seed,
+        preset.normalized_steps,
+        MOMENTS,
+        PROBES,
+        fixed_norm=NORM,
+        **changes,
+    )
 
 
 def _pairs(preset):
@@ -115,7 +123,7 @@ def compute(results, preset):
                 f"{title}: change of the test error with lambda where x < {SMALL:g}",
                 by_seed,
                 "0",
-            )  # fmt: skip
+            )
         )
         crossings = [
             _crossing(x[:, i, 1:].mean(axis=0), change[:, i, 1:].mean(axis=0))
@@ -131,10 +139,14 @@ def compute(results, preset):
             )
         )
         numbers["optimizers"][optimizer] = {
-            "etas": np.array(etas), "l2s": np.array(l2s), "error": error, "change": change, "x": x,
+            "etas": np.array(etas),
+            "l2s": np.array(l2s),
+            "error": error,
+            "change": change,
+            "x": x,
             "threshold": _threshold_lines(optimizer, etas, by_key, preset),
             "crossing": said[-1].value,
-        }  # fmt: skip
+        }
     gaps = []
     for one, other in _pairs(preset):
         a, b = by_key.get(_key(one)), by_key.get(_key(other))
@@ -146,7 +158,7 @@ def compute(results, preset):
             "SGD: |log loss(eta, lambda)/loss(eta/(1 - 2 eta lambda), 0)|, first eighth, x < 0.9",
             gaps,
             "0 (one trajectory but for rounding)",
-        )  # fmt: skip
+        )
     )
     numbers["statements"] = said
     numbers["caption"] = (
@@ -220,9 +232,14 @@ def plot(numbers):
             color = style.COLORS[i % len(style.COLORS)]
             change = row["change"][:, i, 1:]
             style.band(
-                bottom, x, change, color, style.power_of_ten(eta),
-                marker=style.MARKERS[i % len(style.MARKERS)], markersize=2.5,
-            )  # fmt: skip
+                bottom,
+                x,
+                change,
+                color,
+                style.power_of_ten(eta),
+                marker=style.MARKERS[i % len(style.MARKERS)],
+                markersize=2.5,
+            )
         bottom.axvline(1, color=style.BLACK, linewidth=0.6, linestyle=":")
         bottom.axhline(0, color=style.BLACK, linewidth=0.4)
         style.log_axis(bottom.xaxis, 7)

@@ -62,12 +62,19 @@ def compute(results, preset):
                 f"{style.label(hyper['name'])}: eta_eff ~ |w|^-p, p",
                 slopes,
                 "set by its own eps" if expected is None else f"{expected}",
-            )  # fmt: skip
+            )
         )
         angle = np.exp(np.mean([np.log(r.values["angle"]) for r in runs], axis=0))
         norm = np.mean([r.values["norm"] for r in runs])
-        lines.append({"name": hyper["name"], "expected": expected, "norm": norm * 2**scales,
-                      "angle": angle, "exponent": said[-1].value})  # fmt: skip
+        lines.append(
+            {
+                "name": hyper["name"],
+                "expected": expected,
+                "norm": norm * 2**scales,
+                "angle": angle,
+                "exponent": said[-1].value,
+            }
+        )
     for eps in ADAM_EPS:
         runs = _runs(results, {"name": "Adam", "eps": eps})
         norms = np.array([r.values["norm"] * 2**scales for r in runs])
@@ -77,15 +84,16 @@ def compute(results, preset):
         where = [_half(m, curve) for m, curve in zip(middles, local, strict=True)]
         where_predicted = [_half(m, curve) for m, curve in zip(middles, predicted, strict=True)]
         gaps += list(np.abs(local - predicted).max(axis=1))
-        crossovers.append({"eps": eps, "norm": middles.mean(axis=0), "local": local,
-                           "predicted": predicted})  # fmt: skip
+        crossovers.append(
+            {"eps": eps, "norm": middles.mean(axis=0), "local": local, "predicted": predicted}
+        )
         said.append(
             statements.ratio(
                 "A5",
                 f"Adam, eps = {eps:g}: |w| where p = 3/2",
                 where,
                 f"{np.exp(np.log(where_predicted).mean()):.4g} from |g_i| and eps",
-            )  # fmt: skip
+            )
         )
     said.append(
         statements.mean("A5", "Adam: largest |p - predicted p| over all |w|, eps", gaps, "0")
@@ -128,11 +136,16 @@ def plot(numbers):
         color, dashes = STYLES[line["expected"]]
         count = seen[line["expected"]] = seen.get(line["expected"], -1) + 1
         left.plot(
-            line["norm"], line["angle"] / line["angle"][EXPONENTS.index(0)], color=color,
-            linestyle=dashes, linewidth=0.8, marker=style.MARKERS[count % 7], markersize=3,
+            line["norm"],
+            line["angle"] / line["angle"][EXPONENTS.index(0)],
+            color=color,
+            linestyle=dashes,
+            linewidth=0.8,
+            marker=style.MARKERS[count % 7],
+            markersize=3,
             markevery=(count, 7),
             label=f"{style.label(line['name'])} ({abs(line['exponent']):.2f})",
-        )  # fmt: skip
+        )
     left.set_xlabel(r"$|w|$")
     left.set_ylabel(r"angle per $\eta$, relative to $w_0$")
     style.log_axis(left.xaxis)
@@ -141,10 +154,21 @@ def plot(numbers):
     left.set_title(r"$\eta_\mathrm{eff} \propto |w|^{-p}$")
     for index, curve in enumerate(numbers["crossovers"]):
         color = style.COLORS[index]
-        style.band(right, curve["norm"], curve["local"], color,
-                   rf"$\epsilon = {style.power_of_ten(curve['eps']).strip('$')}$")  # fmt: skip
-        right.plot(curve["norm"], curve["predicted"].mean(axis=0), color=style.BLACK,
-                   linewidth=0.9, dashes=(3, 2), label="law" if index == 2 else None)  # fmt: skip
+        style.band(
+            right,
+            curve["norm"],
+            curve["local"],
+            color,
+            rf"$\epsilon = {style.power_of_ten(curve['eps']).strip('$')}$",
+        )
+        right.plot(
+            curve["norm"],
+            curve["predicted"].mean(axis=0),
+            color=style.BLACK,
+            linewidth=0.9,
+            dashes=(3, 2),
+            label="law" if index == 2 else None,
+        )
     style.log_axis(right.xaxis)
     right.set_xlabel(r"$|w|$")
     right.set_ylabel("local exponent $p$")

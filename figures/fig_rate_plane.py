@@ -12,7 +12,6 @@ TITLE = "test error over the (eta, lambda) plane follows the effective rate"
 
 # The products that the theory says the equilibrium rate depends on, as exponents of eta and lambda.
 LAW = {"SGD": (1, 1), "Nesterov": (1, 1), "Momentum": (1, 1), "Adam": (2, 1)}
-LAW_NAMES = {(1, 1): r"\eta\lambda", (2, 1): r"\eta^2\lambda"}
 PROBES = 16
 MOMENTS = {"spacing": "even", "count": 12}
 
@@ -87,8 +86,11 @@ def compute(results, preset):
         ]
         said += _equilibrium(results, optimizer, preset)
         numbers["optimizers"][optimizer] = {
-            **tables, "etas": np.array(etas), "l2s": np.array(preset.plane_l2s), "xi": xi,
-        }  # fmt: skip
+            **tables,
+            "etas": np.array(etas),
+            "l2s": np.array(preset.plane_l2s),
+            "xi": xi,
+        }
     numbers["statements"] = said
     first = [s for s in said if "xi(error | measured" in s.text]
     numbers["caption"] = (
@@ -127,9 +129,13 @@ def _equilibrium(results, optimizer, preset):
     pairs = np.log([laws.equilibrium(r) for r in settled] or np.ones((0, 2, 1))).mean(axis=2)
     measured, predicted = pairs.T
     by_seed = [
-        [m - p for r, m, p in zip(settled, measured, predicted, strict=True)
-         if r.configuration["seed"] == seed] for seed in range(preset.seeds)
-    ]  # fmt: skip
+        [
+            m - p
+            for r, m, p in zip(settled, measured, predicted, strict=True)
+            if r.configuration["seed"] == seed
+        ]
+        for seed in range(preset.seeds)
+    ]
     ratios = [np.exp(np.mean(logs)) for logs in by_seed if logs]
     quotient = [
         np.log(r.configuration["optimizer"]["learning_rate"] / r.configuration["optimizer"]["l2"])
@@ -139,27 +145,39 @@ def _equilibrium(results, optimizer, preset):
     finite = []
     if optimizer == "SGD":
         exact = [
-            [np.log(np.divide(*laws.finite_equilibrium(r))).mean() for r in settled
-             if r.configuration["seed"] == seed] for seed in range(preset.seeds)
-        ]  # fmt: skip
+            [
+                np.log(np.divide(*laws.finite_equilibrium(r))).mean()
+                for r in settled
+                if r.configuration["seed"] == seed
+            ]
+            for seed in range(preset.seeds)
+        ]
         finite = [
             statements.ratio(
-                "(i)", f"{title}: |w|^4 over the same law for steps of any size, {count}",
-                [np.exp(np.mean(logs)) for logs in exact if logs], "1",
+                "(i)",
+                f"{title}: |w|^4 over the same law for steps of any size, {count}",
+                [np.exp(np.mean(logs)) for logs in exact if logs],
+                "1",
             )
-        ]  # fmt: skip
+        ]
     return [
         statements.ratio("(i)", f"{title}: |w|^{power} over {law}, {count}", ratios, "1"),
         *finite,
         statements.slope(
-            "(i)", f"{title}: exponent of |w|^{power} in {law} over these runs",
-            predicted, measured, "1",
+            "(i)",
+            f"{title}: exponent of |w|^{power} in {law} over these runs",
+            predicted,
+            measured,
+            "1",
         ),
         statements.slope(
-            "(i)", f"{title}: raw exponent of |w| in eta/lambda (s varies; reported, not claimed)",
-            quotient, measured / power, f"1/{power} if s were constant",
+            "(i)",
+            f"{title}: raw exponent of |w| in eta/lambda (s varies; reported, not claimed)",
+            quotient,
+            measured / power,
+            f"1/{power} if s were constant",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def plot(numbers):
@@ -224,8 +242,16 @@ def _scatter(ax, row, optimizer):
     scale = Normalize(0, len(etas) - 1)
     for i in range(len(etas)):
         x, y = row["rate"][:, i].ravel(), row["error"][:, i].ravel()
-        ax.plot(x, y, linestyle="none", marker="o", markersize=2.2, alpha=0.85,
-                markeredgewidth=0, color=shades(scale(i)))  # fmt: skip
+        ax.plot(
+            x,
+            y,
+            linestyle="none",
+            marker="o",
+            markersize=2.2,
+            alpha=0.85,
+            markeredgewidth=0,
+            color=shades(scale(i)),
+        )
     style.log_axis(ax.xaxis, 5)
     style.log_axis(ax.yaxis, 5)
     xi = {name: np.mean(values) for name, values in row["xi"].items()}

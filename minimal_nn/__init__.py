@@ -10,6 +10,7 @@
     reference/ cpu/ cuda/   the formulas, in three wings with the same modules
 """
 
+from minimal_nn import moved
 from minimal_nn.cpu.machine.threads import set_num_threads
 from minimal_nn.layers import (
     BatchNorm,
@@ -38,6 +39,8 @@ from minimal_nn.optimizers import (
     SignSGD,
 )
 from minimal_nn.training import History, fit
+
+moved.install()
 
 __version__ = "0.1.0"
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minimal_nn.network import random_generator
+from minimal_nn.arguments import random_generator
 
 
 def flip_and_shift(X, rng, shift=4):

@@ -7,6 +7,7 @@ nothing.  Nor does one whose bound is slack: a derived bound must be within a fa
 of the residual of at least one of twenty seeds (tests/theory/test_bounds.py).
 """
 
+import html
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -43,9 +44,9 @@ class ExactForm(NamedTuple):
     subjects: Callable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
-    """A claim's measurement on a subject, judged."""
+    """A claim's measurement on a subject, judged; true if verified."""
 
     claim: "Claim"
     subject: str
@@ -85,6 +86,17 @@ class Verdict:
         if not self.control_fails:
             return "CONTROL HOLDS"
         return "holds (estimated)" if self.measurement.estimated else "holds"
+
+    def __bool__(self):
+        return self.verified
+
+    def __repr__(self):
+        m = self.measurement
+        figures = m.refused or f"measured {m.measured:.3g}, bound {m.bound:.3g}"
+        return f"<{self.claim.id} on {self.subject} {self.arithmetic}: {self.word}: {figures}>"
+
+    def _repr_html_(self):
+        return f"<code>{html.escape(str(self))}</code>"
 
     def __str__(self):
         m = self.measurement

@@ -11,7 +11,8 @@ stays what it was, in float64; the angle is that of the last step.
 import numpy as np
 
 import minimal_nn
-from figures.runs import training
+from figures.runs.data import CLASSES, load
+from figures.runs.training import invariant_weights
 from minimal_nn import BatchNorm, Dense, Network, ReLU
 
 WIDTHS = (16, 16)
@@ -22,7 +23,7 @@ TURN = 2.0**-20  # the angle aimed at: far above the rounding of float64, far be
 
 def turns(a, name, hyper, network, X, y):
     """Return the angle per unit of learning rate for each unit of the first layer, from a w0."""
-    first = training.invariant_weights(network)[0]
+    first = invariant_weights(network)[0]
     w0 = a * network.parameters[first]
     learning_rate = max(a * a, 1.0)  # a step that is not lost beside the weights, at any degree
     for _ in range(2):  # the first pass finds the learning rate that turns by about TURN
@@ -44,18 +45,18 @@ def turns(a, name, hyper, network, X, y):
 
 def measure(configuration, progress, folder=None):
     """Return the mean angle over units for every a, and the gradient it comes from."""
-    X, y, *_ = training.load("digits", None, None, True)
+    X, y, *_ = load("digits", None, None, True)
     rng = np.random.default_rng([configuration["seed"], 2])
     rows = rng.choice(len(X), BATCH, replace=False)
     layers = [layer for w in WIDTHS for layer in (Dense(w, bias=False), BatchNorm(0.0), ReLU())]
-    network = Network([*layers, Dense(training.CLASSES)], X.shape[1:], rng=rng, dtype=np.float64)
+    network = Network([*layers, Dense(CLASSES)], X.shape[1:], rng=rng, dtype=np.float64)
     hyper = dict(configuration["optimizer"])
     name = hyper.pop("name")
     angles = []
     for exponent in configuration["exponents"]:
         angles.append(turns(2.0**exponent, name, hyper, network, X[rows], y[rows]).mean())
         progress(len(angles))
-    first = training.invariant_weights(network)[0]
+    first = invariant_weights(network)[0]
     return "finished", {
         "norm": np.sqrt((network.parameters[first] ** 2).sum(axis=0).mean()),
         "angle": np.array(angles),

@@ -14,8 +14,9 @@ import numpy as np
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating
 from minimal_nn.cpu.machine.compiler import inline, kernel
+from minimal_nn.cpu.machine.elementary import hyperbolic_tangent
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, fma, hyperbolic_tangent, load, store, where_above
+from minimal_nn.cpu.machine.vectors import fill, fma, load, store, where_above
 from minimal_nn.cpu.machine.workspace import elements
 
 KINDS = ("relu", "tanh", "identity")
@@ -79,7 +80,7 @@ def forward(z, kind):
     if kind == "identity":
         return z, Cache(kind, z)
     source = workspace.flat(z)
-    out = np.empty_like(source)
+    out = workspace.aligned(source.size, source.dtype)
     program = Program().phase(1)
     program.call(FORWARD[kind], elements(source, 0), elements(out, 0), source.size)
     program.run()
@@ -93,7 +94,7 @@ def backward(dy, cache):
     if cache.kind == "identity":
         return dy
     y, source = workspace.flat(cache.y), workspace.flat(dy)
-    out = np.empty_like(source)
+    out = workspace.aligned(source.size, source.dtype)
     program = Program().phase(1)
     operands = (elements(array, 0) for array in (y, source, out))
     program.call(BACKWARD[cache.kind], *operands, source.size)

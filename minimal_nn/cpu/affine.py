@@ -13,9 +13,9 @@ import numpy as np
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
-from minimal_nn.cpu.machine.microkernel import TILE_ROWS, TRANSPOSED_ROWS, tile, tile_transposed
+from minimal_nn.cpu.machine.microkernel import TILE_ROWS, tile, tile_transposed, transposed_rows
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, load, store, transpose_square
+from minimal_nn.cpu.machine.vectors import fill, load, store, transpose_square
 
 BLOCK = 128
 
@@ -79,7 +79,7 @@ def weight_gradient_kernel(
         for panel in range(first, last):
             left = x + (panel * x_step + start * x.row)
             out = target + (panel - first) * x.row * dw.row
-            for k in range(0, x.row, TRANSPOSED_ROWS):
+            for k in range(0, x.row, transposed_rows(x)):
                 tile_transposed(
                     left + k, 0, right + start * dz.row, 0, out + k * dw.row, 1, count, start
                 )

@@ -19,7 +19,7 @@ import numpy as np
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import (
+from minimal_nn.cpu.machine.vectors import (
     fill,
     first_lanes,
     fma,
@@ -32,7 +32,8 @@ from minimal_nn.cpu.machine.simd import (
     where_zero,
 )
 from minimal_nn.cpu.machine.workspace import Columns, aligned, lanes
-from minimal_nn.errors import ZeroVarianceError
+from minimal_nn.reference.batchnorm import standard_deviation
+from minimal_nn.reference.extremes import check_variance
 
 BLOCK_ROWS = 256
 NEIGHBOURS = 256  # numbers side by side, in as many rows, that are normalized together
@@ -42,20 +43,23 @@ ZERO_VARIANCE = 1  # the status
 
 @inline
 def block_moments(z, rows):
-    """The mean and the sum of squares about it of `rows` rows of one vector of columns."""
-    count = fill(z, rows)
+    """The mean and the sum of squares about it of `rows` rows of one vector of columns.
+
+    Relative to the first row, so that of equal numbers both are exact.
+    """
+    count, first = fill(z, rows), load(z)
     a, b, c, d = fill(z, 0.0), fill(z, 0.0), fill(z, 0.0), fill(z, 0.0)
     i = 0
     while i + 4 <= rows:
-        a = a + load(z + i * z.row)
-        b = b + load(z + (i + 1) * z.row)
-        c = c + load(z + (i + 2) * z.row)
-        d = d + load(z + (i + 3) * z.row)
+        a = a + (load(z + i * z.row) - first)
+        b = b + (load(z + (i + 1) * z.row) - first)
+        c = c + (load(z + (i + 2) * z.row) - first)
+        d = d + (load(z + (i + 3) * z.row) - first)
         i += 4
     while i < rows:
-        a = a + load(z + i * z.row)
+        a = a + (load(z + i * z.row) - first)
         i += 1
-    mean = ((a + b) + (c + d)) / count
+    mean = first + ((a + b) + (c + d)) / count
     a, b, c, d = fill(z, 0.0), fill(z, 0.0), fill(z, 0.0), fill(z, 0.0)
     i = 0
     while i + 4 <= rows:
@@ -106,10 +110,11 @@ def moments(z, rows, group):
 
 @inline
 def inverse_deviation(var, eps):
-    """1 / sqrt(var + eps), and 0 where var + eps is 0 (an error, or a column of padding)."""
+    """1 / sqrt(var + eps), 0 where var + eps is 0 (an error, or a column of padding), and NaN,
+    which goes on to the loss, where it is not finite."""
     deviation = square_root(var + eps)
     zero, one = fill(var, 0.0), fill(var, 1.0)
-    return where_zero(deviation, zero, one / deviation)
+    return where_zero(deviation, zero, one / deviation + (deviation - deviation))
 
 
 @inline
@@ -294,9 +299,11 @@ def image_moments_kernel(step, thread, unit, z, z_step, means, squares, pixels):
         for i in range(count):
             chain = chains + (i % 4 if i < count // 4 * 4 else 0) * z.row
             for column in range(0, z.row, z.lanes):
-                add(chain + column, load(source + (i * z.row + column)))
+                first_row = load(source + column)
+                add(chain + column, load(source + (i * z.row + column)) - first_row)
         for column in range(0, z.row, z.lanes):
-            store(mean + column, joined(chains + column) / fill(z, count))
+            m = load(source + column) + joined(chains + column) / fill(z, count)
+            store(mean + column, m)
         clear(chains, 4)
         for i in range(count):
             chain = chains + (i % 4 if i < count // 4 * 4 else 0) * z.row
@@ -454,14 +461,10 @@ class RunningCache(NamedTuple):
     group: int
 
 
-def zero_variance(var, what):
-    """Return the error that names the units without variance."""
-    units = np.flatnonzero(var == 0)
-    return ZeroVarianceError(
-        f"var: {what} {units[:8].tolist()}{' ...' if units.size > 8 else ''} have variance 0 "
-        "at eps = 0, where 0/0 is undefined; expected variances > 0 or eps > 0 "
-        "(units die under strong decay; use a smaller decay, or a small eps)"
-    )
+def check_inverses(inverse, eps, what):
+    """Refuse what `check_variance` does, told from inverse = 1 / sqrt(var + eps), or 0 or NaN."""
+    deviation = np.divide(1, inverse, out=np.zeros_like(inverse), where=inverse != 0)
+    check_variance(deviation * deviation, eps, what)
 
 
 def _group(shape):
@@ -521,15 +524,16 @@ def forward(z, gamma, beta, eps):
 
     z (N, K) or images (N, H, W, K); gamma, beta (K,); eps >= 0, inside the root.
     Returns y and a cache whose `mean` and `var` (K,) are the batch's, var biased.
-    Raises ZeroVarianceError at eps = 0 where a unit is constant over the batch.
+    Raises ZeroVarianceError at eps = 0 where a unit is constant over the batch, and NonFiniteError
+    where a variance overflows.
     """
     z, gamma, beta = floating(z=z, gamma=gamma, beta=beta)
     _check(z, gamma=gamma, beta=beta)
     source, group = Columns.of(z), _group(z.shape)
     program, y, mean, var, inverse = _forward_program(source, gamma, beta, eps, group)
-    if program.run(thread_count=thread_count(8 * z.size)):
-        raise zero_variance(var[: source.columns], "units")
+    program.run(thread_count=thread_count(8 * z.size))
     units = source.columns
+    check_variance(var[:units] + z.dtype.type(eps), eps, "units")
     return y.result(), Cache(source, gamma, inverse, mean, group, mean[:units], var[:units])
 
 
@@ -600,11 +604,10 @@ def forward_running(z, gamma, beta, mean, var, eps):
     """
     z, gamma, beta, mean, var = floating(z=z, gamma=gamma, beta=beta, mean=mean, var=var)
     _check(z, gamma=gamma, beta=beta, mean=mean, var=var)
-    if eps == 0 and np.any(var == 0):
-        raise zero_variance(var, "units (running variance)")
+    std = standard_deviation(var, eps, "units (running variance)")
     source = Columns.of(z)
     y = source.empty()
-    padded_mean, inverse = source.vector(mean), source.vector(1 / np.sqrt(var + z.dtype.type(eps)))
+    padded_mean, inverse = source.vector(mean), source.vector(1 / std)
     program = Program().phase(source.count if source.rows else 0)
     program.call(
         forward_running_kernel, source.operand, y.operand, source.vector(gamma),

@@ -32,9 +32,9 @@ from minimal_nn.cpu import affine
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
-from minimal_nn.cpu.machine.microkernel import TILE_ROWS, TRANSPOSED_ROWS, tile, tile_transposed
+from minimal_nn.cpu.machine.microkernel import TILE_ROWS, tile, tile_transposed, transposed_rows
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, load, pointer_at, store, transpose_square
+from minimal_nn.cpu.machine.vectors import fill, load, pointer_at, store, transpose_square
 from minimal_nn.cpu.machine.workspace import elements
 
 GROUPS = 16  # of images, each with its own sum of weight gradients
@@ -151,26 +151,24 @@ def weight_gradient_kernel(
             for a in range(3):
                 left = x + (first + a) * row
                 target = group + (panel * panel_step + a * depth * dw.row)
-                for k in range(0, 3 * x.row, TRANSPOSED_ROWS):
+                for k in range(0, 3 * x.row, transposed_rows(x)):
                     tile_transposed(
                         left + k, row, right, dz_row, target + k * dw.row, count, width, add
                     )
 
 
 @kernel
-def sum_groups_kernel(step, thread, unit, groups, group_step, panel_step, dw, dw_step, depth, used,
-                      count):  # fmt: skip
-    """A panel of dW: the sum of the groups' in order; rows of padding (after `used`) stay 0."""
+def sum_groups_kernel(
+    step, thread, unit, groups, group_step, panel_step, dw, dw_step, depth, count
+):
+    """A panel of dW: the sum of the groups' in order."""
     source = groups + unit * panel_step
     target = dw + unit * dw_step
-    for a in range(3):
-        for k in range(used):
-            for column in range(0, dw.row, dw.lanes):
-                at = (a * depth + k) * dw.row + column
-                total = fill(dw, 0.0)
-                for group in range(count):
-                    total = total + load(source + (group * group_step + at))
-                store(target + at, total)
+    for at in range(0, 3 * depth * dw.row, dw.lanes):
+        total = fill(dw, 0.0)
+        for group in range(count):
+            total = total + load(source + (group * group_step + at))
+        store(target + at, total)
 
 
 @kernel
@@ -228,15 +226,14 @@ class Shape:
         self.output_channels = padded_channels(outputs, dtype)
         self.panels = workspace.panel_count(outputs, dtype)
         self.panel_width = workspace.width(outputs, dtype)
-        self.used = 3 * self.input_channels
-        self.depth = workspace.round_up(self.used, TRANSPOSED_ROWS)
+        self.depth = 3 * self.input_channels  # rows of a panel for each image row of the kernel
         self.grain = max(1, -(-images // GROUPS))
         self.groups = -(-images // self.grain)
         self.panel_size = self.unit_size = 3 * self.depth * self.panel_width
 
     def bordered(self, channels):
-        """Return the shape of an image with its border, and slack that tiles may read beyond it."""
-        return (self.bordered_pixels + TRANSPOSED_ROWS, channels)
+        """Return the shape of an image with its border."""
+        return (self.bordered_pixels, channels)
 
     def room(self):
         """Return zeroed panels [panel][3 depth][width] for weights."""
@@ -252,28 +249,22 @@ class Shape:
     def pack(self, W, out=None):
         """Copy W (3, 3, C, K) into panels."""
         out = self.room() if out is None else out
-        view = out.reshape(self.panels, 3, self.depth, self.panel_width)
-        inner = np.zeros((3, 3, self.input_channels, self.outputs), dtype=self.dtype)
-        inner[:, :, : self.inputs] = W
-        inner = inner.reshape(3, self.used, self.outputs)
-        for panel in range(self.panels):
-            columns = inner[:, :, panel * self.panel_width : (panel + 1) * self.panel_width]
-            view[panel, :, : self.used, : columns.shape[2]] = columns
-        return out
+        padded = np.zeros((3, 3, self.input_channels, self.outputs), dtype=self.dtype)
+        padded[:, :, : self.inputs] = W
+        return workspace.pack(padded.reshape(-1, self.outputs), out)
 
     def unpack(self, packed):
         """Return W (3, 3, C, K) from panels."""
-        view = packed.reshape(self.panels, 3, self.depth, self.panel_width)[:, :, : self.used]
-        joined = view.transpose(1, 2, 0, 3).reshape(3, 3, self.input_channels, -1)
-        return np.ascontiguousarray(joined[:, :, : self.inputs, : self.outputs])
+        matrix = workspace.unpack(packed, 3 * self.depth, self.outputs)
+        padded = matrix.reshape(3, 3, self.input_channels, self.outputs)
+        return np.ascontiguousarray(padded[:, :, : self.inputs])
 
     def weights(self, program, packed, turned=False):
         """Emit, for a panel as the unit, what `convolve` takes of packed weights; return it."""
         if self.winograd is None:
             return packed
         channels = self.output_channels if turned else self.input_channels
-        depth = 3 * channels if turned else self.depth
-        return self.winograd.weights(program, packed, depth, channels)
+        return self.winograd.weights(program, packed, 3 * channels, channels)
 
     def convolve(self, program, space, x, weights, z, turned=False):
         """Emit z = x W for the unit's image x with its border; turned: dx = dz W turned.
@@ -471,11 +462,9 @@ def _tiled_backward(dy, cache):
             turn_kernel, packed, turned, 3 * sizes.output_channels, sizes.input_channels
         )
     else:  # few channels: W turned here
-        flipped = np.ascontiguousarray(W[::-1, ::-1].transpose(0, 1, 3, 2))
-        other = Shape(n, h, w, sizes.output_channels, c, dtype)
         full = np.zeros((3, 3, sizes.output_channels, c), dtype=dtype)
-        full[:, :, : flipped.shape[2]] = flipped
-        other.pack(full, turned)
+        full[:, :, : W.shape[3]] = W[::-1, ::-1].transpose(0, 1, 3, 2)
+        workspace.pack(full.reshape(-1, c), turned)
     program.phase(len(turned))
     weights = sizes.weights(program, turned, turned=True)
     program.phase(n, grain=sizes.grain)
@@ -497,7 +486,7 @@ def _tiled_backward(dy, cache):
     dW = sizes.room()
     program.phase(sizes.panels)
     program.call(
-        sum_groups_kernel, groups, sizes.panel_size, dW, sizes.depth, sizes.used, sizes.groups
+        sum_groups_kernel, groups, sizes.panel_size, dW, sizes.depth, sizes.groups
     )
     db = workspace.padded(sizes.output_channels, dtype)
     if has_bias:

@@ -14,22 +14,27 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn.cpu.affine import BLOCK
-from minimal_nn.cpu.batchnorm import ZERO_VARIANCE, normalize
+from minimal_nn.cpu.batchnorm import (
+    ZERO_VARIANCE,
+    check_inverses,
+    inverse_deviation,
+    normalize,
+    report_zero,
+)
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import (
+from minimal_nn.cpu.machine.vectors import (
     fill,
     first_lanes,
     fma,
     load,
     scalar,
-    square_root,
     store,
     sum_lanes,
+    where_zero,
 )
-from minimal_nn.errors import ZeroVarianceError
 
 ROWS = 8  # of a unit of work
 
@@ -47,11 +52,13 @@ def forward_kernel(
     """ROWS rows of y, and each row's mean and 1 / sqrt(var + eps)."""
     panels = (columns + z.row - 1) // z.row
     for i in range(unit * ROWS, min(rows, (unit + 1) * ROWS)):
+        first = fill(z, z[i * z.row])  # of equal numbers the mean is then exact
         total = fill(z, 0.0)
         for panel in range(panels):
             for column in range(0, z.row, z.lanes):
-                total = total + load(z + (panel * z_step + i * z.row + column))
-        m = fill(z, sum_lanes(total) / scalar(z, columns))
+                valid = columns - (panel * z.row + column)
+                total = total + centered(z + (panel * z_step + i * z.row + column), first, valid)
+        m = first + fill(z, sum_lanes(total) / scalar(z, columns))
         total = fill(z, 0.0)
         for panel in range(panels):
             for column in range(0, z.row, z.lanes):
@@ -59,11 +66,8 @@ def forward_kernel(
                 c = centered(z + (panel * z_step + i * z.row + column), m, valid)
                 total = fma(c, c, total)
         var = sum_lanes(total) / scalar(z, columns)
-        deviation = square_root(fill(z, var) + fill(z, eps[0]))
-        s = fill(z, 1.0) / deviation
-        if var + eps[0] == scalar(z, 0.0):
-            status[0] = ZERO_VARIANCE
-            s = fill(z, 0.0)
+        s = inverse_deviation(fill(z, var), fill(z, eps[0]))
+        report_zero(s, 1, status, ZERO_VARIANCE)
         for panel in range(panels):
             for column in range(0, z.row, z.lanes):
                 at = panel * z.row + column
@@ -87,7 +91,7 @@ def input_gradient_kernel(
         for panel in range(panels):
             for column in range(0, z.row, z.lanes):
                 at = panel * z.row + column
-                h = normalize(load(z + (panel * z_step + i * z.row + column)), m, s)
+                h = centered(z + (panel * z_step + i * z.row + column), m, columns - at) * s
                 a = load(gamma + at) * load(dy + (panel * dy_step + i * dy.row + column))
                 sum_a = sum_a + a
                 sum_ah = fma(a, h, sum_ah)
@@ -96,7 +100,7 @@ def input_gradient_kernel(
         for panel in range(panels):
             for column in range(0, z.row, z.lanes):
                 at = panel * z.row + column
-                h = normalize(load(z + (panel * z_step + i * z.row + column)), m, s)
+                h = centered(z + (panel * z_step + i * z.row + column), m, columns - at) * s
                 a = load(gamma + at) * load(dy + (panel * dy_step + i * dy.row + column))
                 gradient = s * fma(fill(z, 0.0) - h, mean_ah, a - mean_a)
                 gradient = first_lanes(gradient, columns - at, fill(z, 0.0))
@@ -113,7 +117,8 @@ def column_gradient_sums(z, dy, mean, inverse, rows):
             g = load(dy + i * dy.row)
             h = normalize(load(z + i * z.row), fill(z, mean[i]), fill(z, inverse[i]))
             a = a + g
-            b = fma(g, h, b)
+            # Lanes of padding have g = 0, and an h that may have overflowed.
+            b = where_zero(g, b, fma(g, h, b))
         beta = beta + a
         gamma = gamma + b
     return beta, gamma
@@ -156,7 +161,8 @@ def forward(z, gamma, beta, eps):
     """Normalize each example over its units: y = gamma (z - mean) / sqrt(var + eps) + beta.
 
     z (N, K), K >= 2; gamma, beta (K,); eps >= 0, inside the root.  Returns y and the cache.
-    Raises ZeroVarianceError at eps = 0 where all units of an example are equal.
+    Raises ZeroVarianceError at eps = 0 where all units of an example are equal, and NonFiniteError
+    where a variance overflows.
     """
     z, gamma, beta = floating(z=z, gamma=gamma, beta=beta)
     shape, columns = z.shape, z.shape[-1]
@@ -166,20 +172,15 @@ def forward(z, gamma, beta, eps):
     z = z.reshape(-1, columns)
     rows = len(z)
     packed = workspace.pack(z)
-    y = np.zeros_like(packed)
+    y = workspace.aligned(packed.shape, z.dtype)
     mean, inverse = workspace.aligned(rows, z.dtype), workspace.aligned(rows, z.dtype)
     program = Program().phase(row_units(rows))
     program.call(
         forward_kernel, packed, y, _padded(gamma, packed), _padded(beta, packed), mean, inverse,
         np.array([eps], dtype=z.dtype), rows, columns, program.status,
     )  # fmt: skip
-    if program.run(thread_count=thread_count(8 * z.size)):
-        examples = np.flatnonzero(inverse == 0)
-        raise ZeroVarianceError(
-            f"var: examples {examples[:8].tolist()}{' ...' if examples.size > 8 else ''} have "
-            "variance 0 at eps = 0, where 0/0 is undefined; expected variances > 0 or eps > 0 "
-            "(units die under strong decay; use a smaller decay, or a small eps)"
-        )
+    program.run(thread_count=thread_count(8 * z.size))
+    check_inverses(inverse, eps, "examples")
     y = workspace.unpack(y, rows, columns).reshape(shape)
     return y, Cache(packed, shape, gamma, mean, inverse)
 
@@ -192,7 +193,7 @@ def backward(dy, cache):
     columns = dy.shape[-1]
     rows = dy.size // columns
     packed = workspace.pack(dy.reshape(rows, columns))
-    dz = np.zeros_like(packed)
+    dz = workspace.aligned(packed.shape, dy.dtype)
     dgamma, dbeta = _padded(np.zeros(0), packed), _padded(np.zeros(0), packed)
     rowwise = cache.mean, cache.inverse
     program = Program().phase(row_units(rows))

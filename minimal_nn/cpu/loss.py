@@ -16,14 +16,13 @@ from minimal_nn.cpu.layernorm import ROWS, row_units
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import kernel
+from minimal_nn.cpu.machine.elementary import exponential, logarithm
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import (
-    exponential,
+from minimal_nn.cpu.machine.vectors import (
     fill,
     first_lanes,
     fma,
     load,
-    logarithm,
     max_lanes,
     maximum,
     scalar,
@@ -148,10 +147,10 @@ def _cross_entropy(scores, targets):
             f"{columns - 1}"
         )
     s = workspace.pack(scores)
-    ds = np.zeros_like(s)
+    ds = workspace.aligned(s.shape, s.dtype)
     labels = targets.astype(np.int64)
     totals, shifted = workspace.padded(rows, s.dtype, 1), workspace.padded(rows, s.dtype)
-    losses = np.zeros(1, dtype=s.dtype)
+    losses = workspace.aligned(1, s.dtype)
     program = Program().phase(row_units(rows))
     program.call(cross_entropy_kernel, s, ds, labels, totals, shifted, rows, columns)
     program.phase(1)
@@ -166,9 +165,9 @@ def _mean_squared_error(scores, targets):
     columns = scores.shape[-1]
     rows = scores.size // columns if columns else 0
     s, t = (workspace.pack(a.reshape(rows, columns)) for a in (scores, targets))
-    ds = np.zeros_like(s)
+    ds = workspace.aligned(s.shape, s.dtype)
     totals = workspace.padded(rows, s.dtype)
-    losses = np.zeros(1, dtype=s.dtype)
+    losses = workspace.aligned(1, s.dtype)
     program = Program().phase(row_units(rows))
     program.call(squared_error_kernel, s, t, ds, totals, rows, columns)
     program.phase(1)

@@ -15,7 +15,7 @@ from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, load, store, where_beats, where_zero
+from minimal_nn.cpu.machine.vectors import fill, load, store, where_beats, where_zero
 from minimal_nn.cpu.machine.workspace import elements
 
 

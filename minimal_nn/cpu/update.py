@@ -20,7 +20,7 @@ from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import (
+from minimal_nn.cpu.machine.vectors import (
     fill,
     fma,
     load,
@@ -31,6 +31,7 @@ from minimal_nn.cpu.machine.simd import (
     where_zero,
 )
 from minimal_nn.cpu.machine.workspace import Columns, elements
+from minimal_nn.cpu.norms import rescales, scale_of
 from minimal_nn.errors import ZeroNormError
 
 ZERO_NORM = 4  # the status
@@ -185,39 +186,68 @@ def adamw_kernel(w, g, m, v, p, row):
 
 
 @inline
-def column_norm(w, order, rows):
-    """The norms of one vector of columns, over the rows that `order` lists; blocks of 4 chains."""
+def column_square(w, scale, order, rows):
+    """The sums of (scale w)^2 of one vector of columns, over the rows that `order` lists; blocks of
+    4 chains."""
     total = fill(w, 0.0)
     for start in range(0, rows, BLOCK):
         last = min(rows, start + BLOCK)
         a, b, c, d = fill(w, 0.0), fill(w, 0.0), fill(w, 0.0), fill(w, 0.0)
         i = start
         while i + 4 <= last:
-            value = load(w + order[i] * w.row)
+            value = scale * load(w + order[i] * w.row)
             a = fma(value, value, a)
-            value = load(w + order[i + 1] * w.row)
+            value = scale * load(w + order[i + 1] * w.row)
             b = fma(value, value, b)
-            value = load(w + order[i + 2] * w.row)
+            value = scale * load(w + order[i + 2] * w.row)
             c = fma(value, value, c)
-            value = load(w + order[i + 3] * w.row)
+            value = scale * load(w + order[i + 3] * w.row)
             d = fma(value, value, d)
             i += 4
         while i < last:
-            value = load(w + order[i] * w.row)
+            value = scale * load(w + order[i] * w.row)
             a = fma(value, value, a)
             i += 1
         total = total + ((a + b) + (c + d))
-    return square_root(total)
+    return total
+
+
+@inline
+def column_norm(w, order, rows):
+    """A power of two for each of a vector of columns, and the norms of the columns times it."""
+    one = fill(w, 1.0)
+    square = column_square(w, one, order, rows)
+    scale = scale_of(square)
+    if rescales(scale):
+        square = column_square(w, scale, order, rows)
+    return scale, square_root(square)
+
+
+@inline
+def vector_square(w, scale, count):
+    """The sum of (scale w)^2 of a vector padded with zeros, in every lane."""
+    total = fill(w, 0.0)
+    for i in range(0, count, w.lanes):
+        value = scale * load(w + i)
+        total = fma(value, value, total)
+    return fill(w, sum_lanes(total))
 
 
 @inline
 def vector_norm(w, count):
-    """The norm of a vector padded with zeros, in every lane."""
-    total = fill(w, 0.0)
-    for i in range(0, count, w.lanes):
-        value = load(w + i)
-        total = fma(value, value, total)
-    return square_root(fill(w, sum_lanes(total)))
+    """A power of two, and the norm of the vector times it, in every lane."""
+    one = fill(w, 1.0)
+    square = vector_square(w, one, count)
+    scale = scale_of(square)
+    if rescales(scale):
+        square = vector_square(w, scale, count)
+    return scale, square_root(square)
+
+
+@inline
+def direction_of(g, scale, length, norm):
+    """norm g / |g|, given |scale g| = length; g itself, the step of SGD, where the norm is 0."""
+    return where_zero(norm, g, norm * ratio(scale * g, length))
 
 
 @kernel
@@ -225,20 +255,22 @@ def normalized_columns_kernel(
     step, thread, unit, w, w_step, g, g_step, hyper, hyper_step, hyper_row, element_step,
     order, rows, relative,
 ):  # fmt: skip
-    """w - eta g / |g|, or with `relative` w - eta |w| g / |g| (LARS), for a panel's columns.
+    """w - eta g / |g|, or with `relative` w - eta |w| g / |g| (LARS; w - eta g at |w| = 0), for a
+    panel's columns.
 
     Hyper-parameters as in NORMALIZED.
     """
     for column in range(0, w.span, w.lanes):
         base = unit * w_step + column
         gradient = g + (unit * g_step + column)
-        length, factor = column_norm(gradient, order, rows), fill(hyper, 1.0)
+        (scale, length), norm = column_norm(gradient, order, rows), fill(hyper, 1.0)
         if relative != 0:
-            factor = column_norm(w + base, order, rows)
+            weight_scale, weight_length = column_norm(w + base, order, rows)
+            norm = weight_length / weight_scale
         h = hyper + (step * hyper_step + 2 * hyper_row)
         for i in range(rows):
             at = base + order[i] * w.row
-            direction = factor * ratio(load(gradient + order[i] * g.row), length)
+            direction = direction_of(load(gradient + order[i] * g.row), scale, length, norm)
             store(w + at, moved(load(w + at), load(h + at * element_step), direction))
 
 
@@ -247,12 +279,13 @@ def normalized_vector_kernel(
     step, thread, unit, w, g, hyper, hyper_step, hyper_row, element_step, count, relative
 ):
     """The same for a vector."""
-    length, factor = vector_norm(g, count), fill(hyper, 1.0)
+    (scale, length), norm = vector_norm(g, count), fill(hyper, 1.0)
     if relative != 0:
-        factor = vector_norm(w, count)
+        weight_scale, weight_length = vector_norm(w, count)
+        norm = weight_length / weight_scale
     h = hyper + (step * hyper_step + 2 * hyper_row)
     for i in range(0, count, w.lanes):
-        direction = factor * ratio(load(g + i), length)
+        direction = direction_of(load(g + i), scale, length, norm)
         store(w + i, moved(load(w + i), load(h + i * element_step), direction))
 
 
@@ -264,21 +297,21 @@ def normalize_columns_kernel(
     for column in range(0, w.span, w.lanes):
         at = unit * w.span + column
         weights = w + (unit * w_step + column)
-        length = column_norm(weights, order, rows)
+        scale, length = column_norm(weights, order, rows)
         report_zero(length, columns - at, status, ZERO_NORM)
         factor = ratio(load(norm + at), length)
         for i in range(rows):
             where = weights + order[i] * w.row
-            store(where, load(where) * factor)
+            store(where, (scale * load(where)) * factor)
 
 
 @kernel
 def normalize_vector_kernel(step, thread, unit, w, norm, count, status):
     """The same for a vector; `norm` holds a number for each entry."""
-    length = vector_norm(w, count)
+    scale, length = vector_norm(w, count)
     report_zero(length, 1, status, ZERO_NORM)
     for i in range(0, count, w.lanes):
-        store(w + i, load(w + i) * ratio(load(norm + i), length))
+        store(w + i, (scale * load(w + i)) * ratio(load(norm + i), length))
 
 
 # --- the contract's functions ---------------------------------------------------------------------
@@ -475,7 +508,10 @@ def normalized_sgd(w, g, learning_rate):
 
 
 def lars(w, g, learning_rate):
-    """Return w - eta |w| g / |g|, unit by unit (a vector as a whole): steps relative to |w|."""
+    """Return w - eta |w| g / |g|, unit by unit (a vector as a whole): steps relative to |w|.
+
+    Where |w| or |g| is 0 it is w - eta g, as in apex and LAMB.
+    """
     return _normalized("lars", w, g, learning_rate)
 
 

@@ -15,9 +15,9 @@ F(4x4, 3x3) 4 times.
     dx    the same with dy for x, W turned by 180 degrees and its channels exchanged
     dW    G^T [ sum_tiles (B^T d B) * (A dy A^T) ] G, the sum over all tiles of an image group
 
-A transform takes a vector of channels at a time, in registers.  An image is taken in strips of
-tiles whose transforms stay in the second cache.  Tiles that reach beyond the image meet zeros, and
-only the part of their output within the image is written.
+A transform takes a vector of channels at a time, in registers as far as there are enough.  An image
+is taken in strips of tiles whose transforms stay in the second cache.  Tiles that reach beyond the
+image meet zeros, and only the part of their output within the image is written.
 
 Accuracy.  The transforms multiply rounding errors.  With u the unit round-off, C channels, t = m+2
 and gamma_n = n u / (1 - n u), counting the roundings that a term passes (two transforms on each
@@ -51,12 +51,12 @@ from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.compiler import kernel
 from minimal_nn.cpu.machine.microkernel import (
     TILE_ROWS,
-    TRANSPOSED_ROWS,
     make_transform,
     tile,
     tile_transposed,
+    transposed_rows,
 )
-from minimal_nn.cpu.machine.simd import load, store
+from minimal_nn.cpu.machine.vectors import load, store
 from minimal_nn.cpu.machine.workspace import Operand
 
 POINTS = {
@@ -111,14 +111,14 @@ def product_kernel(
 
 @kernel
 def gradient_product_kernel(
-    step, thread, unit, v, v_plane, m, m_plane, sums, depth, tiles, planes, panels, first, grain
+    step, thread, unit, v, v_plane, m, m_plane, sums, tiles, planes, panels, first, grain
 ):
     """In each plane, the product over the tiles, added to the sums of the image's group."""
     add = 0 if first == 0 and unit % grain == 0 else 1
     for plane in range(planes):
         for panel in range(panels):
-            target = sums + (panel * planes + plane) * depth * sums.row
-            for k in range(0, v.row, TRANSPOSED_ROWS):
+            target = sums + (panel * planes + plane) * v.row * sums.row
+            for k in range(0, v.row, transposed_rows(v)):
                 tile_transposed(
                     v + (plane * v_plane + k), 0, m + (plane * m_plane + panel * sums.row), 0,
                     target + k * sums.row, 1, tiles, add,
@@ -200,13 +200,13 @@ class Winograd:
                         )  # fmt: skip
 
         def gradient_kernel(
-            step, thread, unit, sums, sums_depth, dw, group_step, panel_step, depth, channels,
-            panels, images, grain,
+            step, thread, unit, sums, dw, group_step, panel_step, depth, channels, panels, images,
+            grain,
         ):  # fmt: skip
             """G^T sums G, the group's dW, when its last image has been added."""
             if unit % grain != grain - 1 and unit != images - 1:
                 return
-            plane = sums_depth * sums.row
+            plane = channels * sums.row
             group = dw + (unit // grain) * group_step
             for panel in range(panels):
                 for c in range(channels):
@@ -248,7 +248,7 @@ class Winograd:
         room = []
         for name, channels in (("tiles of inputs", inputs), ("tiles of outputs", outputs)):
             plane = tiles * channels + workspace.ALIGNMENT // dtype.itemsize
-            scratch = space(name, (self.planes * plane + TRANSPOSED_ROWS,))
+            scratch = space(name, (self.planes * plane,))
             room += [scratch.at(row=channels), plane]
         return strips, columns, *room
 
@@ -279,18 +279,17 @@ class Winograd:
         )
         width_of_panel = groups.kinds[0].row
         panels = outputs // width_of_panel
-        sums_depth = workspace.round_up(inputs, TRANSPOSED_ROWS)
-        sums = space("tiles of weights", (panels * self.planes * sums_depth, width_of_panel))
+        sums = space("tiles of weights", (panels * self.planes * inputs, width_of_panel))
         for first, rows in strips:
             program.call(self._input, x, v, v_plane, first, rows, columns, pitch)
             program.call(self._cotangent, dz, m, m_plane, first, rows, columns, pitch)
             program.call(
-                gradient_product_kernel, v, v_plane, m, m_plane, sums, sums_depth, rows * columns,
-                self.planes, panels, first, grain,
+                gradient_product_kernel, v, v_plane, m, m_plane, sums, rows * columns, self.planes,
+                panels, first, grain,
             )  # fmt: skip
         program.call(
-            self._gradient, sums, sums_depth, groups, 3 * depth * width_of_panel, depth, inputs,
-            panels, images, grain,
+            self._gradient, sums, groups, 3 * depth * width_of_panel, depth, inputs, panels,
+            images, grain,
         )  # fmt: skip
 
 

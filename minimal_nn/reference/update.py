@@ -7,7 +7,7 @@ quotient 0/0, which eps = 0 makes possible, is a zero step.
 
 import numpy as np
 
-from minimal_nn.errors import ZeroNormError
+from minimal_nn.reference.extremes import FIXED_NORM, check_norm, power_of_two
 
 
 def _ratio(numerator, denominator):
@@ -93,23 +93,35 @@ def sign_sgd(w, g, learning_rate):
     return w - learning_rate * np.sign(g)
 
 
-def _norm(w):
-    """Return each unit's norm: over all axes but the last, or of a vector as a whole."""
+def _scaled_norm(w):
+    """Return for each unit a power of two a, a w, and |a w|, whose squares stay within the range.
+
+    Over all axes but the last, or of a vector as a whole.
+    """
     axes = tuple(range(w.ndim - 1)) if w.ndim > 1 else None
-    return np.sqrt((w * w).sum(axis=axes))
+    a = power_of_two(w, axes)
+    w = a * w
+    return a, w, np.sqrt((w * w).sum(axis=axes))
 
 
 def normalized_sgd(w, g, learning_rate):
     """Return w - eta g / |g|, unit by unit (a vector, such as a bias, as a whole)."""
-    return w - learning_rate * _ratio(g, _norm(g))
+    _, g, length = _scaled_norm(g)
+    return w - learning_rate * _ratio(g, length)
 
 
 def lars(w, g, learning_rate):
     """Return w - eta |w| g / |g|, unit by unit (a vector as a whole): steps relative to |w|.
 
-    The trust-ratio step of LARS (You, Gitman & Ginsburg, 2017) without momentum.
+    The trust-ratio step of LARS (You, Gitman & Ginsburg, 2017) without momentum.  Where |w| or |g|
+    is 0 the ratio is 1, as in apex and LAMB, and the step -eta g: what starts at 0, such as a bias,
+    can leave it.  A penalty is part of g: with the smallest decay a unit that has no other gradient
+    takes a whole step towards 0.
     """
-    return w - learning_rate * (_norm(w) * _ratio(g, _norm(g)))
+    a, _, w_length = _scaled_norm(w)
+    _, scaled_g, g_length = _scaled_norm(g)
+    norm = w_length / a
+    return w - learning_rate * np.where(norm == 0, g, norm * _ratio(scaled_g, g_length))
 
 
 def normalize(w, norm):
@@ -117,11 +129,6 @@ def normalize(w, norm):
 
     Raises ZeroNormError where a unit's weights are all 0.
     """
-    length = _norm(w)
-    if np.any(length == 0):
-        raise ZeroNormError(
-            f"w: the weights of units {np.flatnonzero(length == 0)[:8].tolist()} are all 0 after "
-            "the step, where w/|w| is undefined; expected norms > 0: use a smaller learning rate "
-            "or decay"
-        )
+    _, w, length = _scaled_norm(w)
+    check_norm(length, *FIXED_NORM)
     return w * (norm / length)

@@ -32,7 +32,7 @@ def ours(layers, dtype=np.float64, rows=48):
 LAYERS = {
     "batch": lambda eps: [nn.Dense(8), nn.BatchNorm(eps), nn.ReLU(), nn.Dense(10)],
     "layer": lambda eps: [nn.Dense(8), nn.LayerNorm(eps), nn.Tanh(), nn.Dense(10)],
-    "weight": lambda eps: [nn.WeightNorm(nn.Dense(8), eps), nn.Tanh(), nn.Dense(10)],
+    "weight": lambda eps: [nn.WeightNorm(nn.Dense(8), eps=eps), nn.Tanh(), nn.Dense(10)],
     "none": lambda eps: [nn.Dense(8), nn.Tanh(), nn.Dense(10)],
     "deep": lambda eps: [
         nn.Dense(8),

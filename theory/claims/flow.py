@@ -42,7 +42,7 @@ def flow_subjects(options):
         block = {
             "batch": [dense, nn.BatchNorm(0.0)],
             "layer": [dense, nn.LayerNorm(0.0)],
-            "weight": [nn.WeightNorm(dense, 0.0)],
+            "weight": [nn.WeightNorm(dense, eps=0.0)],
         }[normalization]
         network = nn.Network(
             [*block, nn.Tanh(), *block, nn.Tanh(), nn.Dense(10)],

@@ -94,7 +94,7 @@ def layers(normalization, width, eps):
     elif normalization == "layer":
         block = [nn.Dense(width), nn.LayerNorm(eps), nn.ReLU()]
     elif normalization == "weight":
-        block = [nn.WeightNorm(nn.Dense(width), eps), nn.ReLU()]
+        block = [nn.WeightNorm(nn.Dense(width), eps=eps), nn.ReLU()]
     elif normalization == "none":
         block = [nn.Dense(width), nn.ReLU()]
     else:

@@ -21,7 +21,7 @@ import numpy as np
 
 from minimal_nn.cpu.machine import threads
 from minimal_nn.cpu.machine.compiler import kernel
-from minimal_nn.cpu.machine.simd import (
+from minimal_nn.cpu.machine.processor import (
     FLUSH_DENORMALS,
     MAX_SLOTS,
     atomic_add,
@@ -30,9 +30,9 @@ from minimal_nn.cpu.machine.simd import (
     floating_point_state,
     give_way,
     pause,
-    pointer_type,
     set_floating_point_state,
 )
+from minimal_nn.cpu.machine.vectors import pointer_type
 from minimal_nn.cpu.machine.workspace import INTEGER, Operand, address, aligned
 
 CALL_SLOTS = MAX_SLOTS + 4  # a call's row of the table: address, count, operands, padding

@@ -16,7 +16,7 @@ import math
 import numpy as np
 from numba import types
 
-from minimal_nn.cpu.machine import simd
+from minimal_nn.cpu.machine import vectors
 from minimal_nn.cpu.machine.microkernel import TILE_ROWS, TILE_VECTORS
 
 ALIGNMENT = 64
@@ -42,7 +42,7 @@ def address(array):
 
 def lanes(dtype):
     """Return how many numbers of `dtype` a vector holds."""
-    return simd.LANES[simd.NUMBA_DTYPES[np.dtype(dtype)]]
+    return vectors.LANES[vectors.NUMBA_DTYPES[np.dtype(dtype)]]
 
 
 def width(columns, dtype):
@@ -127,7 +127,7 @@ def pad_channels(images):
 
 @functools.cache
 def _pointer(dtype, row):
-    return simd.pointer_type(simd.NUMBA_DTYPES[dtype], row)
+    return vectors.pointer_type(vectors.NUMBA_DTYPES[dtype], row)
 
 
 class Operand:

@@ -392,7 +392,7 @@ class ImageLayers:
         gradient = sizes.room()
         self.program.call(
             convolution.sum_groups_kernel, layer.groups, sizes.panel_size, gradient, sizes.depth,
-            sizes.used, sizes.groups,
+            sizes.groups,
         )  # fmt: skip
         self.loop.update(layer.weights, gradient)
         if layer.bias is not None:

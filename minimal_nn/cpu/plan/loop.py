@@ -31,15 +31,13 @@ import time
 import numpy as np
 
 from minimal_nn.cpu import activation, affine, batchnorm, layernorm, loss, update, weightnorm
-from minimal_nn.cpu.batchnorm import ZERO_VARIANCE
 from minimal_nn.cpu.layernorm import ROWS, row_units
 from minimal_nn.cpu.machine import threads, workspace
 from minimal_nn.cpu.machine.compiler import kernel
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import load, pointer_at, store
+from minimal_nn.cpu.machine.vectors import load, pointer_at, store
 from minimal_nn.cpu.machine.workspace import Operand, elements
 from minimal_nn.cpu.plan import images
-from minimal_nn.cpu.weightnorm import ZERO_NORM
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 
 CHUNK = 256  # steps between two looks at the host's tables
@@ -662,7 +660,7 @@ class TrainingLoop:
             raise error
         self._save(network, optimizer, done)
         if status:
-            self._raise(status)
+            self._raise()
         return losses
 
     def _zero_norm(self, names):
@@ -698,25 +696,17 @@ class TrainingLoop:
             network.state[name] = padded[: network.state[name].size].copy()
         optimizer.t += steps
 
-    def _raise(self, status):
+    def _raise(self):
         """Raise the exception for what stopped the loop, naming the first layer concerned."""
-        if status in (ZERO_VARIANCE, ZERO_NORM):
-            for layer, (what, inverse, count) in self.statistics.items():
-                zero = np.flatnonzero(inverse[:count] == 0)
-                if zero.size == 0:
-                    continue
-                where = f"{zero[:8].tolist()}{' ...' if zero.size > 8 else ''}"
+        for layer, (what, inverse, count) in self.statistics.items():
+            try:
                 if what == "norm":
-                    raise ZeroNormError(
-                        f"{layer}: v: the weight vectors of units {where} have norm 0 at eps = 0, "
-                        "where v/|v| is undefined; expected norms > 0 or eps > 0"
-                    )
-                who = "units" if what == "variance" else "examples"
-                raise ZeroVarianceError(
-                    f"{layer}: var: {who} {where} have variance 0 at eps = 0, where 0/0 is "
-                    "undefined; expected variances > 0 or eps > 0 (units die under strong decay; "
-                    "use a smaller decay, or a small eps)"
-                )
+                    weightnorm.check_inverses(inverse[:count])
+                else:
+                    who = "units" if what == "variance" else "examples"
+                    batchnorm.check_inverses(inverse[:count], 0, who)
+            except (NonFiniteError, ZeroNormError, ZeroVarianceError) as error:
+                raise type(error)(f"{layer}: {error}") from None
         raise NonFiniteError(
             f"loss: got {self.losses[self.program.finished]}, expected a finite number: the "
             "parameters or activations have overflowed (a smaller learning rate keeps them finite)"

@@ -1,10 +1,15 @@
 """A training run: what is recorded is what happened, and depends on the configuration alone."""
 
+import shutil
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from figures import presets
-from figures.runs import kinds, ladder, scaling, training
+from figures import presets, runs
+from figures.grid.version import sources
+from figures.runs import data, ladder, recording, scaling, training
 from minimal_nn import SGD
 
 PRESET = presets.QUICK._replace(network={"kind": "dense", "widths": [12, 8], "eps": 1e-5})
@@ -20,7 +25,7 @@ def configuration(optimizer="SGD", eta=0.1, l2=1e-3, seed=0, steps=40, probes=10
 
 def measure(chosen):
     seen = []
-    status, values = kinds.run(chosen, seen.append)
+    status, values = runs.run(chosen, seen.append)
     assert seen[-1] == chosen["steps"] and seen == sorted(seen)
     return status, values
 
@@ -53,13 +58,13 @@ def test_growth_of_the_norm_is_the_recorded_gradient():
 
 def test_probe_returns_the_gradient():
     chosen = configuration()
-    X, y, *_ = training.load("digits", None, None, True)
+    X, y, *_ = data.load("digits", None, None, True)
     X = X.astype(np.float32)
     network = training.build_network(chosen, (64,), np.random.default_rng(0))
     rows = np.arange(64)
     names = training.invariant_weights(network)
     before = {n: a.copy() for n, a in network.parameters.items()}
-    found = training.Probe(network, chosen).gradients(X, y, rows, names)
+    found = recording.Probe(network, chosen).gradients(X, y, rows, names)
     expected = network.loss_and_gradients(X[rows], y[rows]).gradients
     for n in names:
         np.testing.assert_allclose(found[n], expected[n], atol=1e-6 * np.abs(expected[n]).max())
@@ -116,7 +121,7 @@ def test_fixed_norm_makes_the_penalty_a_learning_rate():
 
 
 def test_batches_are_permutations():
-    stream = training.Batches(10, 3, np.random.default_rng(0))
+    stream = data.Batches(10, 3, np.random.default_rng(0))
     ahead = stream.peek(2).copy()
     np.testing.assert_array_equal(stream.take(2), ahead)
     epochs = stream.take(7)
@@ -124,10 +129,15 @@ def test_batches_are_permutations():
         assert len(set(epoch.ravel())) == 9
 
 
+def test_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match="batch_size: got 11, expected at most 10"):
+        data.Batches(10, 11, np.random.default_rng(0))
+
+
 def test_parts_and_moments_cover_the_run():
-    assert training.parts(10, 4) == [2, 3, 2, 3] and training.parts(0, 4) == [0]
-    assert training.parts(2, 16) == [1, 1]
-    powers = training.moments({"steps": 1000, "moments": {"spacing": "powers", "count": 7}})
+    assert recording.parts(10, 4) == [2, 3, 2, 3] and recording.parts(0, 4) == [0]
+    assert recording.parts(2, 16) == [1, 1]
+    powers = recording.moments({"steps": 1000, "moments": {"spacing": "powers", "count": 7}})
     assert powers == [0, 1, 3, 10, 32, 100, 316, 1000]
 
 
@@ -164,6 +174,13 @@ def test_residuals_are_roundoff_and_the_control_is_not(name):
     assert values["control"] > -6
 
 
+def test_a_run_in_balls_leaves_the_precision_as_it_was():
+    flint = pytest.importorskip("flint")
+    before = flint.ctx.prec
+    ladder.measure({"arithmetic": "balls", "bits": before + 31, "seed": 0}, lambda steps: None)
+    assert flint.ctx.prec == before
+
+
 def test_balls_prove_what_floats_suggest():
     pytest.importorskip("flint")
     _, values = ladder.measure({"arithmetic": "balls", "bits": 200, "seed": 0}, lambda steps: None)
@@ -172,17 +189,65 @@ def test_balls_prove_what_floats_suggest():
     assert values["control"] == pytest.approx(floats["control"], abs=1e-9)
 
 
-def test_code_version_ignores_what_does_not_matter():
-    assert kinds.version("reference") != kinds.version("cpu")
-    names = {path.name for path in training.sources("cpu")}
-    assert {"reference", "cpu", "network.py"} <= names and "cuda" not in names
+@pytest.fixture
+def copied_sources(tmp_path, monkeypatch):
+    """A copy of all that the code version is taken of, in `runs.SOURCES`."""
+    copies = []
+    for source in runs.SOURCES:
+        copies.append(tmp_path / source.name)
+        shutil.copytree(source, copies[-1], ignore=shutil.ignore_patterns("*.npz", "__pycache__"))
+    monkeypatch.setattr(runs, "SOURCES", tuple(copies))
+    return copies
+
+
+def test_code_version_follows_every_room_that_runs_compute_with(copied_sources):
+    before = runs.version("cpu")
+    package = next(source for source in copied_sources if source.name == "minimal_nn")
+    for path in (path for source in copied_sources for path in source.rglob("*.py")):
+        name = path.relative_to(package) if package in path.parents else path
+        counted = name.parts[0] != "cuda" and not any(
+            other in map(str, (name, *name.parents)) for other in runs.BESIDE
+        )
+        content = path.read_bytes()
+        path.write_bytes(content + b"#")
+        assert (runs.version("cpu") != before) == counted, path
+        path.write_bytes(content)
+    assert runs.version("cpu") == before != runs.version("reference")
+
+
+def test_what_is_left_out_of_the_code_version_exists():
+    assert [name for name in runs.BESIDE if not (runs.SOURCES[1] / name).exists()] == []
+
+
+def test_code_version_covers_all_that_a_run_executes():
+    executed = set()
+
+    def note(frame, event, argument):
+        executed.add(frame.f_code.co_filename)
+
+    for chosen in (
+        configuration("Adam"),
+        {"experiment": "scaling", "optimizer": {"name": "LARS"}, "exponents": [0], "seed": 0},
+        {"experiment": "precision", "arithmetic": "float32", "seed": 0},
+    ):
+        data.load.cache_clear()
+        sys.setprofile(note)
+        try:
+            runs.run(chosen, lambda steps: None)
+        finally:
+            sys.setprofile(None)
+    root = Path(runs.__file__).parents[2]
+    ours = {Path(name) for name in executed if Path(name).is_relative_to(root)}
+    ours = {path for path in ours if not path.is_relative_to(root / "tests")}
+    assert {"optimizers.py", "affine.py", "sets.py", "floats.py"} <= {path.name for path in ours}
+    assert ours <= set(sources(*runs.SOURCES, without=(*runs.BESIDE, "cpu", "cuda")))
 
 
 def test_unknown_data_and_missing_folder_are_named():
     with pytest.raises(ValueError, match="expected digits or cifar10"):
-        training.load("imagenet", None, None, True)
+        data.load("imagenet", None, None, True)
     with pytest.raises(ValueError, match="--data DIR"):
-        training.load("cifar10", None, None, False)
+        data.load("cifar10", None, None, False)
 
 
 def test_optimizer_of_the_group_is_what_the_configuration_says():

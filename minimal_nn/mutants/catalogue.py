@@ -23,7 +23,7 @@ class Mutant(NamedTuple):
 
 def source_of(module):
     package = "minimal_nn" if module == "optimizers" else "minimal_nn.reference"
-    return Path(importlib.util.find_spec(f"{package}.{module}").origin).read_text()
+    return Path(importlib.util.find_spec(f"{package}.{module}").origin).read_text(encoding="utf-8")
 
 
 def load(module, edits=(), name="unmutated"):
@@ -178,6 +178,14 @@ MUTANTS = (
             "running_mean + (1 - momentum) * (mean - running_mean)",
         ),
     ),
+    _mutant(
+        "batchnorm",
+        "mean-of-equal-numbers-rounds",
+        ("mean = first + (z - first).sum(axis=axes) / n", "mean = z.sum(axis=axes) / n"),
+    ),
+    _mutant(
+        "batchnorm", "overflow-unseen", ("    check_variance(var + eps, eps, what)\n", "")
+    ),
     # layernorm
     _mutant(
         "layernorm",
@@ -218,6 +226,14 @@ MUTANTS = (
             "(centered * centered).sum(axis=-1, keepdims=True) / (units - 1)",
         ),
     ),
+    _mutant(
+        "layernorm",
+        "mean-of-equal-numbers-rounds",
+        (
+            "mean = first + (z - first).sum(axis=-1, keepdims=True) / units",
+            "mean = z.sum(axis=-1, keepdims=True) / units",
+        ),
+    ),
     # weightnorm
     _mutant(
         "weightnorm",
@@ -229,6 +245,7 @@ MUTANTS = (
         "projection-on-v",
         ("(dW - cache.direction * dg)", "(dW - cache.direction * cache.norm * dg)"),
     ),
+    _mutant("weightnorm", "squares-unscaled", ("a = power_of_two(v, axes, eps)", "a = 1")),
     _mutant("weightnorm", "g-forgotten", ("(cache.g / cache.norm)", "(1 / cache.norm)")),
     _mutant("weightnorm", "root-missing", ("np.sqrt(square + eps)", "square + eps")),
     _mutant(
@@ -388,8 +405,10 @@ MUTANTS = (
     _mutant(
         "update",
         "lars-without-the-norm",
-        ("(_norm(w) * _ratio(g, _norm(g)))", "_ratio(g, _norm(g))"),
+        ("norm * _ratio(scaled_g, g_length))", "_ratio(scaled_g, g_length))"),
     ),
+    _mutant("update", "lars-stays-at-zero", ("np.where(norm == 0, g", "np.where(norm < 0, g")),
+    _mutant("update", "squares-unscaled", ("a = power_of_two(w, axes)", "a = 1")),
     _mutant(
         "update",
         "normalized-to-the-inverse-norm",
@@ -408,7 +427,7 @@ MUTANTS = (
     _mutant(
         "optimizers",
         "l2-after-the-adaptive-scaling",
-        ("g = update.add_penalty(g, w, _match(weight_decay, w))", "pass"),
+        ("g = update.add_penalty(g, w, for_parameter(weight_decay, w))", "pass"),
         (
             "            w, *new = result if self.slots else (result,)\n",
             "            decay = hyper['learning_rate'] * weight_decay * w\n"
