@@ -1,5 +1,6 @@
 """The claims, in the paper's order.  Importing this package registers all of them.
 
+    derivative      the gradient is the gradient of the loss
     invariance      outputs and objective (section 2)
     gradients       scaling and orthogonality (section 3)
     effective_rate  SGD's, as a symmetry of runs (sections 3 and 4)
@@ -18,12 +19,13 @@ symbols stands below it, by `@that_claim.exactly`.
 """
 
 # isort: off
-from theory.claims import invariance, gradients, effective_rate, optimizers, second_order
-from theory.claims import norm_dynamics, flow, equilibrium, rotation, in_training
+from theory.claims import derivative, invariance, gradients, effective_rate, optimizers
+from theory.claims import second_order, norm_dynamics, flow, equilibrium, rotation, in_training
 from theory.claims import remedies, gamma_beta
 # isort: on
 
 __all__ = [
+    "derivative",
     "effective_rate",
     "equilibrium",
     "flow",

@@ -22,7 +22,6 @@ and symbols (theory.numbers), unless it says otherwise.
 
 from theory.laws.balance import (
     BALANCES,
-    NORM_EXPONENTS,
     TURNS,
     Equilibrium,
     adam_balance,
@@ -37,6 +36,7 @@ from theory.laws.balance import (
     momentum_turn,
     nesterov_balance,
     nesterov_turn,
+    norm_exponent,
     rate_exponents,
 )
 from theory.laws.memory import (
@@ -76,7 +76,6 @@ __all__ = [
     "BALANCES",
     "DEGREES",
     "MEMORIES",
-    "NORM_EXPONENTS",
     "SHRINKS",
     "TURNS",
     "Equilibrium",
@@ -108,6 +107,7 @@ __all__ = [
     "nesterov_memory",
     "nesterov_shrink",
     "nesterov_turn",
+    "norm_exponent",
     "power_clock",
     "powers",
     "rate_exponents",

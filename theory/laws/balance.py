@@ -235,21 +235,31 @@ def _adam_equilibrium(learning_rate, weight_decay, s, dims, memory):
     return Equilibrium(start * np.sqrt(q), adam_turn(small, memory), small)
 
 
-# |w| goes as (learning_rate/weight_decay)^e where x, or x_e, is small.
-NORM_EXPONENTS = {"SGD": 1 / 4, "Momentum": 1 / 4, "Nesterov": 1 / 4, "Adam": 1 / 3, "AdamW": 1 / 2}
+def norm_exponent(optimizer):
+    r"""Return e: |w| goes as (learning_rate/weight_decay)^e where x, or x_e, is small.
+
+    Growth by steps of length |w|^-nu, mean square |w|^(-2 nu), balances a decay that is a part of
+    the gradient, and so of the step: learning_rate^2 |w|^(-2 nu) = learning_rate weight_decay |w|^2
+    |w|^(1 - nu), e = 1/(3 + nu); or AdamW's, which is not: e = 1/2.
+    Source: van Laarhoven 2017, sections 4 and 5.
+
+    >>> norm_exponent("SGD"), norm_exponent("AdamW")
+    (0.25, 0.5)
+    """
+    return 1 / 2 if optimizer == "AdamW" else 1 / (3 + DEGREES[optimizer])
 
 
 def rate_exponents(optimizer):
     r"""Return the powers of learning_rate and weight_decay in the effective rate at equilibrium.
 
-    (1 - (1 + nu) e, (1 + nu) e), e of `NORM_EXPONENTS`: the rate is learning_rate/|w|^(1 + nu).
+    (1 - (1 + nu) e, (1 + nu) e), e by norm_exponent: the rate is learning_rate/|w|^(1 + nu).
     Valid where x, or x_e, is small.  Source: van Laarhoven 2017, section 5 (a summary of it prints
     the cube root of eta^2/lambda for Adam, which no law can be: see equilibrium-exponents).
 
     >>> rate_exponents("SGD"), rate_exponents("AdamW")
     ((0.5, 0.5), (0.5, 0.5))
     """
-    power = (1 + DEGREES[optimizer]) * NORM_EXPONENTS[optimizer]
+    power = (1 + DEGREES[optimizer]) * norm_exponent(optimizer)
     return 1 - power, power
 
 

@@ -6,6 +6,8 @@ as it was before g came in (v for momentum, the uncorrected m for Adam).  Where 
 memory the second term is 0 in the mean.
 """
 
+from theory.laws.balance import adamw_balance
+
 
 def momentum_memory(x, memory):
     r"""Return c = 2 rho for momentum rho, exact at any x.  Source: Wan et al. 2021, theorem 2.
@@ -49,15 +51,17 @@ MEMORIES = {
 
 
 def adam_weighted(learning_rate, weight_decay, drive):
-    r"""Return |w|^3 under Adam with L2 where weights have gradients of different size.
+    r"""Return E|w|^2 under Adam with L2 where every weight has a v_i of its own, whatever it is.
 
-    (learning_rate/(2 weight_decay)) sum_i s_i, s_i the root of E |w|^2 g_i^2; with memory, and
-    p_i = g_i + weight_decay w_i: the sum of E |w|^2 (p_i^2 + c m_i p_i)/s_i, s_i^2 = E |w|^2 p_i^2.
-    It is sum_i s_i w_i^2 that has a balance: sqrt(v_i) = s_i/|w|, and sum_i sqrt(v_i) w_i
-    g_i/sqrt(v_i) = <w, g> = 0, whatever the mean gradient is.  Equal s_i = s/sqrt(dims) give r_0
-    of equilibrium.
+    learning_rate/(2 weight_decay) times the drive E sum_i (p_i^2 + c m_i p_i)/sqrt(v_i), p_i =
+    g_i + weight_decay w_i, m_i before p_i comes in, c of adam_memory.  A step is learning_rate
+    m_i'/sqrt(v_i); it is sum_i sqrt(v_i) w_i^2 that is stationary, where 2 <w, m'> = learning_rate
+    sum_i m_i'^2/sqrt(v_i), and <w, p> = weight_decay |w|^2, as <w, g> = 0, whatever the mean
+    gradient is.
+    Where sqrt(v_i) = s_i/|w|: |w|^3 = learning_rate/(2 weight_decay) sum_i s_i, and for equal s_i =
+    s/sqrt(dims) that is r_0^3 of `equilibrium`.
 
-    drive: that sum, a number or an array.  To first order in x_e, beta2 -> 1.  Source: ours.
+    Exact at any x as beta2 -> 1.  drive: a number or an array.  Source: ours.
 
     >>> adam_weighted(1e-2, 1e-3, 8.0)
     40.0
@@ -65,13 +69,17 @@ def adam_weighted(learning_rate, weight_decay, drive):
     return learning_rate / (2 * weight_decay) * drive
 
 
-def adamw_weighted(learning_rate, weight_decay):
-    r"""Return sum_i s_i w_i^2/sum_i s_i under AdamW: learning_rate/(2 weight_decay), x -> 0.
+def adamw_weighted(learning_rate, weight_decay, drive, memory):
+    r"""Return E sum_i sqrt(v_i) w_i^2 under AdamW where every weight has a v_i of its own.
 
-    The mean of w_i^2 alone is that less Cov_i(s_i, w_i^2)/mean_i s_i: weights with small gradients
-    grow.  Source: ours.
+    (learning_rate/weight_decay) adamw_balance(x) times the drive E sum_i (g_i^2 + c m_i g_i)/
+    sqrt(v_i), m_i before g_i comes in.  The mean of w_i^2 alone is off by -Cov_i(s_i, w_i^2)/mean_i
+    s_i: weights with small gradients grow.
 
-    >>> adamw_weighted(0.01, 0.5)
-    0.01
+    Exact at any x as beta2 -> 1.  drive: a number or an array.  Source: ours.
+
+    >>> adamw_weighted(0.01, 0.5, 2.0, 0.9).__round__(6)
+    0.020005
     """
-    return learning_rate / (2 * weight_decay)
+    balance = adamw_balance(learning_rate * weight_decay, memory)
+    return learning_rate / weight_decay * balance * drive

@@ -62,7 +62,7 @@ def walk(optimizer, start, *, dims, steps, seed, skip=0, s=1.0, wing="reference"
         u = w / norm
         g -= u * (u * g).sum(axis=0)
         g *= deviation / norm
-        buffer = _kept(optimizer, "buffer", "m")
+        buffer = kept(optimizer, "w", "buffer", "m")
         optimizer.step(model, {"w": wing.asarray(g)})
         before, w = w, wing.to_numpy(model.parameters["w"])
         length, norm = norm, columns_norm(w)
@@ -70,21 +70,22 @@ def walk(optimizer, start, *, dims, steps, seed, skip=0, s=1.0, wing="reference"
             path.norms[step], path.after[step] = length, norm
             path.moved[step] = ((w - before) ** 2).sum(axis=0)
             path.gradients[step] = (g * g).sum(axis=0)
-            weighted = g / _second_moment(optimizer)
+            weighted = g / second_moment(optimizer, "w")
             share = (buffer * weighted).sum(axis=0) / (g * weighted).sum(axis=0)
             path.remembered[step] = share * path.gradients[step]
     return path
 
 
-def _kept(optimizer, *names):
-    """Return what an optimizer keeps of w under one of some names, 0 where it has none of them."""
-    state = optimizer.state.get("w", {})
+def kept(optimizer, parameter, *names):
+    """Return what an optimizer keeps of a parameter under one of some names, 0 if under none."""
+    state = optimizer.state.get(parameter, {})
     found = [np.asarray(state[name]) for name in names if name in state]
     return found[0] if found else np.zeros(1)
 
 
-def _second_moment(optimizer):
-    """Return Adam's corrected v, 1 for an optimizer without."""
+def second_moment(optimizer, parameter):
+    """Return Adam's corrected v of a parameter, 1 for an optimizer without."""
     if not optimizer.counts_steps:
         return 1.0
-    return _kept(optimizer, "v") / (1 - optimizer.hyper_parameters("w")["beta2"] ** optimizer.t)
+    beta2 = optimizer.hyper_parameters(parameter)["beta2"]
+    return kept(optimizer, parameter, "v") / (1 - beta2**optimizer.t)

@@ -102,7 +102,7 @@ RULES = (
         wrong_norm=lambda eta, decay: math.sqrt(eta * DIMS / (2 * decay)),
         wrong_turn=_turn("AdamW"),
         wrong_rate=lambda eta, decay: 2 * eta * decay,
-        relaxation=(1e-3, 5e-4, 0.99, 300, 8000),
+        relaxation=(1e-3, 5e-4, 0.99, 300, 12000),
     ),
     Rule(
         name="adamw",
@@ -199,16 +199,19 @@ def equilibrium_subjects(options):
     return [*walk_subjects(options), *_subjects(options, _LARGE, True)]
 
 
-@functools.lru_cache(maxsize=32)
 def equilibrium_path(subject):
     """Return the recorded `Path`: chains from 0.8 and 1.25 times the law's norm, after burn-in.
 
     They start off the law on both sides, so that a run in which nothing moved does not confirm it.
     """
-    start = subject.law.norm * np.where(np.arange(CHAINS) % 2, 1.25, 0.8)
+    return _path(subject, float(subject.law.norm))
+
+
+@functools.lru_cache(maxsize=32)
+def _path(subject, norm):
     return walk(
         subject.rule.make(subject.eta, subject.decay, subject.beta2),
-        start,
+        norm * np.where(np.arange(CHAINS) % 2, 1.25, 0.8),
         dims=DIMS,
         steps=int(subject.steps * subject.longer),
         skip=int(subject.skip * min(subject.longer, 1.0)),
