@@ -3,7 +3,8 @@
 import numpy as np
 from matplotlib import pyplot as plt
 
-from figures import laws, presets, statements, style
+from figures import presets, recorded, statements, style
+from theory import laws
 
 TITLE = "|w| and effective rate during training, with the prediction overlaid"
 
@@ -33,12 +34,12 @@ def compute(results, preset):
                 for r in results
                 if r.configuration["optimizer"]["name"] == optimizer
                 and r.configuration["optimizer"]["l2"] == l2
-                and not laws.broken(r)
+                and not recorded.broken(r)
             ]
             if not runs:
                 continue
             norms = [np.sqrt(r.values["w2"][:, 0]) for r in runs]
-            predicted = [laws.trajectory(r)[:, 0] for r in runs]
+            predicted = [recorded.trajectory(r)[:, 0] for r in runs]
             rates = [r.values["rate"][:, 0] for r in runs]
             curves.append(
                 {
@@ -51,7 +52,7 @@ def compute(results, preset):
                 }
             )
             ratio = [
-                np.exp(np.log(laws.trajectory(r)[-1] / np.sqrt(r.values["w2"][-1])).mean())
+                np.exp(np.log(recorded.trajectory(r)[-1] / np.sqrt(r.values["w2"][-1])).mean())
                 for r in runs
             ]
             said.append(
@@ -86,18 +87,14 @@ def _growth(title, optimizer, runs):
     The law's time ("drive") is the integral of 2 eta^2 s^2, or eta^2 d t for Adam; the exponent of
     |w|^p - |w_0|^p in it is 1 where the law holds with any constant.
     """
-    power = 2 if optimizer == "Adam" else 4
+    power = 2 + 2 * laws.DEGREES[optimizer]
     exponents, raw = [], []
     for run in runs:
-        eta, _, adam = laws.hyper(run)
         step, w2 = run.values["step"], run.values["w2"]
         spans = np.diff(step)[:, None]
-        speed = (
-            eta**2 * np.asarray(run.values["inputs"]) if adam else 2 * eta**2 * run.values["s2"][1:]
-        )
-        drive = np.cumsum(speed * spans, axis=0)
+        drive = np.cumsum(recorded.grown(run, run.values["s2"][1:], spans), axis=0)
         grown = w2[1:] ** (power / 2) - w2[0] ** (power / 2)
-        late = laws.late(run)[1:] | (step[1:] > step[-1] / 20)
+        late = recorded.late(run)[1:] | (step[1:] > step[-1] / 20)
         good = late[:, None] & (grown > 0)
         exponents.append(
             np.mean(

@@ -17,7 +17,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm
 
-from figures import laws, presets, statements, style
+from figures import presets, recorded, statements, style
+from theory import laws
 
 TITLE = "weights normalized after each step: lambda has no effect, up to a threshold"
 
@@ -70,8 +71,9 @@ def _pairs(preset):
     pairs = []
     etas = preset.normalized_etas["SGD"]
     for eta, l2, seed in itertools.product(etas, preset.normalized_l2s, range(preset.seeds)):
-        if 0.02 < 2 * eta * l2 < 0.9:
-            equal = _run(preset, "SGD", eta / (1 - 2 * eta * l2), 0.0, seed, rest_learning_rate=eta)
+        if 0.02 < laws.fixed_norm_share(eta, 2 * l2) < 0.9:
+            rate = laws.fixed_norm_rate(eta, 2 * l2)
+            equal = _run(preset, "SGD", rate, 0.0, seed, rest_learning_rate=eta)
             pairs.append((_run(preset, "SGD", eta, l2, seed), equal))
     return pairs
 
@@ -84,13 +86,10 @@ def _key(configuration):
 
 def _threshold_variable(optimizer, eta, l2, unpenalized):
     """Return x (see the module's text); Adam's |g_i| is that of the run with lambda = 0."""
-    if optimizer == "SGD":
-        return 2 * eta * l2
-    if optimizer == "Momentum":
-        return 2 * eta * l2 / (1 - presets.MOMENTUM["Momentum"]) ** 2
-    # At |w| = 1 with d weights |w_i| is 1/sqrt(d) and |g_i| is s/sqrt(d): the ratio is 1/s.
-    s = np.exp(np.log(unpenalized.values["s2"][1:]).mean() / 2)
-    return 2 * l2 / s
+    if optimizer == "Adam":
+        s = np.exp(np.log(unpenalized.values["s2"][1:]).mean() / 2)
+        return laws.fixed_norm_adam_share(2 * l2, s)
+    return laws.fixed_norm_share(eta, 2 * l2, presets.MOMENTUM.get(optimizer, 0.0))
 
 
 def compute(results, preset):
@@ -106,11 +105,11 @@ def compute(results, preset):
             seed, eta, l2 = place[0], etas[place[1]], l2s[place[2]]
             result = by_key.get((optimizer, eta, l2, None, seed))
             unpenalized = by_key.get((optimizer, eta, 0.0, None, seed))
-            if result is None or unpenalized is None or laws.broken(unpenalized):
+            if result is None or unpenalized is None or recorded.broken(unpenalized):
                 continue
             x[place] = _threshold_variable(optimizer, eta, l2, unpenalized)
-            if not laws.broken(result):
-                error[place], loss[place] = laws.error(result), laws.test_loss(result)
+            if not recorded.broken(result):
+                error[place], loss[place] = recorded.error(result), recorded.test_loss(result)
         change = np.log(loss / loss[:, :, :1])
         flat = (x > 0) & (x < SMALL) & np.isfinite(error)
         difference = np.where(flat, error - error[:, :, :1], np.nan)
@@ -150,7 +149,7 @@ def compute(results, preset):
     gaps = []
     for one, other in _pairs(preset):
         a, b = by_key.get(_key(one)), by_key.get(_key(other))
-        if a is not None and b is not None and not (laws.broken(a) or laws.broken(b)):
+        if a is not None and b is not None and not (recorded.broken(a) or recorded.broken(b)):
             gaps.append(abs(np.log(a.values["loss"][1] / b.values["loss"][1])))
     said.append(
         statements.mean(
@@ -195,7 +194,7 @@ def _threshold_lines(optimizer, etas, by_key, preset):
     lines = []
     for eta in etas:
         unpenalized = by_key.get((optimizer, eta, 0.0, None, 0))
-        usable = unpenalized is not None and not laws.broken(unpenalized)
+        usable = unpenalized is not None and not recorded.broken(unpenalized)
         per_l2 = _threshold_variable(optimizer, eta, 1.0, unpenalized) if usable else np.nan
         lines.append(1 / per_l2)
     return np.array(lines)

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from figures import statements, style
+from theory import laws
 
 TITLE = "exponent of the effective learning rate per optimizer, Adam's eps crossover"
 
@@ -12,17 +13,17 @@ EXPONENTS = tuple(range(-8, 41, 2))
 NARROW = tuple(range(-4, 7, 2))  # weights of ordinary size: where the exponent is read off
 
 OPTIMIZERS = (
-    ({"name": "SGD"}, 2),
-    ({"name": "Momentum", "momentum": 0.9}, 2),
-    ({"name": "Nesterov", "momentum": 0.9}, 2),
-    ({"name": "RMSprop", "eps": 0.0}, 1),
-    ({"name": "Adagrad", "eps": 0.0}, 1),
-    ({"name": "Adam", "eps": 0.0}, 1),
-    ({"name": "AdamW", "eps": 0.0, "decoupled_weight_decay": 0.0}, 1),
-    ({"name": "SignSGD"}, 1),
-    ({"name": "NormalizedSGD"}, 1),
-    ({"name": "LARS"}, 0),
-    ({"name": "Adadelta"}, None),  # its eps, not eta, sets the scale of its steps
+    {"name": "SGD"},
+    {"name": "Momentum", "momentum": 0.9},
+    {"name": "Nesterov", "momentum": 0.9},
+    {"name": "RMSprop", "eps": 0.0},
+    {"name": "Adagrad", "eps": 0.0},
+    {"name": "Adam", "eps": 0.0},
+    {"name": "AdamW", "eps": 0.0, "decoupled_weight_decay": 0.0},
+    {"name": "SignSGD"},
+    {"name": "NormalizedSGD"},
+    {"name": "LARS"},
+    {"name": "Adadelta"},
 )
 ADAM_EPS = (1e-8, 1e-6, 1e-4)
 
@@ -32,9 +33,14 @@ def configurations(preset):
     adam = [{"name": "Adam", "eps": eps} for eps in ADAM_EPS]
     return [
         {"experiment": "scaling", "optimizer": hyper, "exponents": list(EXPONENTS), "seed": seed}
-        for hyper in [*(hyper for hyper, _ in OPTIMIZERS), *adam]
+        for hyper in [*OPTIMIZERS, *adam]
         for seed in range(SEEDS)
     ]
+
+
+def _expected(optimizer):
+    """Return 1 + nu, or None for Adadelta: its eps, not eta, sets the scale of its steps."""
+    return None if optimizer == "Adadelta" else 1 + laws.DEGREES[optimizer]
 
 
 def _runs(results, hyper):
@@ -51,7 +57,8 @@ def compute(results, preset):
     scales = np.array(EXPONENTS, dtype=float)
     narrow = np.isin(EXPONENTS, NARROW)
     said, lines, crossovers, gaps = [], [], [], []
-    for hyper, expected in OPTIMIZERS:
+    for hyper in OPTIMIZERS:
+        expected = _expected(hyper["name"])
         runs = _runs(results, hyper)
         slopes = [
             -np.polyfit(scales[narrow], np.log2(r.values["angle"][narrow]), 1)[0] for r in runs

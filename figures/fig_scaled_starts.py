@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib import pyplot as plt
 
-from figures import laws, presets, statements, style
+from figures import presets, recorded, statements, style
 
 TITLE = "training from a*w0, with and without the symmetric hyper-parameters"
 
@@ -88,8 +88,8 @@ def compute(results, preset):
                 "(iii)",
                 f"{title}: spread of log10 eta_eff over starts, lambda = 0 less lambda > 0",
                 [
-                    _spread(free, seed, lambda r: np.log10(laws.rate(r)))
-                    - _spread(plain, seed, lambda r: np.log10(laws.rate(r)))
+                    _spread(free, seed, lambda r: np.log10(recorded.rate(r)))
+                    - _spread(plain, seed, lambda r: np.log10(recorded.rate(r)))
                     for seed in range(preset.seeds)
                 ],
                 "> 0: with the penalty the start is forgotten",
@@ -97,7 +97,7 @@ def compute(results, preset):
             statements.mean(
                 "(iii)",
                 f"{title}: spread of the test error over starts, lambda = 0",
-                [_spread(free, seed, laws.error) for seed in range(preset.seeds)],
+                [_spread(free, seed, recorded.error) for seed in range(preset.seeds)],
                 "> 0: without it the result depends on the start",
             ),
         ]

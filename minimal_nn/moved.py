@@ -34,6 +34,7 @@ MOVED = {
     "figures.scaling": "figures.runs.scaling",
     "figures.ladder": "figures.runs.ladder",
     "figures.store": "figures.grid.store",
+    "figures.laws": "figures.recorded",
     "figures.grid.run": "figures.grid.runner.run",
     "figures.grid.Report": "figures.grid.runner.Report",
     "figures.grid.WorkerLost": "figures.grid.runner.WorkerLost",

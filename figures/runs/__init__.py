@@ -10,14 +10,14 @@ A configuration's entry "experiment" says which of them runs it.
 import pathlib
 
 import minimal_nn
-import theory.numbers
 from figures.grid.version import code_version
 from figures.runs import ladder, scaling, training
+from theory import laws, numbers
 
 EXPERIMENTS = {"training": training, "scaling": scaling, "precision": ladder}
 
 SOURCES = tuple(
-    pathlib.Path(room.__file__).parent for room in (training, minimal_nn, theory.numbers)
+    pathlib.Path(room.__file__).parent for room in (training, minimal_nn, laws, numbers)
 )
 # Parts of minimal_nn that no run computes with: whatever is not named here counts.
 BESIDE = (

@@ -14,6 +14,7 @@ import minimal_nn
 from figures.runs.data import CLASSES, load
 from figures.runs.training import invariant_weights
 from minimal_nn import BatchNorm, Dense, Network, ReLU
+from theory import laws
 
 WIDTHS = (16, 16)
 BATCH = 64
@@ -67,42 +68,21 @@ def measure(configuration, progress, folder=None):
 def predicted(network, first, X, y, configuration):
     """Return the angle from the law, for each a, given the gradient g at a = 1 (from a w0: g / a).
 
-    After t steps on one gradient Adam's raw step is g / (|g| + eps), RMSprop's g / (sqrt(1 -
-    decay^t) |g| + eps), Adagrad's g / (sqrt(t) |g| + eps); SGD's is g, with momentum m times (1 -
-    m^t) / (1 - m), and for Nesterov (1 - m^(t+1)) / (1 - m); each tangential part counts. NaN for
-    an optimizer without such a closed form.
+    The law is that of STEPS steps on one gradient (theory.laws.repeated_step), of which the
+    tangential part counts.  NaN for Adadelta, which has no such closed form.
     """
-    hyper = configuration["optimizer"]
-    name, m, t = hyper["name"], hyper.get("momentum", 0.9), STEPS
+    hyper = {"eps": 1e-8, **configuration["optimizer"]}
+    name = hyper.pop("name")
+    if name == "Adadelta":
+        return np.full(len(configuration["exponents"]), np.nan)
+    options = {key: hyper[key] for key in ("momentum", "decay", "eps") if key in hyper}
     w = network.parameters[first]
     g = network.step_gradients(X, y).gradients[first]
-    shrink = {
-        "Adam": 1.0,
-        "AdamW": 1.0,
-        "RMSprop": np.sqrt(1 - hyper.get("decay", 0.99) ** t),
-        "Adagrad": np.sqrt(t),
-    }
-    factor = {
-        "SGD": 1.0,
-        "Momentum": (1 - m**t) / (1 - m),
-        "Nesterov": (1 - m ** (t + 1)) / (1 - m),
-    }
     norm2 = (w * w).sum(axis=0)
     angles = []
     for exponent in configuration["exponents"]:
         a = 2.0**exponent
-        if name in factor:
-            step = factor[name] * g / a
-        elif name in shrink:
-            step = (g / a) / (shrink[name] * np.abs(g / a) + hyper.get("eps", 1e-8))
-        elif name == "SignSGD":
-            step = np.sign(g)
-        elif name == "NormalizedSGD":
-            step = g / np.sqrt((g * g).sum(axis=0))
-        elif name == "LARS":
-            step = a * np.sqrt(norm2) * g / np.sqrt((g * g).sum(axis=0))
-        else:
-            step = np.full_like(g, np.nan)
+        step = laws.repeated_step(name, g / a, STEPS, norm=a * np.sqrt(norm2), **options)
         tangent = step - (step * w).sum(axis=0) / norm2 * w
         angles.append(np.sqrt((tangent**2).sum(axis=0) / norm2).mean() / a)
     return np.array(angles)

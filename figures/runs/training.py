@@ -26,23 +26,11 @@ from figures.runs.data import CLASSES, Batches, load
 from figures.runs.recording import Probe, Window, moments, parts, plan, unit_sums
 from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, Group, MaxPool2d, Network, ReLU, moved
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
+from theory import laws
 
 __getattr__ = moved.names_of(__name__)
 
 EVALUATED = 0.25  # the last part of a run, in which the test set is looked at
-
-# How the raw step scales with the weights, step(a w) = a^-nu step(w), at eps = 0; what the symmetry
-# that gives the same run from a w0 does to learning rate, l2 and eps: powers of a.
-DEGREE = {"SGD": 1, "Momentum": 1, "Nesterov": 1, "RMSprop": 0, "Adagrad": 0, "Adam": 0, "AdamW": 0}
-SYMMETRY = {
-    "SGD": {"learning_rate": 2, "l2": -2},
-    "Momentum": {"learning_rate": 2, "l2": -2},
-    "Nesterov": {"learning_rate": 2, "l2": -2},
-    "RMSprop": {"learning_rate": 1, "l2": -2, "eps": -1},
-    "Adagrad": {"learning_rate": 1, "l2": -2, "eps": -1},
-    "Adam": {"learning_rate": 1, "l2": -2, "eps": -1},
-    "AdamW": {"learning_rate": 1, "decoupled_weight_decay": -1, "eps": -1},
-}
 
 
 def build_network(configuration, input_shape, rng):
@@ -91,9 +79,10 @@ def build_optimizer(configuration, network):
     if "eps" in hyper:
         own["eps"] = hyper["eps"]
     if configuration.get("symmetric"):
-        for key, power in SYMMETRY[name].items():
-            if key in own:
-                own[key] = own[key] * configuration["scale"] ** power
+        powers = laws.powers(name)
+        for key in own.keys() - {"fixed_norm"}:
+            power = powers["weight_decay" if key == "l2" else key]
+            own[key] = own[key] * configuration["scale"] ** power
     return getattr(minimal_nn, name)(
         **hyper,
         **({"decoupled_weight_decay": 0.0} if name == "AdamW" else {}),
@@ -102,12 +91,13 @@ def build_optimizer(configuration, network):
 
 
 def effective_rate(configuration):
-    """Return the function |w|^2 -> eta / |w|^(1 + nu), eta over 1 - momentum where there is one."""
+    """Return the function |w|^2 -> the effective learning rate, eta over 1 - momentum."""
     optimizer = configuration["optimizer"]
-    name, eta = optimizer["name"], optimizer["learning_rate"] / (1 - optimizer.get("momentum", 0.0))
+    name, eta = optimizer["name"], optimizer["learning_rate"]
     if configuration.get("symmetric"):
-        eta *= configuration["scale"] ** SYMMETRY[name]["learning_rate"]
-    return lambda w2: eta * w2 ** (-(1 + DEGREE[name]) / 2)
+        eta *= configuration["scale"] ** laws.powers(name)["learning_rate"]
+    momentum = optimizer.get("momentum", 0.0)
+    return lambda w2: laws.effective_rate(name, np.sqrt(w2), eta, momentum)
 
 
 def _test(network, X, y):

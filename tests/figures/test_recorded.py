@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from figures import laws
+from figures import fig_rate_exponents, fig_rate_plane, recorded
 from figures.grid.store import Result
+from figures.runs import training
+from theory import laws
 
 D, STEPS, MOMENTS = 200, 4000, 20
 
@@ -62,41 +64,69 @@ def simulated(name, eta, l2, rng, r0=1.0, s=1.0, momentum=None):
 )
 def test_equilibrium_is_reached_and_predicted(name, eta, l2, momentum, rng):
     run = simulated(name, eta, l2, rng, momentum=momentum)
-    measured, predicted = laws.equilibrium(run)
-    assert laws.settled(run)
+    measured, predicted = recorded.equilibrium(run)
+    assert recorded.settled(run)
     assert measured / predicted == pytest.approx(1, abs=0.06)
-    np.testing.assert_allclose(laws.trajectory(run)[-1], np.sqrt(run.values["w2"][-1]), rtol=0.06)
+    np.testing.assert_allclose(
+        recorded.trajectory(run)[-1], np.sqrt(run.values["w2"][-1]), rtol=0.06
+    )
 
 
 @pytest.mark.parametrize("name, eta", [("SGD", 0.05), ("Adam", 0.002)])
 def test_growth_without_penalty_is_predicted(name, eta, rng):
     run = simulated(name, eta, 0.0, rng)
     grown = np.sqrt(run.values["w2"][:, 0])
-    assert grown[-1] > 1.3 and not laws.settled(run)
-    np.testing.assert_allclose(laws.trajectory(run)[:, 0], grown, rtol=0.05)
+    assert grown[-1] > 1.3 and not recorded.settled(run)
+    np.testing.assert_allclose(recorded.trajectory(run)[:, 0], grown, rtol=0.05)
 
 
 def test_large_steps_need_the_finite_law(rng):
     run = simulated("SGD", 0.5, 0.2, rng)  # eta lambda = 0.1
-    measured, predicted = laws.finite_equilibrium(run)
+    measured, predicted = recorded.finite_equilibrium(run)
     assert measured / predicted == pytest.approx(1, abs=0.02)
-    measured, predicted = laws.equilibrium(run)
+    measured, predicted = recorded.equilibrium(run)
     assert measured / predicted > 1.08
 
 
 def test_short_run_is_not_settled(rng):
-    assert not laws.settled(simulated("SGD", 0.1, 1e-4, rng))
-    assert not laws.settled(simulated("SGD", 0.1, 0.0012, rng, r0=30.0))  # far from its start
+    assert not recorded.settled(simulated("SGD", 0.1, 1e-4, rng))
+    assert not recorded.settled(simulated("SGD", 0.1, 0.0012, rng, r0=30.0))  # far from its start
 
 
 def test_collapse_is_seen(rng):
     run = simulated("SGD", 0.1, 0.01, rng)
     run.configuration["network"]["eps"] = 10.0
-    assert laws.collapsed(run) and laws.broken(run) and not laws.settled(run)
+    assert recorded.collapsed(run) and recorded.broken(run) and not recorded.settled(run)
 
 
 def test_a_dead_layer_is_seen(rng):
     run = simulated("SGD", 0.1, 0.01, rng)
-    assert not laws.broken(run)
+    assert not recorded.broken(run)
     run.values["s2"][-1] = 0.0
-    assert laws.collapsed(run) and laws.broken(run) and not laws.settled(run)
+    assert recorded.collapsed(run) and recorded.broken(run) and not recorded.settled(run)
+
+
+@pytest.mark.parametrize("name, momentum", [("SGD", None), ("Momentum", 0.8), ("Adam", None)])
+def test_growth_and_balance_written_out(name, momentum, rng):
+    """eta' = eta/(1 - m): r^4 grows by 2 eta'^2 s^2 to eta' s^2/(4 lambda), r^2 by eta^2 d, and
+    r^3 comes to eta S/(4 lambda)."""
+    run = simulated(name, 0.02, 0.01, rng, momentum=momentum)
+    eta, s2, s1 = 0.02 / (1 - (momentum or 0.0)), 3.0, 5.0
+    growth = 7 * 0.02**2 * D if name == "Adam" else 7 * 2 * eta**2 * s2
+    limit = eta * s1 / (4 * 0.01) if name == "Adam" else eta * s2 / (4 * 0.01)
+    assert recorded.grown(run, s2, 7) == pytest.approx(growth)
+    assert recorded.balance(run, s2, s1) == pytest.approx(limit)
+
+
+def test_a_changed_law_moves_the_figures(rng, monkeypatch):
+    run = simulated("SGD", 0.1, 0.01, rng)
+    predicted = recorded.equilibrium(run)[1]
+    line = fig_rate_plane._law("SGD", 0.1, 0.01)
+    monkeypatch.setitem(laws.BALANCES, "SGD", lambda x, memory: 0.7)
+    monkeypatch.setitem(laws.NORM_EXPONENTS, "SGD", 1 / 3)
+    monkeypatch.setitem(laws.DEGREES, "Adam", 1)
+    assert recorded.equilibrium(run)[1] == pytest.approx(1.4 * predicted)
+    assert fig_rate_plane._law("SGD", 0.1, 0.01) != line
+    assert fig_rate_exponents._expected("Adam") == 2
+    chosen = {"optimizer": {"name": "Adam", "learning_rate": 0.1}}
+    assert training.effective_rate(chosen)(4.0) == pytest.approx(0.1 / 4)
