@@ -27,6 +27,7 @@ class Layer(ABC):
     """A layer: shapes, initial parameters, forward and backward through a wing."""
 
     kind = ""  # the stem of the layer's name in a network: dense1, batchnorm1, ...
+    sees_pixels = False  # whether `rescaled` looks at by_pixel and even
 
     @abstractmethod
     def output_shape(self, input_shape):
@@ -48,9 +49,12 @@ class Layer(ABC):
     def backward(self, wing, dy, cache):
         """Return dx and the gradients by local name."""
 
-    @abstractmethod
     def operation(self):
-        """Return the wing module that does the work, and its options, for a wing's plan."""
+        """Return the wing module that does the work, and its options, for a wing's plan.
+
+        Only built-in layers are compiled: a layer of one's own needs none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not compiled")
 
     def rescaled(self, rescaling):
         """Return what a `Rescaling` of the input is at the output: Rescaling, Absorbed, or None."""
@@ -59,6 +63,21 @@ class Layer(ABC):
     def sources(self):
         """Return the `Source`s among the layer's parameters."""
         return ()
+
+    def parts(self):
+        """Return the layers that this one is made of, in order, each with the prefix of its names.
+
+        A layer with parts has for the parameter W of its part ("dense1", layer) the local name
+        "dense1.W".
+        """
+        return ()
+
+    def leaving(self, rescaling):
+        """Return what a `Rescaling` of the last part's output is at this layer's own output.
+
+        A sequence passes it on; where the output is added to something else it is lost: None.
+        """
+        return None
 
     def with_eps(self, eps):
         """Return this layer with `eps` in it, and in the layers that it holds.
@@ -93,15 +112,20 @@ class Layer(ABC):
 
     def least_examples(self, input_shape):
         """Return how many examples a batch must have in training mode."""
-        return 1
+        least = 1
+        for _, part in self.parts():
+            least = max(least, part.least_examples(input_shape))
+            input_shape = part.output_shape(input_shape)
+        return least
 
 
 CONVOLUTION_ALGORITHMS = ("direct", "winograd2", "winograd4")
 
 
 def layer(cls):
-    """Make a class a frozen dataclass whose constructor says what it expects."""
+    """Make a built-in layer of a class: a dataclass whose constructor says what it expects."""
     cls = dataclass(frozen=True)(cls)
+    cls.sees_pixels = True
     init, signature = cls.__init__, inspect.signature(cls)
 
     @functools.wraps(init)
@@ -279,10 +303,11 @@ class Conv2d(_Affine):
         return "convolution", options
 
     def rescaled(self, rescaling):
-        # Zero padding turns an offset of the input into one that varies from pixel to pixel.
-        if rescaling.per_unit or (rescaling.offset and self.padding > 0):
+        if rescaling.per_unit:
             return None
-        return Rescaling(False, rescaling.offset or self.bias)
+        # Zero padding turns an offset of the input into one that varies from pixel to pixel.
+        by_pixel = rescaling.by_pixel or (rescaling.offset and self.padding > 0)
+        return Rescaling(False, rescaling.offset or self.bias, by_pixel)
 
 
 @layer
@@ -415,6 +440,9 @@ class BatchNorm(Layer):
         return "batchnorm", {"eps": self.eps, "momentum": self.momentum}
 
     def rescaled(self, rescaling):
+        if rescaling.by_pixel:
+            # The mean over the pixels does not take it away, but the deviation scales each unit.
+            return Rescaling(True, offset=True, by_pixel=True)
         return Absorbed(self.eps, training_only=True)
 
     def sources(self):
@@ -460,8 +488,8 @@ class LayerNorm(Layer):
         return "layernorm", {"eps": self.eps}
 
     def rescaled(self, rescaling):
-        # Statistics over the units: one factor for all of them, and no bias left behind.
-        if rescaling.per_unit or rescaling.offset:
+        # Statistics over the units: one factor for all of them, and no bias but an even one.
+        if rescaling.per_unit or (rescaling.offset and not rescaling.even):
             return None
         return Absorbed(self.eps, training_only=False)
 
@@ -535,7 +563,8 @@ class MaxPool2d(Layer):
         return "pooling", {"size": self.size}
 
     def rescaled(self, rescaling):
-        return rescaling  # max(a z + b) = a max(z) + b, channel by channel
+        # max(a z + b) = a max(z) + b, channel by channel, for one b in the window.
+        return None if rescaling.by_pixel and self.size > 1 else rescaling
 
 
 @layer

@@ -464,10 +464,11 @@ class Network:
         jointly with it.  It is followed through the layers by `Layer.rescaled`: a positively
         homogeneous layer passes it on, a linear one passes a common factor, batch norm absorbs any
         (also past a bias), layer norm absorbs a common factor without a bias.  Under weight norm
-        v is absorbed in the layer itself.  A parameter in no group is one that the loss really
-        depends on (or a bias that a normalization cancels, whose gradient is 0).
+        v is absorbed in the layer itself.  Layers within layers count too (`Layer.parts`).  A
+        parameter in no group is one that the loss really depends on (or a bias that a normalization
+        cancels, whose gradient is 0).
         """
-        return invariance.groups(self.names, self.layers)
+        return invariance.groups(self.names, self.layers, self.input_shape)
 
     def summary(self):
         """Return a table of the layers: outputs, parameters, and what each is invariant to."""

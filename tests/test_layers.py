@@ -199,5 +199,12 @@ def test_what_becomes_of_a_rescaling():
     assert [Dense(2).rescaled(r) for r in bare] == [None, None, all_offset, all_offset]
     assert Dense(2, bias=False).rescaled(all_units) == all_units
     assert WeightNorm(Dense(2, bias=False)).rescaled(all_units) == all_units
-    assert Conv2d(2, padding=1).rescaled(all_offset) is None
+    by_pixel = Rescaling(False, True, by_pixel=True)
+    assert Conv2d(2, padding=1).rescaled(all_offset) == by_pixel
+    assert Conv2d(2, padding=1).rescaled(all_units) == all_offset
     assert Conv2d(2, padding=0).rescaled(all_offset) == all_offset
+    assert Conv2d(2, padding=0).rescaled(by_pixel) == by_pixel
+    assert BatchNorm().rescaled(by_pixel) == Rescaling(True, True, by_pixel=True)
+    assert [layer.rescaled(by_pixel) for layer in (LayerNorm(), MaxPool2d(2), ReLU())] == [None] * 3
+    assert LayerNorm(0.5).rescaled(Rescaling(False, True, even=True)) == Absorbed(0.5, False)
+    assert [layer.rescaled(by_pixel) for layer in (Flatten(), MaxPool2d(1))] == [by_pixel] * 2
