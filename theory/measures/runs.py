@@ -5,7 +5,7 @@ import numpy as np
 import minimal_nn as nn
 from theory import laws
 from theory.measures.bits import differing
-from theory.subjects.networks import invariant_weights, to_numpy, weight_groups
+from theory.subjects.networks import invariant_weights, to_numpy, weight_groups, weights_of
 
 ETA, LAMBDA = 0.25, 2.0**-7  # powers of two, so that a^2 eta and lambda/a^2 are exact
 STEPS = 12
@@ -54,6 +54,17 @@ def per_unit_factors(network, rng, octaves):
         a = 2.0 ** rng.integers(-octaves, octaves + 1, size=units if group.per_unit else None)
         factors.update(dict.fromkeys(group.parameters, a))
     return factors
+
+
+def without_zeros(network):
+    """Return `network` with ones for each invariant parameter that is all 0: biases at the start.
+
+    What is 0 has no scale; LARS takes the ratio 1 for it, and a step that |w| does not scale.
+    """
+    arrays = to_numpy(network, weights_of(network))
+    return network.with_parameters(
+        {name: array + array.dtype.type(1) for name, array in arrays.items() if not array.any()}
+    )
 
 
 def scaled_start(network, factors):

@@ -16,6 +16,7 @@ from theory.measures.runs import (
     rescaled_optimizer,
     run,
     scaled_start,
+    without_zeros,
 )
 from theory.subjects.exact import exact_subjects
 
@@ -79,7 +80,7 @@ def optimizer_subjects(options):
         "the invariant weights form groups with their own hyper-parameters; all others keep theirs",
         "eps' = eps/a outside the root, eps/a^2 inside, a^2 eps in Adadelta's numerator, or 0",
         "coupled decay lambda/a^2; decoupled decay (AdamW) lambda/a",
-        "the optimizer's state starts at 0",
+        "the optimizer's state starts at 0; LARS: no w is all 0, where its ratio would be 1",
     ),
     control="the plain hyper-parameters at 2 w_0: the runs differ",
     derivation=r"""
@@ -110,8 +111,9 @@ def optimizer_symmetry(subject):
     """
     first, *others = subject.symmetry.variants
     known, wrong, control = None, 0, []
+    start = without_zeros if subject.symmetry.optimizer == "LARS" else lambda network: network
     for network in subject.networks:
-        for state in (network.network, network.untrained):
+        for state in map(start, (network.network, network.untrained)):
             different, *known, broken = symmetry_of_runs(network, state, first, known)
             wrong, control = wrong + different, [*control, broken]
         least = limits(network)[0]
