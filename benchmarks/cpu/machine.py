@@ -10,15 +10,16 @@ import numpy as np
 from minimal_nn.cpu import batchnorm
 from minimal_nn.cpu.machine import simd, workspace
 from minimal_nn.cpu.machine.compiler import kernel
+from minimal_nn.cpu.machine.footprints import each, reads, writes
+from minimal_nn.cpu.machine.operands import elements
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.simd import fill, fma, load, store
-from minimal_nn.cpu.machine.workspace import elements
 
 CHAINS = 12
 STEPS = 20_000
 
 
-@kernel
+@kernel(out=lambda k: writes(each(k.out.lanes), k.out.lanes))
 def multiply_add_kernel(step, thread, unit, out, steps):
     """Twelve independent chains of fused multiply-adds, all in registers."""
     x, y = fill(out, 0.999), fill(out, 0.001)
@@ -33,7 +34,11 @@ def multiply_add_kernel(step, thread, unit, out, steps):
     store(out + unit * out.lanes, total)
 
 
-@kernel
+@kernel(
+    a=lambda k: writes(each(k.a_step), k.count),
+    b=lambda k: reads(each(k.b_step), k.count),
+    c=lambda k: reads(each(k.c_step), k.count),
+)
 def triad_kernel(step, thread, unit, a, a_step, b, b_step, c, c_step, count):
     """a = b + 3 c"""
     three = fill(a, 3.0)
@@ -54,8 +59,8 @@ def _best(function, repeats=7):
 def peak_gflops(threads, dtype=np.float32):
     """Return the measured peak of multiply-adds, in 10^9 operations a second."""
     lanes = workspace.lanes(dtype)
-    out = workspace.aligned(threads * lanes, dtype)
-    program = Program(threads).phase(threads).call(multiply_add_kernel, out, STEPS)
+    program = Program(threads, max_steps=10).phase(threads)
+    program.call(multiply_add_kernel, program.made(threads * lanes, dtype), STEPS)
     program.run(thread_count=threads)
     seconds = _best(lambda: program.run(10, thread_count=threads)) / 10
     return 2 * CHAINS * lanes * STEPS * threads / seconds / 1e9
@@ -65,13 +70,13 @@ def bandwidth(threads, mebibytes=64):
     """Return the measured bandwidth of a = b + 3 c beyond cache, in 10^9 bytes a second."""
     count = mebibytes * 2**20 // 4 // 64 * 64
     shape = threads * 4, count // (threads * 4)
-    arrays = [workspace.aligned(shape, np.float32) for _ in range(3)]
-    program = Program(threads).phase(threads * 4)
-    size = arrays[0].shape[1]
-    program.call(triad_kernel, *(elements(array, size) for array in arrays), size)
+    program, size = Program(threads).phase(threads * 4), shape[1]
+    out = program.made(shape, np.float32)
+    b, c = (elements(workspace.aligned(shape, np.float32), size) for _ in range(2))
+    program.call(triad_kernel, out.at(row=1, step=size), b, c, size)
     program.run(thread_count=threads)
     seconds = _best(lambda: program.run(thread_count=threads))
-    return 3 * arrays[0].nbytes / seconds / 1e9
+    return 3 * out.array.nbytes / seconds / 1e9
 
 
 def batchnorm_bandwidth(threads, rows=1 << 16, columns=256):
