@@ -23,3 +23,7 @@ class CudaMemoryError(MemoryError):
 
 class CheckpointError(ValueError):
     """A checkpoint file is damaged, belongs to another run, or would be overwritten."""
+
+
+class ProgramError(RuntimeError):
+    """A compiled program would read or write what is not its own: a fault of this software."""

@@ -10,17 +10,19 @@ from benchmarks.cpu.roofline import BEYOND_CACHE
 from minimal_nn.cpu import batchnorm
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.compiler import kernel
+from minimal_nn.cpu.machine.footprints import each, reads, writes
+from minimal_nn.cpu.machine.operands import elements
 from minimal_nn.cpu.machine.processor import name as processor_name
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import fill, fma, load, store
-from minimal_nn.cpu.machine.workspace import elements
 
 CHAINS = 12
 STEPS = 20_000
+MOST_STEPS = 1 << 20  # of a measured program
 SECONDS = 0.05  # of one measurement: long enough for the system to give each thread its own core
 
 
-@kernel
+@kernel(out=lambda k: writes(each(k.out.lanes), k.out.lanes))
 def multiply_add_kernel(step, thread, unit, out, steps):
     """Twelve independent chains of fused multiply-adds, all in registers."""
     x, y = fill(out, 0.999), fill(out, 0.001)
@@ -35,7 +37,11 @@ def multiply_add_kernel(step, thread, unit, out, steps):
     store(out + unit * out.lanes, total)
 
 
-@kernel
+@kernel(
+    a=lambda k: writes(each(k.a_step), k.count),
+    b=lambda k: reads(each(k.b_step), k.count),
+    c=lambda k: reads(each(k.c_step), k.count),
+)
 def triad_kernel(step, thread, unit, a, a_step, b, b_step, c, c_step, count):
     """a = b + 3 c"""
     three = fill(a, 3.0)
@@ -66,8 +72,8 @@ class Rate:
 def peak(threads, dtype=np.float32):
     """Return the Rate of multiply-adds in registers: floating-point operations."""
     lanes = workspace.lanes(dtype)
-    out = workspace.aligned(threads * lanes, dtype)
-    program = Program(threads).phase(threads).call(multiply_add_kernel, out, STEPS)
+    program = Program(threads, max_steps=MOST_STEPS).phase(threads)
+    program.call(multiply_add_kernel, program.made(threads * lanes, dtype), STEPS)
     return Rate(2 * CHAINS * lanes * STEPS * threads, threads, program)
 
 
@@ -78,12 +84,14 @@ def bandwidth(threads, size):
     """
     rows = threads * 4
     columns = -(-size // (3 * 4 * rows * 64)) * 64
-    arrays = [workspace.aligned((rows, columns), np.float32) for _ in range(3)]
-    for array in arrays:
+    program = Program(threads, max_steps=MOST_STEPS).phase(rows)
+    out = program.made((rows, columns), np.float32)
+    b, c = (workspace.aligned((rows, columns), np.float32) for _ in range(2))
+    for array in (out.array, b, c):
         array[...] = 0
-    program = Program(threads).phase(rows)
-    program.call(triad_kernel, *(elements(array, columns) for array in arrays), columns)
-    return Rate(3 * arrays[0].nbytes, threads, program)
+    numbers = elements(b, columns), elements(c, columns)
+    program.call(triad_kernel, out.at(row=1, step=columns), *numbers, columns)
+    return Rate(3 * b.nbytes, threads, program)
 
 
 def batchnorm_rate(threads, rows=1 << 16, columns=256):

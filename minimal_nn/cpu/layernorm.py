@@ -24,6 +24,8 @@ from minimal_nn.cpu.batchnorm import (
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
+from minimal_nn.cpu.machine.footprints import each, flags, panel_rows, reads, shared_out, writes
+from minimal_nn.cpu.machine.operands import Operand
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import (
     fill,
@@ -35,6 +37,7 @@ from minimal_nn.cpu.machine.vectors import (
     sum_lanes,
     where_zero,
 )
+from minimal_nn.cpu.machine.workspace import round_up
 
 ROWS = 8  # of a unit of work
 
@@ -45,7 +48,16 @@ def centered(z, mean, valid):
     return first_lanes(load(z) - mean, valid, fill(z, 0.0))
 
 
-@kernel
+@kernel(
+    z=lambda k: panel_rows(reads, k.z, k.z_step, k.rows, k.columns, ROWS),
+    y=lambda k: panel_rows(writes, k.y, k.y_step, k.rows, k.columns, ROWS),
+    gamma=lambda k: reads(round_up(k.columns, k.z.row)),
+    beta=lambda k: reads(round_up(k.columns, k.z.row)),
+    mean=lambda k: writes(shared_out(k.rows, 1, ROWS)),
+    inverse=lambda k: writes(shared_out(k.rows, 1, ROWS)),
+    eps=lambda k: reads(1),
+    status=lambda k: flags(1),
+)
 def forward_kernel(
     step, thread, unit, z, z_step, y, y_step, gamma, beta, mean, inverse, eps, rows, columns, status
 ):
@@ -79,7 +91,14 @@ def forward_kernel(
         inverse[i] = sum_lanes(first_lanes(s, 1, fill(z, 0.0)))
 
 
-@kernel
+@kernel(
+    z=lambda k: panel_rows(reads, k.z, k.z_step, k.rows, k.columns, ROWS),
+    dy=lambda k: panel_rows(reads, k.dy, k.dy_step, k.rows, k.columns, ROWS),
+    dz=lambda k: panel_rows(writes, k.dz, k.dz_step, k.rows, k.columns, ROWS),
+    gamma=lambda k: reads(round_up(k.columns, k.z.row)),
+    mean=lambda k: reads(shared_out(k.rows, 1, ROWS)),
+    inverse=lambda k: reads(shared_out(k.rows, 1, ROWS)),
+)
 def input_gradient_kernel(
     step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, rows, columns
 ):
@@ -124,7 +143,14 @@ def column_gradient_sums(z, dy, mean, inverse, rows):
     return beta, gamma
 
 
-@kernel
+@kernel(
+    z=lambda k: reads(each(k.z_step), k.rows * k.z.row),
+    dy=lambda k: reads(each(k.dy_step), k.rows * k.dy.row),
+    mean=lambda k: reads(k.rows),
+    inverse=lambda k: reads(k.rows),
+    dgamma=lambda k: writes(each(k.z.row), k.z.row),
+    dbeta=lambda k: writes(each(k.z.row), k.z.row),
+)
 def parameter_gradient_kernel(
     step, thread, unit, z, z_step, dy, dy_step, mean, inverse, dgamma, dbeta, rows
 ):
@@ -143,18 +169,30 @@ def row_units(rows):
     return -(-rows // ROWS)
 
 
+def emit_forward(program, z, y, gamma, beta, mean, inverse, eps, rows, columns):
+    """Emit, for blocks of rows as units, y and each row's mean and 1 / sqrt(var + eps)."""
+    program.rows(row_units(rows))
+    program.call(
+        forward_kernel, z, y, gamma, beta, mean, inverse, np.array([eps], z.array.dtype), rows,
+        columns, program.status,
+    )  # fmt: skip
+
+
+def emit_backward(program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, columns):
+    """Emit dz, unless it is None, for blocks of rows, then dgamma and dbeta for panels."""
+    if dz is not None:
+        program.rows(row_units(rows))
+        program.call(input_gradient_kernel, z, dy, dz, gamma, mean, inverse, rows, columns)
+    program.columns(len(z.array))
+    program.call(parameter_gradient_kernel, z, dy, mean, inverse, dgamma, dbeta, rows)
+
+
 class Cache(NamedTuple):
     z: np.ndarray  # panels
     shape: tuple
-    gamma: np.ndarray
+    gamma: np.ndarray  # padded
     mean: np.ndarray
     inverse: np.ndarray  # 1 / sqrt(var + eps)
-
-
-def _padded(vector, packed):
-    out = workspace.aligned(packed.shape[0] * packed.shape[2], packed.dtype)
-    out[: vector.size] = vector
-    return out
 
 
 def forward(z, gamma, beta, eps):
@@ -172,17 +210,16 @@ def forward(z, gamma, beta, eps):
     z = z.reshape(-1, columns)
     rows = len(z)
     packed = workspace.pack(z)
-    y = workspace.aligned(packed.shape, z.dtype)
-    mean, inverse = workspace.aligned(rows, z.dtype), workspace.aligned(rows, z.dtype)
-    program = Program().phase(row_units(rows))
-    program.call(
-        forward_kernel, packed, y, _padded(gamma, packed), _padded(beta, packed), mean, inverse,
-        np.array([eps], dtype=z.dtype), rows, columns, program.status,
-    )  # fmt: skip
+    program = Program()
+    y = program.panels(rows, columns, z.dtype)
+    mean, inverse = (program.made(rows, z.dtype) for _ in range(2))
+    gamma, beta = workspace.panel_vector(gamma), workspace.panel_vector(beta)
+    emit_forward(program, Operand(packed), y, gamma, beta, mean, inverse, eps, rows, columns)
+    inverse = inverse.array
     program.run(thread_count=thread_count(8 * z.size))
     check_inverses(inverse, eps, "examples")
-    y = workspace.unpack(y, rows, columns).reshape(shape)
-    return y, Cache(packed, shape, gamma, mean, inverse)
+    y = workspace.unpack(y.array, rows, columns).reshape(shape)
+    return y, Cache(packed, shape, gamma, mean.array, inverse)
 
 
 def backward(dy, cache):
@@ -192,14 +229,13 @@ def backward(dy, cache):
         raise ValueError(f"dy: got shape {dy.shape}, expected {cache.shape}")
     columns = dy.shape[-1]
     rows = dy.size // columns
-    packed = workspace.pack(dy.reshape(rows, columns))
-    dz = workspace.aligned(packed.shape, dy.dtype)
-    dgamma, dbeta = _padded(np.zeros(0), packed), _padded(np.zeros(0), packed)
-    rowwise = cache.mean, cache.inverse
-    program = Program().phase(row_units(rows))
-    gamma = _padded(cache.gamma, packed)
-    program.call(input_gradient_kernel, cache.z, packed, dz, gamma, *rowwise, rows, columns)
-    program.phase(len(packed))
-    program.call(parameter_gradient_kernel, cache.z, packed, *rowwise, dgamma, dbeta, rows)
+    program = Program()
+    dz = program.panels(rows, columns, dy.dtype)
+    dgamma, dbeta = (program.made(cache.gamma.size, dy.dtype) for _ in range(2))
+    emit_backward(
+        program, Operand(cache.z), Operand(workspace.pack(dy.reshape(rows, columns))), dz,
+        cache.gamma, cache.mean, cache.inverse, dgamma, dbeta, rows, columns,
+    )  # fmt: skip
     program.run(thread_count=thread_count(8 * dy.size))
-    return workspace.unpack(dz, rows, columns).reshape(dy.shape), dgamma[:columns], dbeta[:columns]
+    dz = workspace.unpack(dz.array, rows, columns).reshape(dy.shape)
+    return dz, dgamma.array[:columns], dbeta.array[:columns]

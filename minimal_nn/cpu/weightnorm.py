@@ -13,6 +13,7 @@ from minimal_nn.cpu.affine import BLOCK
 from minimal_nn.cpu.batchnorm import inverse_deviation, report_zero
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
+from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, writes
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import fill, fma, load, store, where_greater, where_zero
 from minimal_nn.cpu.machine.workspace import Columns
@@ -69,7 +70,14 @@ def column_square(v, a, rows):
     return total
 
 
-@kernel
+@kernel(
+    v=lambda k: reads(each(k.v_step), axis(k.rows, k.v.row), k.v.span),
+    g=lambda k: reads(each(k.v.span), k.v.span),
+    w=lambda k: writes(each(k.w_step), axis(k.rows, k.w.row), k.v.span),
+    inverse=lambda k: writes(each(k.v.span), k.v.span),
+    eps=lambda k: reads(1),
+    status=lambda k: flags(1),
+)
 def forward_kernel(
     step, thread, unit, v, v_step, g, w, w_step, inverse, eps, rows, columns, status
 ):
@@ -93,7 +101,14 @@ def forward_kernel(
             store(target + i * w.row, factor * ((a * load(source + i * v.row)) * s))
 
 
-@kernel
+@kernel(
+    v=lambda k: reads(each(k.v_step), axis(k.rows, k.v.row), k.v.span),
+    dw=lambda k: reads(each(k.dw_step), axis(k.rows, k.dw.row), k.v.span),
+    dv=lambda k: writes(each(k.dv_step), axis(k.rows, k.dv.row), k.v.span, over=("dw",)),
+    g=lambda k: reads(each(k.v.span), k.v.span),
+    inverse=lambda k: reads(each(k.v.span), k.v.span),
+    dg=lambda k: writes(each(k.v.span), k.v.span),
+)
 def backward_kernel(
     step, thread, unit, v, v_step, dw, dw_step, dv, dv_step, g, inverse, dg, rows
 ):  # fmt: skip
@@ -111,6 +126,19 @@ def backward_kernel(
             u = load(source + i * v.row) * s
             gradient = fma(fill(v, 0.0) - u, total, load(cotangent + i * dw.row))
             store(target + i * dv.row, factor * gradient)
+
+
+def emit_forward(program, v, g, w, inverse, eps, rows, columns):
+    """Emit a panel of W, and 1 / sqrt(|v|^2 + eps) of its columns."""
+    program.call(
+        forward_kernel, v, g, w, inverse, np.array([eps], v.array.dtype), rows, columns,
+        program.status,
+    )  # fmt: skip
+
+
+def emit_backward(program, v, dw, dv, g, inverse, dg, rows):
+    """Emit a panel of dv, which may take dW's place, and of dg."""
+    program.call(backward_kernel, v, dw, dv, g, inverse, dg, rows)
 
 
 class Cache(NamedTuple):
@@ -136,13 +164,14 @@ def forward(v, g, eps):
     if g.shape != v.shape[-1:]:
         raise ValueError(f"g: got shape {g.shape}, expected {v.shape[-1:]}")
     source = Columns.of(v)
-    w, inverse = source.empty(), source.vector()
     program = Program().phase(source.count)
-    program.call(
-        forward_kernel, source.operand, source.vector(g), w.operand, inverse,
-        np.array([eps], dtype=v.dtype), source.rows, source.columns, program.status,
+    w, room = source.empty(program), source.room(program)
+    emit_forward(
+        program, source.operand, source.vector(g), w.operand, room, eps, source.rows,
+        source.columns,
     )  # fmt: skip
     program.run(thread_count=thread_count(8 * v.size))
+    inverse = room.array
     check_inverses(inverse[: source.columns])
     return w.result(), Cache(source, g, inverse)
 
@@ -156,11 +185,11 @@ def backward(dW, cache):
     source = cache.v
     if dW.shape != source.shape:
         raise ValueError(f"dW: got shape {dW.shape}, expected {source.shape}")
-    cotangent, dv, dg = Columns.of(dW), source.empty(), source.vector()
     program = Program().phase(source.count)
-    program.call(
-        backward_kernel, source.operand, cotangent.operand, dv.operand,
-        source.vector(cache.g), cache.inverse, dg, source.rows,
+    dv, dg = source.empty(program), source.room(program)
+    emit_backward(
+        program, source.operand, Columns.of(dW).operand, dv.operand, source.vector(cache.g),
+        cache.inverse, dg, source.rows,
     )  # fmt: skip
     program.run(thread_count=thread_count(8 * dW.size))
-    return dv.result(), dg[: source.columns]
+    return dv.result(), dg.array[: source.columns]

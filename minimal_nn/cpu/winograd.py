@@ -49,6 +49,7 @@ from fractions import Fraction
 
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.compiler import kernel
+from minimal_nn.cpu.machine.footprints import axis, collects, each, reads, skims, writes
 from minimal_nn.cpu.machine.microkernel import (
     TILE_ROWS,
     make_transform,
@@ -56,8 +57,8 @@ from minimal_nn.cpu.machine.microkernel import (
     tile_transposed,
     transposed_rows,
 )
+from minimal_nn.cpu.machine.operands import image_pixels
 from minimal_nn.cpu.machine.vectors import load, store
-from minimal_nn.cpu.machine.workspace import Operand
 
 POINTS = {
     2: (Fraction(0), Fraction(1), Fraction(-1)),
@@ -93,7 +94,19 @@ def _with_roots(roots):
     return product
 
 
-@kernel
+@kernel(
+    v=lambda k: (
+        reads(axis(k.planes, k.v_plane), k.tiles * k.v.row),
+        skims(
+            axis(k.planes, k.v_plane), max(0, TILE_ROWS - k.tiles) * k.v.row,
+            start=k.tiles * k.v.row,
+        ),
+    ),
+    u=lambda k: reads(axis(k.panels, k.u_step), k.planes * k.v.row * k.u.row),
+    m=lambda k: writes(
+        axis(k.planes, k.m_plane), axis(max(k.tiles, TILE_ROWS), k.m.row), k.panels * k.u.row
+    ),
+)
 def product_kernel(
     step, thread, unit, v, v_plane, u, u_step, m, m_plane, tiles, planes, panels
 ):
@@ -109,7 +122,16 @@ def product_kernel(
                 )  # fmt: skip
 
 
-@kernel
+@kernel(
+    v=lambda k: reads(axis(k.planes, k.v_plane), k.tiles * k.v.row),
+    m=lambda k: reads(
+        axis(k.planes, k.m_plane), axis(k.tiles, k.m.row), k.panels * k.sums.row
+    ),
+    sums=lambda k: collects(
+        k.panels * k.planes * k.v.row * k.sums.row, group=k.grain,
+        begins=k.first == 0,
+    ),
+)
 def gradient_product_kernel(
     step, thread, unit, v, v_plane, m, m_plane, sums, tiles, planes, panels, first, grain
 ):
@@ -217,21 +239,69 @@ class Winograd:
                             group + (panel * panel_step + at), depth * dw.row, channels * dw.row,
                         )  # fmt: skip
 
-        self._weights = self._kernel(weights_kernel)
-        self._input = self._kernel(input_kernel)
-        self._output = self._kernel(output_kernel)
-        self._cotangent = self._kernel(cotangent_kernel)
-        self._gradient = self._kernel(gradient_kernel)
+        def tiles_of(mode, pointer, plane, rows, columns):
+            return mode(axis(side**2, plane), rows * columns * pointer.row)
 
-    def _kernel(self, function):
+        self._weights = self._kernel(
+            weights_kernel,
+            w=lambda k: reads(
+                each(k.w_step), axis(3, k.depth * k.w.row), 3 * k.channels * k.w.row
+            ),
+            u=lambda k: writes(each(k.u_step), side**2 * k.channels * k.w.row),
+        )
+        self._input = self._kernel(
+            input_kernel,
+            x=lambda k: reads(
+                axis(k.rows * size + 2, k.pitch * k.x.row), (k.columns * size + 2) * k.x.row,
+                start=k.first * size * k.pitch * k.x.row,
+            ),
+            v=lambda k: tiles_of(writes, k.x, k.plane, k.rows, k.columns),
+        )
+        self._output = self._kernel(
+            output_kernel,
+            fits=lambda k: (
+                k.m.row != k.z.row and f"tiles of {k.m.row} channels are taken for {k.z.row}"
+            ),
+            m=lambda k: tiles_of(reads, k.m, k.plane, k.rows, k.columns),
+            z=lambda k: writes(
+                each(k.z_step),
+                (min(k.height, (k.first + k.rows) * size) - k.first * size) * k.width * k.z.row,
+                start=k.first * size * k.width * k.z.row,
+            ),
+            edge=lambda k: writes(
+                size**2 * k.z.lanes
+                if (k.first + k.rows) * size > k.height or k.columns * size > k.width
+                else 0
+            ),
+        )
+        self._cotangent = self._kernel(
+            cotangent_kernel,
+            dz=lambda k: reads(
+                axis(k.rows * size, k.pitch * k.dz.row), k.columns * size * k.dz.row,
+                start=((k.first * size + 1) * k.pitch + 1) * k.dz.row,
+            ),
+            m=lambda k: tiles_of(writes, k.dz, k.plane, k.rows, k.columns),
+        )
+        self._gradient = self._kernel(
+            gradient_kernel,
+            sums=lambda k: reads(
+                k.panels * side**2 * k.channels * k.sums.row
+            ),
+            dw=lambda k: writes(
+                each(k.group_step, k.grain), axis(k.panels, k.panel_step),
+                axis(3, k.depth * k.dw.row), 3 * k.channels * k.dw.row,
+            ),
+        )
+
+    def _kernel(self, function, **declarations):
         # Both sizes' kernels have the same code with other matrices: another name in the cache.
         function.__qualname__ = f"{function.__name__}_{self.size}"
-        return kernel(function)
+        return kernel(**declarations)(function)
 
-    def weights(self, program, packed, depth, channels):
+    def emit_weights(self, program, packed, depth, channels):
         """Emit, for a panel of packed weights as the unit, its transform; return all panels'."""
-        shape = len(packed), self.planes * channels, packed.shape[2]
-        u = workspace.aligned(shape, packed.dtype)
+        panels, _, wide = packed.array.shape
+        u = program.made((panels, self.planes * channels, wide), packed.array.dtype)
         program.call(self._weights, packed, u, depth, channels)
         return u
 
@@ -252,35 +322,36 @@ class Winograd:
             room += [scratch.at(row=channels), plane]
         return strips, columns, *room
 
-    def convolve(self, program, space, x, u, z, height, width, pitch):
+    def emit_product(self, program, space, x, u, z, height, width, pitch):
         """Emit the convolution of the unit's image x with transformed weights u, into images z."""
-        inputs, outputs, dtype = x.kinds[0].row, z.shape[3], z.dtype
+        images = image_pixels(z)
         strips, columns, v, v_plane, m, m_plane = self._strips(
-            space, height, width, inputs, outputs, dtype
+            space, height, width, x.row, images.row, z.array.dtype
         )
-        edge = space("cut tile", (self.size**2, workspace.lanes(dtype)))
-        images = Operand(z, row=outputs, step=z[0].size)
+        edge = space("cut tile", (self.size**2, workspace.lanes(z.array.dtype)))
         for first, rows in strips:
+            v, m, edge = v.renewed(), m.renewed(), edge.renewed()
             program.call(self._input, x, v, v_plane, first, rows, columns, pitch)
             program.call(
-                product_kernel, v, v_plane, u, m, m_plane, rows * columns, self.planes, len(u)
-            )
+                product_kernel, v, v_plane, u, m, m_plane, rows * columns, self.planes,
+                len(u.array),
+            )  # fmt: skip
             program.call(
                 self._output, m, m_plane, images, edge, first, rows, columns, height, width
             )
 
-    def weight_gradient(
+    def emit_weight_gradient(
         self, program, space, x, dz, groups, depth, height, width, pitch, images, grain
     ):
-        """Emit the unit's part of dW, groups [group][panel][3 depth width]; dz with a border."""
-        inputs, outputs, dtype = x.kinds[0].row, dz.kinds[0].row, groups.array.dtype
+        """Emit the unit's part of dW, groups [group][panel][3 depth][width]; dz with a border."""
+        inputs, outputs, wide = x.row, dz.row, groups.row
         strips, columns, v, v_plane, m, m_plane = self._strips(
-            space, height, width, inputs, outputs, dtype
+            space, height, width, inputs, outputs, groups.array.dtype
         )
-        width_of_panel = groups.kinds[0].row
-        panels = outputs // width_of_panel
-        sums = space("tiles of weights", (panels * self.planes * inputs, width_of_panel))
+        panels = outputs // wide
+        sums = space("tiles of weights", (panels * self.planes * inputs, wide))
         for first, rows in strips:
+            v, m = v.renewed(), m.renewed()
             program.call(self._input, x, v, v_plane, first, rows, columns, pitch)
             program.call(self._cotangent, dz, m, m_plane, first, rows, columns, pitch)
             program.call(
@@ -288,7 +359,7 @@ class Winograd:
                 panels, first, grain,
             )  # fmt: skip
         program.call(
-            self._gradient, sums, groups, 3 * depth * width_of_panel, depth, inputs, panels,
+            self._gradient, sums, groups, 3 * depth * wide, depth, inputs, panels,
             images, grain,
         )  # fmt: skip
 

@@ -25,6 +25,7 @@ from minimal_nn import (
 )
 from minimal_nn.cpu.machine import processor, threads
 from minimal_nn.cpu.machine.compiler import kernel
+from minimal_nn.cpu.machine.footprints import each, writes
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.optimizers import ALL as OPTIMIZERS
@@ -309,12 +310,13 @@ def test_denormal_weights_are_flushed_in_the_loop_and_nowhere_else():
         assert _states(count) == [state & ~processor.FLUSH_DENORMALS for state in _states(count)]
 
 
-@kernel
+@kernel(out=lambda k: writes(each(1)))
 def state_kernel(step, thread, unit, out):
     out[unit] = processor.floating_point_state()
 
 
 def _states(count):
-    out = np.zeros(count, dtype=np.int64)
-    Program(count).phase(count).call(state_kernel, out).run(thread_count=count)
-    return out.tolist()
+    program = Program(count).phase(count)
+    out = program.made(count, np.int64)
+    program.call(state_kernel, out).run(thread_count=count)
+    return out.array.tolist()

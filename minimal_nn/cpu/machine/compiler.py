@@ -17,6 +17,7 @@ Set MINIMAL_NN_CACHE_DIR to move the cache; an empty value turns it off.
 
 import functools
 import hashlib
+import inspect
 import logging
 import os
 import pickle
@@ -34,6 +35,7 @@ from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
 
 from minimal_nn.cpu.machine import processor
+from minimal_nn.cpu.machine.footprints import Declarations
 from minimal_nn.files import whole_file
 
 OPTIONS = {"error_model": "numpy", "boundscheck": False}
@@ -172,11 +174,13 @@ def _notice(seconds, saved):
 
 
 class Kernel:
-    """A kernel and its compiled forms, one for each combination of operand types."""
+    """A kernel, what it declares, and its compiled forms, one for each combination of types."""
 
-    def __init__(self, function):
+    def __init__(self, function, fits, footprints):
         self.function = function
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        parameters = tuple(inspect.signature(function).parameters)[3:]
+        self.declarations = Declarations(self.name, parameters, fits, footprints)
         self._compiled = {}
 
     def __repr__(self):
@@ -208,6 +212,10 @@ class Kernel:
         return function
 
 
-def kernel(function):
-    """Make a module-level function (step, thread, unit, operands...) a `Kernel`."""
-    return Kernel(function)
+def kernel(fits=None, **footprints):
+    """Make a module-level function (step, thread, unit, operands...) a `Kernel`.
+
+    footprints: for each pointer a function of the arguments that says what the units do with it;
+    fits: one that returns what is wrong with the arguments, or None; see footprints.py.
+    """
+    return lambda function: Kernel(function, fits, footprints)
