@@ -122,20 +122,15 @@ def product_kernel(
                 )  # fmt: skip
 
 
-def _gradient_misfit(k):
-    if k.v.row % TRANSPOSED_ROWS:
-        return f"a tile of {TRANSPOSED_ROWS} rows is taller than {k.v.row} channels are many"
-
-
 @kernel(
-    fits=_gradient_misfit,
     v=lambda k: reads(axis(k.planes, k.v_plane), k.tiles * k.v.row),
     m=lambda k: reads(
         axis(k.planes, k.m_plane), axis(k.tiles, k.m.row), k.panels * k.sums.row
     ),
     sums=lambda k: collects(
-        axis(k.panels * k.planes, k.depth * k.sums.row), k.v.row * k.sums.row, group=k.grain,
-        begins=k.first == 0,
+        axis(k.panels * k.planes, k.depth * k.sums.row),
+        workspace.round_up(k.v.row, TRANSPOSED_ROWS) * k.sums.row,
+        group=k.grain, begins=k.first == 0,
     ),
 )
 def gradient_product_kernel(
