@@ -41,6 +41,7 @@ from minimal_nn.cpu.machine.footprints import (
     reads,
     shared_out,
     skims,
+    spoils,
     steps,
     updates,
     writes,
@@ -221,6 +222,14 @@ def _weight_gradient_misfit(k):
         return f"sums of {k.depth} rows are not those of {k.x.row} channels"
 
 
+def _sums(mode, k, rows, first, **options):
+    """Some rows of a group's sums, of those for each image row of the kernel."""
+    return mode(
+        each(k.group_step, k.grain), axis(k.panels, k.panel_step), axis(3, k.depth * k.dw.row),
+        rows * k.dw.row, start=first * k.dw.row, **options,
+    )  # fmt: skip
+
+
 def _bordered(k, image):
     return (k.height + 2) * (k.width + 2) * image.row
 
@@ -235,9 +244,9 @@ def _bordered(k, image):
         axis(k.height, (k.width + 2) * k.dz.row), k.width * k.dz.row,
         start=(k.width + 3) * k.dz.row,
     ),
-    dw=lambda k: collects(
-        each(k.group_step, k.grain), axis(k.panels, k.panel_step), 3 * k.depth * k.dw.row,
-        group=k.grain,
+    dw=lambda k: (
+        _sums(collects, k, 3 * k.x.row, 0, group=k.grain),
+        _sums(spoils, k, k.depth - 3 * k.x.row, 3 * k.x.row),
     ),
 )
 def weight_gradient_kernel(
