@@ -27,7 +27,7 @@ from minimal_nn.cpu.machine.microkernel import TILE_ROWS, tile, tile_transposed,
 from minimal_nn.cpu.machine.operands import Operand
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import fill, load, store, transpose_square
-from minimal_nn.cpu.machine.workspace import padded_rows
+from minimal_nn.cpu.machine.workspace import padded_rows, round_up
 
 BLOCK = 128
 
@@ -93,20 +93,21 @@ def transpose_kernel(step, thread, unit, w, w_step, t, t_step, depth):
             transpose_square(source + (k * w.row + column), target + column * t.row)
 
 
-def _weight_gradient_misfit(k):
-    if k.splits not in (1, k.units):
-        return f"{k.splits} splits of {k.units} panels of dz: split a single panel, or none"
+def _gradient_numbers(k):
+    """A unit's numbers of dW: panels of x, each in whole tiles."""
+    panels = k.panels if k.splits == 1 else 1
+    return ((panels - 1) * k.x.row + round_up(k.x.row, transposed_rows(k.x))) * k.dw.row
 
 
 @kernel(
-    fits=_weight_gradient_misfit,
+    fits=lambda k: (
+        k.splits not in (1, k.units) and f"{k.splits} splits in {k.units} units: one each, or none"
+    ),
     x=lambda k: reads(
         axis(k.panels, k.x_step) if k.splits == 1 else each(k.x_step), k.rows * k.x.row
     ),
     dz=lambda k: reads(each(k.dz_step if k.splits == 1 else 0), k.rows * k.dz.row),
-    dw=lambda k: writes(
-        each(k.dw_step), (k.panels if k.splits == 1 else 1) * k.x.row * k.dw.row
-    ),
+    dw=lambda k: writes(each(k.dw_step), _gradient_numbers(k)),
 )
 def weight_gradient_kernel(
     step, thread, unit, x, x_step, dz, dz_step, dw, dw_step, rows, panels, splits

@@ -230,8 +230,8 @@ def _bordered(k, image):
         start=(k.width + 3) * k.dz.row,
     ),
     dw=lambda k: collects(
-        each(k.group_step, k.grain), axis(k.panels, k.panel_step), 3 * k.depth * k.dw.row,
-        group=k.grain,
+        each(k.group_step, k.grain), axis(k.panels, k.panel_step), axis(3, k.depth * k.dw.row),
+        workspace.round_up(3 * k.x.row, transposed_rows(k.x)) * k.dw.row, group=k.grain,
     ),
 )
 def weight_gradient_kernel(

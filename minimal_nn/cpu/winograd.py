@@ -49,7 +49,7 @@ from fractions import Fraction
 
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.compiler import kernel
-from minimal_nn.cpu.machine.footprints import axis, collects, each, reads, skims, writes
+from minimal_nn.cpu.machine.footprints import axis, collects, each, reads, skims, spoils, writes
 from minimal_nn.cpu.machine.microkernel import (
     TILE_ROWS,
     make_transform,
@@ -103,8 +103,12 @@ def _with_roots(roots):
         ),
     ),
     u=lambda k: reads(axis(k.panels, k.u_step), k.planes * k.v.row * k.u.row),
-    m=lambda k: writes(
-        axis(k.planes, k.m_plane), axis(max(k.tiles, TILE_ROWS), k.m.row), k.panels * k.u.row
+    m=lambda k: (
+        writes(axis(k.planes, k.m_plane), axis(k.tiles, k.m.row), k.panels * k.u.row),
+        spoils(
+            axis(k.planes, k.m_plane), axis(max(0, TILE_ROWS - k.tiles), k.m.row),
+            k.panels * k.u.row, start=k.tiles * k.m.row,
+        ),
     ),
 )
 def product_kernel(
@@ -128,8 +132,9 @@ def product_kernel(
         axis(k.planes, k.m_plane), axis(k.tiles, k.m.row), k.panels * k.sums.row
     ),
     sums=lambda k: collects(
-        k.panels * k.planes * k.v.row * k.sums.row, group=k.grain,
-        begins=k.first == 0,
+        axis(k.panels * k.planes, k.v.row * k.sums.row),
+        workspace.round_up(k.v.row, transposed_rows(k.v)) * k.sums.row,
+        group=k.grain, begins=k.first == 0,
     ),
 )
 def gradient_product_kernel(
@@ -268,7 +273,7 @@ class Winograd:
                 (min(k.height, (k.first + k.rows) * size) - k.first * size) * k.width * k.z.row,
                 start=k.first * size * k.width * k.z.row,
             ),
-            edge=lambda k: writes(
+            edge=lambda k: spoils(
                 size**2 * k.z.lanes
                 if (k.first + k.rows) * size > k.height or k.columns * size > k.width
                 else 0

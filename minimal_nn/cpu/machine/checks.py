@@ -28,6 +28,7 @@ from minimal_nn.cpu.machine.footprints import (
     FLAGS,
     READS,
     SKIMS,
+    SPOILS,
     Span,
     contains,
     disjoint,
@@ -36,6 +37,8 @@ from minimal_nn.cpu.machine.footprints import (
 )
 from minimal_nn.cpu.machine.operands import GIVEN, KEPT, OWN, STATUS
 from minimal_nn.errors import ProgramError
+
+NOBODYS = None  # the value of what was spoiled
 
 
 @functools.lru_cache(maxsize=1024)
@@ -345,14 +348,15 @@ class _Values:
                     f"{reader.phase} as the same value: give the new value an operand of its own "
                     "(renewed)"
                 )
+        value = NOBODYS if touch.footprint.mode == SPOILS else touch.value
         kept = [entry for entry in self._lying(touch.room) if not contains(touch.span, entry[0])]
         longer = None
-        if kept and kept[-1][1] == touch.value:
+        if kept and kept[-1][1] == value:
             longer = joined(kept[-1][0], touch.span)
         if longer is not None:
-            kept[-1] = (longer, touch.value, touch)
+            kept[-1] = (longer, value, touch)
         else:
-            kept.append((touch.span, touch.value, touch))
+            kept.append((touch.span, value, touch))
         self.entries[touch.room] = kept
 
     def _pad(self, touch):

@@ -21,7 +21,8 @@ What may be done:
     updates     reads and writes
     collects    writes at the first unit of each group of neighbouring units, updates at the others
     pads        writes 0 into padding, where the inputs' padding is 0
-    skims       reads what has no influence: rows beyond a matrix that fill a register tile
+    skims       reads what has no influence on what is written: rows that fill up a register tile
+    spoils      leaves numbers that nobody may read, in such rows or in scratch space
     flags       sets a word that many units may set
 """
 
@@ -33,8 +34,8 @@ import numpy as np
 
 from minimal_nn.errors import ProgramError
 
-READS, WRITES, UPDATES, COLLECTS, PADS, SKIMS, FLAGS = (
-    "reads", "writes", "updates", "collects", "pads", "skims", "flags",
+READS, WRITES, UPDATES, COLLECTS, PADS, SKIMS, SPOILS, FLAGS = (
+    "reads", "writes", "updates", "collects", "pads", "skims", "spoils", "flags",
 )  # fmt: skip
 
 
@@ -89,8 +90,8 @@ def _access(mode):
     return make
 
 
-reads, writes, updates, pads, skims, flags = map(
-    _access, (READS, WRITES, UPDATES, PADS, SKIMS, FLAGS)
+reads, writes, updates, pads, skims, spoils, flags = map(
+    _access, (READS, WRITES, UPDATES, PADS, SKIMS, SPOILS, FLAGS)
 )
 
 
@@ -296,7 +297,7 @@ class Footprint:
         self.over = access.over
         self.reading = access.mode == READS
         self.updating = access.mode == UPDATES or access.mode == COLLECTS and not access.begins
-        self.writing = access.mode in (WRITES, UPDATES, COLLECTS)
+        self.writing = access.mode in (WRITES, UPDATES, COLLECTS, SPOILS)
 
 
 class Declarations:
