@@ -114,6 +114,7 @@ def check(
     complex_forward: the same function for complex arguments, where `forward` takes only real ones.
     method: "complex_step", or "finite_differences" for a forward pass that takes only real numbers
     (along d only, no entries and groups; a difference needs a smooth neighbourhood, no kinks).
+    entries, groups: see above; each costs a forward pass.
     Raises ValueError and TypeError for arguments that do not fit, and for a forward pass that gives
     two outputs for one x, as dropout does that draws at each call.
 
@@ -195,7 +196,9 @@ class _Argument:
 
     def __init__(self, name, x, gradient, changes, dy, y, function, real_function, rng):
         self.name, self.x, self.gradient = name, x, _wide(gradient)
-        self.changes, self.dy = changes, _wide(dy)
+        self.flat_gradient, self.dy = self.gradient.reshape(-1), _wide(dy)
+        self.changes = [change.reshape(-1) for change in changes]
+        self.largest_change = max(np.max(change) for change in changes)
         self.function, self.real_function, self.rng = function, real_function, rng
         self.n, self.u = y.size + x.size, unit_roundoff(gradient.dtype)
         accurate = unit_roundoff(np.result_type(gradient.dtype, np.float64))
@@ -249,9 +252,11 @@ class _Argument:
         """Compare along the part of the direction that belongs to a span."""
         direction = self._span_direction(span)
         terms = self.dy * complex_step(self.function, self.x, direction)
-        products = self.gradient * _wide(direction)
+        d = _wide(direction).reshape(-1)[slice(*span)]
+        products = self.flat_gradient[slice(*span)] * d
         scale = np.sum(np.abs(terms)) + np.sum(np.abs(products))
-        noise = self._noise(direction) if noise is None else noise
+        if noise is None:
+            noise = max(np.sum(change[slice(*span)] * np.abs(d)) for change in self.changes)
         bound = self.rounding * scale + self.spread * noise
         derivation = (
             f"(u + gamma_n) scale + 6 sqrt(n) noise, n = {self.n}, u = {self.u:.3g}, "
@@ -262,11 +267,7 @@ class _Argument:
         return Comparison(self.name, kind, *numbers, derivation, tells)
 
     def _entry(self, index):
-        noise = max(np.max(change) for change in self.changes)
-        return self._along((index, index + 1), f"entry {self._index(index)}", noise)
-
-    def _noise(self, direction):
-        return max(np.sum(change * np.abs(_wide(direction))) for change in self.changes)
+        return self._along((index, index + 1), f"entry {self._index(index)}", self.largest_change)
 
     def _index(self, flat):
         return tuple(int(i) for i in np.unravel_index(flat, self.x.shape))
@@ -301,7 +302,8 @@ class _Argument:
         """Compare with a finite difference of t -> <dy, f(x + t d)>."""
         result = self._difference(self.direction)
         products = self.gradient * _wide(self.direction)
-        absolute, noise = np.sum(np.abs(products)), self._noise(self.direction)
+        absolute, d = np.sum(np.abs(products)), np.abs(_wide(self.direction)).reshape(-1)
+        noise = max(np.sum(change * d) for change in self.changes)
         bound = self.rounding * absolute + self.spread * noise + result.noise + result.truncation
         derivation = (
             f"(u + gamma_n) scale + 6 sqrt(n) noise + 3 loss_noise/h + truncation, n = {self.n}, "
@@ -317,7 +319,10 @@ class _Argument:
         x = _wide(self.x)
         try:
             y = self.real_function(x)
+            narrower = unit_roundoff(y.dtype) > unit_roundoff(x.dtype)
         except TypeError:
+            narrower = True
+        if narrower:
             x = self.x
             y = self.real_function(x)
 
