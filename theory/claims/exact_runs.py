@@ -31,7 +31,7 @@ from theory.claims.identities import (
 from theory.claims.optimizer_symmetry import SYMMETRIES
 from theory.claims.remedies import DECAYS
 from theory.claims.remedies import ETA as FIXED_NORM_ETA
-from theory.subjects.networks import NORMALIZATIONS, weight_groups
+from theory.subjects.networks import NORMALIZATIONS, off_zero, weight_groups
 
 STEPS = 2
 _UPDATE = backend.get("reference").update
@@ -102,7 +102,8 @@ def _compared(subject, network, variant, factors, shared=False):
 def _symmetry(subject, variants, shared_variants, per_unit=True):
     """Return the Identity: `variants` with rescaled, the others with the same hyper-parameters."""
     residual, scale, control, control_scale = [], [], [], []
-    for network in subject.states:
+    lars = any(optimizer is nn.LARS for optimizer, *_ in variants)
+    for network in off_zero(subject.states) if lars else subject.states:
         common = dict.fromkeys(weights_of(network), subject.a)
         own = {}
         for group in weight_groups(network) if per_unit else ():

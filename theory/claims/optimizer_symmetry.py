@@ -18,6 +18,7 @@ from theory.subjects.networks import (
     exact_range,
     network_subject,
     numbers,
+    off_zero,
     rescaled,
     weight_groups,
 )
@@ -278,7 +279,8 @@ def optimizer_symmetry(subject):
     first, *others = subject.symmetry.variants
     known, wrong, control = None, 0, []
     for network in subject.networks:
-        for state in (network.network, network.untrained):
+        states = (network.network, network.untrained)
+        for state in off_zero(states) if subject.symmetry.name == "lars" else states:
             different, *known, broken = symmetry_of_runs(network, state, first, known)
             wrong, control = wrong + different, [*control, broken]
         least = limits(network)[0]

@@ -204,6 +204,21 @@ def weight_groups(network):
     return [group for group in network.invariance_groups() if set(group.parameters) & set(weights)]
 
 
+def off_zero(networks):
+    """Return the networks none of whose invariant weights is 0 as a whole.
+
+    A bias is, before training; there |w| is no scale, and LARS takes the step of SGD.
+    """
+    return [
+        network
+        for network in networks
+        if all(
+            np.any(network.backend.to_numpy(network.parameters[name]) != 0)
+            for name in invariant_weights(network)
+        )
+    ]
+
+
 def invariant_weights(network):
     """Return the names of all parameters in `weight_groups`."""
     return tuple(name for group in weight_groups(network) for name in group.parameters)
