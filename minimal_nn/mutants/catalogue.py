@@ -280,6 +280,7 @@ MUTANTS = (
             "np.put_along_axis(windows, cache.winner[..., None, :], dy[..., None, :], axis=3)\n",
             "windows = np.where(cache.winner, dy[..., None, :], windows)\n",
         ),
+        ('    expect_shape("dy", dy, cache.winner.shape)\n', ""),
     ),
     _mutant("pooling", "last-of-ties-wins", ("(a.real > b.real)", "(a.real >= b.real)")),
     _mutant(
