@@ -243,7 +243,7 @@ def test_the_registry_is_in_the_papers_order_and_refuses_a_second_of_a_name():
     ):
         claim(id="norm-growth", assumptions=(), **fields)(lambda subject: None)
     with pytest.raises(
-        ValueError, match=r"claims: got \['no'\], expected some of scale-invariance, "
+        ValueError, match=r"claims: got \['no'\], expected some of gradient-of-loss, "
     ):
         select(["no"])
 

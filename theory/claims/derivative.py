@@ -7,16 +7,19 @@ import numpy as np
 from minimal_nn.gradcheck import complex_step
 from theory.claim import WORST_CASE, claim
 from theory.measures.closest import Closest
-from theory.measures.derivatives import with_direction
+from theory.measures.derivatives import bounded_gradients, with_direction
 from theory.measures.identity import Identity, size_of
 from theory.measures.measurement import Measurement
-from theory.numbers.bounded import Bounded
 from theory.numbers.jet import Jet
 from theory.subjects.networks import gradients_of, invariant_weights
 from theory.subjects.smooth import CLASSES, float_subjects
 
 _BATCHES, _DIRECTIONS = 8, 2
-_SCALE = 1 + 2.0**-8  # of the gradient, in the control
+_TOO_LONG = {"float32": 2.0**-4}  # by how much the control's gradient is too long, else 2^-8
+
+
+def _too_long(arithmetic):
+    return 1 + _TOO_LONG.get(arithmetic, 2.0**-8)
 
 
 def gradient_subjects(options):
@@ -39,13 +42,6 @@ def loss_derivative(network, name, direction, X, targets):
         return moved.loss(X.astype(array.dtype), targets)
 
     return complex_step(loss, wide.parameters[name], direction)
-
-
-def bounded_gradients(network, X, targets):
-    """Return the gradients by name as `Bounded` arrays: the backward pass with its roundings."""
-    copy = network.on("reference")
-    copy.parameters = {name: Bounded(array) for name, array in copy.parameters.items()}
-    return copy.step_gradients(Bounded(X), targets).gradients
 
 
 def tangent_field(w, matrix):
@@ -76,8 +72,8 @@ def _field(network, gradients, rng):
     source="the definition; complex steps: Squire & Trapp 1998",
     cite="defined",
     assumptions=("a smooth network (tanh)", "statistics of the batch"),
-    control="the gradient times 1 + 2^-8; the gradient of another label; a random field that is "
-    "orthogonal to w and of degree -1",
+    control="the gradient times 1 + 2^-8 (float32: 2^-4); the gradient of another label; a random "
+    "field that is orthogonal to w and of degree -1",
     derivation=r"""
 All that follows from scale invariance holds for every field of vectors that is orthogonal to $w$
 and homogeneous of degree $-1$: orthogonality, scaling, whole symmetries of runs, even $H w =
@@ -97,12 +93,12 @@ def gradient_of_loss(subject):
     their bound.
     """
     network, closest, rng = subject.network, Closest(), np.random.default_rng(0)
-    controls = np.zeros(3)
+    controls, factor = np.zeros(3), _too_long(subject.arithmetic)
     for X, targets in subject.batches[:_BATCHES]:
         gradients = gradients_of(network, X, targets)
         bounded = bounded_gradients(network, X, targets)
         others = (
-            {name: g * g.dtype.type(_SCALE) for name, g in gradients.items()},
+            {name: g * g.dtype.type(factor) for name, g in gradients.items()},
             gradients_of(network, X, (targets + 1) % CLASSES),
             _field(network, gradients, rng),
         )
@@ -125,7 +121,7 @@ def gradient_of_loss(subject):
         control=float(controls.min()),
         control_least=100 * closest.bound,
         details={
-            "times 1 + 2^-8": float(controls[0]),
+            "a gradient that is too long": float(controls[0]),
             "another label": float(controls[1]),
             "a tangent field": float(controls[2]),
         },
@@ -136,6 +132,7 @@ def gradient_of_loss(subject):
 def _(subject):
     """Against the forward pass on jets; the control is the gradient times 1 + 2^-8."""
     identity, rng = Identity(), np.random.default_rng(0)
+    factor = subject.numbers.number(_too_long("ball"))
     for network in subject.states:
         gradients = gradients_of(network, subject.X, subject.targets)
         for name, g in gradients.items():
@@ -144,5 +141,5 @@ def _(subject):
             derivative = jets.step_gradients(Jet(subject.X), subject.targets).loss.tangent
             inner, size = (g * d).sum(), size_of(subject, g)
             identity.vanishes(np.array([inner - derivative]), size)
-            identity.remains(np.array([inner * subject.numbers.number(_SCALE) - derivative]), size)
+            identity.remains(np.array([inner * factor - derivative]), size)
     return identity

@@ -2,9 +2,16 @@ r"""The effective learning rate eta/|w|^2 as a symmetry of whole runs (sections 
 
 import numpy as np
 
-from theory.claim import EXPRESSIONS, UNDERFLOWS, claim
+import minimal_nn as nn
+from theory import laws
+from theory.claim import EXPRESSIONS, UNDERFLOWS, WORST_CASE, claim
 from theory.measures.bits import Search, limits
-from theory.measures.exact_runs import symmetry_identity
+from theory.measures.closest import Closest
+from theory.measures.derivatives import bounded_gradients
+from theory.measures.exact_runs import UPDATE, symmetry_identity
+from theory.measures.groups import group_sum
+from theory.measures.identity import Identity
+from theory.measures.measurement import Measurement
 from theory.measures.runs import (
     STEPS,
     differing_runs,
@@ -15,6 +22,9 @@ from theory.measures.runs import (
     run,
     scaled_start,
 )
+from theory.numbers.bounded import Bounded, gamma, unit_roundoff
+from theory.subjects.networks import gradients_of, invariant_weights, weight_groups
+from theory.subjects.smooth import float_subjects
 
 
 @claim(
@@ -69,3 +79,127 @@ def effective_learning_rate(subject):
 @effective_learning_rate.exactly
 def _(subject):
     return symmetry_identity(subject, [plain_sgd()], [plain_sgd()])
+
+
+# The rate itself
+
+_STEP, _DECAY, _FACTOR = 2.0, 0.25, 3  # x = 1/2, exact in every dtype; |w| is 3 times |v|
+_BATCHES = 8
+
+
+def _groups_of(network, array):
+    """Return the units of the invariant weights as columns, or the whole as one."""
+    (group,) = weight_groups(network)
+    return array.reshape(-1, array.shape[-1]) if group.per_unit else array.reshape(-1, 1)
+
+
+def _direction(array):
+    """Return the columns divided by their lengths, in the array's arithmetic."""
+    return array / np.sqrt((array * array).sum(axis=0, keepdims=True))
+
+
+def _turns(network, X, targets):
+    """Return the direction after a step from w = 3 v, those predicted from grad L(v), and a bound.
+
+    Predicted by the law of the direction and without its factor 1 - x; each (weights, groups).
+    """
+    (name,) = invariant_weights(network)
+    v = network.parameters[name].astype(np.float16).astype(network.dtype)  # so that 3 v is exact
+    network, w = network.with_parameters({name: v}), _FACTOR * v
+    large = network.with_parameters({name: w})
+    after = large.with_parameters()
+    nn.SGD(_STEP, weight_decay=_DECAY).step(after, large.loss_and_gradients(X, targets).gradients)
+    moved = _groups_of(network, after.parameters[name].astype(np.longdouble))
+    errors, gradients = [], []
+    for at in (large, network):
+        exact = bounded_gradients(at, X, targets)[name]
+        g = gradients_of(at, X, targets)[name]
+        gradients.append(g)
+        errors.append(np.abs(g.astype(np.longdouble) - exact.value) + exact.error)
+    step = Bounded(w) - _STEP * (Bounded(gradients[0], errors[0]) + _DECAY * Bounded(w))
+    g = gradients[1].astype(np.longdouble)
+    rates = [laws.direction_rate(_FACTOR, _STEP, decay) for decay in (_DECAY, 0.0)]
+    predicted = [_groups_of(network, v.astype(np.longdouble) - rate * g) for rate in rates]
+    # An error e of a vector turns it by at most 2 |e|/|vector|.
+    bound = sum(
+        2 * _lengths(_groups_of(network, error)) / _lengths(vector)
+        for error, vector in ((step.error, moved), (rates[0] * errors[1], predicted[0]))
+    )
+    bound = bound + 2 * gamma(len(moved) + 8, unit_roundoff(np.longdouble))
+    return _direction(moved), *map(_direction, predicted), bound
+
+
+def _lengths(columns):
+    return np.sqrt((columns * columns).sum(axis=0))
+
+
+@claim(
+    id="direction-rate",
+    statement=r"u' = \frac{u - \Phi \nabla L(u)}{|u - \Phi \nabla L(u)|}, \quad u = \frac{w}{|w|}, "
+    r"\; \Phi = \frac{\eta}{(1 - 2 \eta \lambda) |w|^2}",
+    source="van Laarhoven 2017, sec. 4, made exact",
+    cite="vL17 s4",
+    assumptions=("SGD with L2, 2 eta lambda < 1", "eps = 0", "for every unit, or layer norm's w"),
+    control="the rate eta/|w|^2, without the factor 1 - 2 eta lambda",
+    derivation=r"""
+$w' = (1 - 2 \eta \lambda) w - \eta \nabla L(w)$ is $(1 - 2 \eta \lambda) |w|$ times $u - \Phi |w|
+\nabla L(w)$, and $|w| \nabla L(w) = \nabla L(u)$ (gradient-scaling). So the direction makes a step
+of plain gradient descent on the sphere, at the rate $\Phi$, and of $\eta$, $\lambda$ and $|w|$
+nothing else is felt: this is the effective learning rate, with the constant.
+
+Measured: the direction after a step from $3 v$ against that predicted from $\nabla L(v)$ at the
+rate $\Phi$ of $|w|/|v| = 3$, whatever $|v|$ is. Bound: the running errors of the two gradients and
+of the update, as angles.
+""",
+    subjects=float_subjects,
+    unfit=(
+        (WORST_CASE, "float16"),
+        ("a quotient of roots of sums of roots, which no remainder decides", "symbol"),
+    ),
+    numpy_only="sums that carry bounds run through its lines alone",
+)
+def direction_rate(subject):
+    """|u' - predicted| of the unit and batch that come closest to their bound, in radians."""
+    closest, control = Closest(), 0.0
+    for X, targets in subject.batches[:_BATCHES]:
+        after, predicted, without, bound = _turns(subject.network, X, targets)
+        closest.offer(_lengths(after - predicted).astype(float), bound.astype(float))
+        control = max(control, float(_lengths(after - without).max()))
+    return Measurement(
+        measured=closest.residual,
+        bound=closest.bound,
+        how="running error of both gradients and of the update, 2 |error|/|vector|",
+        control=control,
+        control_least=100 * closest.bound,
+        details={"2 eta lambda": _STEP * _DECAY},
+    )
+
+
+def _norm(arrays, per_unit):
+    """Return |w| of a group, (groups,), in any numbers."""
+    return np.sqrt(group_sum([array * array for array in arrays], per_unit))
+
+
+@direction_rate.exactly
+def _(subject):
+    """With w itself divided by |w|, group by group."""
+    identity, data = Identity(), (subject.X, subject.targets)
+    eta, decay = map(subject.numbers.number, (_STEP, _DECAY))
+    for network in subject.states:
+        gradients = gradients_of(network, *data)
+        for group in weight_groups(network):
+            w = {name: network.parameters[name] for name in group.parameters}
+            norm = _norm(w.values(), group.per_unit)
+            u = {name: array / norm for name, array in w.items()}
+            sphere = gradients_of(network.with_parameters(u), *data)
+            after = [
+                UPDATE.sgd(array, UPDATE.add_penalty(gradients[name], array, decay), eta)
+                for name, array in w.items()
+            ]
+            for of_rate, judge in ((decay, identity.vanishes), (0 * decay, identity.remains)):
+                rate = laws.direction_rate(norm, eta, of_rate)
+                predicted = [u[name] - rate * sphere[name] for name in w]
+                lengths = [_norm(arrays, group.per_unit) for arrays in (after, predicted)]
+                for moved, expected in zip(after, predicted, strict=True):
+                    judge(moved / lengths[0] - expected / lengths[1])
+    return identity

@@ -78,8 +78,8 @@ def adamw_weighted(learning_rate, weight_decay, drive, memory):
 
     Exact at any x as beta2 -> 1.  drive: a number or an array.  Source: ours.
 
-    >>> adamw_weighted(0.01, 0.5, 2.0, 0.9).__round__(6)
-    0.020005
+    >>> round(adamw_weighted(0.01, 0.5, 2.0, 0.9), 6)
+    0.019141
     """
     balance = adamw_balance(learning_rate * weight_decay, memory)
     return learning_rate / weight_decay * balance * drive

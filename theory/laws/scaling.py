@@ -104,7 +104,7 @@ def repeated_step(optimizer, g, steps, *, momentum=0.9, decay=0.99, eps=0.0, nor
     NormalizedSGD: g/|g|, LARS: |w| g/|g|, unit by unit (the last axis).
 
     g: an array (or an array of balls: not of symbols, as a symbol has no |g|); where it is 0, the
-    step is 0.  norm: |w|, for LARS.  Raises ValueError for another optimizer.
+    step is 0.  norm: |w| of each unit, > 0, for LARS.  Raises ValueError for another optimizer.
 
     >>> repeated_step("Adam", np.array([3.0, -0.5, 0.0]), 4, eps=0.5).round(3).tolist()
     [0.857, -0.5, 0.0]
@@ -113,22 +113,27 @@ def repeated_step(optimizer, g, steps, *, momentum=0.9, decay=0.99, eps=0.0, nor
         rho = 0.0 if optimizer == "SGD" else momentum
         return g * ((1 - rho ** (steps + (optimizer == "Nesterov"))) / (1 - rho))
     if optimizer in ("NormalizedSGD", "LARS"):
-        length = np.sqrt((g * g).sum(axis=tuple(range(g.ndim - 1))))
-        return g / length * (1.0 if optimizer == "NormalizedSGD" else norm)
+        direction = _ratio(g, np.sqrt((g * g).sum(axis=tuple(range(g.ndim - 1)))))
+        return direction if optimizer == "NormalizedSGD" else norm * direction
     shrink = {
         "Adam": 1.0,
         "AdamW": 1.0,
         "SignSGD": 1.0,
         "RMSprop": np.sqrt(1 - decay**steps),
-        "Adagrad": np.sqrt(float(steps)),
+        "Adagrad": np.sqrt(steps + 0 * decay),  # the root is taken in decay's arithmetic
     }
     if optimizer not in shrink:
         raise ValueError(
             f"optimizer: got {optimizer!r}, expected one whose step on one gradient has a closed "
             f"form: SGD, Momentum, Nesterov, NormalizedSGD, LARS, {', '.join(shrink)}"
         )
-    size = shrink[optimizer] * np.abs(g) + (0.0 if optimizer == "SignSGD" else eps)
-    return np.where(size == 0, 0, g / np.where(size == 0, 1, size))
+    return _ratio(g, shrink[optimizer] * np.abs(g) + (0.0 if optimizer == "SignSGD" else eps))
+
+
+def _ratio(numerator, denominator):
+    """Return numerator/denominator, 0 where the denominator is 0."""
+    zero = denominator == 0
+    return np.where(zero, 0, numerator / np.where(zero, 1, denominator))
 
 
 def adam_exponent(g, eps):

@@ -96,6 +96,13 @@ def directional(network, direction, X, targets):
     }
 
 
+def bounded_gradients(network, X, targets):
+    """Return the gradients by name as `Bounded` arrays: the backward pass with its roundings."""
+    copy = network.on("reference")
+    copy.parameters = {name: Bounded(array) for name, array in copy.parameters.items()}
+    return copy.step_gradients(Bounded(X), targets).gradients
+
+
 def bounded_directional(network, direction, X, targets):
     """Return the gradient and H d by parameter name, as `Bounded` arrays: with rounding errors."""
     jets = with_direction(network, direction, Bounded)
