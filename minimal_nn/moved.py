@@ -13,8 +13,8 @@ import sys
 import warnings
 
 _CLAIMS = (
-    "invariance gradients effective_rate optimizer_symmetry second_order norm_dynamics flow "
-    "equilibrium in_training remedies gamma_beta"
+    "invariance gradients effective_rate second_order norm_dynamics flow equilibrium in_training "
+    "remedies gamma_beta"
 ).split()
 
 MOVED = {
@@ -22,6 +22,7 @@ MOVED = {
     "minimal_nn.network.InvarianceGroup": "minimal_nn.invariance.InvarianceGroup",
     "minimal_nn.cpu.threads": "minimal_nn.cpu.machine.threads",
     **{f"theory.{name}": f"theory.claims.{name}" for name in _CLAIMS},
+    "theory.optimizer_symmetry": "theory.claims.optimizers",
     "theory.subject": "theory.subjects.networks",
     "theory.random_walk": "theory.subjects.walks",
     "theory.arithmetic": "theory.numbers.arithmetic",

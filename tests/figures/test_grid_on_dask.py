@@ -56,5 +56,5 @@ def test_cluster_with_a_worker_killed_gives_the_same_numbers(tmp_path, cluster):
 
 
 def test_run_that_kills_its_worker_is_named_and_no_other(tmp_path, cluster):
-    report = run(tmp_path, toy.run_fatal, toy.configurations(6), cluster.scheduler_address)
+    report = run(tmp_path, toy.run_fatal_later, toy.configurations(6), cluster.scheduler_address)
     assert [c["seed"] for c, _ in report.failures] == [3] and report.computed == 5

@@ -115,7 +115,7 @@ def test_the_exponent_is_in_its_interval_and_the_neighbour_is_not(subject):
     assert verdict.word == "holds", verdict
     low, high = verdict.measurement.details["interval"]
     nu = subject.symmetry.degree
-    assert low <= nu <= high and high - low < 0.15
+    assert low <= nu <= high and high - low < 1e-9
     assert not low <= nu - 1 <= high
 
 

@@ -171,29 +171,28 @@ def adam_root(p, memory):
     for _ in range(200):
         t = p * q * q
         quotient = (1 + kappa * t) ** 2 / (q**3 * (1 + t))
-        exponent = 3 + 2 * t / (1 + t) - 4 * kappa * t / (1 + kappa * t)
-        step = (quotient - 1) / exponent
+        step = (quotient - 1) / _exponent(t, kappa)
         q = q * (1 + step)
         if np.all(np.abs(step) <= 4 * np.finfo(float).eps):
             break
     return q[()]
 
 
+def _exponent(t, kappa):
+    """Return the power with which q^3 (1 + t)/(1 + kappa t)^2, t = p q^2, goes as q: 1 to 5."""
+    return 3 + 2 * t / (1 + t) - 4 * kappa * t / (1 + kappa * t)
+
+
 class Equilibrium(NamedTuple):
     """Where growth and decay balance.
 
-    norm: |w|, the root of E|w|^2.  turn: 1 - E<w, w'>/E|w|^2.  small: the parameter that the laws
-    are written in, x, or Adam's x_e.
+    norm: |w|, the root of E|w|^2.  turn: 1 - E<w, w'>/E|w|^2, 1 - cos of the angle between
+    successive w.  small: the parameter that the laws are written in, x, or Adam's x_e.
     """
 
     norm: object
     turn: object
     small: object
-
-    @property
-    def angle(self):
-        """The angle between successive w, arccos(1 - turn), in radians; floats and arrays."""
-        return 2 * np.arcsin(np.sqrt(self.turn / 2))
 
 
 def equilibrium(optimizer, learning_rate, weight_decay, *, s=1.0, dims=1, memory=0.9):
@@ -233,6 +232,30 @@ def _adam_equilibrium(learning_rate, weight_decay, s, dims, memory):
     q = adam_root(p, memory)
     small = adam_shares(p * q * q, memory)
     return Equilibrium(start * np.sqrt(q), adam_turn(small, memory), small)
+
+
+def equilibrium_rate(optimizer, learning_rate, weight_decay, *, s=1.0, dims=1, memory=0.9):
+    r"""Return the effective rate at equilibrium: how fast the direction moves there.
+
+    SGD, Momentum, Nesterov: sqrt(x/balance)/((1 - rho) s), for small x sqrt(2 x/(1 - rho))/s; rho
+    = 0 for SGD.  AdamW: sqrt(x/(dims balance)), for small x sqrt(2 x/dims).  Adam: learning_rate
+    over the norm, for small x_e the cube root of 2 learning_rate x/(sqrt(dims) s).  Of SGD's
+    learning rate and decay the product alone counts, of Adam's learning_rate^2 weight_decay, and
+    |w| at the start not at all.  Arguments as for `equilibrium`.
+    Source: van Laarhoven 2017, section 5, with constants.
+
+    >>> rate = equilibrium_rate("SGD", 0.25, 0.5, s=2.0)
+    >>> float(rate.round(6)), float((0.25 / equilibrium("SGD", 0.25, 0.5, s=2.0).norm**2).round(6))
+    (0.242061, 0.242061)
+    """
+    x = learning_rate * weight_decay
+    if optimizer == "Adam":
+        at = equilibrium("Adam", learning_rate, weight_decay, s=s, dims=dims, memory=memory)
+        return learning_rate / at.norm
+    rate = np.sqrt(x / BALANCES[optimizer](x, memory))
+    if optimizer == "AdamW":
+        return rate / np.sqrt(dims)
+    return rate / ((1 - (0 if optimizer == "SGD" else memory)) * s)
 
 
 def norm_exponent(optimizer):

@@ -60,10 +60,9 @@ def nesterov_shrink(x, memory):
 
 def _larger_root(trace, determinant):
     square = trace * trace - 4 * determinant
-    if np.asarray(square).dtype == object:
-        return (trace + np.sqrt(square)) / 2
-    real = (trace + np.sqrt(np.maximum(square, 0))) / 2
-    return np.where(square < 0, np.sqrt(determinant), real)[()]
+    known = np.asarray(square).dtype == object  # balls and symbols: whoever has them knows
+    root = (trace + np.sqrt(square if known else np.maximum(square, 0))) / 2
+    return root if known else np.where(square < 0, np.sqrt(determinant), root)[()]
 
 
 SHRINKS = {
@@ -74,10 +73,21 @@ SHRINKS = {
 }
 
 
-def relaxation_rate(optimizer, learning_rate, weight_decay, *, s=1.0, dims=1, memory=0.9):
-    r"""Return 1/tau: |w|^(2 + 2 nu) comes to its limit as exp(-t/tau), t in steps.
+def norm_power(optimizer):
+    r"""Return 2 + 2 nu, the power of |w| that comes to its limit exponentially, or grows linearly.
 
-    (2 + 2 nu) times minus the logarithm of the factor by which w shrinks without gradient
+    |w|^(2 + 2 nu) with steps of length |w|^-nu.  Source: Li, Lyu & Arora 2020, section 4 (SGD).
+
+    >>> norm_power("SGD"), norm_power("AdamW")
+    (4, 2)
+    """
+    return 2 + 2 * DEGREES[optimizer]
+
+
+def relaxation_rate(optimizer, learning_rate, weight_decay, *, s=1.0, dims=1, memory=0.9):
+    r"""Return 1/tau: |w|^p, p = 2 + 2 nu, comes to its limit as exp(-t/tau), t in steps.
+
+    p (norm_power) times minus the logarithm of the factor by which w shrinks without gradient
     (`SHRINKS`): 4 x/(1 - rho) for SGD and momentum, 2 x for AdamW, both to first order in x.  Adam
     with L2: 3 x_e, to first order, near the limit; farther off see adam_clock.
 
@@ -97,7 +107,7 @@ def relaxation_rate(optimizer, learning_rate, weight_decay, *, s=1.0, dims=1, me
             f"optimizer: got {optimizer!r}, expected one of Adam, {', '.join(SHRINKS)}"
         )
     shrink = SHRINKS[optimizer](learning_rate * weight_decay, memory)
-    return -(2 + 2 * DEGREES[optimizer]) * np.log(shrink)
+    return -norm_power(optimizer) * np.log(shrink)
 
 
 def adam_clock(q):
@@ -117,12 +127,12 @@ def adam_clock(q):
     )
 
 
-def power_clock(q, degree):
-    r"""Return log|q^(2 + 2 nu) - 1|, which falls by the relaxation rate per step.
+def power_clock(q, optimizer):
+    r"""Return log|q^p - 1|, p = 2 + 2 nu, which falls by the relaxation rate per step.
 
-    q: |w| over its limit, floats or arrays.  degree: nu.
+    q: |w| over its limit, floats or arrays.  Not for Adam with L2: see adam_clock.
 
-    >>> float(power_clock(2.0, 1).round(9))
+    >>> float(power_clock(2.0, "SGD").round(9))
     2.708050201
     """
-    return np.log(np.abs(q ** (2 + 2 * degree) - 1))
+    return np.log(np.abs(q ** norm_power(optimizer) - 1))

@@ -1,6 +1,7 @@
 """Training runs on the digits, and what is recorded of them at every step."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -91,6 +92,7 @@ class TrainingRecord(NamedTuple):
     weights: np.ndarray
 
 
+@functools.lru_cache(maxsize=8)
 def training_run(subject):
     """Train, and return the TrainingRecord of the hidden layer."""
     data = digits(dtype=np.float64)

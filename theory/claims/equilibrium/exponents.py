@@ -1,5 +1,7 @@
 r"""Exponents of the effective rate at equilibrium: which powers of eta and lambda."""
 
+import functools
+
 import numpy as np
 
 from theory import laws
@@ -54,8 +56,21 @@ def equilibrium_exponents(subject):
     law.
     """
     rule = subject.rule
-    eta, decay, skip, steps = _SETTINGS[rule.name]
+    norms, etas = _norms(subject)
     law = laws.rate_exponents(rule.optimizer)
+    means, tau = chain_means(laws.effective_rate(rule.optimizer, norms, etas))
+    rates = np.log(means).reshape(_COPIES, len(_GRID))
+    ones = np.ones(len(_GRID))
+    design = np.column_stack([np.log(np.array(_GRID)), ones])
+    fitted = np.linalg.lstsq(design, rates.T, rcond=None)[0]  # (3, copies)
+    return judged_exponents(fitted[:2].T, law, (law[0], -law[1]), {"autocorrelation time": tau})
+
+
+@functools.lru_cache(maxsize=4)
+def _norms(subject):
+    """Return |w| (steps, settings times copies) along the walks, and each column's eta."""
+    rule = subject.rule
+    eta, decay, skip, steps = _SETTINGS[rule.name]
     # Columns are settings, one after the other, repeated for each copy.
     etas, decays = (np.tile(column, _COPIES) for column in np.array(_GRID).T * [[eta], [decay]])
     start = rule.law(etas, decays, _FIT_DIMS).norm
@@ -69,9 +84,4 @@ def equilibrium_exponents(subject):
         s=S,
         wing=subject.backend,
     )
-    means, tau = chain_means(laws.effective_rate(rule.optimizer, path.norms, etas))
-    rates = np.log(means).reshape(_COPIES, len(_GRID))
-    ones = np.ones(len(_GRID))
-    design = np.column_stack([np.log(np.array(_GRID)), ones])
-    fitted = np.linalg.lstsq(design, rates.T, rcond=None)[0]  # (3, copies)
-    return judged_exponents(fitted[:2].T, law, (law[0], -law[1]), {"autocorrelation time": tau})
+    return path.norms, etas

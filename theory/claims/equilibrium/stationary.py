@@ -1,11 +1,14 @@
 r"""|w|, the turn between successive w and the effective rate at equilibrium."""
 
+import dataclasses
+
 import numpy as np
 
 from theory import laws
 from theory.claim import TOO_LONG, claim
 from theory.claims.equilibrium.recursion import moments, recursion_subjects
 from theory.claims.equilibrium.table import (
+    DIMS,
     MEMORY,
     RULES,
     S,
@@ -100,13 +103,30 @@ def equilibrium_norm(subject):
     else:
         samples = squares / (gradients * without_memory)
         right, wrong = right**4 / S**2, wrong**4 / S**2
-    return judged(
+    judgement = judged(
         samples,
         right,
         wrong,
         how=f"{tolerance:.1%} {HOW}",
         tolerance=tolerance,
         details={**subject.settings, "autocorrelation time": tau, "x or x_e": subject.law.small},
+    )
+    return dataclasses.replace(judgement, control_as_predicted=_solved(subject))
+
+
+def _solved(subject):
+    """Return whether Adam's |w| and x_e solve their two equations; of the others nothing is solved.
+
+    V^2 C = s^2/|w|^2 + decay^2 |w|^2, and |w|^4 from V by the balance at x_e = eta decay/V.
+    """
+    if subject.rule.optimizer != "Adam":
+        return True
+    square, small, decay = subject.law.norm**2, subject.law.small, subject.decay
+    V = subject.eta * decay / small
+    balance = subject.eta / (V * decay) * laws.adam_balance(small, MEMORY) * S**2
+    second_moment = S**2 / square + decay**2 * square
+    return bool(
+        abs(V**2 * DIMS / second_moment - 1) < 1e-9 and abs(balance / square**2 - 1) < 1e-9
     )
 
 
@@ -121,6 +141,10 @@ def _(subject):
     factor = laws.MEMORIES[name](subject.x, subject.memory)
     identity.vanishes(np.array([remembering - law * (1 + factor * subject.remembered)]), law)
     identity.remains(np.array([R - 2 * law]), law)
+    if name == "Adam":  # t = (decay |w|^2/s)^2, and |w|^4 = (eta/V) s^2/decay times the balance
+        small = laws.adam_shares(subject.x, subject.memory)
+        balance = laws.BALANCES[name](small, subject.memory)
+        identity.vanishes(np.array([small * balance - subject.x]), subject.x)
     return identity
 
 
@@ -196,7 +220,7 @@ def _(subject):
 Insert the norms of equilibrium-norm in $\eta/|w|^{1 + \nu}$, with the accumulated step $1/(1 -
 \rho)$ of momentum. For SGD only the product $\eta \lambda$ is left, and for Adam with L2 only
 $\eta^2 \lambda$, as the exact symmetries demand: $(\eta, \lambda) \to (a^2 \eta, \lambda/a^2)$ and
-$(a \eta, \lambda/a^2)$ change $|w|$ alone.
+$(a \eta, \lambda/a^2)$ change $|w|$ alone. For small $x$ that leaves the closed forms above.
 """,
     subjects=walk_subjects,
     unfit=(
@@ -215,7 +239,9 @@ def equilibrium_rate(subject):
     samples, tau = chain_means(rate(equilibrium_path(subject).norms), subject.slowest)
     return judged(
         samples,
-        rate(subject.law.norm),
+        laws.equilibrium_rate(
+            rule.optimizer, subject.eta, subject.decay, s=S, dims=DIMS, memory=MEMORY
+        ),
         rate(rule.wrong_norm(subject.eta, subject.decay)),
         how=f"1 % {HOW}",
         details={**subject.settings, "autocorrelation time": tau},

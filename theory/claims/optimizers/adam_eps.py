@@ -58,7 +58,8 @@ It rises from 0 ($|g| \gg a \varepsilon$: only the sign counts, the effective ra
 |w|^2)$). Adam removes the effect of $|w|$ only in part.
 
 Measured: the mean exponent between $a$ and $2a$, $\log_2 (|p(a w)|/|p(2 a w)|)$, of real steps,
-against the law, which knows the gradient at $w$ alone. Bound: Adam's formula run on numbers that
+against the law, which knows the gradient at $w$ alone; it lies between the exponents $\nu$ at $a$
+and at $2a$. Bound: Adam's formula run on numbers that
 carry their rounding error, through the logarithm; the gradients at $2^k w$ are exact.
 """,
     unfit=(
@@ -68,7 +69,7 @@ carry their rounding error, through the logarithm; the gradients at $2^k w$ are 
 )
 def adam_eps(subject):
     """The first step's length against the law |g|/(|g| + eps), relative, over all |w| tried."""
-    closest, control = Closest(), np.inf
+    closest, control, between = Closest(), np.inf, True
     curve, reached, drawn = [], [], []
     for network in subject.states:
         gradient = _gradients_of_weights(network, subject)
@@ -89,9 +90,10 @@ def adam_eps(subject):
             law, nu = adam_step_law(wide, 2.0**k, eps)
             rows.append((length, without, error / float(length) ** 2, law, nu))
         steps = zip(_CURVE, rows, rows[1:], strict=False)
-        for k, (p, q, e, law, nu), (p2, q2, e2, law2, _) in steps:
+        for k, (p, q, e, law, nu), (p2, q2, e2, law2, nu2) in steps:
             predicted = np.log2(law / law2)
             closest.offer(abs(np.log2(p / p2) - predicted), (e + e2) / np.log(2))
+            between &= bool(nu - (e + e2) <= np.log2(p / p2) <= nu2 + (e + e2))
             drawn.append([k + 0.5, float(np.log2(p / p2)), float(predicted)])
             reached.append(float(nu))
             curve.append((float(np.log2(q / q2)), float(predicted)))
@@ -103,7 +105,7 @@ def adam_eps(subject):
         how="running error of Adam's first step, sum |p| error(p) / |p|^2, of both lengths",
         control=control,
         control_least=100 * closest.bound,
-        control_as_predicted=flat <= 2 * closest.bound,
+        control_as_predicted=flat <= 2 * closest.bound and between,
         details={
             "nu from": min(reached),
             "nu to": max(reached),

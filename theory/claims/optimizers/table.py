@@ -113,6 +113,7 @@ def symmetries():
         _symmetry(
             "adadelta",
             nn.Adadelta,
+            learning_rate=1.0,
             decay=0.9,
             eps_numerator=1e-5,
             eps_denominator=1e-6,
