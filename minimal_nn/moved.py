@@ -13,8 +13,8 @@ import sys
 import warnings
 
 _CLAIMS = (
-    "invariance gradients effective_rate optimizer_symmetry second_order norm_dynamics flow "
-    "equilibrium in_training remedies gamma_beta"
+    "invariance gradients effective_rate second_order norm_dynamics flow equilibrium in_training "
+    "remedies gamma_beta"
 ).split()
 
 MOVED = {
