@@ -207,7 +207,7 @@ REPORTS = [
     (network_of([Dense(6), ReLU()]), SGD(), "compiled: the cpu wing runs the steps"),
     (network_of([Dense(6), own.RMSNorm()]), SGD(), r"rmsnorm1 has methods of its own \(RMSNorm"),
     (network_of([Dense(6), Sigmoid()]), SGD(), r"layer sigmoid1 has methods of its own \(Sigmoid"),
-    (network_of(LAYERS["weight norm of a scaled dense"]()), SGD(), "weightnorm1 has methods of its own"),
+    (network_of(LAYERS["weight norm of a scaled dense"]()), SGD(), "weightnorm1 has methods of"),
     (network_of([Dense(6)]), own.Lion(), r"the optimizer has methods of its own \(Lion"),
     (network_of([Dense(6)], kind=own.Smoothed), SGD(), "the network has methods of its own"),
     (network_of([Dense(6)], "reference"), SGD(), "the reference wing has no compiled loop"),
