@@ -36,6 +36,18 @@ class Individual:
         return Individual()
 
 
+def methods(cls):
+    """Return the methods and properties of a class, inherited ones included, by name.
+
+    They are compared with those that a class was shipped with, to see whether one was replaced.
+    """
+    kinds = (types.FunctionType, property, classmethod, staticmethod)
+    found = {}
+    for base in reversed(cls.__mro__):
+        found.update({name: x for name, x in vars(base).items() if isinstance(x, kinds)})
+    return found
+
+
 class Indescribable(TypeError):
     """An object has no settings that could be compared."""
 

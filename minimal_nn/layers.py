@@ -19,12 +19,31 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 
 from minimal_nn.arguments import whole_number
+from minimal_nn.identity import methods
 from minimal_nn.invariance import Absorbed, Rescaling, Source
 
 
 @dataclass(frozen=True)
 class Layer(ABC):
-    """A layer: shapes, initial parameters, forward and backward through a wing."""
+    """A layer: shapes, initial parameters, forward and backward through a wing.
+
+    A layer of one's own needs `output_shape`, `forward` and `backward`, a `kind`, and attributes
+    for its settings; it is trained step by step, in every wing that has what it calls.  What the
+    other methods say is optional, but then less is known: without `rescaled` no invariance goes
+    through it, without `sources` none begins in it, without `parts` nobody looks inside.
+
+    >>> from minimal_nn import Dense, Layer, Network
+    >>> class Double(Layer):
+    ...     kind = "double"
+    ...     def output_shape(self, input_shape):
+    ...         return input_shape
+    ...     def forward(self, wing, parameters, state, x, train):
+    ...         return 2 * x, None, state
+    ...     def backward(self, wing, dy, cache):
+    ...         return 2 * dy, {}
+    >>> Network([Dense(3), Double()], (4,)).names
+    ('dense1', 'double1')
+    """
 
     kind = ""  # the stem of the layer's name in a network: dense1, batchnorm1, ...
     sees_pixels = False  # whether `rescaled` looks at by_pixel and even
@@ -103,8 +122,8 @@ class Layer(ABC):
 
     @property
     def built_in(self):
-        """Whether this is exactly a layer of this module, which a wing's plan knows."""
-        return type(self) in BUILT_IN
+        """Whether this is exactly a layer of this module, as a wing's plan knows it."""
+        return BUILT_IN.get(type(self)) == methods(type(self))
 
     def normalized(self):
         """Return the parameters whose units the layer itself normalizes, as (local name, eps)."""
@@ -589,6 +608,5 @@ class Flatten(Layer):
         return rescaling
 
 
-BUILT_IN = (
-    Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, ReLU, Tanh, MaxPool2d, Flatten,
-)  # fmt: skip
+_BUILT_IN = Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, ReLU, Tanh, MaxPool2d, Flatten
+BUILT_IN = {cls: methods(cls) for cls in _BUILT_IN}

@@ -13,7 +13,7 @@ import numpy as np
 from minimal_nn import arguments, invariance, moved, plans
 from minimal_nn import backend as backends
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
-from minimal_nn.identity import Individual
+from minimal_nn.identity import Individual, methods
 from minimal_nn.layers import Layer
 from minimal_nn.summary import table
 
@@ -411,7 +411,7 @@ class Network:
     @property
     def built_in(self):
         """Whether this is a `Network` itself, whose steps a wing may compile."""
-        return type(self) is Network
+        return type(self) is Network and methods(Network) == _METHODS
 
     def settings(self):
         """Return the attributes that a subclass has added: they say which network it is."""
@@ -473,6 +473,9 @@ class Network:
     def summary(self):
         """Return a table of the layers: outputs, parameters, and what each is invariant to."""
         return table(self)
+
+
+_METHODS = methods(Network)
 
 
 def _checked_shape(input_shape):

@@ -18,6 +18,7 @@ import numpy as np
 from minimal_nn import arguments
 from minimal_nn.errors import ZeroNormError
 from minimal_nn.hyper import PENALTIES, check_fit, checked, for_formula, for_parameter
+from minimal_nn.identity import methods
 
 
 class Group:
@@ -88,8 +89,8 @@ class Optimizer:
 
     @property
     def built_in(self):
-        """Whether this is exactly an optimizer of this module, which a wing's plan knows."""
-        return type(self) in ALL
+        """Whether this is exactly an optimizer of this module, as a wing's plan knows it."""
+        return _BUILT_IN.get(type(self)) == methods(type(self))
 
     # Options
 
@@ -392,3 +393,4 @@ ALL = (
     NormalizedSGD,
     LARS,
 )
+_BUILT_IN = {cls: methods(cls) for cls in ALL}

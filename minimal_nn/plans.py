@@ -109,8 +109,8 @@ def _departure(network, optimizer):
     for what, part in parts:
         kind = type(part)
         if not part.built_in:
-            return f"{what} is of class {kind.__name__}, whose methods a compiled loop cannot call"
+            return f"{what} has methods of its own ({kind.__name__}), which no compiled loop calls"
         replaced = [name for name in vars(part) if callable(getattr(kind, name, None))]
         if replaced:
-            return f"{what} has its own {replaced[0]}, which a compiled loop cannot call"
+            return f"{what} has its own {replaced[0]}, which no compiled loop calls"
     return None

@@ -16,6 +16,7 @@ from minimal_nn import (
     Dense,
     Momentum,
     Network,
+    Optimizer,
     ReLU,
     Tanh,
     WeightNorm,
@@ -122,6 +123,23 @@ def test_fit_obeys_a_method_that_has_been_replaced(data):
     assert "the optimizer has its own rule" in network.plan_report(optimizer)
 
 
+@pytest.mark.parametrize("kind, name", ((SGD, "rule"), (Optimizer, "rule"), (Dense, "backward")))
+def test_fit_obeys_a_method_that_has_been_replaced_in_a_class(kind, name, data, monkeypatch):
+    """As a test does that watches, or takes out, a part of training."""
+    network, called = network_of([Dense(6), ReLU()]), []
+    assert network.plan_report(SGD()).startswith("compiled")
+    original = getattr(kind, name)
+
+    def watched(self, *arguments):
+        called.append(name)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(kind, name, watched)
+    trained(network, SGD(0.1), data)
+    assert len(called) >= 20
+    assert not network.plan_report(SGD()).startswith("compiled")
+
+
 def test_a_layers_loss_and_its_training_are_of_one_network(data):
     """`loss` obeyed an overridden forward pass where the compiled loop of `fit` did not."""
     network = network_of([own.ScaledDense(6), ReLU()])
@@ -187,11 +205,11 @@ def test_an_activation_of_an_unknown_kind_trains_step_by_step(data):
 
 REPORTS = [
     (network_of([Dense(6), ReLU()]), SGD(), "compiled: the cpu wing runs the steps"),
-    (network_of([Dense(6), own.RMSNorm()]), SGD(), "layer rmsnorm1 is of class RMSNorm, "),
-    (network_of([Dense(6), Sigmoid()]), SGD(), "layer sigmoid1 is of class Sigmoid, "),
-    (network_of(LAYERS["weight norm of a scaled dense"]()), SGD(), "layer weightnorm1 is of class"),
-    (network_of([Dense(6)]), own.Lion(), "the optimizer is of class Lion, "),
-    (network_of([Dense(6)], kind=own.Smoothed), SGD(), "the network is of class Smoothed"),
+    (network_of([Dense(6), own.RMSNorm()]), SGD(), r"rmsnorm1 has methods of its own \(RMSNorm"),
+    (network_of([Dense(6), Sigmoid()]), SGD(), r"layer sigmoid1 has methods of its own \(Sigmoid"),
+    (network_of(LAYERS["weight norm of a scaled dense"]()), SGD(), "weightnorm1 has methods of"),
+    (network_of([Dense(6)]), own.Lion(), r"the optimizer has methods of its own \(Lion"),
+    (network_of([Dense(6)], kind=own.Smoothed), SGD(), "the network has methods of its own"),
     (network_of([Dense(6)], "reference"), SGD(), "the reference wing has no compiled loop"),
     (network_of([Dense(6)], dtype=np.longdouble).on("reference"), SGD(), "the reference wing has"),
 ]
