@@ -17,7 +17,6 @@ program that it cannot compile; then the steps are made of calls of the function
 """
 
 import importlib
-import os
 import types
 from dataclasses import dataclass
 
@@ -56,7 +55,8 @@ class Backend:
     @property
     def simulated(self):
         """Whether the wing runs in a simulator, which is meant for small sizes."""
-        return self.name == "cuda" and os.environ.get("MINIMAL_NN_CUDA") == "simulator"
+        device = getattr(self.package, "current_device", None)
+        return device is not None and device().simulated
 
     def asarray(self, array, dtype=None):
         """Return `array` where the wing works: a NumPy array, or one on the device."""

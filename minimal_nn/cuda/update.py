@@ -24,10 +24,10 @@ import types
 from typing import NamedTuple
 
 import numpy as np
-from numba import cuda
 
-from minimal_nn.cuda.device import launch as launching
-from minimal_nn.cuda.device.launch import asarray, device, empty, kernel, launch, to_host
+from minimal_nn.cuda.device.arrays import asarray, empty, is_device_array, to_host
+from minimal_nn.cuda.device.language import cuda, device, kernel
+from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.cuda.parts.elementwise import THREADS, grid
 from minimal_nn.cuda.parts.reduction import ZERO_NORM
@@ -339,10 +339,12 @@ def unit_kernels(T, width, per_entry):
                         g1 = penalized(g1, w1, splat(number(table, line, 0, n, i1)))
                         g2 = penalized(g2, w2, splat(number(table, line, 0, n, i2)))
                         g3 = penalized(g3, w3, splat(number(table, line, 0, n, i3)))
-                        own_g = add(own_g, add(add(mul(g0, g0), mul(g1, g1)),
-                                               add(mul(g2, g2), mul(g3, g3))))
-                        own_w = add(own_w, add(add(mul(w0, w0), mul(w1, w1)),
-                                               add(mul(w2, w2), mul(w3, w3))))
+                        own_g = add(
+                            own_g, add(add(mul(g0, g0), mul(g1, g1)), add(mul(g2, g2), mul(g3, g3)))
+                        )
+                        own_w = add(
+                            own_w, add(add(mul(w0, w0), mul(w1, w1)), add(mul(w2, w2), mul(w3, w3)))
+                        )
                         row += U(4) * y_count
                     else:
                         w_i = load(w, i)
@@ -407,7 +409,7 @@ def _step(formula, w, g, states, **hyper):
 
 
 def _on_host(value):
-    return to_host(value) if launching.is_device_array(value) else value
+    return to_host(value) if is_device_array(value) else value
 
 
 def add_penalty(g, w, weight_decay):
