@@ -35,10 +35,13 @@ import numba
 import numpy as np
 
 from minimal_nn.cuda import batchnorm, convolution, layernorm, plan, update, weightnorm
-from minimal_nn.cuda.device import assembly, launch
+from minimal_nn.cuda.device import assembly, language, launch
+from minimal_nn.cuda.device.arrays import asarray, empty, poisoned, to_host, transposed
+from minimal_nn.cuda.device.current import current
+from minimal_nn.cuda.device.errors import translated
 from minimal_nn.cuda.device.intrinsics import load4, store4
-from minimal_nn.cuda.device.launch import cuda
-from minimal_nn.cuda.products import matmul, tiled
+from minimal_nn.cuda.device.language import cuda
+from minimal_nn.cuda.products import choice, rounded, tiled
 from minimal_nn.errors import CudaUnavailableError
 from minimal_nn.files import whole_file
 from minimal_nn.gradcheck import gamma, unit_roundoff
@@ -66,7 +69,7 @@ class Case(NamedTuple):
 
 
 def device_random(rng, shape, kind, scale=1.0):
-    return launch.asarray((scale * rng.standard_normal(shape)).astype(kind))
+    return asarray((scale * rng.standard_normal(shape)).astype(kind))
 
 
 def product_cases(rng, size, dense):
@@ -96,9 +99,9 @@ def _product(rng, kind, precision, shape, layout, aim):
     b = device_random(rng, (K, N) if layout[1] == "N" else (N, K), kind)
 
     def ours():
-        left = a if layout[0] == "N" else launch.transposed(a)
-        right = b if layout[1] == "N" else launch.transposed(b)
-        return matmul.product(left, right, precision=precision)
+        left = a if layout[0] == "N" else transposed(a)
+        right = b if layout[1] == "N" else transposed(b)
+        return choice.product(left, right, precision=precision)
 
     def by_torch(torch):
         left, right = (torch.as_tensor(array, device=DEVICE) for array in (a, b))
@@ -222,8 +225,8 @@ def other_cases(rng, size):
     v, g = device_random(rng, (size, size), np.float32), device_random(rng, size, np.float32)
     w, gradient, m, s = (device_random(rng, size * size, np.float32) for _ in range(4))
     row = update.scalars("adam", t=1, learning_rate=1e-3, beta1=0.9, beta2=0.999, eps=1e-8)
-    table = launch.asarray(np.array(row, np.float32))
-    place = launch.asarray(np.zeros(1, np.uint32))
+    table = asarray(np.array(row, np.float32))
+    place = asarray(np.zeros(1, np.uint32))
 
     def adam():
         for call in update.step_calls("adam", w, gradient, (m, s), table, place):
@@ -337,11 +340,11 @@ def training_step(rng, torch, network, steps=256):
     labels = rng.integers(0, 10, len(X))
     loop = plan.plan(network.program(), optimizer, batch)
     batches = np.stack([rng.permutation(len(X))[:batch] for _ in range(steps)])
-    data = launch.asarray(X), launch.asarray(labels)
+    data = asarray(X), asarray(labels)
     loop.run(network, optimizer, *data, batches[:4])
     start = time.perf_counter()
     loop.run(network, optimizer, *data, batches)
-    launch.synchronize()
+    current().synchronize()
     ours = (time.perf_counter() - start) / steps
     row = {"name": f"training step, {name}", "seconds": ours, "aim": aim, "peers": {}}
     if torch is not None:
@@ -441,12 +444,12 @@ def check(name, operation, arrays, options, kind, rng):
     given = [a.astype(kind) for a in arrays]
     bound = convolution_bounds if operation == "convolution" else running_error_bounds
     dy, expected = bound(operation, given, options, kind, rng)
-    with launch.poisoned():
-        mine, cache = ours.forward(*(launch.asarray(a) for a in given), *options)
-        found = [mine, *ours.backward(launch.asarray(dy), cache)]
+    with poisoned():
+        mine, cache = ours.forward(*(asarray(a) for a in given), *options)
+        found = [mine, *ours.backward(asarray(dy), cache)]
     worst = 0.0
     for index, (got, (value, error)) in enumerate(zip(found, expected, strict=True)):
-        difference = np.abs(launch.to_host(got).astype(np.longdouble) - value)
+        difference = np.abs(to_host(got).astype(np.longdouble) - value)
         ratio = float(np.max(difference / np.maximum(error, np.finfo(kind).tiny)))
         if not ratio <= 1:
             raise AssertionError(
@@ -485,9 +488,9 @@ def convolution_bounds(operation, given, options, kind, rng):
 
 def _rounded_product(rng):
     a, b = (rng.standard_normal((300, 300)).astype(np.float32) for _ in range(2))
-    host, _ = matmul.rounded_on_host(a, b)
-    device = matmul.rounded(launch.asarray(a), launch.asarray(b))
-    if not np.array_equal(launch.to_host(device.product), host) or device.open:
+    host, _ = rounded.rounded_on_host(a, b)
+    device = rounded.rounded(asarray(a), asarray(b))
+    if not np.array_equal(to_host(device.product), host) or device.open:
         raise AssertionError("the correctly rounded product: device and host differ")
     return {"name": "correctly rounded product 300^3", "recomputed": device.recomputed}
 
@@ -538,21 +541,21 @@ def chip(torch, numbers=64 * 2**20, blocks=132 * 8, steps=4096):
 
     The copy is the faster one of our own kernel's and PyTorch's, of 256 MB.
     """
-    x, y = launch.asarray(np.zeros(numbers, np.float32)), launch.empty(numbers, np.float32)
+    x, y = asarray(np.zeros(numbers, np.float32)), empty(numbers, np.float32)
     times = [median(launch.prepare(copy_vectors, numbers // 1024, 256, (x, y)))]
     if torch is not None:
         source, target = (torch.as_tensor(array, device=DEVICE) for array in (x, y))
         times.append(median(lambda: target.copy_(source)))
-    result = {"device": launch.require(), "copy_GB_per_s": 8 * numbers / min(times) / 1e9}
+    result = {"device": current().require(), "copy_GB_per_s": 8 * numbers / min(times) / 1e9}
     for kind in (np.float32, np.float64):
-        out = launch.asarray(np.zeros(blocks * 256, kind))
+        out = asarray(np.zeros(blocks * 256, kind))
         call = launch.prepare(multiply_adds(kind), blocks, 256, (out, kind(0.5), steps))
         work = 2.0 * blocks * 256 * steps * CHAINS
         result[f"{np.dtype(kind).name}_TFLOP_per_s"] = work / median(call) / 1e12
     return result
 
 
-@launch.kernel(threads=256)
+@language.kernel(threads=256)
 def copy_vectors(x, y):
     """y = x, four numbers to a thread."""
     i = numba.uint32(cuda.grid(1)) * numba.uint32(4)
@@ -566,7 +569,7 @@ def multiply_adds(kind):
     """Return a kernel of independent chains of multiply-adds in registers."""
     real, chains = numba.from_dtype(np.dtype(kind)), CHAINS
 
-    @launch.kernel(threads=256)
+    @language.kernel(threads=256)
     def chains_of_multiply_adds(out, x, steps):
         i = numba.uint32(cuda.grid(1))
         values = cuda.local.array(chains, real)
@@ -583,10 +586,22 @@ def multiply_adds(kind):
     return chains_of_multiply_adds
 
 
+def seconds(call, repeats):
+    """Return the device time of each of `repeats` calls in seconds, from CUDA events."""
+    with translated():
+        events = [(cuda.event(), cuda.event()) for _ in range(repeats)]
+        for start, stop in events:
+            start.record()
+            call()
+            stop.record()
+        cuda.synchronize()
+        return [start.elapsed_time(stop) / 1000 for start, stop in events]
+
+
 def median(call):
     """Return the median time of a call, after one that is not counted."""
     call()
-    return statistics.median(launch.seconds(call, REPEATS))
+    return statistics.median(seconds(call, REPEATS))
 
 
 def medians(calls):
@@ -596,7 +611,7 @@ def medians(calls):
         call()
     for _ in range(4):
         for mine, call in zip(times, calls, strict=True):
-            mine.extend(launch.seconds(call, REPEATS // 4))
+            mine.extend(seconds(call, REPEATS // 4))
     return [statistics.median(mine) for mine in times]
 
 
@@ -735,11 +750,11 @@ def main(arguments=None):
         static()
         return 0
     try:
-        device = launch.require()
+        device = current().require()
     except CudaUnavailableError as error:
         print(error, file=sys.stderr)
         return 1
-    if launch.simulated():
+    if current().simulated:
         print("MINIMAL_NN_CUDA=simulator is set: unset it to measure a device.", file=sys.stderr)
         return 1
     seed = options.seed

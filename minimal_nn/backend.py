@@ -18,7 +18,6 @@ program that it cannot compile; then the steps are made of calls of the function
 """
 
 import importlib
-import os
 import types
 from dataclasses import dataclass
 
@@ -57,7 +56,8 @@ class Backend:
     @property
     def simulated(self):
         """Whether the wing runs in a simulator, which is meant for small sizes."""
-        return self.name == "cuda" and os.environ.get("MINIMAL_NN_CUDA") == "simulator"
+        device = getattr(self.package, "current_device", None)
+        return device is not None and device().simulated
 
     def __reduce__(self):
         return get, (self.name,)  # modules cannot be pickled, their wing's name can

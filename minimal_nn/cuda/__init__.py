@@ -1,21 +1,19 @@
 """The CUDA wing: the operations of the reference wing as numba.cuda kernels.
 
-Importing this package costs nothing and needs no GPU: a module of the wing is loaded when it is
-first named, and the device is asked for when the first array is placed on it.  With the environment
-variable MINIMAL_NN_CUDA=simulator the same kernels run on the CPU (simulator.py).
+Importing this package costs nothing and needs no GPU: the device is asked for when the first array
+is placed on it.  With the environment variable MINIMAL_NN_CUDA=simulator the same kernels run on
+the CPU.
 
 Bottom up, and what a thread does:
 
-    launch        device arrays, launches, graphs: all that knows numba-cuda
-    simulator     the same kernels on the CPU, lockstep    a block's threads as NumPy arrays
-    assembly      what they become on the chip
-    intrinsics    instructions without a name in Numba: 16-byte loads, copies, tensor cores
-    vectors       the numbers of one 16-byte load as a tuple; formulas lifted to it
-    reduction     sums and moments over columns and rows in a fixed order
-    elementwise   y[i] = f(a[i], ...)
+    device        kernels and the language they are written in, launches, arrays, instructions
+    simulator     the same kernels on the CPU
+    parts         vectors of one 16-byte load, sums in a fixed order, y[i] = f(a[i], ...)
+    products      matrix products: tiled, blocked, tensor, the choice among them, rounded
+    plan          a network's training step as one CUDA graph
 
     module        kernel                     one thread, or warp, or block       bytes  launches
-    matmul        tiled, blocked, tensor     a tile of the product               -      1, 2
+    products      tiled, blocked, tensor     a tile of the product               -      1, 2
     convolution   blocked, patches on load   a tile of the product               -      1, 2
     batchnorm     forward_columns            its rows of 1, 2 or 4 columns       8      1
                   statistics, finish,        the same for a chunk of the rows    12     3
@@ -44,32 +42,17 @@ memory and occupancy of each kernel: `python -m benchmarks.gpu --static`.
 
 import importlib
 
-_MODULES = (
-    "activation",
-    "affine",
-    "assembly",
-    "batchnorm",
-    "convolution",
-    "intrinsics",
-    "launch",
-    "layernorm",
-    "loss",
-    "matmul",
-    "plan",
-    "pooling",
-    "simulator",
-    "update",
-    "weightnorm",
-)
-
-
-# Of the launch layer, for minimal_nn.backend: where arrays of the wing come from and go to.
-_ARRAYS = {"asarray": "asarray", "to_numpy": "to_host"}
+# What minimal_nn.backend asks of a wing whose arrays are its own: where they come from and go to,
+# and the device that they lie on.
+_BY_NAME = {
+    "asarray": ("arrays", "asarray"),
+    "to_numpy": ("arrays", "to_host"),
+    "current_device": ("current", "current"),
+}
 
 
 def __getattr__(name):
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _ARRAYS:
-        return getattr(importlib.import_module(f"{__name__}.device.launch"), _ARRAYS[name])
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _BY_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, function = _BY_NAME[name]
+    return getattr(importlib.import_module(f"{__name__}.device.{module}"), function)

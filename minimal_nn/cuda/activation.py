@@ -12,7 +12,8 @@ import math
 import types
 from typing import NamedTuple
 
-from minimal_nn.cuda.device.launch import empty, launch
+from minimal_nn.cuda.device.arrays import empty
+from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts.elementwise import THREADS, elementwise, grid
 from minimal_nn.cuda.parts.vectors import flatten, number_type, placed, vector_width
 

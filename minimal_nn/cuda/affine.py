@@ -9,18 +9,12 @@ from typing import NamedTuple
 
 from numba import uint32
 
-from minimal_nn.cuda.device.launch import (
-    asarray,
-    contiguous,
-    cuda,
-    empty,
-    kernel,
-    launch,
-    transposed,
-)
+from minimal_nn.cuda.device.arrays import asarray, contiguous, empty, transposed
+from minimal_nn.cuda.device.language import cuda, kernel
+from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.cuda.parts.vectors import flatten, number_type, vector, vector_width
-from minimal_nn.cuda.products.matmul import product
+from minimal_nn.cuda.products.choice import product
 
 
 class Cache(NamedTuple):

@@ -22,8 +22,9 @@ import numpy as np
 from numba import uint32, uint64
 
 from minimal_nn.cuda.affine import column_sums
-from minimal_nn.cuda.device.launch import address, asarray, contiguous, device, empty
-from minimal_nn.cuda.products.matmul import Operand, product_of_operands, strided
+from minimal_nn.cuda.device.arrays import address, asarray, contiguous, empty
+from minimal_nn.cuda.device.language import device
+from minimal_nn.cuda.products.choice import Operand, product_of_operands, strided
 from minimal_nn.reference.convolution import output_size
 
 

@@ -26,9 +26,10 @@ import types
 from typing import NamedTuple
 
 import numpy as np
-from numba import cuda
 
-from minimal_nn.cuda.device.launch import empty, kernel, launch, to_host
+from minimal_nn.cuda.device.arrays import empty, to_host
+from minimal_nn.cuda.device.language import cuda, kernel
+from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.cuda.parts.reduction import NOT_FINITE, THREADS, ZERO_VARIANCE, Cut
 from minimal_nn.cuda.parts.vectors import (

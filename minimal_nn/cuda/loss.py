@@ -18,9 +18,9 @@ import math
 import types
 from typing import NamedTuple
 
-from numba import cuda
-
-from minimal_nn.cuda.device.launch import device, empty, kernel, launch, to_host
+from minimal_nn.cuda.device.arrays import empty, to_host
+from minimal_nn.cuda.device.language import cuda, device, kernel
+from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.cuda.parts.reduction import NOT_FINITE
 from minimal_nn.cuda.parts.vectors import U, flatten, number_type, placed

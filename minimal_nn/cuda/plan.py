@@ -38,9 +38,20 @@ from minimal_nn.cuda import (
     weightnorm,
 )
 from minimal_nn.cuda.device import launch
-from minimal_nn.cuda.device.launch import cuda, empty, kernel
+from minimal_nn.cuda.device.arrays import (
+    address,
+    asarray,
+    contiguous,
+    copy,
+    duplicate,
+    empty,
+    fill_from_host,
+    to_host,
+    transposed,
+)
+from minimal_nn.cuda.device.language import cuda, kernel
 from minimal_nn.cuda.parts import reduction
-from minimal_nn.cuda.products import matmul
+from minimal_nn.cuda.products import choice
 from minimal_nn.errors import NonFiniteError
 
 CHUNK = 256
@@ -115,7 +126,7 @@ class Plan:
             )
         data = self._placed("X", X), self._placed("targets", targets)
         rows = batches.shape[1]
-        key = (rows, *(launch.address(array) for array in data))
+        key = (rows, *(address(array) for array in data))
         if key not in self._steps:
             self._steps[key] = Step(self.program, network, optimizer, rows, *data)
         return self._steps[key].run(network, optimizer, X, targets, batches)
@@ -123,14 +134,14 @@ class Plan:
     def _placed(self, name, array):
         """Return the data on the device; a host array goes into the same memory each time."""
         if hasattr(array, "__cuda_array_interface__"):
-            return launch.contiguous(launch.asarray(array))
+            return contiguous(asarray(array))
         array = np.asarray(array)
         key = (name, array.shape, array.dtype)
         if key in self._data:
-            launch.fill_from_host(self._data[key], array)
+            fill_from_host(self._data[key], array)
         else:
             # A copy of its own: it is written again in the next run.
-            self._data[key] = launch.duplicate(launch.asarray(np.ascontiguousarray(array)))
+            self._data[key] = duplicate(asarray(np.ascontiguousarray(array)))
         return self._data[key]
 
 
@@ -168,7 +179,7 @@ class Group:
                 )
             ]
         for units, blocks in self._units() if self.fixed_norm is not None else ():
-            norms = launch.asarray(np.full(units.count, self.fixed_norm, self.dtype))
+            norms = asarray(np.full(units.count, self.fixed_norm, self.dtype))
             lengths = empty(units.count, self.dtype)
             calls += update.normalize_calls(w, units, blocks, norms, lengths, status)
         return calls
@@ -186,7 +197,7 @@ class Group:
         for width, places in by_width.items():
             starts, shapes = zip(*places, strict=True)
             units = update.Units(shapes, width, starts)
-            made.append((units, launch.asarray(units.table.ravel())))
+            made.append((units, asarray(units.table.ravel())))
         return made
 
     def part(self, flat, name):
@@ -200,17 +211,17 @@ class Group:
                 state = optimizer.initial_state(network.parameters[name], network.backend)
             sources = [network.parameters[name], *(state[slot] for slot in self.slots)]
             for flat, source in zip(self.arrays, sources, strict=True):
-                launch.copy(self.part(flat, name), launch.contiguous(source))
+                copy(self.part(flat, name), contiguous(source))
 
     def save(self, network, optimizer):
         for name in self.places:
-            w, *state = (launch.duplicate(self.part(flat, name)) for flat in self.arrays)
+            w, *state = (duplicate(self.part(flat, name)) for flat in self.arrays)
             network.parameters[name] = w
             optimizer.state[name] = dict(zip(self.slots, state, strict=True))
 
 
 def _zeros(size, dtype):
-    return launch.asarray(np.zeros(size, dtype))
+    return asarray(np.zeros(size, dtype))
 
 
 class Step:
@@ -221,9 +232,9 @@ class Step:
         self.dtype = np.dtype(program.dtype)
         self.formula = optimizer.formula
         self.groups, self.state = {}, {}
-        self.status = launch.asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
-        self.place = launch.asarray(np.zeros(1, np.uint32))
-        self.batches = launch.asarray(np.zeros((CHUNK, rows), np.uint32))
+        self.status = asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
+        self.place = asarray(np.zeros(1, np.uint32))
+        self.batches = asarray(np.zeros((CHUNK, rows), np.uint32))
         self.losses = _zeros(CHUNK, self.dtype)
         self._arrange(network, optimizer)
         with launch.recorded(run=False) as records:
@@ -329,17 +340,17 @@ class Step:
     def _affine(self, operation, x, relu):
         W, dW, normalized = self._weights(operation)
         b, db = self._parameter(operation, "b")
-        y = matmul.product(x, W, bias=b, activation="relu" if relu else "identity")
+        y = choice.product(x, W, bias=b, activation="relu" if relu else "identity")
         return y, (x, W, dW, db, normalized, y if relu else None)
 
     def _affine_backward(self, operation, cache, dy, needed):
         x, W, dW, db, normalized, y = cache
         dy = self._through_relu(dy, y)
-        matmul.product(launch.transposed(x), dy, out=dW)
+        choice.product(transposed(x), dy, out=dW)
         self._weights_backward(dW, normalized)
         if db is not None:
             affine.column_sums(dy, out=db)
-        return matmul.product(dy, launch.transposed(W)) if needed else None
+        return choice.product(dy, transposed(W)) if needed else None
 
     def _through_relu(self, dy, y):
         if y is None:
@@ -429,7 +440,7 @@ class Step:
         for group in self.groups.values():
             group.load(network, optimizer)
         for name, array in self.state.items():
-            launch.copy(array, launch.contiguous(network.state[name]))
+            copy(array, contiguous(network.state[name]))
         losses = []
         try:
             for start in range(0, len(batches), CHUNK):
@@ -443,7 +454,7 @@ class Step:
         for group in self.groups.values():
             group.save(network, optimizer)
         for name, array in self.state.items():
-            network.state[name] = launch.duplicate(array)
+            network.state[name] = duplicate(array)
 
     def _arrays(self):
         flat = [array for group in self.groups.values() for array in group.arrays]
@@ -451,27 +462,27 @@ class Step:
 
     def _chunk(self, network, optimizer, X, targets, batches):
         """Take up to CHUNK steps and return their losses."""
-        before = [launch.duplicate(array) for array in self._arrays()]
+        before = [duplicate(array) for array in self._arrays()]
         self._reset(optimizer, batches)
         for _ in batches:
             self._take()
-        if launch.to_host(self.status).any():
+        if to_host(self.status).any():
             self._take_until_failure(network, optimizer, X, targets, batches, before)
         optimizer.t += len(batches)
-        return launch.to_host(self.losses)[: len(batches)].tolist()
+        return to_host(self.losses)[: len(batches)].tolist()
 
     def _reset(self, optimizer, batches):
         rows = np.zeros((CHUNK, self.rows), np.uint32)
         rows[: len(batches)] = batches
-        launch.fill_from_host(self.batches, rows)
-        launch.fill_from_host(self.place, np.zeros(1, np.uint32))
-        launch.fill_from_host(self.status, np.zeros(reduction.STATUS_SIZE, np.uint32))
+        fill_from_host(self.batches, rows)
+        fill_from_host(self.place, np.zeros(1, np.uint32))
+        fill_from_host(self.status, np.zeros(reduction.STATUS_SIZE, np.uint32))
         for group in self.groups.values():
             table = []
             for t in range(optimizer.t + 1, optimizer.t + 1 + CHUNK):
                 steps = {"t": t} if self.counts_steps else {}
                 table.append(update.scalars(self.formula, **group.hyper, **steps))
-            launch.fill_from_host(group.table, np.array(table, self.dtype).ravel())
+            fill_from_host(group.table, np.array(table, self.dtype).ravel())
 
     def _take(self):
         if self._graph is not None:
@@ -490,9 +501,9 @@ class Step:
         self._restore(before)
         self._reset(optimizer, batches)
         for rows in batches:
-            before = [launch.duplicate(array) for array in self._arrays()]
+            before = [duplicate(array) for array in self._arrays()]
             self._take_once()
-            if launch.to_host(self.status).any():
+            if to_host(self.status).any():
                 self._restore(before)
                 self._save(network, optimizer)
                 gradients = network.step_gradients(X[rows], targets[rows]).gradients
@@ -501,5 +512,5 @@ class Step:
             optimizer.t += 1
 
     def _restore(self, copies):
-        for array, copy in zip(self._arrays(), copies, strict=True):
-            launch.copy(array, copy)
+        for array, before in zip(self._arrays(), copies, strict=True):
+            copy(array, before)

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-from numba import cuda
 
-from minimal_nn.cuda.device.launch import empty, kernel, launch
+from minimal_nn.cuda.device.arrays import empty
+from minimal_nn.cuda.device.language import cuda, kernel
+from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts.vectors import (
     U,
     flatten,

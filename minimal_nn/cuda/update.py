@@ -24,10 +24,10 @@ import types
 from typing import NamedTuple
 
 import numpy as np
-from numba import cuda
 
-from minimal_nn.cuda.device import launch as launching
-from minimal_nn.cuda.device.launch import asarray, device, empty, kernel, launch, to_host
+from minimal_nn.cuda.device.arrays import asarray, empty, is_device_array, to_host
+from minimal_nn.cuda.device.language import cuda, device, kernel
+from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.cuda.parts.elementwise import THREADS, grid
 from minimal_nn.cuda.parts.reduction import ZERO_NORM
@@ -440,7 +440,7 @@ def _step(formula, w, g, states, **hyper):
 
 
 def _on_host(value):
-    return to_host(value) if launching.is_device_array(value) else value
+    return to_host(value) if is_device_array(value) else value
 
 
 def add_penalty(g, w, weight_decay):

@@ -35,7 +35,7 @@ def places(module):
     return {
         (module.__name__, call.lineno)
         for call, name in zip(calls, names, strict=True)
-        if name in ("kernel", "launch.kernel")
+        if name in ("kernel", "language.kernel")
     }
 
 

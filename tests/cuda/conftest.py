@@ -3,6 +3,8 @@
 import pytest
 
 from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.device.arrays import to_host
+from minimal_nn.cuda.device.current import current
 from minimal_nn.errors import CudaUnavailableError
 
 SCHEDULES = ("lockstep", "forward", "reverse", 7)
@@ -11,7 +13,7 @@ SCHEDULES = ("lockstep", "forward", "reverse", 7)
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu"):
         try:
-            launch.require()
+            current().require()
         except CudaUnavailableError as error:
             pytest.skip(str(error))
 
@@ -34,7 +36,7 @@ def schedules():
         results = []
         for schedule in SCHEDULES:
             with launch.simulation(schedule):
-                results.append([launch.to_host(array).tobytes() for array in call()])
+                results.append([to_host(array).tobytes() for array in call()])
         assert all(result == results[0] for result in results), "the bits depend on the schedule"
 
     return check

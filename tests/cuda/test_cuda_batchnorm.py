@@ -7,6 +7,7 @@ from agreement import assert_same_bits, assert_within, wide
 
 from minimal_nn.cuda import batchnorm
 from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.device.arrays import asarray, empty, to_host
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.errors import NonFiniteError, ZeroVarianceError
 from minimal_nn.gradcheck import unit_roundoff
@@ -35,19 +36,19 @@ def draw(rng, shape, kind, mean=0.7):
 
 
 def on_device(arrays):
-    return [launch.asarray(x) for x in arrays]
+    return [asarray(x) for x in arrays]
 
 
 def like(*arrays):
     """Return device arrays of these shapes, content undefined."""
-    return [launch.empty(x.shape, x.dtype) for x in arrays]
+    return [empty(x.shape, x.dtype) for x in arrays]
 
 
 def everything(z, gamma, beta, dy, eps):
     """Return y, mean, var, dz, dgamma, dbeta as host arrays."""
     z, gamma, beta, dy = on_device((z, gamma, beta, dy))
     y, cache = batchnorm.forward(z, gamma, beta, eps)
-    return [launch.to_host(x) for x in (y, cache.mean, cache.var, *batchnorm.backward(dy, cache))]
+    return [to_host(x) for x in (y, cache.mean, cache.var, *batchnorm.backward(dy, cache))]
 
 
 def from_reference(arrays, eps, convert):
@@ -136,7 +137,7 @@ def test_a_constant_column_has_variance_zero_exactly(place, rng, kind):
     with pytest.raises(ZeroVarianceError, match=r"units \[2, 5\] have variance 0 at eps = 0"):
         batchnorm.forward(z, gamma, beta, 0.0)
     with pytest.raises(ZeroVarianceError, match="running variance"):
-        batchnorm.forward_running(z, gamma, beta, gamma, launch.asarray(var), 0.0)
+        batchnorm.forward_running(z, gamma, beta, gamma, asarray(var), 0.0)
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.5])
@@ -147,10 +148,10 @@ def test_the_status_word_tells_of_a_variance_of_zero_or_infinity(place, rng, eps
     z[4, 8] = value
     z, gamma, beta = on_device((z, gamma, beta))
     y, mean, var = like(z, gamma, gamma)
-    status = launch.asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
+    status = asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
     for call in batchnorm.forward_calls(z, gamma, beta, eps, y, mean, var, status):
         launch.launch(*call)
-    assert launch.to_host(status).tolist() == [int(value > 3), int(eps == 0 and value == 3), 0]
+    assert to_host(status).tolist() == [int(value > 3), int(eps == 0 and value == 3), 0]
 
 
 def test_nan_stays_in_its_column(place, rng, monkeypatch):
@@ -170,10 +171,10 @@ def test_nan_stays_in_its_column(place, rng, monkeypatch):
 def test_nan_goes_through_the_relu(place, rng):
     z, gamma, beta, dy = on_device(draw(rng, (70, 9), np.float32))
     mean, var, dgamma, dbeta = like(*[gamma] * 4)
-    broken = launch.to_host(z)
+    broken = to_host(z)
     broken[33, 4] = np.nan
     results = []
-    for numbers in (launch.asarray(broken), z):
+    for numbers in (asarray(broken), z):
         y, dz = like(z, z)
         for call in batchnorm.forward_calls(
             numbers, gamma, beta, 1e-5, y, mean, var, reduction.status(), relu=True
@@ -182,7 +183,7 @@ def test_nan_goes_through_the_relu(place, rng):
         cache = batchnorm.Cache(numbers, gamma, beta, mean, var, 1e-5)
         for call in batchnorm.backward_calls(dy, cache, dz, dgamma, dbeta, relu=True):
             launch.launch(*call)
-        results.append([launch.to_host(x) for x in (y, dz)])
+        results.append([to_host(x) for x in (y, dz)])
     for got, clean in zip(*results, strict=True):
         assert np.isnan(got[:, 4]).all()
         assert_same_bits(np.delete(got, 4, 1), np.delete(clean, 4, 1), "the other columns")
@@ -210,29 +211,25 @@ def test_relu_and_running_statistics_in_the_same_launch(place, rng, kind, shape)
     old = [x.astype(kind) for x in (running_mean, running_var)]
     y, cache = batchnorm.forward(z, gamma, beta, 0.5)
     moved = batchnorm.update_running(*on_device(old), cache.mean, cache.var, shape[0], 0.25)
-    masked = np.where(launch.to_host(y) > 0, arrays[3], 0).astype(kind)
-    expected = batchnorm.backward(launch.asarray(masked), cache)
+    masked = np.where(to_host(y) > 0, arrays[3], 0).astype(kind)
+    expected = batchnorm.backward(asarray(masked), cache)
 
-    new = [launch.asarray(x.copy()) for x in old]
+    new = [asarray(x.copy()) for x in old]
     fused, mean, var = like(z, gamma, gamma)
     status = reduction.status()
     for call in batchnorm.forward_calls(
         z, gamma, beta, 0.5, fused, mean, var, status, running=(*new, 0.25), relu=True
     ):
         launch.launch(*call)
-    assert_same_bits(launch.to_host(fused), np.maximum(launch.to_host(y), 0), "relu of y")
+    assert_same_bits(to_host(fused), np.maximum(to_host(y), 0), "relu of y")
     for name, got, same in zip(("mean", "var"), new, moved, strict=True):
-        error = (
-            4
-            * unit_roundoff(kind)
-            * (np.abs(old[name == "var"]) + 2 * np.abs(launch.to_host(same)))
-        )
-        assert_within(launch.to_host(got), launch.to_host(same), error, f"running {name}")
+        error = 4 * unit_roundoff(kind) * (np.abs(old[name == "var"]) + 2 * np.abs(to_host(same)))
+        assert_within(to_host(got), to_host(same), error, f"running {name}")
     gradients = like(z, gamma, gamma)
     for call in batchnorm.backward_calls(dy, cache, *gradients, relu=True):
         launch.launch(*call)
     for name, got, same in zip(NAMES[3:], gradients, expected, strict=True):
-        assert_same_bits(launch.to_host(got), launch.to_host(same), name)
+        assert_same_bits(to_host(got), to_host(same), name)
 
 
 @KINDS
@@ -242,7 +239,7 @@ def test_running_statistics_are_constants(place, rng, kind, shape):
     mean, var = rng.standard_normal(shape[-1]), rng.uniform(0.5, 2, shape[-1])
     arrays = [z, gamma, beta, mean.astype(kind), var.astype(kind)]
     y, cache = batchnorm.forward_running(*on_device(arrays), 1e-5)
-    got = [launch.to_host(x) for x in (y, *batchnorm.backward_running(launch.asarray(dy), cache))]
+    got = [to_host(x) for x in (y, *batchnorm.backward_running(asarray(dy), cache))]
 
     def of_reference(convert):
         y, cache = reference.forward_running(*(convert(x) for x in arrays), 1e-5)

@@ -12,11 +12,12 @@ import pytest
 from benchmarks import gpu
 from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, MaxPool2d, ReLU
 from minimal_nn.cuda import affine
-from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.device import language, launch
+from minimal_nn.cuda.device.arrays import empty
 
 
 def test_without_a_device_it_ends_with_one_sentence(capsys):
-    if launch.cuda.is_available():
+    if language.cuda.is_available():
         pytest.skip("there is a device")
     assert gpu.main([]) == 1
     said = capsys.readouterr()
@@ -83,7 +84,7 @@ def measured(monkeypatch, tmp_path):
         return [time.perf_counter() - started]
 
     chip, step = gpu.chip, functools.partial(gpu.training_step, steps=3)
-    monkeypatch.setattr(launch, "seconds", seconds)
+    monkeypatch.setattr(gpu, "seconds", seconds)
     monkeypatch.setattr(gpu, "DEVICE", "cpu")
     monkeypatch.setattr(gpu, "RECORDS", tmp_path)
     monkeypatch.setattr(gpu, "REPEATS", 4)
@@ -132,10 +133,10 @@ def test_the_record_keeps_both_phases_and_what_failed(measured, monkeypatch, cap
 def test_what_measures_the_chip(rng):
     x = rng.standard_normal(2048).astype(np.float32)
     with launch.simulation(), launch.recorded() as records:
-        y = launch.empty(2048, np.float32)
+        y = empty(2048, np.float32)
         launch.launch(gpu.copy_vectors, 2, 256, (x, y))
         for kind in (np.float32, np.float64):
-            out = launch.empty(32, kind)
+            out = empty(32, kind)
             launch.launch(gpu.multiply_adds(kind), 1, 32, (out, kind(0.5), 3))
             # Sixteen chains v <- v/2 + 1/2, three times, from i, i + 1, ..., i + 15.
             first = np.arange(32)[:, None] + np.arange(gpu.CHAINS)

@@ -11,7 +11,7 @@ import pytest
 
 from minimal_nn import SGD, BatchNorm, Dense, Network, cuda
 from minimal_nn.cuda import layernorm, plan, weightnorm
-from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.device import arrays, launch
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.cuda.products import tiled
 
@@ -49,7 +49,7 @@ def test_the_kernels_of_a_plan(rng, kind):
 def test_the_copy_of_strided_arrays_and_the_kernel_for_teaching(kind):
     with launch.simulation(), launch.recorded() as records:
         x = np.zeros((4, 4), kind)
-        launch.launch(launch._gather, 1, 256, (x.ravel(), x.ravel(), (1, 1, 4, 4), (0, 0, 1, 4)))
+        launch.launch(arrays.gather, 1, 256, (x.ravel(), x.ravel(), (1, 1, 4, 4), (0, 0, 1, 4)))
         tiled.matmul(x, x)
     compiled.check(records, launch, tiled)
 

@@ -6,7 +6,8 @@ import pytest
 
 from minimal_nn.cuda import affine, convolution
 from minimal_nn.cuda.device import launch
-from minimal_nn.cuda.products import matmul
+from minimal_nn.cuda.device.arrays import asarray, to_host
+from minimal_nn.cuda.products import choice
 from minimal_nn.gradcheck import gamma, unit_roundoff
 from minimal_nn.reference import convolution as reference
 
@@ -35,10 +36,10 @@ def case(rng, images, units, size, kind, stride, padding, draw="integers"):
 
 def on_device(x, W, b, dy, stride, padding, **options):
     """Return y, dx, dW and db from the device, as host arrays."""
-    x, W, b, dy = (None if a is None else launch.asarray(a) for a in (x, W, b, dy))
+    x, W, b, dy = (None if a is None else asarray(a) for a in (x, W, b, dy))
     y, cache = convolution.forward(x, W, b, stride, padding, **options)
     results = (y, *convolution.backward(dy, cache))
-    return [None if a is None else launch.to_host(a) for a in results]
+    return [None if a is None else to_host(a) for a in results]
 
 
 def by_reference(x, W, b, dy, stride, padding):
@@ -80,7 +81,7 @@ def test_without_bias_and_in_reduced_precision(place, rng):
 
 
 def test_the_order_of_threads_does_not_matter(rng, schedules, monkeypatch):
-    monkeypatch.setattr(matmul, "PART", 16)  # dW in parts
+    monkeypatch.setattr(choice, "PART", 16)  # dW in parts
     arrays = case(rng, (2, 5, 5, 3), 4, 3, np.float32, 1, 1, draw="normal")
     schedules(lambda: on_device(*arrays, 1, 1))
 
@@ -124,9 +125,9 @@ def test_compiled(rng, kind, images, units):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tile", [tile for tile, _ in matmul.TILES["blocked"][1:3]], ids=str)
+@pytest.mark.parametrize("tile", [tile for tile, _ in choice.TILES["blocked"][1:3]], ids=str)
 def test_the_large_tiles_compiled(rng, monkeypatch, tile):
-    monkeypatch.setitem(matmul.TILES, "blocked", ((tile, "vectors"),))
+    monkeypatch.setitem(choice.TILES, "blocked", ((tile, "vectors"),))
     arrays = case(rng, (1, 4, 4, 4), 8, 3, np.float32, 1, 1)
     with launch.simulation(), launch.recorded() as records:
         got = on_device(*arrays, 1, 1)

@@ -7,6 +7,7 @@ from agreement import assert_same_bits, assert_within, wide
 
 from minimal_nn.cuda import activation, loss, pooling
 from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.device.arrays import asarray, empty, to_host
 from minimal_nn.cuda.parts import elementwise, reduction
 from minimal_nn.gradcheck import unit_roundoff
 from minimal_nn.reference import activation as reference_activation
@@ -19,12 +20,12 @@ KINDS = pytest.mark.parametrize("kind", [np.float32, np.float64], ids=["float32"
 
 def run(function, *arrays, **options):
     """Call a function with host arrays; return its results on the host, and the cache."""
-    *results, cache = function(*(launch.asarray(x) for x in arrays), **options)
-    return [launch.to_host(x) for x in results], cache
+    *results, cache = function(*(asarray(x) for x in arrays), **options)
+    return [to_host(x) for x in results], cache
 
 
 def back(function, dy, cache):
-    return launch.to_host(function(launch.asarray(dy), cache))
+    return to_host(function(asarray(dy), cache))
 
 
 # Activations
@@ -117,9 +118,9 @@ def test_loss_within_the_derived_bound(place, rng, kind, shape, which):
     scores = (3 * rng.standard_normal(shape)).astype(kind)
     labels = rng.integers(0, shape[1], shape[0])
     targets = labels if which == "cross_entropy" else rng.standard_normal(shape).astype(kind)
-    value, cache = loss.forward(launch.asarray(scores), launch.asarray(targets), which)
+    value, cache = loss.forward(asarray(scores), asarray(targets), which)
     assert value.dtype == kind and value.shape == ()
-    dscores = launch.to_host(loss.backward(3, cache))
+    dscores = to_host(loss.backward(3, cache))
 
     def of_reference(convert):
         t = targets if which == "cross_entropy" else convert(targets)
@@ -139,37 +140,37 @@ def test_loss_of_many_blocks(place, rng, monkeypatch):
         targets = rng.integers(0, 30, 50 if which == "cross_entropy" else (50, 30))
         if which == "mean_squared_error":
             targets = targets.astype(np.float32)
-        value, cache = loss.forward(launch.asarray(scores), launch.asarray(targets), which)
+        value, cache = loss.forward(asarray(scores), asarray(targets), which)
         truth, true_cache = reference_loss.forward(wide(scores), targets, which)
         u = unit_roundoff(np.float32)
         assert abs(value - truth) <= 64 * u * truth
-        dscores = launch.to_host(cache.dscores)
+        dscores = to_host(cache.dscores)
         assert_within(dscores, true_cache.dscores, 64 * u * np.abs(true_cache.dscores), "dscores")
 
 
 def test_large_scores_do_not_overflow_and_nan_is_reported(place):
     scores = np.array([[1e4, 0, -1e4], [-1e30, 1e30, 0]], np.float32)
     labels = np.array([0, 1])
-    value, cache = loss.forward(launch.asarray(scores), launch.asarray(labels), "cross_entropy")
-    assert value == 0 and not launch.to_host(cache.dscores).any()
+    value, cache = loss.forward(asarray(scores), asarray(labels), "cross_entropy")
+    assert value == 0 and not to_host(cache.dscores).any()
     scores[1, 2] = np.nan
-    value, dscores = launch.empty(1, np.float32), launch.empty((2, 3), np.float32)
-    status = launch.asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
-    given = launch.asarray(scores), launch.asarray(labels)
+    value, dscores = empty(1, np.float32), empty((2, 3), np.float32)
+    status = asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
+    given = asarray(scores), asarray(labels)
     for call in loss.calls(*given, "cross_entropy", value, dscores, status):
         launch.launch(*call)
-    assert np.isnan(launch.to_host(value)).all()
-    got = launch.to_host(dscores)
+    assert np.isnan(to_host(value)).all()
+    got = to_host(dscores)
     assert not got[0].any() and np.isnan(got[1]).all()
-    assert launch.to_host(status).tolist() == [1, 0, 0]
+    assert to_host(status).tolist() == [1, 0, 0]
 
 
 def test_a_label_out_of_range_touches_no_foreign_memory(place):
     scores = np.zeros((2, 3), np.float32)
     labels = np.array([7, -1])
-    value, cache = loss.forward(launch.asarray(scores), launch.asarray(labels), "cross_entropy")
+    value, cache = loss.forward(asarray(scores), asarray(labels), "cross_entropy")
     third = np.float32(1) / np.float32(3) / np.float32(2)
-    assert_same_bits(launch.to_host(cache.dscores), np.full((2, 3), third, np.float32), "dscores")
+    assert_same_bits(to_host(cache.dscores), np.full((2, 3), third, np.float32), "dscores")
 
 
 # All of them
@@ -189,8 +190,8 @@ def everything(rng, kind, channels=(3, 8)):
             results += [y, back(activation.backward, x, cache)]
     scores = rng.standard_normal((11, 40)).astype(kind)
     for targets, which in zip((rng.integers(0, 40, 11), 2 * scores), loss.KINDS, strict=True):
-        value, cache = loss.forward(launch.asarray(scores), launch.asarray(targets), which)
-        results += [np.asarray(value), launch.to_host(loss.backward(2, cache))]
+        value, cache = loss.forward(asarray(scores), asarray(targets), which)
+        results += [np.asarray(value), to_host(loss.backward(2, cache))]
     return results
 
 

@@ -1,16 +1,35 @@
 """The launch layer: arrays from everywhere, prepared launches, errors that say what to do."""
 
+import ast
+import inspect
+import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numba import float32, uint32
 
+from minimal_nn import backend
+from minimal_nn import cuda as cuda_wing
 from minimal_nn.cuda import activation
-from minimal_nn.cuda.device import launch
-from minimal_nn.cuda.device.launch import cuda, kernel
+from minimal_nn.cuda.device import arguments, arrays, errors, language, launch
+from minimal_nn.cuda.device.arrays import (
+    address,
+    asarray,
+    empty,
+    flat,
+    is_contiguous,
+    is_device_array,
+    to_host,
+    transposed,
+)
+from minimal_nn.cuda.device.chip import Chip
+from minimal_nn.cuda.device.current import Device, current
+from minimal_nn.cuda.device.language import cuda, kernel
+from minimal_nn.cuda.simulator.device import Simulator
 from minimal_nn.errors import CudaMemoryError, CudaUnavailableError
 
 
@@ -36,6 +55,94 @@ class Foreign:
         }
 
 
+# The device of the moment
+
+
+def test_one_device_is_asked_by_everyone():
+    """The backend, the arrays and the launches agree, whatever a `with` block chooses."""
+    wing = backend.get("cuda")
+    outside = current()
+    with launch.simulation("reverse") as simulator:
+        assert current() is simulator and simulator.schedule == "reverse"
+        assert wing.simulated and is_device_array(np.zeros(2)) and current().simulated
+        with launch.simulation():
+            assert current().schedule == "lockstep"
+        assert current() is simulator
+    assert current() is outside
+    assert wing.simulated == outside.simulated == is_device_array(np.zeros(2))
+    assert not backend.get("reference").simulated and not backend.get("cpu").simulated
+
+
+@pytest.mark.parametrize("wanted", ["", "simulator", "simulate"])
+def test_the_environment_is_the_same_device(wanted):
+    code = """
+from minimal_nn import backend
+wing = backend.get("cuda")
+from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.device.chip import Chip
+from minimal_nn.cuda.device.current import Device, current
+print(wing.simulated, current().simulated)
+with launch.simulation():
+    print(wing.simulated, current().simulated)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "MINIMAL_NN_CUDA": wanted},
+        capture_output=True,
+        text=True,
+    )
+    if wanted == "simulate":
+        assert "MINIMAL_NN_CUDA: got 'simulate', expected 'simulator'" in done.stderr
+    else:
+        assert done.stdout.split() == [str(wanted == "simulator")] * 2 + ["True"] * 2
+
+
+def sources(package):
+    return [
+        (path, path.read_text()) for path in sorted(Path(package.__file__).parent.rglob("*.py"))
+    ]
+
+
+def test_nobody_else_reads_the_environment():
+    import minimal_nn
+
+    found = [path for path, text in sources(minimal_nn) if "environ" in text and "CUDA" in text]
+    assert [path.name for path in found if 'MINIMAL_NN_CUDA"' in path.read_text()] == ["current.py"]
+
+
+def test_both_devices_keep_the_protocol():
+    asked = {name for name in vars(Device) if not name.startswith("_")}
+    for device in (Chip, Simulator):
+        for name in asked:
+            own, expected = (inspect.signature(getattr(d, name)) for d in (device, Device))
+            assert list(own.parameters) == list(expected.parameters), (device, name)
+    assert set(Device.__annotations__) == {"simulated"}
+    assert (Chip.simulated, Simulator.simulated) == (False, True)
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="schedule: got 'sideways', expected 'lockstep'"):
+        launch.simulation("sideways")
+
+
+def test_numba_cuda_is_imported_in_one_place():
+    """What else of numba-cuda is used stands inside the functions of chip.py and assembly.py."""
+    importing = {}
+    for path, text in sources(cuda_wing):
+        for node in ast.walk(ast.parse(text)):
+            names = (
+                [f"{node.module}.{a.name}" for a in node.names] if hasattr(node, "module") else []
+            )
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            if any(name.startswith("numba.cuda") for name in names):
+                importing.setdefault(path.name, []).extend(names)
+    assert {"language.py", "intrinsics.py", "assembly.py", "chip.py"} == set(importing), importing
+
+
+# Arrays and launches
+
+
 def test_importing_the_wing_costs_nothing():
     code = "import sys, minimal_nn.cuda; print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -43,27 +150,27 @@ def test_importing_the_wing_costs_nothing():
 
 
 def test_a_launch(place):
-    x = launch.asarray(np.arange(100, dtype=np.float32))
-    y = launch.asarray(np.ones(100, np.float32))
+    x = asarray(np.arange(100, dtype=np.float32))
+    y = asarray(np.ones(100, np.float32))
     launch.launch(add, 2, 64, (x, y, 100, np.float32(2)))
-    assert np.array_equal(launch.to_host(y), 1 + 2 * np.arange(100))
+    assert np.array_equal(to_host(y), 1 + 2 * np.arange(100))
 
 
 def test_prepared_launches_and_graphs(place):
-    x = launch.asarray(np.arange(64, dtype=np.float32))
-    y = launch.asarray(np.zeros(64, np.float32))
+    x = asarray(np.arange(64, dtype=np.float32))
+    y = asarray(np.zeros(64, np.float32))
     call = launch.prepare(add, 1, 64, (x, y, 64, np.float32(1)))
     call()
     call()
     graph = launch.capture([call, call, call])
     graph()
     graph()
-    assert np.array_equal(launch.to_host(y), 8 * np.arange(64))
+    assert np.array_equal(to_host(y), 8 * np.arange(64))
 
 
 def test_records_without_running():
     with launch.simulation(), launch.recorded(run=False) as records:
-        x, y = launch.empty(64, np.float32), launch.empty(64, np.float32)
+        x, y = empty(64, np.float32), empty(64, np.float32)
         launch.launch(add, 1, 64, (x, y, 64, np.float32(1)))
     assert np.isnan(y).all()
     assert records[0].signature[2:] == (uint32, float32)
@@ -74,13 +181,13 @@ def test_records_without_running():
 def test_foreign_arrays_are_used_in_place():
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     with launch.simulation():
-        x = launch.asarray(Foreign(array[:, ::2]))
+        x = asarray(Foreign(array[:, ::2]))
         assert x.strides == (16, 8) and np.array_equal(x, array[:, ::2])
         x[0, 0] = 7
         assert array[0, 0] == 7
-        assert np.array_equal(launch.to_host(Foreign(array)), array)
+        assert np.array_equal(to_host(Foreign(array)), array)
         with pytest.raises(TypeError, match="x: got a device array of float32, expected float64"):
-            launch.asarray(Foreign(array), np.float64)
+            asarray(Foreign(array), np.float64)
 
 
 class Memory:
@@ -99,15 +206,15 @@ def device_array(shape, strides=None):
 
 def test_views_of_device_arrays_keep_the_memory():
     x = device_array((3, 4))
-    assert launch.is_device_array(x) and launch.is_contiguous(x)
-    turned = launch.transposed(x)
+    assert is_device_array(x) and is_contiguous(x)
+    turned = transposed(x)
     assert turned.shape == (4, 3) and turned.strides == (4, 16) and turned.gpu_data is x.gpu_data
-    memory, strides = launch.flat(turned)
+    memory, strides = flat(turned)
     assert memory.shape == (12,) and strides == (1, 4) and memory.gpu_data is x.gpu_data
-    strided, strides = launch.flat(device_array((3, 2), (64, 8)))
+    strided, strides = flat(device_array((3, 2), (64, 8)))
     assert strided.shape == (2 * 16 + 2 + 1,) and strides == (16, 2)
-    assert launch.address(x) == 4096
-    types_of = launch.signature((x, np.float32(1), 3, (1, 2)))
+    assert address(x) == 4096
+    types_of = arguments.signature((x, np.float32(1), 3, (1, 2)))
     assert [str(kind) for kind in types_of[1:]] == ["float32", "uint32", "UniTuple(uint32 x 2)"]
 
 
@@ -117,37 +224,37 @@ def test_strided_arrays_are_gathered(shape):
     larger = np.arange(np.prod([2 * n for n in shape]), dtype=np.float32)
     x = larger.reshape([2 * n for n in shape])[(slice(None, None, 2),) * len(shape)]
     with launch.simulation():
-        memory, strides = launch.flat(x)
-        y = launch.empty(x.size, np.float32)
+        memory, strides = flat(x)
+        y = empty(x.size, np.float32)
         padded = (1,) * (4 - x.ndim) + x.shape, (0,) * (4 - x.ndim) + strides
-        launch.launch(launch._gather, -(-x.size // 256), 256, (memory, y, *padded))
+        launch.launch(arrays.gather, -(-x.size // 256), 256, (memory, y, *padded))
     assert np.array_equal(y.reshape(shape), x)
 
 
 def test_zero_length_and_foreign_types_are_refused():
     with launch.simulation():
         with pytest.raises(ValueError, match="no axis of length zero"):
-            launch.asarray(np.empty((3, 0), np.float32))
+            asarray(np.empty((3, 0), np.float32))
         with pytest.raises(ValueError, match="no axis of length zero"):
-            launch.empty((0,), np.float32)
+            empty((0,), np.float32)
     with pytest.raises(TypeError, match="expected real numbers"):
-        launch.asarray(np.array(["a"]))
+        asarray(np.array(["a"]))
 
 
 @pytest.mark.parametrize("strides", [(-4,), (6,)])
 def test_device_arrays_with_odd_strides_are_refused(strides):
     with pytest.raises(ValueError, match="copy it where it was made"):
-        launch.asarray(device_array((3,), strides))
+        asarray(device_array((3,), strides))
 
 
 def test_arrays_that_32_bits_cannot_index_are_refused(monkeypatch):
     with launch.simulation():
         with pytest.raises(ValueError, match=r"shape: got \(65536, 32768\), expected fewer than 2"):
-            launch.empty((2**16, 2**15), np.uint8)
-        monkeypatch.setattr(launch, "MOST", 12)
-        assert launch.asarray(np.zeros(11)).size == 11
+            empty((2**16, 2**15), np.uint8)
+        monkeypatch.setattr(arrays, "MOST", 12)
+        assert asarray(np.zeros(11)).size == 11
         with pytest.raises(ValueError, match="x: got 12 numbers"):
-            launch.asarray(np.zeros((3, 4)))
+            asarray(np.zeros((3, 4)))
 
 
 def test_dtypes_without_kernels_are_refused():
@@ -161,7 +268,7 @@ def test_dtypes_without_kernels_are_refused():
 )
 def test_what_no_device_launches_is_refused(grid, block, message):
     with launch.simulation():
-        x = launch.empty(64, np.float32)
+        x = empty(64, np.float32)
         for call in (launch.launch, launch.prepare):
             with pytest.raises(ValueError, match=f"add: .*{message}"):
                 call(add, grid, block, (x, x, 64, np.float32(1)))
@@ -170,7 +277,7 @@ def test_what_no_device_launches_is_refused(grid, block, message):
 @pytest.mark.parametrize("value", [0.5, True])
 def test_python_floats_are_refused(value):
     with launch.simulation():
-        x = launch.empty(64, np.float32)
+        x = empty(64, np.float32)
         with pytest.raises(TypeError, match=r"args: got the Python .* np.float32"):
             launch.launch(add, 1, 64, (x, x, 64, value))
 
@@ -206,7 +313,7 @@ class LinkerError(RuntimeError):
 )
 def test_errors_of_the_driver_become_one_sentence(error, expected, message):
     with pytest.raises(expected, match=message) as raised:
-        with launch._translated(400):
+        with errors.translated(400):
             raise error
     assert "\n" not in str(raised.value)
     assert raised.value.__cause__ is error
@@ -214,15 +321,15 @@ def test_errors_of_the_driver_become_one_sentence(error, expected, message):
 
 def test_other_errors_pass_through():
     with pytest.raises(KeyError):
-        with launch._translated():
+        with errors.translated():
             raise KeyError("x")
 
 
 def test_without_a_device_the_first_array_says_so():
-    if launch.cuda.is_available():
+    if language.cuda.is_available():
         pytest.skip("there is a device")
     with pytest.raises(CudaUnavailableError, match="MINIMAL_NN_CUDA=simulator"):
-        launch.asarray(np.zeros(3, np.float32))
-    assert not launch.simulated()
+        asarray(np.zeros(3, np.float32))
+    assert not current().simulated
     with launch.simulation():
-        assert launch.require() == "simulator"
+        assert current().require() == "simulator"

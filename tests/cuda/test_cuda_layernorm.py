@@ -7,6 +7,7 @@ from agreement import assert_same_bits, assert_within, wide
 
 from minimal_nn.cuda import layernorm
 from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.device.arrays import asarray, empty, to_host
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.errors import NonFiniteError, ZeroVarianceError
 from minimal_nn.reference import layernorm as reference
@@ -57,9 +58,9 @@ def draw(rng, shape, kind, mean=0.7):
 
 def everything(z, gamma, beta, dy, eps):
     """Return y, dz, dgamma, dbeta as host arrays."""
-    z, gamma, beta, dy = (launch.asarray(x) for x in (z, gamma, beta, dy))
+    z, gamma, beta, dy = (asarray(x) for x in (z, gamma, beta, dy))
     y, cache = layernorm.forward(z, gamma, beta, eps)
-    return [launch.to_host(x) for x in (y, *layernorm.backward(dy, cache))]
+    return [to_host(x) for x in (y, *layernorm.backward(dy, cache))]
 
 
 def from_reference(arrays, eps, convert):
@@ -131,21 +132,21 @@ def test_a_constant_row_has_variance_zero_exactly(place, rng, kind, units):
     z[1] = 0.1
     y = everything(z, gamma, beta, dy, 1e-5)[0]
     assert_same_bits(y[1], beta, "y of the constant row")
-    z, gamma, beta, y = (launch.asarray(x) for x in (z, gamma, beta, y))
+    z, gamma, beta, y = (asarray(x) for x in (z, gamma, beta, y))
     with pytest.raises(ZeroVarianceError, match=r"examples \[1\] have variance 0 at eps = 0"):
         layernorm.forward(z, gamma, beta, 0.0)
-    status = launch.asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
-    mean, inverse = launch.empty(3, kind), launch.empty(3, kind)
+    status = asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
+    mean, inverse = empty(3, kind), empty(3, kind)
     for call in layernorm.forward_calls(z, gamma, beta, 0.0, y, mean, inverse, status):
         launch.launch(*call)
-    assert launch.to_host(status).tolist() == [0, 1, 0]
-    large = launch.to_host(z)
+    assert to_host(status).tolist() == [0, 1, 0]
+    large = to_host(z)
     large[0, 1] = np.sqrt(np.finfo(kind).max) * 8
     for call in layernorm.forward_calls(
-        launch.asarray(large), gamma, beta, 0.0, y, mean, inverse, status
+        asarray(large), gamma, beta, 0.0, y, mean, inverse, status
     ):
         launch.launch(*call)
-    assert launch.to_host(status).tolist() == [1, 1, 0]
+    assert to_host(status).tolist() == [1, 1, 0]
 
 
 def test_nan_stays_in_its_row(place, rng, monkeypatch):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from minimal_nn.cuda.device import assembly, launch
-from minimal_nn.cuda.products import blocked, matmul, tensor, tiled
+from minimal_nn.cuda.device.arrays import asarray, empty, to_host, transposed
+from minimal_nn.cuda.products import blocked, choice, rounded, tensor, tiled
 from minimal_nn.gradcheck import gamma, unit_roundoff
 
 DTYPES = pytest.mark.parametrize("kind", [np.float32, np.float64], ids=["float32", "float64"])
@@ -31,9 +32,9 @@ def every_second(matrix):
 def product_on(place, a, b, **options):
     """Return the product of host arrays, computed on the device, as a host array."""
     bias = options.pop("bias", None)
-    bias = None if bias is None else launch.asarray(bias)
-    result = matmul.product(launch.asarray(a), launch.asarray(b), bias=bias, **options)
-    return launch.to_host(result)
+    bias = None if bias is None else asarray(bias)
+    result = choice.product(asarray(a), asarray(b), bias=bias, **options)
+    return to_host(result)
 
 
 @DTYPES
@@ -52,9 +53,9 @@ def test_integers_exactly(place, rng, kind, shape):
 def test_every_layout(place, rng, kind, layout, shape):
     M, K, N = shape
     a, b = integers(rng, (M, K), kind), integers(rng, (K, N), kind)
-    left = launch.transposed(launch.asarray(a.T.copy())) if layout[0] == "T" else launch.asarray(a)
-    right = launch.transposed(launch.asarray(b.T.copy())) if layout[1] == "T" else launch.asarray(b)
-    got = launch.to_host(matmul.product(left, right))
+    left = transposed(asarray(a.T.copy())) if layout[0] == "T" else asarray(a)
+    right = transposed(asarray(b.T.copy())) if layout[1] == "T" else asarray(b)
+    got = to_host(choice.product(left, right))
     assert np.array_equal(got, a @ b)
 
 
@@ -64,35 +65,33 @@ def test_strided_negative_and_misaligned_arrays(rng, kind):
     shifted = np.empty(8 * 12 + 1, kind)[1:].reshape(8, 12)
     shifted[...] = b
     with launch.simulation():
-        assert np.array_equal(matmul.product(every_second(a), every_second(b)), a @ b)
-        assert np.array_equal(matmul.product(a[::-1], b[:, ::-1]), a[::-1] @ b[:, ::-1])
-        assert np.array_equal(matmul.product(a, shifted), a @ b)
+        assert np.array_equal(choice.product(every_second(a), every_second(b)), a @ b)
+        assert np.array_equal(choice.product(a[::-1], b[:, ::-1]), a[::-1] @ b[:, ::-1])
+        assert np.array_equal(choice.product(a, shifted), a @ b)
 
 
 def direct(rng, family, tile, layout, wide, M, K, N, arithmetic=None):
     """Return a product by one given kernel, and NumPy's."""
     kind = np.float64 if arithmetic is tensor.FLOAT64 else np.float32
     a, b = integers(rng, (M, K), kind), integers(rng, (K, N), kind)
-    left = matmul.strided(laid_out(a, layout[0] == "T"))
-    right = matmul.strided(laid_out(b, layout[1] == "T"))
+    left = choice.strided(laid_out(a, layout[0] == "T"))
+    right = choice.strided(laid_out(b, layout[1] == "T"))
     assert left.vectors and right.vectors or not wide
     args = (left.transposed, right.transposed, wide, left.locate, right.locate)
-    c, marks = launch.empty(M * N, kind), launch.empty(1, np.uint8)
+    c = empty(M * N, kind)
+    grid = (-(-M // tile.BM), -(-N // tile.BN))
+    given = (left.memory, right.memory, c, c, M, N, K, K, left.geometry, right.geometry, 0)
     if family == "blocked":
-        kernel, extra, unit = blocked.product_kernel(tile, *args), (), ()
+        launch.launch(blocked.product_kernel(tile, *args), grid, tile.threads, given)
     else:
         kernel = tensor.product_kernel(arithmetic, tile, *args)
-        extra, unit = (marks,), (np.float64(0),)
-    grid = (-(-M // tile.BM), -(-N // tile.BN))
-    numbers = (M, N, K, K, left.geometry, right.geometry, 0)
-    operands = (left.memory, right.memory, c, c)
-    launch.launch(kernel, grid, tile.threads, operands + extra + numbers + unit)
+        launch.launch(kernel, grid, tile.threads, given + tensor.UNMARKED)
     return c.reshape(M, N), a @ b
 
 
-LARGE, OBLONG, MIDDLE, SMALL = (tile for tile, _ in matmul.TILES["blocked"])
-LARGE_TENSOR, SMALL_TENSOR = (tile for tile, _ in matmul.TILES["tensor"])
-LARGE_DOUBLE, MIDDLE_DOUBLE, SMALL_DOUBLE = (tile for tile, _ in matmul.TILES["float64"])
+LARGE, OBLONG, MIDDLE, SMALL = (tile for tile, _ in choice.TILES["blocked"])
+LARGE_TENSOR, SMALL_TENSOR = (tile for tile, _ in choice.TILES["tensor"])
+LARGE_DOUBLE, MIDDLE_DOUBLE, SMALL_DOUBLE = (tile for tile, _ in choice.TILES["float64"])
 # What is compiled in every run; the other variants come from the same text and are marked slow.
 KERNELS = [
     ("blocked", LARGE, "NN", True, None),
@@ -115,7 +114,7 @@ OTHERS = [
         ("float64", [tensor.FLOAT64]),
         ("tensor", [tensor.WIDENED, tensor.TF32, tensor.BFLOAT16]),
     )
-    for tile, kind in matmul.TILES[family]
+    for tile, kind in choice.TILES[family]
     for arithmetic in arithmetics
     for layout in LAYOUTS
     for wide in (True, False)
@@ -152,21 +151,21 @@ def test_the_checks_see_a_kernel_with_too_few_registers():
 
 def test_the_order_of_threads_does_not_matter(rng, schedules):
     a, b = rng.standard_normal((2, 20, 20)).astype(np.float32)
-    schedules(lambda: [matmul.product(a, b), matmul.product(a.astype(float), b.astype(float))])
+    schedules(lambda: [choice.product(a, b), choice.product(a.astype(float), b.astype(float))])
 
 
 def test_a_split_product(rng, monkeypatch, schedules):
     """Split along K: exact on integers, the same bits in every order, bias and ReLU at the end."""
-    monkeypatch.setattr(matmul, "PART", 32)
+    monkeypatch.setattr(choice, "PART", 32)
     a, b, bias = integers(rng, (12, 100), np.float32), integers(rng, (100, 8), np.float32), -3
     bias = np.full(8, bias, np.float32)
     with launch.simulation(), launch.recorded() as records:
-        got = matmul.product(a, b, bias=bias, activation="relu")
+        got = choice.product(a, b, bias=bias, activation="relu")
     assert [r.kernel.name for r in records][1:] == ["sum_of_parts"]
     assert records[0].grid[2] == 3
     assert np.array_equal(got, np.maximum(a @ b + bias, 0))
     x, y = rng.standard_normal((12, 100)), rng.standard_normal((100, 8))
-    schedules(lambda: [matmul.product(x, y)])
+    schedules(lambda: [choice.product(x, y)])
 
 
 @DTYPES
@@ -180,9 +179,9 @@ def test_bias_and_activation(place, rng, kind, activation):
 
 
 @DTYPES
-@pytest.mark.parametrize("part", [matmul.PART, 8], ids=["whole", "split"])
+@pytest.mark.parametrize("part", [choice.PART, 8], ids=["whole", "split"])
 def test_nan_goes_through_the_relu(place, rng, kind, part, monkeypatch):
-    monkeypatch.setattr(matmul, "PART", part)
+    monkeypatch.setattr(choice, "PART", part)
     a, b = integers(rng, (9, 40), kind), integers(rng, (40, 12), kind)
     a[2, 1] = np.nan
     got = product_on(place, a, b, bias=np.zeros(12, kind), activation="relu")
@@ -236,19 +235,19 @@ def test_nan_and_infinity_stay_in_their_row_and_column(place, rng, kind):
 def test_the_table_of_variants():
     """Large products get large tiles, small ones small tiles; only short products are split."""
     vectors, matrices = ("any", "vectors"), ("any", "vectors", "matrices")
-    assert matmul.choose("blocked", 4096, 4096, 64, matrices) == LARGE
-    assert matmul.choose("blocked", 4096, 4096, 64, vectors) == OBLONG
-    assert matmul.choose("blocked", 4096, 4096, 64, ("any",)) == MIDDLE
-    assert matmul.choose("blocked", 128, 256, 64, matrices) == SMALL
-    assert matmul.choose("blocked", 576, 64, 2**17, vectors) == OBLONG  # split along K
-    assert matmul.choose("tensor", 4096, 4096, 64, matrices) == LARGE_TENSOR
-    assert matmul.choose("float64", 4096, 4096, 64, matrices) == LARGE_DOUBLE
-    assert matmul.choose("float64", 640, 1024, 64, ("any",)) == MIDDLE_DOUBLE
-    assert matmul.parts(LARGE, 4096, 4096, 4096) == (1, 4096)
-    assert matmul.parts(LARGE, 1024, 1024, 1024) == (2, 512)
-    assert matmul.parts(SMALL, 128, 256, 4096) == (16, 256)
-    assert matmul.parts(SMALL, 32, 32, 8) == (1, 8)
-    count, length = matmul.parts(SMALL, 32, 32, 100_003)
+    assert choice.choose("blocked", 4096, 4096, 64, matrices) == LARGE
+    assert choice.choose("blocked", 4096, 4096, 64, vectors) == OBLONG
+    assert choice.choose("blocked", 4096, 4096, 64, ("any",)) == MIDDLE
+    assert choice.choose("blocked", 128, 256, 64, matrices) == SMALL
+    assert choice.choose("blocked", 576, 64, 2**17, vectors) == OBLONG  # split along K
+    assert choice.choose("tensor", 4096, 4096, 64, matrices) == LARGE_TENSOR
+    assert choice.choose("float64", 4096, 4096, 64, matrices) == LARGE_DOUBLE
+    assert choice.choose("float64", 640, 1024, 64, ("any",)) == MIDDLE_DOUBLE
+    assert choice.parts(LARGE, 4096, 4096, 4096) == (1, 4096)
+    assert choice.parts(LARGE, 1024, 1024, 1024) == (2, 512)
+    assert choice.parts(SMALL, 128, 256, 4096) == (16, 256)
+    assert choice.parts(SMALL, 32, 32, 8) == (1, 8)
+    count, length = choice.parts(SMALL, 32, 32, 100_003)
     assert (count - 1) * length < 100_003 <= count * length and length % SMALL.BK == 0
 
 
@@ -266,9 +265,9 @@ def near_ties(rng):
 def test_the_rounded_product_is_the_same_on_device_and_host(place, rng):
     a, b = rng.standard_normal((40, 60)), rng.standard_normal((60, 24))
     a, b = a.astype(np.float32), b.astype(np.float32)
-    host, _ = matmul.rounded_on_host(a, b)
-    device = matmul.rounded(launch.asarray(a), launch.asarray(b))
-    assert np.array_equal(launch.to_host(device.product), host)
+    host, _ = rounded.rounded_on_host(a, b)
+    device = rounded.rounded(asarray(a), asarray(b))
+    assert np.array_equal(to_host(device.product), host)
     assert device.open == 0
     exact = a.astype(np.longdouble) @ b
     assert np.all(np.abs(host - exact) <= np.spacing(np.abs(host)) / 2 * (1 + 2.0**-20))
@@ -276,9 +275,9 @@ def test_the_rounded_product_is_the_same_on_device_and_host(place, rng):
 
 def test_ties_are_found_and_decided(place, rng):
     a, b = near_ties(rng)
-    host, open_on_host = matmul.rounded_on_host(a, b)
-    device = matmul.rounded(launch.asarray(a), launch.asarray(b))
-    got = launch.to_host(device.product)
+    host, open_on_host = rounded.rounded_on_host(a, b)
+    device = rounded.rounded(asarray(a), asarray(b))
+    got = to_host(device.product)
     assert np.array_equal(got, host)
     assert got[0, 0] == 1  # to even
     assert got[1, 0] == 1 + np.float32(2.0**-23)  # 2^-60 above the boundary
@@ -287,12 +286,12 @@ def test_ties_are_found_and_decided(place, rng):
 
 
 def test_the_rounded_and_the_split_product_compile(rng, monkeypatch):
-    monkeypatch.setattr(matmul, "PART", 8)  # 16 in two parts
+    monkeypatch.setattr(choice, "PART", 8)  # 16 in two parts
     with launch.simulation(), launch.recorded() as records:
-        matmul.rounded(*near_ties(rng))
+        rounded.rounded(*near_ties(rng))
         for kind in (np.float32, np.float64):
-            matmul.product(np.zeros((2, 16), kind), np.zeros((16, 2), kind))
-    compiled.check(records, matmul)
+            choice.product(np.zeros((2, 16), kind), np.zeros((16, 2), kind))
+    compiled.check(records, choice, rounded)
 
 
 @DTYPES
@@ -300,7 +299,7 @@ def test_the_rounded_and_the_split_product_compile(rng, monkeypatch):
 def test_the_kernel_for_teaching(place, rng, kind, shape):
     M, K, N = shape
     a, b = integers(rng, (M, K), kind), integers(rng, (K, N), kind)
-    got = launch.to_host(tiled.matmul(launch.asarray(a), launch.asarray(b)))
+    got = to_host(tiled.matmul(asarray(a), asarray(b)))
     assert np.array_equal(got, a @ b)
 
 
@@ -315,12 +314,12 @@ def test_the_kernel_for_teaching_compiles(rng):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda f: matmul.product(f(2, 3), f(2, 3)), ValueError, r"b: got shape \(2, 3\)"),
-        (lambda f: matmul.product(f(2), f(2, 3)), ValueError, "a: got shape .* a matrix"),
-        (lambda f: matmul.product(f(2, 0), f(0, 3)), ValueError, "at least one row"),
-        (lambda f: matmul.product(f(2, 2), f(2, 2), precision="half"), ValueError, "precision"),
-        (lambda f: matmul.product(f(2, 2), f(2, 2), activation="tanh"), ValueError, "activation"),
-        (lambda f: matmul.product(f(2, 2), f(2, 2).astype(float)), TypeError, "float64"),
+        (lambda f: choice.product(f(2, 3), f(2, 3)), ValueError, r"b: got shape \(2, 3\)"),
+        (lambda f: choice.product(f(2), f(2, 3)), ValueError, "a: got shape .* a matrix"),
+        (lambda f: choice.product(f(2, 0), f(0, 3)), ValueError, "at least one row"),
+        (lambda f: choice.product(f(2, 2), f(2, 2), precision="half"), ValueError, "precision"),
+        (lambda f: choice.product(f(2, 2), f(2, 2), activation="tanh"), ValueError, "activation"),
+        (lambda f: choice.product(f(2, 2), f(2, 2).astype(float)), TypeError, "float64"),
         (lambda f: tiled.matmul(f(2, 3), f(2, 3)), ValueError, r"b: got float32 of shape \(2, 3\)"),
     ],
 )

@@ -24,6 +24,7 @@ from minimal_nn import (
 )
 from minimal_nn.cuda import plan
 from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.device.arrays import to_host
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.training import StepByStep
 
@@ -89,7 +90,7 @@ def test_the_same_bits_as_layer_by_layer(place, rng, name, optimizer, kind, monk
         losses = loop.run(network, steps, *data, batches)
         arrays = [*network.parameters.values(), *network.state.values()]
         arrays += [a for slots in steps.state.values() for a in slots.values()]
-        results.append((losses, steps.t, [launch.to_host(a) for a in arrays]))
+        results.append((losses, steps.t, [to_host(a) for a in arrays]))
     (losses, t, arrays), (expected_losses, expected_t, expected) = results
     assert np.array_equal(losses, expected_losses.astype(kind)) and t == expected_t == 3
     assert all(np.array_equal(a, b) for a, b in zip(arrays, expected, strict=True))
@@ -115,7 +116,7 @@ def test_a_failed_step_changes_nothing(rng):
         assert optimizer.t == other.t == 2
         for name, array in {**good.parameters, **good.state}.items():
             found = {**network.parameters, **network.state}[name]
-            assert np.array_equal(launch.to_host(found), launch.to_host(array)), name
+            assert np.array_equal(to_host(found), to_host(array)), name
 
 
 def test_a_failed_step_names_what_was_wrong(rng):
@@ -136,14 +137,14 @@ def test_weights_that_vanish_before_they_are_normalized(rng):
         # w - eta (g + weight_decay w) at eta = 1, weight_decay = 1 is -g; of dead inputs that is 0.
         optimizer = SGD(1.0, groups=[Group(["dense1.W"], weight_decay=1.0, fixed_norm=1.0)])
         X[6:] = 0
-        before = {name: launch.to_host(array) for name, array in network.parameters.items()}
+        before = {name: to_host(array) for name, array in network.parameters.items()}
         batches = np.array([[6, 7, 8], [0, 1, 2]])
         loop = plan.plan(network.program(), optimizer, 3)
         with pytest.raises(ZeroNormError, match=r"dense1.W: w: the weights of units \[0, 1"):
             loop.run(network, optimizer, X, labels, batches)
         assert optimizer.t == 0
         for name, array in before.items():
-            assert np.array_equal(launch.to_host(network.parameters[name]), array), name
+            assert np.array_equal(to_host(network.parameters[name]), array), name
 
 
 def test_host_data_are_not_written(rng):

@@ -9,6 +9,7 @@ from agreement import assert_same_bits, assert_within, wide
 
 from minimal_nn.cuda import update
 from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.device.arrays import asarray, empty, to_host
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.errors import ZeroNormError
 from minimal_nn.reference import update as reference
@@ -48,7 +49,7 @@ def as_tuple(result):
 
 
 def table_of(rows, kind):
-    return launch.asarray(np.array(rows, kind).ravel())
+    return asarray(np.array(rows, kind).ravel())
 
 
 @KINDS
@@ -57,7 +58,7 @@ def table_of(rows, kind):
 def test_agrees_with_the_reference(place, rng, kind, formula, shape):
     arrays = draw(rng, formula, kind, shape)
     hyper = hyper_of(formula, t=3)
-    got = as_tuple(getattr(update, formula)(*(launch.asarray(x) for x in arrays), **hyper))
+    got = as_tuple(getattr(update, formula)(*(asarray(x) for x in arrays), **hyper))
     expected = as_tuple(getattr(reference, formula)(*(wide(x) for x in arrays), **hyper))
     if formula == "sign_sgd":
         bounds = [8 * np.finfo(kind).eps * (np.abs(arrays[0]) + 1)]
@@ -65,7 +66,7 @@ def test_agrees_with_the_reference(place, rng, kind, formula, shape):
         bounds = as_tuple(getattr(reference, formula)(*(running(x, kind) for x in arrays), **hyper))
         bounds = [bound.error for bound in bounds]
     for value, truth, bound in zip(got, expected, bounds, strict=True):
-        value = launch.to_host(value)
+        value = to_host(value)
         assert value.dtype == kind
         assert_within(value, truth, bound, formula)
 
@@ -76,16 +77,16 @@ def test_a_group_in_place_takes_its_row_of_numbers(place, rng, formula):
     shapes, kind = [(5, 3), (7,), (3, 3, 1, 2)], np.float32
     parts = [draw(rng, formula, kind, shape) for shape in shapes]
     flat = [np.concatenate([part[k].ravel() for part in parts]) for k in range(len(parts[0]))]
-    w, g, *states = (launch.asarray(x) for x in flat)
+    w, g, *states = (asarray(x) for x in flat)
     rows = [update.scalars(formula, 0.25, **hyper_of(formula, t)) for t in (1, 2)]
     table = table_of(rows, kind)
     for step in range(2):
-        place = launch.asarray(np.array([step], np.uint32))
+        place = asarray(np.array([step], np.uint32))
         for call in update.step_calls(formula, w, g, states, table, place):
             launch.launch(*call)
     start = 0
     for shape, part in zip(shapes, parts, strict=True):
-        expected = [launch.asarray(x) for x in part]
+        expected = [asarray(x) for x in part]
         for t in (1, 2):
             penalized = update.add_penalty(expected[1], expected[0], 0.25)
             new = getattr(update, formula)(
@@ -94,8 +95,8 @@ def test_a_group_in_place_takes_its_row_of_numbers(place, rng, formula):
             expected = [as_tuple(new)[0], expected[1], *as_tuple(new)[1:]]
         n = int(np.prod(shape))
         for got, same in zip((w, *states), (expected[0], *expected[2:]), strict=True):
-            got = launch.to_host(got)[start : start + n].reshape(shape)
-            assert_same_bits(got, launch.to_host(same), formula)
+            got = to_host(got)[start : start + n].reshape(shape)
+            assert_same_bits(got, to_host(same), formula)
         start += n
 
 
@@ -104,11 +105,11 @@ def test_zero_over_zero_is_a_zero_step(place, formula):
     hyper = {k: 0.0 if k.startswith("eps") else v for k, v in hyper_of(formula).items()}
     w = np.arange(1, 6, dtype=np.float32)
     zeros = [np.zeros(5, np.float32)] * (1 + update.FORMULAS[formula].states)
-    got = as_tuple(getattr(update, formula)(*(launch.asarray(x) for x in (w, *zeros)), **hyper))
+    got = as_tuple(getattr(update, formula)(*(asarray(x) for x in (w, *zeros)), **hyper))
     shrink = np.float32(1 - 0.07 * 0.01) if formula == "adamw" else np.float32(1)
-    assert_same_bits(launch.to_host(got[0]), shrink * w, formula)
+    assert_same_bits(to_host(got[0]), shrink * w, formula)
     for state in got[1:]:
-        assert not launch.to_host(state).any()
+        assert not to_host(state).any()
 
 
 @EVERY_FORMULA
@@ -118,16 +119,16 @@ def test_a_hyper_parameter_for_each_unit(place, rng, formula):
     hyper = hyper_of(formula)
     rates = np.array([0.5, 0.25, 2.0], np.float32)
     step = getattr(update, formula)
-    got = as_tuple(step(*(launch.asarray(x) for x in arrays), **{**hyper, "learning_rate": rates}))
+    got = as_tuple(step(*(asarray(x) for x in arrays), **{**hyper, "learning_rate": rates}))
     if formula == "adamw":  # 1 - rate decay is rounded to float32 in the array, once in the number
         hyper["decoupled_weight_decay"] = 0.0
         zero = {**hyper, "learning_rate": rates}
-        got = as_tuple(step(*(launch.asarray(x) for x in arrays), **zero))
+        got = as_tuple(step(*(asarray(x) for x in arrays), **zero))
     for k in range(3):
-        column = [launch.asarray(np.ascontiguousarray(x[:, k])) for x in arrays]
+        column = [asarray(np.ascontiguousarray(x[:, k])) for x in arrays]
         alone = as_tuple(step(*column, **{**hyper, "learning_rate": float(rates[k])}))
         for value, same in zip(got, alone, strict=True):
-            assert_same_bits(launch.to_host(value)[:, k], launch.to_host(same), formula)
+            assert_same_bits(to_host(value)[:, k], to_host(same), formula)
 
 
 # Unit by unit
@@ -151,16 +152,14 @@ def group(rng, kind, shapes, starts, n):
 )
 def test_units_of_a_group_in_one_launch(place, rng, kind, shapes, starts, n):
     w, g, cuts = group(rng, kind, shapes, starts, n)
-    on_device = launch.asarray(w.copy())
+    on_device = asarray(w.copy())
     units = update.Units(shapes, update.Units.widest(shapes, starts, on_device), starts)
-    blocks = launch.asarray(units.table.ravel())
+    blocks = asarray(units.table.ravel())
     norms = rng.uniform(0.5, 2, units.count).astype(kind)
-    lengths, status = launch.empty(units.count, kind), reduction.status()
-    for call in update.normalize_calls(
-        on_device, units, blocks, launch.asarray(norms), lengths, status
-    ):
+    lengths, status = empty(units.count, kind), reduction.status()
+    for call in update.normalize_calls(on_device, units, blocks, asarray(norms), lengths, status):
         launch.launch(*call)
-    got, first = launch.to_host(on_device), 0
+    got, first = to_host(on_device), 0
     for shape, cut in zip(shapes, cuts, strict=True):
         count = shape[-1] if len(shape) > 1 else 1
         norm = norms[first : first + count] if count > 1 else norms[first]
@@ -173,15 +172,15 @@ def test_units_of_a_group_in_one_launch(place, rng, kind, shapes, starts, n):
         untouched[cut] = False
     assert_same_bits(got[untouched], w[untouched], "numbers between the parameters")
 
-    place_of_row = launch.asarray(np.zeros(1, np.uint32))
+    place_of_row = asarray(np.zeros(1, np.uint32))
     for formula in ("normalized_sgd", "lars"):
-        on_device = launch.asarray(w.copy())
+        on_device = asarray(w.copy())
         for call in update.unit_step_calls(
-            formula, on_device, launch.asarray(g), units, blocks,
+            formula, on_device, asarray(g), units, blocks,
             table_of([(0.0, 0.07)], kind), place_of_row,
         ):  # fmt: skip
             launch.launch(*call)
-        got = launch.to_host(on_device)
+        got = to_host(on_device)
         for shape, cut in zip(shapes, cuts, strict=True):
             arrays = w[cut].reshape(shape), g[cut].reshape(shape)
             step = getattr(reference, formula)
@@ -194,44 +193,44 @@ def test_units_of_a_group_in_one_launch(place, rng, kind, shapes, starts, n):
 def test_normalize_and_lars_commute_with_powers_of_two(place, rng, kind):
     w, g = rng.standard_normal((2, 9, 8)).astype(kind)
     a = (2.0 ** rng.integers(-20, 21, 8)).astype(kind)
-    w, g, scaled, other = (launch.asarray(x) for x in (w, g, a * w, g / a))
-    normalized = launch.to_host(update.normalize(w, 2.0))
-    assert_same_bits(launch.to_host(update.normalize(scaled, 2.0)), normalized, "normalize")
-    step = launch.to_host(update.lars(w, g, 0.1))
-    assert_same_bits(launch.to_host(update.lars(scaled, other, 0.1)), a * step, "lars")
+    w, g, scaled, other = (asarray(x) for x in (w, g, a * w, g / a))
+    normalized = to_host(update.normalize(w, 2.0))
+    assert_same_bits(to_host(update.normalize(scaled, 2.0)), normalized, "normalize")
+    step = to_host(update.lars(w, g, 0.1))
+    assert_same_bits(to_host(update.lars(scaled, other, 0.1)), a * step, "lars")
 
 
 @KINDS
 @pytest.mark.parametrize("formula", ["normalized_sgd", "lars"])
 def test_a_rate_for_each_unit_sums_in_the_same_order(place, rng, kind, formula):
-    w, g = (launch.asarray(x) for x in rng.standard_normal((2, 70, 8)).astype(kind))
+    w, g = (asarray(x) for x in rng.standard_normal((2, 70, 8)).astype(kind))
     one = getattr(update, formula)(w, g, 4.0)
     each = getattr(update, formula)(w, g, np.full(8, 4.0))
-    assert_same_bits(launch.to_host(each), launch.to_host(one), formula)
+    assert_same_bits(to_host(each), to_host(one), formula)
 
 
 def test_zero_gradients_step_nowhere_and_zero_weights_are_refused(place, rng):
     w = rng.standard_normal((9, 8)).astype(np.float32)
-    zero = launch.asarray(np.zeros_like(w))
+    zero = asarray(np.zeros_like(w))
     for formula in ("normalized_sgd", "lars"):
-        got = getattr(update, formula)(launch.asarray(w), zero, 0.1)
-        assert_same_bits(launch.to_host(got), w, formula)
+        got = getattr(update, formula)(asarray(w), zero, 0.1)
+        assert_same_bits(to_host(got), w, formula)
     w[:, [1, 4]] = 0
     with pytest.raises(ZeroNormError, match=r"units \[1, 4\] are all 0"):
-        update.normalize(launch.asarray(w), 1.0)
+        update.normalize(asarray(w), 1.0)
 
 
 def everything(rng, kind):
     results = []
     for shape in ((5, 3), (6, 8)):
         for formula in FORMULAS:
-            arrays = [launch.asarray(x) for x in draw(rng, formula, kind, shape)]
+            arrays = [asarray(x) for x in draw(rng, formula, kind, shape)]
             results += as_tuple(getattr(update, formula)(*arrays, **hyper_of(formula)))
         w, g = arrays[:2]
         results += [update.add_penalty(g, w, 0.5), update.normalize(w, 1.0)]
         results += [update.lars(w, g, 0.1), update.normalized_sgd(w, g, 0.1)]
     rates = np.array([1, 2, 3, 4, 5, 6, 7, 8], kind)
-    w, g, m, v = (launch.asarray(x) for x in draw(rng, "adam", kind, (6, 8)))
+    w, g, m, v = (asarray(x) for x in draw(rng, "adam", kind, (6, 8)))
     results += as_tuple(update.adam(w, g, m, v, **{**hyper_of("adam"), "learning_rate": rates}))
     return [*results, update.lars(w, g, rates)]
 

@@ -7,6 +7,7 @@ from agreement import assert_same_bits, assert_within, wide
 
 from minimal_nn.cuda import weightnorm
 from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.device.arrays import asarray, empty, to_host
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.errors import NonFiniteError, ZeroNormError
 from minimal_nn.reference import weightnorm as reference
@@ -33,9 +34,9 @@ def draw(rng, shape, kind):
 
 def everything(v, g, dW, eps):
     """Return W, dv, dg as host arrays."""
-    v, g, dW = (launch.asarray(x) for x in (v, g, dW))
+    v, g, dW = (asarray(x) for x in (v, g, dW))
     W, cache = weightnorm.forward(v, g, eps)
-    return [launch.to_host(x) for x in (W, *weightnorm.backward(dW, cache))]
+    return [to_host(x) for x in (W, *weightnorm.backward(dW, cache))]
 
 
 def from_reference(arrays, eps, convert):
@@ -88,14 +89,14 @@ def test_a_zero_column_at_eps_zero_is_refused(place, rng):
     v, g, dW = draw(rng, (9, 8), np.float32)
     v[:, [3, 6]] = 0
     assert np.isfinite(everything(v, g, dW, 1e-5)[1]).all()
-    v, g = launch.asarray(v), launch.asarray(g)
+    v, g = asarray(v), asarray(g)
     with pytest.raises(ZeroNormError, match=r"units \[3, 6\] have norm 0 at eps = 0"):
         weightnorm.forward(v, g, 0.0)
-    status = launch.asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
-    W, norm = launch.empty(v.shape, v.dtype), launch.empty(8, v.dtype)
+    status = asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
+    W, norm = empty(v.shape, v.dtype), empty(8, v.dtype)
     for call in weightnorm.forward_calls(v, g, 0.0, W, norm, status):
         launch.launch(*call)
-    assert launch.to_host(status).tolist() == [0, 0, 1]
+    assert to_host(status).tolist() == [0, 0, 1]
 
 
 def test_squares_beyond_the_range(place, path, rng):

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from numba import float32, uint32
 
-from minimal_nn.cuda.device import assembly, launch
+from minimal_nn.cuda.device import arguments, assembly, launch
+from minimal_nn.cuda.device.arrays import asarray, empty, to_host
+from minimal_nn.cuda.device.current import current
 from minimal_nn.cuda.device.intrinsics import load2, store2
-from minimal_nn.cuda.device.launch import cuda, device, kernel
-from minimal_nn.cuda.simulator import engine, lockstep
+from minimal_nn.cuda.device.language import cuda, device, kernel
+from minimal_nn.cuda.simulator import memory, rounding
 
 
 def reverse_in_shared_memory(barrier):
@@ -162,21 +164,21 @@ def run_time_index(x, y):
 def run(kernel, schedule="forward"):
     """Return what the kernel makes of 0, 1, ..., 63."""
     with launch.simulation(schedule):
-        x = launch.asarray(np.arange(64, dtype=np.float32))
-        y = launch.empty(64, np.float32)
+        x = asarray(np.arange(64, dtype=np.float32))
+        y = empty(64, np.float32)
         launch.launch(kernel, 1, 64, (x, y))
-        return (launch.to_host(y),)
+        return (to_host(y),)
 
 
 def assembled(kernel):
-    array = launch.signature((np.zeros(64, np.float32),))
+    array = arguments.signature((np.zeros(64, np.float32),))
     return assembly.assemble(kernel, array * 2)
 
 
 def test_a_correct_kernel_passes(schedules):
     correct = reverse_in_shared_memory(barrier=True)
     assert np.array_equal(run(correct)[0], np.arange(63, -1, -1))
-    schedules(lambda: run(correct, launch.schedule()))
+    schedules(lambda: run(correct, current().schedule))
     assert assembly.faults(assembled(correct)) == []
 
 
@@ -184,20 +186,20 @@ def test_a_missing_barrier_is_seen_by_poison_and_by_the_schedules(schedules):
     wrong = reverse_in_shared_memory(barrier=False)
     assert np.isnan(run(wrong)[0]).any()
     with pytest.raises(AssertionError, match="depend on the schedule"):
-        schedules(lambda: run(wrong, launch.schedule()))
+        schedules(lambda: run(wrong, current().schedule))
 
 
 def test_a_race_is_seen_by_the_schedules(schedules):
     with pytest.raises(AssertionError, match="depend on the schedule"):
-        schedules(lambda: run(racing, launch.schedule()))
+        schedules(lambda: run(racing, current().schedule))
 
 
 @pytest.mark.parametrize(
     ("kernel", "error", "message"),
     [
-        (divergent, engine.DivergentBarrierError, "different barriers"),
-        (leaving, engine.EarlyExitError, "3 threads left"),
-        (half_a_warp, engine.DeadlockError, "never come"),
+        (divergent, memory.DivergentBarrierError, "different barriers"),
+        (leaving, memory.EarlyExitError, "3 threads left"),
+        (half_a_warp, memory.DeadlockError, "never come"),
         (out_of_range, IndexError, "out of bounds"),
     ],
     ids=lambda value: getattr(value, "name", ""),
@@ -210,13 +212,13 @@ def test_a_fault_of_control_is_an_error(kernel, error, message):
 @pytest.mark.parametrize(
     ("kernel", "error", "message"),
     [
-        (divergent, engine.DivergentBarrierError, "others do not reach"),
-        (leaving, engine.DivergentBarrierError, "others do not reach"),
-        (half_a_warp, engine.DeadlockError, "never come"),
+        (divergent, memory.DivergentBarrierError, "others do not reach"),
+        (leaving, memory.DivergentBarrierError, "others do not reach"),
+        (half_a_warp, memory.DeadlockError, "never come"),
         (out_of_range, IndexError, "out of bounds"),
-        (run_time_index, engine.SimulationError, "would not stay in registers"),
-        (parting, engine.SimulationError, "some threads leave a loop"),
-        (misaligned, engine.SimulationError, "index 1: expected a multiple of 2"),
+        (run_time_index, memory.SimulationError, "would not stay in registers"),
+        (parting, memory.SimulationError, "some threads leave a loop"),
+        (misaligned, memory.SimulationError, "index 1: expected a multiple of 2"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -232,11 +234,11 @@ def test_lockstep_needs_the_barrier_for_nothing_but_sees_what_is_unwritten():
 
 @pytest.mark.parametrize("kernel", [branches, votes], ids=lambda kernel: kernel.name)
 def test_branches_are_the_same_in_lockstep(schedules, kernel):
-    schedules(lambda: run(kernel, launch.schedule()))
+    schedules(lambda: run(kernel, current().schedule))
 
 
 def test_the_simulator_runs_on_after_an_error():
-    with pytest.raises(engine.DivergentBarrierError):
+    with pytest.raises(memory.DivergentBarrierError):
         run(divergent)
     assert np.isfinite(run(reverse_in_shared_memory(barrier=True))[0]).all()
 
@@ -270,8 +272,8 @@ def test_fma_of_arrays_is_that_of_numbers(kind):
     a[250:260], c[260:265], b[265:270] = 0, np.inf, np.nan
     a, b, c = (x.astype(kind) for x in (a, b, c))
     with np.errstate(all="ignore"):
-        expected = np.array([engine.fma(*numbers) for numbers in zip(a, b, c, strict=True)])
-        got = lockstep.fma(a, b, c)
+        expected = np.array([rounding.fma(*numbers) for numbers in zip(a, b, c, strict=True)])
+        got = rounding.fma(a, b, c)
         assert got.dtype == kind and np.array_equal(got, expected, equal_nan=True)
 
 
@@ -280,6 +282,6 @@ def test_fma_rounds_once():
     a, b = rng.standard_normal((2, 200)).astype(np.float32)
     exact = a.astype(np.float64) * b  # exact: 24 + 24 bits
     c = (-exact).astype(np.float32)
-    got = np.array([engine.fma(x, y, z) for x, y, z in zip(a, b, c, strict=True)])
+    got = np.array([rounding.fma(x, y, z) for x, y, z in zip(a, b, c, strict=True)])
     assert np.array_equal(got, (exact + c).astype(np.float32))  # the difference is exact as well
-    assert engine.fma(np.float64(3), np.float64(1) / 3, np.float64(-1)) == -(2.0**-54)
+    assert rounding.fma(np.float64(3), np.float64(1) / 3, np.float64(-1)) == -(2.0**-54)

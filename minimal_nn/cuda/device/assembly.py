@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from numba import types
 
-from minimal_nn.cuda.device.launch import cuda
+from minimal_nn.cuda.device.language import cuda
 
 CAPABILITY = (9, 0, "a")
 ARCHITECTURE = "sm_90a"

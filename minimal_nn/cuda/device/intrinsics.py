@@ -24,9 +24,11 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from minimal_nn.cuda.device.launch import cuda
-from minimal_nn.cuda.simulator import engine, lockstep
+from minimal_nn.cuda.device.language import cuda
+from minimal_nn.cuda.simulator import lockstep
+from minimal_nn.cuda.simulator.engine import collective
 from minimal_nn.cuda.simulator.lockstep import is_each, masked, spread
+from minimal_nn.cuda.simulator.memory import SimulationError, register
 
 try:
     from numba.cuda.extending import intrinsic
@@ -118,7 +120,7 @@ def _store(n):
 def _named(typing, fallback, each, name):
     typing.__name__ = typing.__qualname__ = name
     made = intrinsic(typing)
-    engine.register(made, fallback, each)
+    register(made, fallback, each)
     return made
 
 
@@ -128,7 +130,7 @@ def _check_vector(array, index, n):
     if index + n > array.size:
         raise IndexError(f"elements {index} to {index + n - 1} of an array of {array.size}")
     if index % n and index % (16 // array.itemsize):
-        raise engine.SimulationError(f"index {index}: expected a multiple of {n}")
+        raise SimulationError(f"index {index}: expected a multiple of {n}")
     return index
 
 
@@ -278,7 +280,7 @@ def _mma(name, mnemonic, accumulator, operand, na, nb, letters, fragments):
         return {lane: tuple(numbers[0, lane] for numbers in D) for lane in range(32)}
 
     def fallback(a, b, c):
-        return engine.collective(name, (a, b, c), rule)
+        return collective(name, (a, b, c), rule)
 
     @masked
     def each(mask, a, b, c):

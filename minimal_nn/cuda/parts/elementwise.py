@@ -2,9 +2,7 @@
 
 import functools
 
-from numba import cuda
-
-from minimal_nn.cuda.device.launch import kernel
+from minimal_nn.cuda.device.language import cuda, kernel
 from minimal_nn.cuda.parts.vectors import U, lift, vector
 
 THREADS = 256

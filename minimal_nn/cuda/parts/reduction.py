@@ -42,9 +42,9 @@ import types
 
 import numba
 import numpy as np
-from numba import cuda
 
-from minimal_nn.cuda.device.launch import device, empty, kernel
+from minimal_nn.cuda.device.arrays import empty
+from minimal_nn.cuda.device.language import cuda, device, kernel
 from minimal_nn.cuda.parts.vectors import U, lift, number_type, vector
 
 THREADS = 128

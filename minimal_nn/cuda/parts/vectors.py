@@ -12,8 +12,9 @@ import types
 import numba
 import numpy as np
 
-from minimal_nn.cuda.device import intrinsics, launch
-from minimal_nn.cuda.device.launch import device
+from minimal_nn.cuda.device import intrinsics
+from minimal_nn.cuda.device.arrays import address, asarray, contiguous
+from minimal_nn.cuda.device.language import device
 from minimal_nn.cuda.parts.unroll import made
 
 BYTES = 16
@@ -83,7 +84,7 @@ def vector_width(length, *arrays):
     """
     widest = BYTES // arrays[0].dtype.itemsize
     whole = length is None or length % widest == 0
-    aligned = all(launch.address(array) % BYTES == 0 for array in arrays)
+    aligned = all(address(array) % BYTES == 0 for array in arrays)
     return widest if whole and aligned else 1
 
 
@@ -92,9 +93,9 @@ def placed(*arrays, dtype=None):
 
     Host arrays are copied there, device arrays of another dtype refused, strided ones copied.
     """
-    first = launch.asarray(arrays[0], dtype)
-    rest = (launch.asarray(array, first.dtype) for array in arrays[1:])
-    found = tuple(launch.contiguous(array) for array in (first, *rest))
+    first = asarray(arrays[0], dtype)
+    rest = (asarray(array, first.dtype) for array in arrays[1:])
+    found = tuple(contiguous(array) for array in (first, *rest))
     return found if len(found) > 1 else found[0]
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from numba import float32, uint32
 
 from minimal_nn.cuda.device.intrinsics import load4, store4
-from minimal_nn.cuda.device.launch import cuda, device, kernel
+from minimal_nn.cuda.device.language import cuda, device, kernel
 from minimal_nn.cuda.parts.unroll import unroll, unrolled
 
 # Bits of the argument `flags`.

@@ -14,7 +14,7 @@ Widened: a product of two float32 numbers is exact in float64, so that only the 
 The float64 sum s is within E = K 2^-53 sum|a b| of the exact one, and float32(s) is the correctly
 rounded result unless a rounding boundary of float32 lies within E of it; then the tiling does not
 matter, nor does the order of the sum.  With `certify` the kernel computes sum|a b| as well and
-marks the entries for which that is not certain; `matmul.rounded` computes those again.
+marks the entries for which that is not certain; `rounded.rounded` computes those again.
 """
 
 import functools
@@ -35,10 +35,12 @@ from minimal_nn.cuda.device.intrinsics import (
     store2,
     to_tf32,
 )
-from minimal_nn.cuda.device.launch import cuda, device, kernel
+from minimal_nn.cuda.device.language import cuda, device, kernel
 from minimal_nn.cuda.products.blocked import BIAS, RELU, name
 
 TWO_TO_MINUS_52 = np.float64(2.0**-52)
+# Where nothing is certified, what stands for the marks and the unit of their bound.
+UNMARKED = (np.uint32(0), np.float64(0))
 
 
 class Tile(NamedTuple):
@@ -173,7 +175,7 @@ def product_kernel(
     def magnitude(x):
         return x if x >= float64(0) else -x
 
-    def tensor(A, B, C, bias, marks, M, N, K, part, a_geometry, b_geometry, flags, unit):
+    def tensor(A, B, C, bias, M, N, K, part, a_geometry, b_geometry, flags, marks, unit):
         shared_a = cuda.shared.array(A_SIZE, real, 16)
         shared_b = cuda.shared.array(B_SIZE, real, 16)
         sums = cuda.local.array((M_PARTS, N_PARTS, 4), total)

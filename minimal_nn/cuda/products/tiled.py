@@ -22,7 +22,9 @@ import numba
 import numpy as np
 from numba import uint32
 
-from minimal_nn.cuda.device.launch import cuda, empty, kernel, launch
+from minimal_nn.cuda.device.arrays import empty
+from minimal_nn.cuda.device.language import cuda, kernel
+from minimal_nn.cuda.device.launch import launch
 
 TILE = 16
 SIZE = TILE * TILE

@@ -20,7 +20,7 @@ block, which goes on when everybody who must come has come.  What it does more t
                     well)
 
 All that takes a millisecond for a few dozen steps of a thread.  The schedule "lockstep" gives the
-same bits some ten times sooner (lockstep.py), without the search for races.
+same bits some ten times sooner (lockstep.py).
 
 What it cannot show: memory that arrives late between warps, and Numba's typing (float32 * 2.0 is
 float64 on the device).  For the second, every kernel is also compiled (assembly.py).
@@ -29,49 +29,24 @@ float64 on the device).  For the second, every kernel is also compiled (assembly
 import builtins
 import contextlib
 import functools
-import math
 import random
 import sys
 import types as python_types
-from fractions import Fraction
 
 import numpy as np
-from numba import types
-from numba.np.numpy_support import as_dtype
 
-WARP = 32
-FULL_MASK = 0xFFFFFFFF
-
-
-class SimulationError(RuntimeError):
-    """A kernel did what a device does not define."""
-
-
-class DivergentBarrierError(SimulationError):
-    """Threads of one block wait at different barriers."""
-
-
-class EarlyExitError(SimulationError):
-    """Threads have left the kernel while others of their block wait at a barrier."""
-
-
-class DeadlockError(SimulationError):
-    """Threads wait for others that never come."""
-
-
-def poison(array):
-    """Fill with NaN, or with a large number where the dtype has no NaN, and return the array."""
-    array.reshape(-1).view(np.uint8)[...] = 0xFF if array.dtype.kind in "fc" else 0x7B
-    return array
-
-
-class Index:
-    """Three numbers x, y, z."""
-
-    __slots__ = ("x", "y", "z")
-
-    def __init__(self, x, y, z):
-        self.x, self.y, self.z = x, y, z
+from minimal_nn.cuda.simulator import memory, rounding
+from minimal_nn.cuda.simulator.memory import (
+    FULL_MASK,
+    WARP,
+    DeadlockError,
+    DivergentBarrierError,
+    EarlyExitError,
+    as_numpy,
+    indices,
+    meaning,
+    poison,
+)
 
 
 class _Thread:
@@ -84,14 +59,12 @@ class _Thread:
         self.waits_for = self.site = self.value = self.rule = None
 
 
-class _Block:
+class _Block(memory.Block):
     """The thread block that runs at present, and the only state of the simulator."""
 
-    def __init__(self, index, shared_bytes):
-        self.index = index
-        self.shared = {}
-        self.dynamic = poison(np.empty(shared_bytes, np.uint8))
-        self.thread = None
+    def __init__(self, *geometry):
+        super().__init__(*geometry)
+        self.shared, self.thread = {}, None
 
     def wait(self, waits_for, depth, value=None, rule=None):
         """Hand over to the block from the kernel's frame, `depth` calls up; return the result."""
@@ -103,12 +76,9 @@ class _Block:
         return thread.value
 
 
-_block = None
-
-
 def _warp(name, mask, value, rule, depth=3):
     """Meet the lanes of `mask`: rule({lane: value}) -> {lane: result}."""
-    return _block.wait((name, int(mask) & FULL_MASK), depth, value, rule)
+    return fake_cuda.block.wait((name, int(mask) & FULL_MASK), depth, value, rule)
 
 
 def collective(name, value, rule):
@@ -143,15 +113,14 @@ def _vote(name, combine):
 
 class _SharedMemory:
     def array(self, shape, dtype, alignment=None):
-        dtype = as_numpy(dtype)
+        dtype, block = as_numpy(dtype), fake_cuda.block
         if shape == 0:
-            usable = len(_block.dynamic) // dtype.itemsize * dtype.itemsize
-            return _block.dynamic[:usable].view(dtype)
+            return block.dynamic_array(dtype)
         frame = sys._getframe(1)
         key = (frame.f_code, frame.f_lasti)
-        if key not in _block.shared:
-            _block.shared[key] = poison(np.empty(shape, dtype))
-        return _block.shared[key]
+        if key not in block.shared:
+            block.shared[key] = poison(np.empty(shape, dtype))
+        return block.shared[key]
 
 
 class _LocalMemory:
@@ -159,52 +128,22 @@ class _LocalMemory:
         return poison(np.empty(shape, as_numpy(dtype)))
 
 
-class ConstantMemory:
-    """cuda.const: arrays that kernels find as they are."""
-
-    def array_like(self, array):
-        return array
-
-
-class _Cuda:
+class _Cuda(memory.Cuda):
     """What a kernel finds under the name `cuda`."""
 
-    warpsize = WARP
     shared = _SharedMemory()
     local = _LocalMemory()
-    const = ConstantMemory()
 
     @property
     def threadIdx(self):
-        return _block.thread.index
-
-    @property
-    def blockIdx(self):
-        return _block.index
+        return self.block.thread.index
 
     @property
     def laneid(self):
-        return _block.thread.number % WARP
-
-    def grid(self, ndim):
-        block, thread, size = _block.index, _block.thread.index, self.blockDim
-        place = (
-            block.x * size.x + thread.x,
-            block.y * size.y + thread.y,
-            block.z * size.z + thread.z,
-        )
-        return place[0] if ndim == 1 else place[:ndim]
-
-    def gridsize(self, ndim):
-        grid, block = self.gridDim, self.blockDim
-        size = (grid.x * block.x, grid.y * block.y, grid.z * block.z)
-        return size[0] if ndim == 1 else size[:ndim]
+        return self.block.thread.number % WARP
 
     def syncthreads(self):
-        _block.wait("barrier", 2)
-
-    def threadfence(self):
-        pass
+        self.block.wait("barrier", 2)
 
     def syncwarp(self, mask=FULL_MASK):
         _warp("syncwarp", mask, None, lambda values: dict.fromkeys(values))
@@ -218,74 +157,16 @@ class _Cuda:
     ballot_sync = _vote("ballot", lambda values: sum(1 << i for i, bit in values.items() if bit))
 
     def fma(self, a, b, c):
-        return fma(a, b, c)
-
-
-def fma(a, b, c):
-    """Return a b + c with one rounding, in the dtype of a."""
-    if not (math.isfinite(a) and math.isfinite(b) and math.isfinite(c)):
-        return a * b + c
-    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
-    if exact == 0:
-        return a * b + c
-    if isinstance(a, np.float64):
-        return np.float64(exact.numerator / exact.denominator)
-    nearest = exact.numerator / exact.denominator  # int / int rounds correctly, to float64
-    remainder = exact - Fraction(nearest)
-    if remainder and not np.float64(nearest).view(np.uint64) & 1:
-        # Round to odd, so that the second rounding, to float32, sees that bits were lost.
-        nearest = math.nextafter(nearest, math.inf if remainder > 0 else -math.inf)
-    return np.float32(nearest)
-
-
-class _Math:
-    """math.* for one number, in the dtype of that number."""
-
-    pi, inf, nan = math.pi, math.inf, math.nan
-    sqrt, exp, log, log1p, expm1 = np.sqrt, np.exp, np.log, np.log1p, np.expm1
-    tanh, fabs, floor, ceil, copysign = np.tanh, np.fabs, np.floor, np.ceil, np.copysign
-    isnan, isinf, isfinite = np.isnan, np.isinf, np.isfinite
-
-
-def as_numpy(dtype):
-    """Return the NumPy dtype of a Numba type or dtype."""
-    return as_dtype(dtype) if isinstance(dtype, types.Type) else np.dtype(dtype)
-
-
-_fallbacks = {}
-
-
-def register(intrinsic, fallback, each):
-    """Let `fallback` stand for `intrinsic` (any object that kernels call) in simulated kernels.
-
-    each: what stands for it in lockstep, for the arrays of all threads.
-    """
-    _fallbacks[id(intrinsic)] = (intrinsic, fallback, each)
+        return rounding.fma(a, b, c)
 
 
 fake_cuda = _Cuda()
-_fake_math = _Math()
-
-
-def meaning(value, each=False):
-    """Return what a global name means to a simulated thread; each: to all threads of a block."""
-    if value is math:
-        return _fake_math
-    if id(value) in _fallbacks:
-        return _fallbacks[id(value)][2 if each else 1]
-    if isinstance(value, types.Number | types.Boolean):
-        return as_dtype(value).type
-    return value
 
 
 def _substitute(value, rebuilt):
-    from numba import cuda as real_cuda
-
-    if value is real_cuda:
-        return fake_cuda
     if hasattr(value, "py_func"):
         return _rebuild(value.py_func, rebuilt)
-    return meaning(value)
+    return meaning(value, fake_cuda)
 
 
 def _rebuild(function, rebuilt):
@@ -320,7 +201,7 @@ def _simulated(function):
     return thread
 
 
-def _order(schedule):
+def order(schedule):
     """Return the function that orders a list by the schedule."""
     if schedule == "forward":
         return lambda items: items
@@ -338,30 +219,12 @@ def _order(schedule):
     return shuffled
 
 
-def _three(shape):
-    shape = tuple(int(n) for n in (shape if isinstance(shape, tuple | list) else (shape,)))
-    return shape + (1,) * (3 - len(shape))
-
-
 def run(function, grid, block, args, shared=0, schedule="forward"):
     """Run `function` (the Python function of a kernel) over the grid, block by block."""
-    grid, block = _three(grid), _three(block)
-    fake_cuda.gridDim, fake_cuda.blockDim = Index(*grid), Index(*block)
-    if schedule == "lockstep":
-        from minimal_nn.cuda.simulator import lockstep
-
-        return lockstep.run(function, grid, block, args, shared)
-    greenlet = _greenlet()
-    body = _simulated(function)
-    order = _order(schedule)
-    threads = [
-        Index(x, y, z) for z in range(block[2]) for y in range(block[1]) for x in range(block[0])
-    ]
-    blocks = [
-        Index(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])
-    ]
-    for index in order(blocks):
-        _run_block(greenlet, body, args, index, threads, shared, order)
+    greenlet, body, in_order = _greenlet(), _simulated(function), order(schedule)
+    threads = indices(block)
+    for index in in_order(indices(grid)):
+        _run_block(greenlet, body, args, _Block(index, block, grid, shared), threads, in_order)
 
 
 def _greenlet():
@@ -374,14 +237,13 @@ def _greenlet():
     return greenlet
 
 
-def _run_block(greenlet, body, args, index, indices, shared, order):
-    global _block
-    _block = block = _Block(index, shared)
-    threads = [_Thread(place, number) for number, place in enumerate(indices)]
+def _run_block(greenlet, body, args, block, places, in_order):
+    fake_cuda.block = block
+    threads = [_Thread(place, number) for number, place in enumerate(places)]
     for thread in threads:
         thread.greenlet = greenlet(body)
     try:
-        ready = order(threads)
+        ready = in_order(threads)
         for thread in ready:
             block.thread = thread
             thread.greenlet.switch(*args)
@@ -390,11 +252,11 @@ def _run_block(greenlet, body, args, index, indices, shared, order):
             if not alive:
                 return
             ready = _meet(block, threads, alive)
-            for thread in order(ready):
+            for thread in in_order(ready):
                 block.thread = thread
                 thread.greenlet.switch()
     finally:
-        _block = None
+        fake_cuda.block = None
         for thread in threads:
             if thread.greenlet and not thread.greenlet.dead:
                 with contextlib.suppress(Exception):
@@ -408,11 +270,11 @@ def _meet(block, threads, alive):
         lines = ", ".join(str(line) for line in sorted({site[2] for site in sites}))
         if len(sites) > 1:
             raise DivergentBarrierError(
-                f"block {place_of(block)}: threads wait at different barriers, lines {lines}"
+                f"block {block.place}: threads wait at different barriers, lines {lines}"
             )
         if len(alive) < len(threads):
             raise EarlyExitError(
-                f"block {place_of(block)}: {len(threads) - len(alive)} threads left the kernel "
+                f"block {block.place}: {len(threads) - len(alive)} threads left the kernel "
                 f"before the barrier in line {lines}"
             )
         return alive
@@ -433,26 +295,7 @@ def _meet(block, threads, alive):
     if not ready:
         where = sorted({(str(thread.waits_for), thread.site[2]) for thread in alive})
         raise DeadlockError(
-            f"block {place_of(block)}: threads wait for others that never come, at "
+            f"block {block.place}: threads wait for others that never come, at "
             + "; ".join(f"{what} in line {line}" for what, line in where)
         )
     return ready
-
-
-def place_of(block):
-    """Return the number of a block, for messages."""
-    return (block.index.x, block.index.y, block.index.z)
-
-
-def empty(shape, dtype):
-    """Return a poisoned array that stands for fresh device memory."""
-    return poison(np.empty(shape, dtype))
-
-
-def wrap(interface):
-    """Return an array over the memory that a `__cuda_array_interface__` describes."""
-
-    class View:
-        __array_interface__ = {**interface, "version": 3}
-
-    return np.asarray(View())

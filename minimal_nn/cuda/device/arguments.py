@@ -1,0 +1,43 @@
+"""A kernel's arguments: their types.
+
+Arguments are arrays, NumPy scalars, and tuples of them.  A Python int is passed as uint32 (all
+indices are unsigned); a Python float is refused, since its type would decide the arithmetic.
+"""
+
+import numba
+import numpy as np
+from numba import types
+
+
+def typed(args):
+    """Return the arguments with every Python int as uint32."""
+    return tuple(_typed(arg) for arg in args)
+
+
+def _typed(arg):
+    if isinstance(arg, tuple):
+        return typed(arg)
+    if isinstance(arg, np.generic):  # np.float64 is a Python float as well
+        return arg
+    if isinstance(arg, bool | float):
+        raise TypeError(
+            f"args: got the Python {type(arg).__name__} {arg}, expected arrays, ints and NumPy "
+            "scalars; give it a type, for example np.float32(...)"
+        )
+    if isinstance(arg, int):
+        return np.uint32(arg)
+    return arg
+
+
+def signature(args):
+    """Return the Numba types of a kernel's arguments."""
+    return tuple(_type(arg) for arg in typed(args))
+
+
+def _type(arg):
+    if isinstance(arg, tuple):
+        return types.Tuple.from_types(tuple(_type(item) for item in arg))
+    if isinstance(arg, np.ndarray):
+        layout = "C" if arg.flags.c_contiguous else "A"
+        return types.Array(numba.from_dtype(arg.dtype), arg.ndim, layout)
+    return numba.typeof(arg)

@@ -1,0 +1,170 @@
+"""Arrays on the device: where they come from, what is refused, and how they are seen."""
+
+import contextlib
+import math
+
+import numba
+import numpy as np
+
+from minimal_nn.cuda.device.current import current
+from minimal_nn.cuda.device.language import cuda, kernel
+from minimal_nn.cuda.device.launch import launch
+
+MOST = 2**31  # numbers in an array: indices are uint32, also a few steps behind the end
+
+
+def asarray(x, dtype=None):
+    """Return x on the device: device and foreign arrays as they are, host arrays copied.
+
+    A foreign array is any object with `__cuda_array_interface__` (CuPy, PyTorch, JAX, Numba); it is
+    used in place.  Kernels run on the default stream: work on the array by another stream is waited
+    for only where the interface names that stream (PyTorch's does not).  dtype converts host
+    arrays; of others it is only checked.
+    """
+    device = current()
+    if device.owns(x):
+        if device.simulated and dtype is not None:
+            x = x.astype(dtype, copy=False)  # there, an array of the host looks the same
+        return _checked(x, dtype)
+    if hasattr(x, "__cuda_array_interface__"):
+        return _checked(device.from_foreign(x), dtype)
+    x = np.asarray(x, dtype=dtype)
+    if x.dtype.kind not in "fiub":
+        raise TypeError(f"x: got an array of {x.dtype}, expected real numbers")
+    return device.from_host(_checked(x, dtype))
+
+
+def _checked(x, dtype):
+    if dtype is not None and x.dtype != np.dtype(dtype):
+        raise TypeError(
+            f"x: got a device array of {x.dtype}, expected {np.dtype(dtype)}; convert it where it "
+            "was made"
+        )
+    if 0 in x.shape:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, expected no axis of length zero")
+    if x.size >= MOST:
+        raise ValueError(
+            f"x: got {x.size} numbers, expected fewer than 2**31 (indices have 32 bits): take it "
+            "in parts"
+        )
+    if not isinstance(x, np.ndarray):
+        if any(stride < 0 or stride % x.dtype.itemsize for stride in x.strides):
+            raise ValueError(
+                f"x: got a device array with strides of {tuple(x.strides)} bytes, expected "
+                f"multiples of {x.dtype.itemsize}, none negative: copy it where it was made"
+            )
+    return x
+
+
+def is_device_array(x):
+    """Return whether x is an array of this wing (under simulation: a NumPy array)."""
+    return current().owns(x)
+
+
+def empty(shape, dtype):
+    """Return a new device array with undefined content (under simulation: NaN)."""
+    shape = tuple(int(n) for n in shape) if isinstance(shape, tuple | list) else (int(shape),)
+    if 0 in shape:
+        raise ValueError(f"shape: got {shape}, expected no axis of length zero")
+    if math.prod(shape) >= MOST:
+        raise ValueError(
+            f"shape: got {shape}, expected fewer than 2**31 numbers (indices have 32 bits): take "
+            "them in parts"
+        )
+    return current().empty(shape, dtype)
+
+
+@contextlib.contextmanager
+def poisoned():
+    """Let `empty` fill new device arrays with NaN in a `with` block, as the simulator does."""
+    device = current()
+    before, device.poisons = device.poisons, True
+    try:
+        yield
+    finally:
+        device.poisons = before
+
+
+def to_host(x):
+    """Return a NumPy copy of a device array; waits for the kernels that write it.
+
+    What is on the host already (a NumPy array, a number) is copied as well.
+    """
+    if not is_device_array(x):
+        if hasattr(x, "__cuda_array_interface__"):
+            return to_host(asarray(x))
+        return np.array(x)
+    return current().to_host(x)
+
+
+def fill_from_host(x, values):
+    """Copy a NumPy array into the device array x, of the same shape and dtype."""
+    current().fill(x, values)
+
+
+def copy(target, source):
+    """Copy a contiguous device array into another of the same shape and dtype."""
+    current().copy(target, source)
+
+
+def duplicate(x):
+    """Return a new device array with the content of a contiguous one."""
+    result = empty(x.shape, x.dtype)
+    copy(result, x)
+    return result
+
+
+def flat(x):
+    """Return the memory under x as a 1-D array, and the strides of x in elements.
+
+    For kernels that take any strides.  (Under simulation, where any NumPy array counts as a device
+    array, one with negative strides is copied first.)
+    """
+    itemsize = x.dtype.itemsize
+    if any(stride < 0 or stride % itemsize for stride in x.strides):
+        x = np.ascontiguousarray(x)
+    strides = tuple(stride // itemsize for stride in x.strides)
+    span = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, strides, strict=True))
+    return current().view(x, (span,), (itemsize,)), strides
+
+
+def transposed(x):
+    """Return the transposed matrix, a view (DeviceNDArray.T would copy)."""
+    return current().view(x, x.shape[::-1], x.strides[::-1])
+
+
+def address(x):
+    """Return the address of the first element, for questions of alignment."""
+    return current().address(x)
+
+
+def is_contiguous(x):
+    """Return whether x lies in C order without gaps."""
+    return current().is_contiguous(x)
+
+
+def contiguous(x):
+    """Return x itself where it is contiguous, else a contiguous copy."""
+    if is_contiguous(x):
+        return x
+    if x.ndim > 4 or any(stride < 0 for stride in x.strides):
+        return asarray(np.ascontiguousarray(to_host(x)))
+    memory, strides = flat(x)
+    shape = (1,) * (4 - x.ndim) + tuple(x.shape)
+    strides = (0,) * (4 - x.ndim) + strides
+    result = empty(x.shape, x.dtype)
+    launch(gather, -(-x.size // 256), 256, (memory, result.reshape(x.size), shape, strides))
+    return result
+
+
+@kernel(threads=256)
+def gather(x, y, shape, strides):
+    """y = x, read by its strides."""
+    i = numba.uint32(cuda.grid(1))
+    if i < numba.uint32(y.size):
+        rest = i
+        place = numba.uint32(0)
+        for axis in (3, 2, 1, 0):
+            place += (rest % shape[axis]) * strides[axis]
+            rest //= shape[axis]
+        y[i] = x[place]
