@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn.cpu.affine import BLOCK
-from minimal_nn.cpu.batchnorm import (
+from minimal_nn.cpu.batchnorm.statistics import (
     ZERO_VARIANCE,
     check_inverses,
     inverse_deviation,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn.cpu.affine import BLOCK
-from minimal_nn.cpu.batchnorm import inverse_deviation, report_zero
+from minimal_nn.cpu.batchnorm.statistics import inverse_deviation, report_zero
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, writes

@@ -29,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn.cpu import affine
+from minimal_nn.cpu.convolution.patches import PatchCache, patches_of, scatter
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
@@ -554,50 +555,6 @@ class TiledCache(NamedTuple):
     padding: int
 
 
-class PatchCache(NamedTuple):
-    affine: affine.Cache
-    shape: tuple  # of x
-    kernel: tuple  # of W
-    stride: int
-    padding: int
-
-
-def output_size(size, kernel, stride, padding):
-    """Return how many windows of `kernel` pixels fit: (size + 2 padding - kernel) // stride + 1."""
-    return (size + 2 * padding - kernel) // stride + 1
-
-
-def _patches(x, kernel, stride, padding):
-    """Return the matrix (N P Q, kh kw C) of the patches that the kernel meets, a copy."""
-    kh, kw = kernel
-    n, h, w, c = x.shape
-    padded = np.zeros((n, h + 2 * padding, w + 2 * padding, c), dtype=x.dtype)
-    padded[:, padding : padding + h, padding : padding + w] = x
-    height, width = output_size(h, kh, stride, padding), output_size(w, kw, stride, padding)
-    out = np.empty((n, height, width, kh, kw, c), dtype=x.dtype)
-    for a in range(kh):
-        for b in range(kw):
-            rows = slice(a, a + stride * (height - 1) + 1, stride)
-            columns = slice(b, b + stride * (width - 1) + 1, stride)
-            out[:, :, :, a, b] = padded[:, rows, columns]
-    return out.reshape(n * height * width, kh * kw * c), (n, height, width)
-
-
-def _scatter(patches, shape, kernel, stride, padding):
-    """Return images whose entries are the sums of the patches' entries that came from them."""
-    kh, kw = kernel
-    n, h, w, c = shape
-    height, width = output_size(h, kh, stride, padding), output_size(w, kw, stride, padding)
-    patches = patches.reshape(n, height, width, kh, kw, c)
-    padded = np.zeros((n, h + 2 * padding, w + 2 * padding, c), dtype=patches.dtype)
-    for a in range(kh):
-        for b in range(kw):
-            rows = slice(a, a + stride * (height - 1) + 1, stride)
-            columns = slice(b, b + stride * (width - 1) + 1, stride)
-            padded[:, rows, columns] += patches[:, :, :, a, b]
-    return padded[:, padding : padding + h, padding : padding + w]
-
-
 def forward(x, W, b=None, stride=1, padding=1, algorithm="direct"):
     """Return y (N, P, Q, K) and the cache for images x (N, H, W, C), a kernel W (kh, kw, C, K).
 
@@ -622,7 +579,7 @@ def forward(x, W, b=None, stride=1, padding=1, algorithm="direct"):
     direct = is_direct(x.shape, W.shape, stride, padding)
     if x.size and (direct or algorithm != "direct"):
         return _tiled_forward(x, W, b, padding, algorithm)
-    patches, pixels = _patches(x, W.shape[:2], stride, padding)
+    patches, pixels = patches_of(x, W.shape[:2], stride, padding)
     y, cache = affine.forward(patches, W.reshape(-1, W.shape[3]), b)
     return y.reshape(*pixels, -1), PatchCache(cache, x.shape, W.shape, stride, padding)
 
@@ -633,7 +590,7 @@ def backward(dy, cache):
         return _tiled_backward(dy, cache)
     kernel = cache.kernel
     dpatches, dW, db = affine.backward(np.reshape(dy, (-1, kernel[3])), cache.affine)
-    dx = _scatter(dpatches, cache.shape, kernel[:2], cache.stride, cache.padding)
+    dx = scatter(dpatches, cache.shape, kernel[:2], cache.stride, cache.padding)
     return np.ascontiguousarray(dx), dW.reshape(kernel), db
 
 
