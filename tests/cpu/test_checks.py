@@ -9,7 +9,7 @@ import pytest
 
 from minimal_nn import SGD, BatchNorm, Conv2d, Dense, Flatten, Network, ReLU, Tanh
 from minimal_nn.cpu import activation, affine, batchnorm, convolution, layernorm
-from minimal_nn.cpu.machine import footprints, workspace
+from minimal_nn.cpu.machine import footprints, spans, workspace
 from minimal_nn.cpu.machine.compiler import kernel
 from minimal_nn.cpu.machine.footprints import axis, each, places, reads, shared_out, updates, writes
 from minimal_nn.cpu.machine.operands import Operand, image_numbers
@@ -286,12 +286,12 @@ def test_questions_about_spans_agree_with_their_numbers(rng):
     for _ in range(400):
         a, b = (_span(rng) for _ in range(2))
         left, right = set(a.numbers().tolist()), set(b.numbers().tolist())
-        assert footprints.meet(a, b) == bool(left & right)
-        answer = footprints.contains(a, b)
+        assert spans.meet(a, b) == bool(left & right)
+        answer = spans.contains(a, b)
         assert answer is None or answer == (right <= left)
-        answer_apart = footprints.disjoint(a, b)
+        answer_apart = spans.disjoint(a, b)
         assert answer_apart is None or answer_apart == (not left & right)
-        together = footprints.joined(a, b)
+        together = spans.joined(a, b)
         if together is not None:
             assert sorted(together.numbers().tolist()) == sorted(left | right)
         told += (answer is not None) + (answer_apart is not None)
@@ -321,9 +321,9 @@ def test_the_numbers_of_units(units):
 
 def test_footprints_are_those_of_all_units():
     place = footprints.region(writes(each(10), 4), 3, 1)
-    assert place.span == footprints.Span(0, 24, ((3, 10), (4, 1)))
+    assert place.span == spans.Span(0, 24, ((3, 10), (4, 1)))
     assert (place.shift, place.window) == (10, 4)
-    assert footprints.region(writes(each(4), 4), 3, 1).span == footprints.Span(0, 12, ((12, 1),))
+    assert footprints.region(writes(each(4), 4), 3, 1).span == spans.Span(0, 12, ((12, 1),))
     assert footprints.region(writes(each(4), 0), 3, 1) is None
 
 

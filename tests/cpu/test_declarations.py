@@ -76,8 +76,8 @@ class Examined:
     def program(self, program):
         """Examine each call of a program that is unlike those before."""
         thread_count = 1
-        phases, calls = program._frozen(thread_count)
-        rooms = [room for _, room in program._rooms.values()]
+        (_, calls), _ = program._frozen(thread_count)
+        rooms = [*program._rooms]
         for units, first, last, _, grain in program._phases:
             for index in range(first, last):
                 declarations, arguments, places = program._forms[index]

@@ -267,7 +267,7 @@ def test_the_loop_computes_what_the_layer_asks_for():
     for algorithm in ALGORITHMS:
         net = network(algorithm)
         plan = net.backend.plan(net.program(), Nesterov(), 23)
-        used = {call[0][0] for call in plan._loop(None, 23).program._calls}
+        used = {call[0] for call in plan._loop(None, 23).program._calls}
         for name, other in winograd.ALGORITHMS.items():
             inputs = {form.address for form in other._input._compiled.values()}
             assert bool(used & inputs) == (name == algorithm)

@@ -15,30 +15,19 @@ memory, and raises ProgramError with the first fault that it finds:
 A program is run step after step: what is kept (weights, optimizer state) begins a step as the one
 before left it; of everything else a step reads only what it has written itself.
 
-Most questions are answered by comparing the axes of footprints; where these do not tell, number by
-number.  Programs of the same form are checked once.
+Programs of the same form are checked once.
 """
 
 import functools
 
 import numpy as np
 
-from minimal_nn.cpu.machine.footprints import (
-    COLLECTS,
-    FLAGS,
-    READS,
-    SKIMS,
-    SPOILS,
-    Span,
-    contains,
-    disjoint,
-    joined,
-    meet,
-)
+from minimal_nn.cpu.machine.footprints import COLLECTS, FLAGS, READS, SKIMS, SPOILS
 from minimal_nn.cpu.machine.operands import GIVEN, KEPT, OWN, STATUS
+from minimal_nn.cpu.machine.spans import Span, contains, disjoint, joined, left, meet
 from minimal_nn.errors import ProgramError
 
-NOBODYS = None  # the value of what was spoiled
+NOBODYS = "nobody's"  # the value of what was spoiled
 
 
 @functools.lru_cache(maxsize=1024)
@@ -87,7 +76,11 @@ def _touched(number, phase, calls, rooms, steps):
     found = []
     for declarations, arguments, places in calls:
         touched, kernel, touched_rooms = [], declarations.kernel, set()
-        for footprint in declarations.of(arguments, units, steps):
+        try:
+            footprints = declarations.of(arguments, units, steps)
+        except ProgramError as error:
+            raise ProgramError(f"phase {number}: {error}") from None
+        for footprint in footprints:
             region, place = footprint.region, places[footprint.operand]
             room, _, start = place
             kind, size, _ = rooms[room]
@@ -108,7 +101,7 @@ def _touched(number, phase, calls, rooms, steps):
             touched.append(Touch(number, kernel, footprint, place))
             touched_rooms.add(room)
         if len(touched_rooms) < len(touched):
-            _check_call(touched)
+            _check_aliases(touched)
         found.append(touched)
     return found
 
@@ -136,7 +129,7 @@ def _check_sharing(number, kernel, footprint, kind, units, grain):
         )
 
 
-def _check_call(touched):
+def _check_aliases(touched):
     """Check that a call reads none of what it writes, but where the kernel says that it may."""
     for write in touched:
         if not write.footprint.writing:
@@ -145,11 +138,10 @@ def _check_call(touched):
             if other is write or other.room != write.room or not meet(other.span, write.span):
                 continue
             same = (
-                other.start == write.start
+                other.span == write.span
                 and other.footprint.region.shift == write.footprint.region.shift
-                and other.name in write.footprint.over
             )
-            if not same:
+            if not same or other.name not in write.footprint.over:
                 raise ProgramError(
                     f"{write}: {write.name} lies where {other.name} does: give one of them an "
                     "array of its own"
@@ -197,21 +189,18 @@ def _check_collected(touches):
 def _units_apart(a, b, units):
     """Return whether no two units meet in what they touch by a and by b."""
     p, q = a.footprint.region, b.footprint.region
-    if p.shift and p.shift == q.shift and p.group == q.group:
-        first, last = min(a.span.start, b.span.start), max(
-            a.span.start + p.window, b.span.start + q.window
-        )
-        outer = p.outer + q.outer
-        same = p.outer == q.outer or not p.outer or not q.outer
-        if last - first <= p.shift and same and (not outer or min(outer) >= units * p.shift):
-            return True
+    alike = p.shift == q.shift and p.group == q.group
+    if p.shift and alike and (p.outer == q.outer or not p.outer or not q.outer):
+        first = min(a.span.start, b.span.start)
+        last = max(a.span.start + p.window, b.span.start + q.window)
+        outer = p.outer or q.outer
+        if last - first <= p.shift and (not outer or outer[0] >= units * p.shift):
+            return True  # each unit has a window of its own
     if a is not b and disjoint(a.span, b.span):
         return True
     where, who = p.numbers(a.start)
     other, others = q.numbers(b.start)
-    if not p.shift or not q.shift:  # all units touch the same place
-        return not np.intersect1d(where, other).size
-    if p.group != q.group:
+    if not p.shift or not q.shift or p.group != q.group:
         return not np.intersect1d(where, other).size
     order = np.argsort(where, kind="stable")
     where, who = where[order], who[order]
@@ -221,91 +210,100 @@ def _units_apart(a, b, units):
     return not np.any((where[at] == other) & (who[at] != others))
 
 
+class _Place:
+    """A room while the calls of a step pass by."""
+
+    __slots__ = ("number", "kind", "valid", "written", "lying", "settled", "known")
+
+    def __init__(self, number, kind, size, valid):
+        self.number, self.kind, self.valid = number, kind, valid
+        self.written = {}  # all writes of the program, {(span, value): touch}
+        self.forget()
+        if kind == KEPT:
+            self.lying.append((Span(0, size, ((size, 1),)), number, None))
+
+    def forget(self):
+        self.lying = []  # what lies where, (span, value, touch), the newest last
+        self.settled = {}  # what has been read, {value: {span: touch}}
+        self.known = set()  # reads, (value, span), that are right until something is written
+
+
 class _Values:
     """One step of a program: which value lies where, call by call."""
 
     def __init__(self, touches, rooms, before):
-        self.touches, self.rooms, self.before = touches, rooms, before
-        self.written = {}  # all writes of the program, {room: {(span, value): touch}}
+        self.touches, self.before = touches, before
+        self.places = [_Place(number, *room) for number, room in enumerate(rooms)]
         for phase in touches:
             for call in phase:
                 for touch in call:
                     if touch.footprint.writing:
-                        own = self.written.setdefault(touch.room, {})
-                        own.setdefault((touch.span, touch.value), touch)
-        self.entries = {}  # what lies where, {room: [(span, value, touch), ...]}, the newest last
-        self.settled = {}  # what has been read, {value: {span: touch}}
-        self.known = {}  # reads that are right as long as the room is not written
+                        written = self.places[touch.room].written
+                        written.setdefault((touch.span, touch.value), touch)
 
     def check(self):
+        own = [place for place in self.places if place.kind == OWN]
         for phase in self.touches:
-            self._begin_phase()
+            for place in own:
+                place.forget()  # another unit's numbers, from here on
             for call in phase:
-                writes = []
-                for touch in call:
-                    footprint = touch.footprint
-                    if footprint.reading:
-                        self._read(touch, touch.value)
-                        self.settled.setdefault(touch.value, {}).setdefault(touch.span, touch)
-                    elif footprint.writing:
-                        if footprint.updating:
-                            self._update(touch)
-                        writes.append(touch)
-                    else:
-                        self._pad(touch)
-                for touch in writes:
-                    self._write(touch)
+                self._check_call(call)
 
-    def _begin_phase(self):
-        """Forget what lies in the threads' own spaces: another unit's, from here on."""
-        for room in [room for room in self.entries if self.rooms[room][0] == OWN]:
-            for _, value, _ in self.entries.pop(room):
-                self.settled.pop(value, None)
-
-    def _lying(self, room):
-        """Return what lies in a room."""
-        if room not in self.entries:
-            kind, size, _ = self.rooms[room]
-            start = [(Span(0, size, ((size, 1),)), room, None)] if kind == KEPT else []
-            self.entries[room] = start
-        return self.entries[room]
+    def _check_call(self, call):
+        writes = []
+        for touch in call:
+            footprint, place = touch.footprint, self.places[touch.room]
+            if footprint.reading:
+                value, span = touch.value, touch.span
+                self._read(place, touch, value)
+                settled = place.settled.get(value)
+                if settled is None:
+                    place.settled[value] = {span: touch}
+                elif span not in settled:
+                    settled[span] = touch
+            elif footprint.writing:
+                if footprint.updating:
+                    self._read(place, touch, self._updated(place, touch))
+                writes.append((place, touch))
+            else:
+                _check_padded(place, touch)
+        for place, touch in writes:
+            _write(place, touch)
 
     def _before(self, value):
         return None if value >= 0 else self.before[-1 - value]
 
-    def _changed_from(self, owner, value, room):
-        """Return whether a value is what updates of what is kept have left of the owner's."""
-        if self.rooms[room][0] != KEPT:
-            return False
-        while value is not None and value != owner:
-            value = self._before(value)
+    def _updated(self, place, touch):
+        """Return the value that an update finds: its own, or the one whose place it takes."""
+        for span, owner, _ in reversed(place.lying):
+            if not disjoint(span, touch.span):
+                return owner if owner == self._before(touch.value) else touch.value
+        return touch.value
+
+    def _is_of(self, value, owner, place):
+        """Return whether numbers of the owner's are the value's: of what is kept, updates change a
+        part, and the rest stays."""
+        if place.kind == KEPT and owner != NOBODYS:
+            while value is not None and value != owner:
+                value = self._before(value)
         return value == owner
 
-    def _update(self, touch):
-        """An update finds its own value, or the one whose place it takes."""
-        value = touch.value
-        for span, owner, _ in reversed(self._lying(touch.room)):
-            if not disjoint(span, touch.span):
-                if owner == self._before(value):
-                    value = owner
-                break
-        self._read(touch, value)
-
-    def _read(self, touch, value):
-        key = touch.room, value, touch.span
-        lying = self._lying(touch.room)
-        if self.known.get(key) is lying:
+    def _read(self, place, touch, value):
+        wanted = touch.span
+        if (value, wanted) in place.known:
             return
+        place.known.add((value, wanted))
         own = []
-        for span, owner, writer in reversed(lying):
-            if disjoint(span, touch.span):
+        for span, owner, writer in reversed(place.lying):
+            if owner == value and span == wanted:
+                return
+            if disjoint(span, wanted):
                 continue
-            if owner == value or self._changed_from(owner, value, touch.room):
-                if contains(span, touch.span):
-                    self.known[key] = lying
+            if owner == value or self._is_of(value, owner, place):
+                if contains(span, wanted):
                     return
                 own.append(span)
-            elif not any(contains(o, span) for o in own) and _left(touch.span, own, span):
+            elif not any(contains(o, span) for o in own) and left(wanted, span, own):
                 raise ProgramError(
                     f"{touch} reads an outdated {touch.name}: {writer.kernel} has written "
                     f"{writer.name} over it in phase {writer.phase}; keep the value in an array of "
@@ -316,61 +314,54 @@ class _Values:
                 f"{touch} reads {touch.name}, which nothing has written before in the step: write "
                 "it first, or say that it is given or kept"
             )
-        self._check_padding(touch, own)
-        self.known[key] = lying
-
-    def _check_padding(self, touch, own):
-        """Check what a value that was written in part has beside: padding, which stays 0."""
-        valid = self.rooms[touch.room][2]
-        for span in (touch.span,) if valid is None else valid:
-            if any(contains(o, span) for o in own):
-                continue
-            if _left(touch.span, own, span):
-                raise ProgramError(
-                    f"{touch} reads {touch.name}, of which only a part was written before: write "
-                    "all of it, or say which part is padding"
-                )
-        for (span, _), other in self.written[touch.room].items():
-            if any(contains(o, span) for o in own) or disjoint(span, touch.span):
-                continue
-            if _left(touch.span, own, span):
-                raise ProgramError(
-                    f"{touch} reads padding of {touch.name} that does not stay 0: {other.kernel} "
-                    f"writes {other.name} there in phase {other.phase}; give the two arrays of "
-                    "their own"
-                )
-
-    def _write(self, touch):
-        for span, reader in self.settled.get(touch.value, {}).items():
-            if span == touch.span or meet(span, touch.span):
-                raise ProgramError(
-                    f"{touch} overwrites {touch.name}, which {reader.kernel} has read in phase "
-                    f"{reader.phase} as the same value: give the new value an operand of its own "
-                    "(renewed)"
-                )
-        value = NOBODYS if touch.footprint.mode == SPOILS else touch.value
-        kept = [entry for entry in self._lying(touch.room) if not contains(touch.span, entry[0])]
-        longer = None
-        if kept and kept[-1][1] == value:
-            longer = joined(kept[-1][0], touch.span)
-        if longer is not None:
-            kept[-1] = (longer, value, touch)
-        else:
-            kept.append((touch.span, value, touch))
-        self.entries[touch.room] = kept
-
-    def _pad(self, touch):
-        for (span, _), other in self.written.get(touch.room, {}).items():
-            if meet(span, touch.span):
-                raise ProgramError(
-                    f"{touch} fills up {touch.name} with zeros where {other.kernel} writes "
-                    f"{other.name} in phase {other.phase}: give the two arrays of their own"
-                )
+        _check_padding(place, touch, own)
 
 
-def _left(span, own, other):
-    """Return whether a span and another have numbers in common that the spans `own` have not."""
-    numbers = np.intersect1d(span.numbers(), other.numbers())
-    for o in own:
-        numbers = np.setdiff1d(numbers, o.numbers())
-    return numbers.size > 0
+def _check_padding(place, touch, own):
+    """Check what a value that was written in part has beside: padding, which stays 0."""
+    for span in (touch.span,) if place.valid is None else place.valid:
+        if not any(contains(o, span) for o in own) and left(touch.span, span, own):
+            raise ProgramError(
+                f"{touch} reads {touch.name}, of which only a part was written before: write all "
+                "of it, or say which part is padding"
+            )
+    for (span, _), other in place.written.items():
+        if any(contains(o, span) for o in own) or disjoint(span, touch.span):
+            continue
+        if left(touch.span, span, own):
+            raise ProgramError(
+                f"{touch} reads padding of {touch.name} that does not stay 0: {other.kernel} "
+                f"writes {other.name} there in phase {other.phase}; give the two arrays of their "
+                "own"
+            )
+
+
+def _check_padded(place, touch):
+    """Check that nothing is ever written where a kernel fills up an array with zeros."""
+    for (span, _), other in place.written.items():
+        if meet(span, touch.span):
+            raise ProgramError(
+                f"{touch} fills up {touch.name} with zeros where {other.kernel} writes "
+                f"{other.name} in phase {other.phase}: give the two arrays of their own"
+            )
+
+
+def _write(place, touch):
+    """Let a value lie in a place; refuse it where the same value was read already."""
+    written = touch.span
+    for span, reader in place.settled.get(touch.value, {}).items():
+        if span == written or meet(span, written):
+            raise ProgramError(
+                f"{touch} overwrites {touch.name}, which {reader.kernel} has read in phase "
+                f"{reader.phase} as the same value: give the new value an operand of its own "
+                "(renewed)"
+            )
+    value = NOBODYS if touch.footprint.mode == SPOILS else touch.value
+    lying = [entry for entry in place.lying if not contains(written, entry[0])]
+    longer = joined(lying[-1][0], written) if lying and lying[-1][1] == value else None
+    if longer is not None:
+        lying[-1] = longer, value, touch
+    else:
+        lying.append((written, value, touch))
+    place.lying = lying
+    place.known.clear()

@@ -26,19 +26,18 @@ What may be done:
     flags       sets a word that many units may set
 """
 
-import operator
+import functools
 import types
 from typing import NamedTuple
 
 import numpy as np
 
+from minimal_nn.cpu.machine.spans import Span, span_of
 from minimal_nn.errors import ProgramError
 
 READS, WRITES, UPDATES, COLLECTS, PADS, SKIMS, SPOILS, FLAGS = (
     "reads", "writes", "updates", "collects", "pads", "skims", "spoils", "flags",
 )  # fmt: skip
-
-
 EACH_UNIT, EACH_STEP = -1, -2
 
 
@@ -115,27 +114,6 @@ def panel_rows(mode, pointer, step, rows, columns, chunk=0, whole=True, over=())
     )
 
 
-class Span(NamedTuple):
-    """Numbers of an array: from `start` along axes ((count, stride), ...), outermost first.
-
-    Neighbours are joined, so that the same numbers have the same axes, the last of stride 1.
-    """
-
-    start: int
-    stop: int
-    axes: tuple
-
-    def moved(self, offset):
-        return Span(self.start + offset, self.stop + offset, self.axes)
-
-    def numbers(self):
-        """Return the places of all numbers."""
-        where = np.array([self.start])
-        for count, stride in self.axes:
-            where = np.add.outer(where, np.arange(count) * stride)
-        return where.reshape(-1)
-
-
 class Region(NamedTuple):
     """A footprint of all units together, and how they share it.
 
@@ -145,7 +123,6 @@ class Region(NamedTuple):
     """
 
     span: Span
-    apart: bool  # whether no number comes twice
     shift: int  # 0: all units touch the same place
     window: int
     outer: tuple
@@ -179,100 +156,21 @@ def region(access, units, step_count):
             shift = stride * chunk
         if count > 1 and stride > 0:
             declared.append((count, stride, chunk))
-    span, apart = _span(access.start, declared)
     window, outer = 1, []
     for count, stride, chunk in declared:
         if not chunk and shift and stride >= shift:
             outer.append(stride)
         else:
             window += ((chunk or count) - 1) * stride
-    return Region(span, apart, shift, window, tuple(sorted(outer)), group, tuple(declared))
+    span = span_of(access.start, [(count, stride) for count, stride, _ in declared])
+    return Region(span, shift, window, tuple(sorted(outer)), group, tuple(declared))
 
 
-def _span(start, declared):
-    """Return the span of axes in any order, and whether no number comes twice."""
-    axes, extent, apart = [(1, 1)], 1, True
-    for count, stride, _ in sorted(declared, key=operator.itemgetter(1)):
-        apart &= stride >= extent
-        extent += (count - 1) * stride
-        inner, inner_stride = axes[-1]
-        if stride == inner * inner_stride:
-            axes[-1] = inner * count, inner_stride
-        else:
-            axes.append((count, stride))
-    return Span(start, start + extent, tuple(reversed(axes))), apart
-
-
+@functools.cache
 def places(*axes, start=0):
     """Return the span of axes that no unit is concerned with."""
     found = region(Access(READS, start, axes), 1, 1)
     return found and found.span
-
-
-def contains(a, b):
-    """Return whether span a contains span b; None where the axes do not tell."""
-    if b.start < a.start or b.stop > a.stop:
-        return False
-    if len(a.axes) == 1:
-        return True
-    if a.axes == b.axes:
-        return a.start == b.start
-    inner = {stride: count for count, stride in b.axes}
-    if not inner.keys() <= {stride for _, stride in a.axes}:
-        return None
-    offset = b.start - a.start
-    for count, stride in a.axes:
-        first, offset = divmod(offset, stride)
-        if first + inner.get(stride, 1) > count:
-            return None
-    return True
-
-
-def disjoint(a, b):
-    """Return whether two spans have no number in common; None where the axes do not tell."""
-    if a.stop <= b.start or b.stop <= a.start:
-        return True
-    if len(a.axes) == 1 and len(b.axes) == 1 or contains(a, b) or contains(b, a):
-        return False
-    for _, stride in (a.axes[0], b.axes[0]):
-        # Along this axis runs of a's lie in the gaps of b's, or the other way round.
-        extents = [
-            s.stop - s.start - (s.axes[0][0] - 1) * stride * (s.axes[0][1] == stride)
-            for s in (a, b)
-        ]
-        for extent, other, offset in (
-            (*extents, (b.start - a.start) % stride),
-            (*reversed(extents), (a.start - b.start) % stride),
-        ):
-            if extent <= offset and offset + other <= stride:
-                return True
-    return None
-
-
-def meet(a, b):
-    """Return whether two spans have a number in common."""
-    apart = disjoint(a, b)
-    if apart is None:
-        return bool(np.intersect1d(a.numbers(), b.numbers()).size)
-    return not apart
-
-
-def joined(a, b):
-    """Return the span of two of which b continues a along one axis, or None."""
-    if len(a.axes) != len(b.axes) or b.start <= a.start:
-        return None
-    differ = [i for i, (p, q) in enumerate(zip(a.axes, b.axes, strict=True)) if p != q]
-    if not differ:
-        differ = range(len(a.axes))
-    elif len(differ) > 1 or a.axes[differ[0]][1] != b.axes[differ[0]][1]:
-        return None
-    for index in differ:
-        count, stride = a.axes[index]
-        if b.start - a.start == count * stride:
-            longer = (count + b.axes[index][0], stride)
-            axes = (*a.axes[:index], longer, *a.axes[index + 1 :])
-            return _span(a.start, [(*axis, 0) for axis in axes])[0]
-    return None
 
 
 class Pointer(NamedTuple):

@@ -40,16 +40,17 @@ class Room:
     which stays 0.  own: an array of each thread's own, along the first axis.
     """
 
-    __slots__ = ("array", "address", "kind", "size", "stride", "valid")
+    __slots__ = ("array", "address", "itemsize", "kind", "size", "stride", "valid")
 
     def __init__(self, array, kind, valid=None):
         if not array.flags.c_contiguous:
             raise ValueError("array: got one with gaps, expected its numbers one behind the other")
         self.array, self.kind, self.valid = array, kind, valid
-        self.address = address(array)
-        own = kind == OWN
-        self.size = array[0].size if own else array.size
-        self.stride = self.size * array.itemsize if own else 0  # bytes to the next thread's
+        self.address, self.itemsize = address(array), array.itemsize
+        self.size, self.stride = array.size, 0  # of one thread's; bytes to the next one's
+        if kind == OWN:
+            self.size //= len(array)
+            self.stride = self.size * array.itemsize
 
 
 class Operand:

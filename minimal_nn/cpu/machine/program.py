@@ -24,6 +24,7 @@ from minimal_nn.cpu.machine import threads, workspace
 from minimal_nn.cpu.machine.checks import verify
 from minimal_nn.cpu.machine.compiler import kernel
 from minimal_nn.cpu.machine.operands import (
+    GIVEN,
     INTEGER,
     KEPT,
     MADE,
@@ -54,6 +55,7 @@ STATUS_SLOT = 8  # `state[0]` is the barrier's count; the status has a cache lin
 FINISHED = 16
 STATE_SLOTS = 24
 SPINS = 500
+_PADDING = [[0] * (CALL_SLOTS - 2 - count) for count in range(MAX_SLOTS + 1)]
 
 
 @kernel()
@@ -112,25 +114,37 @@ def _compiled_loop():
     return _loop
 
 
+def _base(array):
+    """Return the array whose memory this one is a view of."""
+    return array if array.base is None else array.base
+
+
 class Program:
     """A list of phases for up to `max_threads` threads and `max_steps` steps; see above."""
 
     def __init__(self, max_threads=None, max_steps=1):
-        self.max_threads = max_threads or threads.get_num_threads()
+        self._max_threads = max_threads
         self.max_steps = max_steps
         self._phases = []
         self._shared = None  # what the units of the open phase are
         self._calls = []  # rows of the table
+        self._strides = []  # (row, slot, bytes from a thread's space to the next one's)
         self._forms = []  # the calls as `verify` takes them
-        self._rooms = {}  # by id: the number and the room, which stays alive as long as the program
-        self._values = {}  # likewise, the values that were renewed
-        self._before = []
+        self._rooms = {}  # the number of each, whose arrays live as long as the program
+        self._values = {}  # the number of each that was renewed
+        self._before = []  # the numbers of those whose places they take
         self._given = {}  # by id: the array and its operand
-        self._memory = {}  # of arrays of the program
+        self._memory = set()  # by id: that of the program's arrays
         self._checked = False
         self._tables = {}  # by the number of threads
         self.state = np.zeros(STATE_SLOTS, dtype=np.int64)
         self._status = None
+
+    @property
+    def max_threads(self):
+        if self._max_threads is None:  # asked when it matters: asking takes as long as a small call
+            self._max_threads = threads.get_num_threads()
+        return self._max_threads
 
     # Arrays
 
@@ -160,9 +174,10 @@ class Program:
         return self.made(shape, dtype, workspace.panel_places(rows, shape))
 
     def _own(self, array, kind, valid=None):
-        base = array if array.base is None else array.base
-        self._memory[id(base)] = base
-        return Operand(array, room=Room(array, kind, valid))
+        room = Room(array, kind, valid)
+        self._memory.add(id(_base(array)))
+        self._number(room)
+        return Operand(array, room=room)
 
     @property
     def status(self):
@@ -201,33 +216,30 @@ class Program:
 
     def call(self, kernel, *operands):
         """Add a kernel to the phase.  Operands: integers, `Operand`s, and arrays to be read."""
-        kinds, values, strides, arguments, places = [], [], [], [], []
+        kinds, values, arguments, places = [], [0, 0], [], []
         for operand in operands:
             if isinstance(operand, np.ndarray):
                 operand = self._read_only(operand)
             if isinstance(operand, Operand):
-                room, array = operand.room, operand.array
-                kinds.append(operand.kind)
-                values.append(room.address + operand.start * array.itemsize)
-                strides.append(room.stride)
+                room = operand.room
+                number = self._number(room)
+                value = number if operand.value is room else self._value(operand.value)
+                places.append((number, value, operand.start))
                 arguments.append(operand.form)
-                places.append((self._number(room), self._value(operand), operand.start))
+                kinds.append(operand.kind)
+                if room.stride:
+                    self._strides.append((len(self._calls), len(values), room.stride))
+                values.append(room.address + operand.start * room.itemsize)
                 operand = operand.step
                 if operand is None:
                     continue
             operand = int(operand)
+            arguments.append(operand)
             kinds.append(INTEGER)
             values.append(operand)
-            strides.append(0)
-            arguments.append(operand)
         kernel.declarations.check_number(arguments)
-        padding = [0] * (CALL_SLOTS - 2 - len(values))
-        self._calls.append(
-            (
-                [kernel.address(tuple(kinds)), len(values), *values, *padding],
-                [0, 0, *strides, *padding],
-            )
-        )
+        values[:2] = kernel.address(tuple(kinds)), len(kinds)
+        self._calls.append(values + _PADDING[len(kinds)])
         self._forms.append((kernel.declarations, tuple(arguments), tuple(places)))
         self._phases[-1][2] += 1
         self._checked = False
@@ -237,34 +249,29 @@ class Program:
     def _read_only(self, array):
         found = self._given.get(id(array))
         if found is None:
-            base = array if array.base is None else array.base
-            if id(base) in self._memory:
-                raise ProgramError(
-                    f"got an array of the program, of shape {array.shape}; expected its operand, "
-                    "which says whose value is meant"
-                )
             found = self._given[id(array)] = Operand(array)
         return found
 
     def _number(self, room):
-        found = self._rooms.get(id(room))
+        found = self._rooms.get(room)
         if found is None:
-            found = self._rooms[id(room)] = len(self._rooms), room
-        return found[0]
+            if room.kind == GIVEN and id(_base(room.array)) in self._memory:
+                raise ProgramError(
+                    f"got an array of the program, of shape {room.array.shape}; expected its "
+                    "operand, which says whose value is meant"
+                )
+            found = self._rooms[room] = len(self._rooms)
+        return found
 
-    def _value(self, operand):
-        """Return the number of an operand's value, see `checks.verify`."""
-        return self._numbered(operand.value)
-
-    def _numbered(self, value):
+    def _value(self, value):
+        """Return the number of a value, see `checks.verify`."""
         if isinstance(value, Room):
             return self._number(value)
-        found = self._values.get(id(value))
+        found = self._values.get(value)
         if found is None:
-            before = self._numbered(value.before)
-            found = self._values[id(value)] = -1 - len(self._values), value
-            self._before.append(before)
-        return found[0]
+            self._before.append(self._value(value.before))
+            found = self._values[value] = -len(self._before)
+        return found
 
     def check(self):
         """Raise ProgramError where a kernel would read or write what is not its own: checks.py."""
@@ -272,7 +279,7 @@ class Program:
             verify(
                 tuple((units, first, last, grain) for units, first, last, _, grain in self._phases),
                 tuple(self._forms),
-                tuple((room.kind, room.size, room.valid) for _, room in self._rooms.values()),
+                tuple((room.kind, room.size, room.valid) for room in self._rooms),
                 tuple(self._before),
                 self.max_steps,
             )
@@ -287,13 +294,14 @@ class Program:
         return int(self.state[FINISHED])
 
     def _frozen(self, thread_count):
-        """Return the tables of phases and of each thread's calls."""
+        """Return the tables of phases and of each thread's calls; where they and the state lie."""
         if thread_count not in self._tables:
-            calls = np.array([[values for values, _ in self._calls]], dtype=np.int64)
-            if thread_count > 1:
-                strides = np.array([strides for _, strides in self._calls], dtype=np.int64)
-                calls = calls + np.arange(thread_count)[:, None, None] * strides
-            self._tables[thread_count] = np.array(self._phases, dtype=np.int64), calls
+            calls = np.array([self._calls] * thread_count, dtype=np.int64)
+            for call, slot, stride in self._strides:
+                calls[:, call, slot] += np.arange(thread_count) * stride
+            tables = np.array(self._phases, dtype=np.int64), calls
+            addresses = [*map(address, tables), self.status.room.address]
+            self._tables[thread_count] = tables, addresses
         return self._tables[thread_count]
 
     def run(self, steps=1, thread_count=1, flush=False):
@@ -304,11 +312,11 @@ class Program:
         if steps > self.max_steps:
             raise ValueError(f"steps: got {steps}, expected at most {self.max_steps}")
         self.check()
-        thread_count = min(thread_count, self.max_threads)
-        tables = self._frozen(thread_count)
+        if thread_count > 1:
+            thread_count = min(thread_count, self.max_threads)
+        _, addresses = self._frozen(thread_count)
         loop = _compiled_loop()
         self.state[:] = 0
-        addresses = [address(table) for table in (*tables, self.state)]
         sizes = len(self._phases), len(self._calls)
 
         def job(thread, together):

@@ -10,6 +10,7 @@ tiles.
 The padding is zero, and every kernel keeps it so or does not read it.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -35,11 +36,13 @@ def aligned(shape, dtype):
     return np.ndarray(shape, dtype, memory, offset=-address(memory) % ALIGNMENT)
 
 
+@functools.cache
 def lanes(dtype):
     """Return how many numbers of `dtype` a vector holds."""
     return vectors.LANES[vectors.NUMBA_DTYPES[np.dtype(dtype)]]
 
 
+@functools.cache
 def width(columns, dtype):
     """Return the width of the panels of a matrix with so many columns."""
     one = lanes(dtype)
@@ -63,6 +66,7 @@ def panels(rows, columns, dtype, tiles=True):
     return aligned((panel_count(columns, dtype), rows, width(columns, dtype)), dtype)
 
 
+@functools.cache
 def panel_places(rows, shape):
     """Return the spans of the first rows of panels [panel][row][column]."""
     count, padded, wide = shape
