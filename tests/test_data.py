@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from minimal_nn.data import cifar, fetch, pickled, sets
+from minimal_nn.data import cifar, pickled, sets, sources
 from minimal_nn.data import idx as idx_files
 
 # What the UCI repository calls optdigits.tes.
@@ -317,9 +317,9 @@ class TestClasses:
     def test_by_the_hash_of_the_fetched_file(self, tmp_path, monkeypatch):
         folder = write_set(tmp_path / "a", range(10))
         content = (folder / "train-labels-idx1-ubyte").read_bytes()
-        file = fetch.File("train-labels-idx1-ubyte.gz", 0, hashlib.sha256(content).hexdigest())
-        source = fetch.SOURCES["kmnist"]._replace(files=(file,))
-        monkeypatch.setitem(fetch.SOURCES, "kmnist", source)
+        file = sources.File("train-labels-idx1-ubyte.gz", 0, hashlib.sha256(content).hexdigest())
+        source = sources.SOURCES["kmnist"]._replace(files=(file,))
+        monkeypatch.setitem(sources.SOURCES, "kmnist", source)
         assert sets.mnist(folder).classes[8] == "re"
 
     def test_of_an_unknown_set_there_are_none(self, tmp_path):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from minimal_nn import data
-from minimal_nn.data import cifar, fetch, idx
+from minimal_nn.data import cifar, fetch, sources
 
 pooch = pytest.importorskip("pooch", reason="the extra `data` is not installed")
 
@@ -84,11 +84,11 @@ def declare(monkeypatch, server, name, folder, contents, addresses=None, unpacke
     """Let the server have these files, and the set `name` consist of them."""
     server.files |= contents
     files = tuple(
-        fetch.File(key, len(value), hashlib.sha256(value).hexdigest())
+        sources.File(key, len(value), hashlib.sha256(value).hexdigest())
         for key, value in contents.items()
     )
-    source = fetch.Source("A set", folder, addresses or (server.address,), files, unpacked)
-    monkeypatch.setitem(fetch.SOURCES, name, source)
+    source = sources.Source("A set", folder, addresses or (server.address,), files, unpacked)
+    monkeypatch.setitem(sources.SOURCES, name, source)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def mnist(server, monkeypatch):
     monkeypatch.setattr(fetch, "CHUNK", 500)
     rng = np.random.default_rng(0)
     contents = {}
-    for name, count in zip(idx.MNIST_FILES, (500, 500, 7, 7), strict=True):
+    for name, count in zip(sources.MNIST_FILES, (500, 500, 7, 7), strict=True):
         array = rng.integers(0, 10, (count, 28, 28) if "images" in name else count, np.uint8)
         header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
         contents[name + ".gz"] = gzip.compress(header + array.tobytes())
@@ -141,7 +141,7 @@ class TestWhole:
         assert status == 0 and not err
         assert out[0] == f"{NAME}: fetched, checksum verified"
         assert out[-1] == f"mnist: in {tmp_path / 'mnist'}"
-        assert files_in(tmp_path) == sorted(name + ".gz" for name in idx.MNIST_FILES)
+        assert files_in(tmp_path) == sorted(name + ".gz" for name in sources.MNIST_FILES)
         assert len(data.mnist(tmp_path / "mnist").X_train) == 500
 
     def test_cifar10_is_fetched_unpacked_and_read(self, cifar10, tmp_path, capsys):
@@ -169,9 +169,9 @@ class TestWhole:
         assert len(server.requests) == 1
 
     def test_the_next_address_is_tried(self, mnist, server, tmp_path, monkeypatch):
-        source = fetch.SOURCES["mnist"]
+        source = sources.SOURCES["mnist"]
         addresses = (server.address + "gone/", server.address)
-        monkeypatch.setitem(fetch.SOURCES, "mnist", source._replace(addresses=addresses))
+        monkeypatch.setitem(sources.SOURCES, "mnist", source._replace(addresses=addresses))
         fetch.fetch("mnist", tmp_path, report=lambda line: None)
         assert [path for path, _ in server.requests[:2]] == [f"gone/{NAME}", NAME]
 
@@ -255,9 +255,9 @@ class TestRefused:
 
     def test_no_network(self, mnist, server, tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(
-            fetch.SOURCES,
+            sources.SOURCES,
             "mnist",
-            fetch.SOURCES["mnist"]._replace(addresses=("http://127.0.0.1:9/",)),
+            sources.SOURCES["mnist"]._replace(addresses=("http://127.0.0.1:9/",)),
         )
         status, out, err = run(capsys, "mnist", "--folder", tmp_path)
         assert status == 1 and not out
@@ -289,7 +289,7 @@ class TestRefused:
         usage = namedtuple("usage", "total used free")
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6 - 12345, 12345))
         status, _, err = run(capsys, "cifar10", "--folder", tmp_path)
-        needed = 7 * 30730 + fetch.SOURCES["cifar10"].files[0].size
+        needed = 7 * 30730 + sources.SOURCES["cifar10"].files[0].size
         assert status == 1 and not server.requests
         assert err == [
             f"cifar10: A set needs {needed:,} bytes and {tmp_path} has 12,345 left: "
@@ -361,12 +361,12 @@ class TestRefused:
 
 
 def test_every_source_is_complete():
-    assert set(fetch.SOURCES) == {"cifar10", "mnist", "fashion_mnist", "kmnist"}
-    for source in fetch.SOURCES.values():
+    assert set(sources.SOURCES) == {"cifar10", "mnist", "fashion_mnist", "kmnist"}
+    for source in sources.SOURCES.values():
         assert all(address.endswith("/") for address in source.addresses)
         for file in source.files:
             assert file.size > 0 and re.fullmatch("[0-9a-f]{64}", file.sha256)
-    sums = [file.sha256 for source in fetch.SOURCES.values() for file in source.files]
+    sums = [file.sha256 for source in sources.SOURCES.values() for file in source.files]
     assert len(set(sums)) == len(sums) == 13
 
 
@@ -374,4 +374,4 @@ def test_the_module_lists_the_sets_without_a_warning():
     command = [sys.executable, "-W", "error", "-m", "minimal_nn.data", "--list"]
     found = subprocess.run(command, capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (0, "")
-    assert [line.split()[0] for line in found.stdout.splitlines()] == list(fetch.SOURCES)
+    assert [line.split()[0] for line in found.stdout.splitlines()] == list(sources.SOURCES)

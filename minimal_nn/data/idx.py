@@ -14,13 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from minimal_nn.data.dataset import FETCH, DataError, Dataset, missing, names_in, pixels, read
+from minimal_nn.data.sources import MNIST_FILES, SOURCES
 
-MNIST_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
 _NAME = re.compile(
     r"(?P<prefix>(?:.+-)?)(?P<part>train|t10k|test)-(?P<what>images|labels)[-.]idx[13][-.]ubyte"
     r"(?:\.gz)?"
@@ -209,8 +204,6 @@ def _recognized(folder, prefix, labels_path, labels):
             ) from error
     if prefix.removesuffix("-") in CLASSES:
         return CLASSES[prefix.removesuffix("-")]
-    from minimal_nn.data.fetch import SOURCES  # which reads this module
-
     digest = hashlib.sha256(labels_path.read_bytes()).hexdigest()
     for name, source in SOURCES.items():
         if any(file.sha256 == digest for file in source.files):

@@ -9,7 +9,8 @@ import compiled
 import numpy as np
 import pytest
 
-from benchmarks import gpu
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import cases, chip, correctness, steps, timing
 from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, MaxPool2d, ReLU
 from minimal_nn.cuda import affine
 from minimal_nn.cuda.device import language, launch
@@ -19,7 +20,7 @@ from minimal_nn.cuda.device.arrays import empty
 def test_without_a_device_it_ends_with_one_sentence(capsys):
     if language.cuda.is_available():
         pytest.skip("there is a device")
-    assert gpu.main([]) == 1
+    assert command.main([]) == 1
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1
     assert "MINIMAL_NN_CUDA=simulator" in said.err
@@ -27,36 +28,36 @@ def test_without_a_device_it_ends_with_one_sentence(capsys):
 
 def test_a_simulator_is_not_measured(capsys):
     with launch.simulation():
-        assert gpu.main([]) == 1
+        assert command.main([]) == 1
     assert "unset it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("operation", ["affine", "convolution", "batchnorm", "weightnorm"])
 def test_its_checks_of_correctness(rng, operation):
-    cases = [case for case in gpu.checks(rng, small=True) if case[1] == operation]
+    chosen = [case for case in correctness.checks(rng, small=True) if case[1] == operation]
     with launch.simulation():
-        line = gpu.check(*cases[-1], np.float32, rng)
+        line = correctness.check(*chosen[-1], np.float32, rng)
     assert 0 < line["share_of_bound"] <= 1
 
 
 def test_its_checks_see_a_wrong_result(rng, monkeypatch):
     monkeypatch.setattr(affine, "column_sums", lambda dy: 1.0001 * dy.sum(axis=0))
-    case = next(case for case in gpu.checks(rng, small=True) if case[0] == "affine 7x13x5")
+    case = next(case for case in correctness.checks(rng, small=True) if case[0] == "affine 7x13x5")
     with launch.simulation(), pytest.raises(AssertionError, match="result 3 differs by"):
-        gpu.check(*case, np.float64, rng)
+        correctness.check(*case, np.float64, rng)
 
 
 def test_a_wrong_result_is_a_line_and_not_the_end(rng, monkeypatch):
     monkeypatch.setattr(affine, "column_sums", lambda dy: 1.0001 * dy.sum(axis=0))
-    monkeypatch.setattr(gpu, "checks", functools.partial(gpu.checks, small=True))
+    monkeypatch.setattr(correctness, "checks", functools.partial(correctness.checks, small=True))
     with launch.simulation():
-        lines = gpu.correctness(rng)
+        lines = correctness.correctness(rng)
     wrong = [line["name"] for line in lines if "failed" in line]
     assert "affine 7x13x5 float64" in wrong and "batchnorm (33, 17) float32" not in wrong
-    assert len(lines) == 2 * len(gpu.checks(rng)) + 1
+    assert len(lines) == 2 * len(correctness.checks(rng)) + 1
 
 
-TINY = gpu.Sizes(
+TINY = cases.Sizes(
     product=32, dense=(4, 12, 8), rows=12, columns=8, images=2, side=4, channels=4, weights=8
 )
 
@@ -69,7 +70,7 @@ def tiny_networks():
     return [(name, small, (4, 4, 3), 4, 1.0), (other, dense, (6,), 4, 2.0)]
 
 
-NETWORKS = gpu.networks
+NETWORKS = steps.networks
 
 
 @pytest.fixture
@@ -83,16 +84,16 @@ def measured(monkeypatch, tmp_path):
         call()
         return [time.perf_counter() - started]
 
-    chip, step = gpu.chip, functools.partial(gpu.training_step, steps=3)
-    monkeypatch.setattr(gpu, "seconds", seconds)
-    monkeypatch.setattr(gpu, "DEVICE", "cpu")
-    monkeypatch.setattr(gpu, "RECORDS", tmp_path)
-    monkeypatch.setattr(gpu, "REPEATS", 4)
-    monkeypatch.setattr(gpu, "Sizes", lambda: TINY)
-    monkeypatch.setattr(gpu, "networks", tiny_networks)
-    monkeypatch.setattr(gpu, "libraries", lambda: {"torch": torch, "cupy": cupy})
-    monkeypatch.setattr(gpu, "chip", lambda torch: chip(torch, 2048, 2, 2))
-    monkeypatch.setattr(gpu, "training_step", step)
+    limits, step = chip.chip, functools.partial(steps.training_step, steps=3)
+    monkeypatch.setattr(timing, "seconds", seconds)
+    monkeypatch.setattr(cases, "DEVICE", "cpu")
+    monkeypatch.setattr(command, "RECORDS", tmp_path)
+    monkeypatch.setattr(timing, "REPEATS", 4)
+    monkeypatch.setattr(command, "Sizes", lambda: TINY)
+    monkeypatch.setattr(command, "networks", tiny_networks)
+    monkeypatch.setattr(command, "libraries", lambda: {"torch": torch, "cupy": cupy})
+    monkeypatch.setattr(command, "chip", lambda torch: limits(torch, 2048, 2, 2))
+    monkeypatch.setattr(command, "training_step", step)
     monkeypatch.setattr(torch, "compile", lambda function: function)
     with launch.simulation():
         yield tmp_path
@@ -100,7 +101,7 @@ def measured(monkeypatch, tmp_path):
 
 def test_every_row_of_the_table_runs(measured, capsys):
     """All code of the timings, tiny: a first run on a device must not end by a slip of Python."""
-    assert gpu.run("a device", ["timings"], 3) == 0
+    assert command.run("a device", ["timings"], 3) == 0
     said = capsys.readouterr().out
     (path,) = measured.iterdir()
     record = json.loads(path.read_text())
@@ -113,13 +114,13 @@ def test_every_row_of_the_table_runs(measured, capsys):
 
 
 def test_the_record_keeps_both_phases_and_what_failed(measured, monkeypatch, capsys):
-    monkeypatch.setattr(gpu, "checks", functools.partial(gpu.checks, small=True))
+    monkeypatch.setattr(correctness, "checks", functools.partial(correctness.checks, small=True))
     monkeypatch.setattr(
-        gpu, "BESIDE", {"tests": ["platform"], "theory": ["theory", "--only", "no-such-claim"]}
+        command, "BESIDE", {"tests": ["platform"], "theory": ["theory", "--only", "no-such-claim"]}
     )
-    monkeypatch.setattr(gpu, "every_case", lambda rng, sizes: 1 / 0)
-    assert gpu.run("a device", ["correctness"], 3) == 1
-    assert gpu.run("a device", ["timings"], 3) == 1
+    monkeypatch.setattr(command, "every_case", lambda rng, sizes: 1 / 0)
+    assert command.run("a device", ["correctness"], 3) == 1
+    assert command.run("a device", ["timings"], 3) == 1
     (path,) = measured.iterdir()
     record = json.loads(path.read_text())
     assert record["correctness"]["tests"]["status"] == 0
@@ -134,12 +135,12 @@ def test_what_measures_the_chip(rng):
     x = rng.standard_normal(2048).astype(np.float32)
     with launch.simulation(), launch.recorded() as records:
         y = empty(2048, np.float32)
-        launch.launch(gpu.copy_vectors, 2, 256, (x, y))
+        launch.launch(chip.copy_vectors, 2, 256, (x, y))
         for kind in (np.float32, np.float64):
             out = empty(32, kind)
-            launch.launch(gpu.multiply_adds(kind), 1, 32, (out, kind(0.5), 3))
+            launch.launch(chip.multiply_adds(kind), 1, 32, (out, kind(0.5), 3))
             # Sixteen chains v <- v/2 + 1/2, three times, from i, i + 1, ..., i + 15.
-            first = np.arange(32)[:, None] + np.arange(gpu.CHAINS)
+            first = np.arange(32)[:, None] + np.arange(chip.CHAINS)
             assert np.array_equal(out, (first / 8 + 7 / 8).sum(axis=1))
     assert np.array_equal(x, y)
     compiled.check(records)
@@ -153,6 +154,6 @@ def test_the_table(capsys):
         },
         {"name": "training step, MLP", "seconds": 1e-4, "aim": 2.0, "peers": {}},
     ]  # fmt: skip
-    gpu.show(rows, {"copy_GB_per_s": 4000.0, "float32_TFLOP_per_s": 60.0})
+    timing.show(rows, {"copy_GB_per_s": 4000.0, "float32_TFLOP_per_s": 60.0})
     said = capsys.readouterr().out
     assert "45.8 TFLOP/s" in said and "torch 0.90  (aim 0.85: met)" in said

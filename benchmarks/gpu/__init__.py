@@ -1,0 +1,1 @@
+"""The cuda wing measured on a device: `python -m benchmarks.gpu`."""

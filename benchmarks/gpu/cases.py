@@ -1,0 +1,239 @@
+"""What is timed: products, normalizations, convolutions and the rest, each beside its peers."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minimal_nn.cuda import batchnorm, convolution, layernorm, update, weightnorm
+from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.device.arrays import asarray, transposed
+from minimal_nn.cuda.products import choice, tiled
+
+DEVICE = "cuda"  # where PyTorch's tensors are
+
+
+class Case(NamedTuple):
+    """One timing: our launches, the peers' calls, and what the work is measured in."""
+
+    name: str
+    ours: object  # () -> launches, under `launch.recorded`
+    peers: dict  # name -> (torch, cupy) -> callable, or None where the library is missing
+    work: float  # floating-point operations, or bytes
+    unit: str  # "TFLOP/s" or "GB/s"
+    aim: float | None = None  # the least ratio to the first peer
+
+
+def device_random(rng, shape, kind, scale=1.0):
+    return asarray((scale * rng.standard_normal(shape)).astype(kind))
+
+
+def product_cases(rng, size, dense):
+    """Return the cases of square products, and those of a dense layer (batch, inputs, units)."""
+    cases = []
+    for kind, precision, sizes, aim in (
+        (np.float32, None, (size, size // 4, size // 16), 0.85),
+        (np.float64, None, (size, size // 4), 0.8),
+        (np.float32, "float64", (size,), None),
+        (np.float32, "tf32", (size,), None),
+        (np.float32, "bfloat16", (size,), None),
+    ):
+        for n in sizes:
+            for layout in ("NN", "NT", "TN") if n == size and precision is None else ("NN",):
+                cases.append(
+                    _product(rng, kind, precision, (n, n, n), layout, aim if n == size else None)
+                )
+    batch, inputs, units = dense
+    cases.append(_product(rng, np.float32, None, dense, "NN", None))
+    cases.append(_product(rng, np.float32, None, (inputs, batch, units), "TN", None))
+    return cases
+
+
+def _product(rng, kind, precision, shape, layout, aim):
+    M, K, N = shape
+    a = device_random(rng, (M, K) if layout[0] == "N" else (K, M), kind)
+    b = device_random(rng, (K, N) if layout[1] == "N" else (N, K), kind)
+
+    def ours():
+        left = a if layout[0] == "N" else transposed(a)
+        right = b if layout[1] == "N" else transposed(b)
+        return choice.product(left, right, precision=precision)
+
+    def by_torch(torch):
+        left, right = (torch.as_tensor(array, device=DEVICE) for array in (a, b))
+        left = left if layout[0] == "N" else left.T
+        right = right if layout[1] == "N" else right.T
+        if precision == "bfloat16":
+            left, right = left.bfloat16(), right.bfloat16()
+        allowed = precision == "tf32"
+
+        def call():
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            torch.matmul(left, right)
+            torch.backends.cuda.matmul.allow_tf32 = False
+
+        return call
+
+    def by_cupy(cupy):
+        left, right = cupy.asarray(a), cupy.asarray(b)
+        left = left if layout[0] == "N" else left.T
+        right = right if layout[1] == "N" else right.T
+        return lambda: left @ right
+
+    peers = {"torch": by_torch}
+    if precision is None:
+        peers["cupy"] = by_cupy
+    size = f"{M}x{K}x{N}" if len({M, K, N}) > 1 else f"{M}^3"
+    how = f" {precision} sums" if precision == "float64" else f" {precision or ''}".rstrip()
+    name = f"product {np.dtype(kind).name}{how} {layout} {size}"
+    return Case(name, ours, peers, 2.0 * M * N * K, "TFLOP/s", aim)
+
+
+def normalization_cases(rng, rows, columns):
+    """Return batch norm and layer norm of a (rows, columns) array, forward and backward."""
+    z, dy = (device_random(rng, (rows, columns), np.float32) for _ in range(2))
+    gamma, beta = (device_random(rng, columns, np.float32) for _ in range(2))
+    numbers = rows * columns
+    cases = []
+    for name, wing in (("batch norm", batchnorm), ("layer norm", layernorm)):
+        _, cache = wing.forward(z, gamma, beta, 1e-5)
+
+        def forward(wing=wing):
+            return wing.forward(z, gamma, beta, 1e-5)
+
+        def backward(wing=wing, cache=cache):
+            return wing.backward(dy, cache)
+
+        def peer(torch, direction, name=name, compiled=False):
+            x, g, b, cotangent = (torch.as_tensor(a, device=DEVICE) for a in (z, gamma, beta, dy))
+            x, g, b = (t.clone().requires_grad_() for t in (x, g, b))
+            functional = torch.nn.functional
+            if name == "batch norm":
+
+                def layer(x, g, b):
+                    return functional.batch_norm(x, None, None, g, b, training=True, eps=1e-5)
+            else:
+
+                def layer(x, g, b):
+                    return functional.layer_norm(x, (columns,), g, b, eps=1e-5)
+
+            layer = torch.compile(layer) if compiled else layer
+            if direction == "forward":
+                return lambda: layer(x, g, b)
+            y = layer(x, g, b)
+            return lambda: torch.autograd.grad(y, (x, g, b), cotangent, retain_graph=True)
+
+        for direction, ours in (("forward", forward), ("backward", backward)):
+            peers = {
+                "torch": lambda torch, d=direction, p=peer: p(torch, d),
+                "torch.compile": lambda torch, d=direction, p=peer: p(torch, d, compiled=True),
+            }
+            # Bytes of the least traffic: what must be read and written once.
+            least = {"forward": 2, "backward": 3}[direction]
+            work = 4.0 * numbers * least
+            label = f"{name} {direction} {rows}x{columns}"
+            cases.append(Case(label, ours, peers, work, "GB/s", 1.0))
+    return cases
+
+
+def convolution_cases(rng, images, size, channels):
+    """Return 3 x 3 convolutions: forward, input gradient, kernel gradient."""
+    x = device_random(rng, (images, size, size, channels), np.float32)
+    W = device_random(rng, (3, 3, channels, channels), np.float32)
+    dy = device_random(rng, (images, size, size, channels), np.float32)
+    _, cache = convolution.forward(x, W)
+    work = 2.0 * images * size * size * channels * channels * 9
+
+    def peer(torch, direction):
+        torch.backends.cudnn.allow_tf32 = False
+        # cuDNN takes these strides as channels_last.
+        image, cotangent = (torch.as_tensor(a, device=DEVICE).permute(0, 3, 1, 2) for a in (x, dy))
+        kernel = torch.as_tensor(W, device=DEVICE).permute(3, 2, 0, 1)
+        kernel = kernel.contiguous(memory_format=torch.channels_last)
+        if direction == "forward":
+            return lambda: torch.nn.functional.conv2d(image, kernel, padding=1)
+        wanted = (True, False, False) if direction == "input gradient" else (False, True, False)
+        geometry = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+        backward = torch.ops.aten.convolution_backward
+        return lambda: backward(cotangent, image, kernel, None, *geometry, wanted)
+
+    ours = {
+        "forward": lambda: convolution.forward(x, W),
+        "input gradient": lambda: convolution.input_gradient(dy, cache),
+        "kernel gradient": lambda: convolution.kernel_gradient(dy, cache),
+    }
+    shape = f"{images}x{size}x{size}x{channels}"
+    return [
+        Case(
+            f"convolution {direction} {shape}",
+            call,
+            {"torch": lambda torch, d=direction: peer(torch, d)},
+            work,
+            "TFLOP/s",
+        )
+        for direction, call in ours.items()
+    ]
+
+
+def other_cases(rng, size):
+    """Return the kernel of the text book, weight norm, and an optimizer's step."""
+    a, b = (device_random(rng, (size // 4, size // 4), np.float32) for _ in range(2))
+    v, g = device_random(rng, (size, size), np.float32), device_random(rng, size, np.float32)
+    w, gradient, m, s = (device_random(rng, size * size, np.float32) for _ in range(4))
+    row = update.scalars("adam", t=1, learning_rate=1e-3, beta1=0.9, beta2=0.999, eps=1e-8)
+    table = asarray(np.array(row, np.float32))
+    place = asarray(np.zeros(1, np.uint32))
+
+    def adam():
+        for call in update.step_calls("adam", w, gradient, (m, s), table, place):
+            launch.launch(*call)
+
+    n = (size // 4) ** 3
+    return [
+        Case(
+            f"product float32 tiled {size // 4}^3",
+            lambda: tiled.matmul(a, b),
+            {},
+            2.0 * n,
+            "TFLOP/s",
+        ),
+        Case(
+            f"weight norm forward {size}x{size}",
+            lambda: weightnorm.forward(v, g, 1e-5),
+            {},
+            8.0 * size * size,
+            "GB/s",
+        ),
+        Case(f"adam {size * size}", adam, {}, 28.0 * size * size, "GB/s"),
+    ]
+
+
+class Sizes(NamedTuple):
+    """How large the cases are: products, rows and columns, images and their channels, weights."""
+
+    product: int = 4096
+    dense: tuple = (128, 3072, 256)
+    rows: int = 65536
+    columns: int = 1024
+    images: int = 128
+    side: int = 32
+    channels: int = 64
+    weights: int = 4096
+# The same kernels, where it is not the time that counts.
+STATIC = Sizes(rows=8192, images=16, weights=2048)
+
+
+def every_case(rng, sizes):
+    """Return all cases."""
+    return [
+        *product_cases(rng, sizes.product, sizes.dense),
+        *normalization_cases(rng, sizes.rows, sizes.columns),
+        *convolution_cases(rng, sizes.images, sizes.side, sizes.channels),
+        *other_cases(rng, sizes.weights),
+    ]
+
+
+def recorded_launches(call, run=True):
+    """Return the records of the launches that `call` makes; run: also run it once."""
+    with launch.recorded(run=run) as records:
+        result = call()
+    return records, result
