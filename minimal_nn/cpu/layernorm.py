@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn.cpu.affine import BLOCK
-from minimal_nn.cpu.batchnorm import ZERO_VARIANCE, normalize
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
@@ -32,6 +31,7 @@ from minimal_nn.cpu.machine.simd import (
     sum_lanes,
 )
 from minimal_nn.cpu.machine.workspace import round_up
+from minimal_nn.cpu.moments import ZERO_VARIANCE, normalize
 from minimal_nn.errors import ZeroVarianceError
 
 ROWS = 8  # of a unit of work

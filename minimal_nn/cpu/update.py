@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn.cpu.affine import BLOCK
-from minimal_nn.cpu.batchnorm import report_zero
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating
 from minimal_nn.cpu.machine.compiler import inline, kernel
@@ -35,6 +34,7 @@ from minimal_nn.cpu.machine.simd import (
     where_zero,
 )
 from minimal_nn.cpu.machine.workspace import Columns, round_up
+from minimal_nn.cpu.moments import report_zero
 from minimal_nn.errors import ZeroNormError
 
 ZERO_NORM = 4  # the status

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn.cpu.affine import BLOCK
-from minimal_nn.cpu.batchnorm import inverse_deviation, report_zero
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, writes
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.simd import fill, fma, load, store
 from minimal_nn.cpu.machine.workspace import Columns
+from minimal_nn.cpu.moments import inverse_deviation, report_zero
 from minimal_nn.errors import ZeroNormError
 
 ZERO_NORM = 2  # the status

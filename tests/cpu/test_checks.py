@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minimal_nn import SGD, BatchNorm, Conv2d, Dense, Flatten, Network, ReLU, Tanh
-from minimal_nn.cpu import activation, affine, batchnorm, convolution, layernorm
+from minimal_nn.cpu import activation, affine, batchnorm, convolution, copies, layernorm
 from minimal_nn.cpu.machine import footprints, spans, workspace
 from minimal_nn.cpu.machine.compiler import kernel
 from minimal_nn.cpu.machine.footprints import axis, each, places, reads, shared_out, updates, writes
@@ -202,7 +202,7 @@ def test_sums_of_images_need_the_phases_grain(program):
         x, dz = x.renewed(), dz.renewed()
         for target in (x, dz):
             target.room.valid = (sizes.inside(8, 8),)
-            convolution.emit_place(program, source, target, sizes, 8, 8)
+            copies.emit_place(program, source, target, sizes, 8, 8)
         convolution.emit_backward(program, space, sizes, x, dz)
         if grain != 2:
             program.check()

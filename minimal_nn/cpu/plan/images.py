@@ -16,7 +16,14 @@ that what one kernel writes is in the nearest cache when the next one reads it.
 
 from typing import NamedTuple
 
-from minimal_nn.cpu import activation, batchnorm, convolution, pooling
+from minimal_nn.cpu import (
+    activation,
+    batchnorm,
+    batchnorm_blocks,
+    convolution,
+    copies,
+    pooling,
+)
 from minimal_nn.cpu.machine.operands import image_numbers, image_pixels
 
 PART_BYTES = 1 << 14  # of an image: half of a first cache of 32 KiB
@@ -92,10 +99,10 @@ class ImageLayers:
                 program, self._space, sizes, bordered, layer.forward_weights, layer.z, bias
             )
             if layer.norm is not None:
-                batchnorm.emit_image_moments(
+                batchnorm_blocks.emit_moments(
                     program, image_pixels(layer.z), layer.parts, sizes.pixels
                 )
-                batchnorm.emit_join_moments(
+                batchnorm_blocks.emit_join_moments(
                     program, layer.parts, layer.statistics, layer.norm.options["eps"], self.rows,
                     sizes.pixels, sizes.outputs,
                 )  # fmt: skip
@@ -107,7 +114,7 @@ class ImageLayers:
         panels = self.program.panels(self.rows, height * width * channels, self.dtype)
         self.program.phase(self.rows)
         self._outputs(last)
-        convolution.emit_flatten(
+        copies.emit_flatten(
             self.program, last.output, panels, height * width, channels, last.sizes.output_channels
         )
         return panels
@@ -138,7 +145,7 @@ class ImageLayers:
             vectors = [program.made(channels, self.dtype) for _ in range(5)]
             layer.gamma = loop.parameter(layer.norm, "gamma", outputs)
             layer.beta = loop.parameter(layer.norm, "beta", outputs)
-            layer.parts = batchnorm.Parts.room(
+            layer.parts = batchnorm_blocks.Parts.room(
                 program, self.rows, sizes.pixels, channels, self.dtype
             )
             layer.statistics = batchnorm.Statistics(*vectors[:3])
@@ -158,7 +165,7 @@ class ImageLayers:
         channels = sizes.input_channels
         if index == 0:
             bordered = self._bordered("example", sizes, channels, sizes.inputs)
-            convolution.emit_gather(self.program, *self.loop.source, bordered, sizes)
+            copies.emit_gather(self.program, *self.loop.source, bordered, sizes)
             return bordered
         before = self.layers[index - 1]
         bordered = self._bordered("input", sizes, channels, channels)
@@ -210,13 +217,13 @@ class ImageLayers:
         z = image_pixels(layer.z)
         if layer.norm is not None:
             mean, _, inverse = layer.statistics
-            batchnorm.emit_image_forward(
+            batchnorm_blocks.emit_forward(
                 program, z.at(start, step=z.step), layer.normalized.at(start, step=0),
                 layer.gamma.operand, layer.beta.operand, mean, inverse, part.size(sizes.pixels),
             )  # fmt: skip
         else:
             numbers = z.at(start, row=1, step=z.step)
-            convolution.emit_copy(program, numbers, layer.normalized.at(start), size)
+            copies.emit_copy(program, numbers, layer.normalized.at(start), size)
         for _, operation, before, after in layer.stages:
             height, width, _ = operation.output_shape
             numbers = _part(before, operation.input_shape, channels, part)
@@ -233,7 +240,7 @@ class ImageLayers:
                 )
 
     def _place(self, numbers, bordered, sizes, part):
-        convolution.emit_place(
+        copies.emit_place(
             self.program, numbers, bordered, sizes, part.size(sizes.height), bordered.row,
             part.start(sizes.height),
         )  # fmt: skip
@@ -252,7 +259,7 @@ class ImageLayers:
                     program.phase(self.rows)
                     self._outputs(layer)
                     self._sums(layer, gradient)
-                batchnorm.emit_join_sums(
+                batchnorm_blocks.emit_join_sums(
                     program, layer.parts, layer.dbeta, layer.dgamma, self.rows, sizes.pixels
                 )
             program.phase(self.rows, grain=sizes.grain)
@@ -278,9 +285,9 @@ class ImageLayers:
             return gradient
         channels = layer.sizes.output_channels  # panels of the flattened features
         height, width, outputs = layer.output_shape
-        valid = convolution.pixels_of(height * width, outputs, channels)
+        valid = copies.pixels_of(height * width, outputs, channels)
         image = self._space("features", (height * width, channels), valid)
-        convolution.emit_unflatten(
+        copies.emit_unflatten(
             self.program, gradient, image, height * width, outputs, channels
         )
         return image.at(row=1, step=0)
@@ -326,7 +333,7 @@ class ImageLayers:
             dy = self._back_through(layer, gradient, places, part)
         mean, _, inverse = layer.statistics
         layer.parts = layer.parts.renewed()
-        batchnorm.emit_image_sums(
+        batchnorm_blocks.emit_sums(
             self.program, image_pixels(layer.z), _pixels(layer, dy), mean, inverse, layer.parts,
             layer.sizes.pixels,
         )  # fmt: skip
@@ -344,7 +351,7 @@ class ImageLayers:
             start = part.start(sizes.pixels) * channels
             if layer.norm is not None:
                 mean, _, inverse = layer.statistics
-                batchnorm.emit_image_backward(
+                batchnorm_blocks.emit_backward(
                     program, z.at(start, step=z.step), _pixels(layer, _later(dy, start)),
                     dz.at(start, step=0), layer.gamma.operand, mean, inverse, layer.dgamma,
                     layer.dbeta, self.rows * sizes.pixels, part.size(sizes.pixels),

@@ -31,10 +31,10 @@ import time
 import numpy as np
 
 from minimal_nn.cpu import update
-from minimal_nn.cpu.batchnorm import ZERO_VARIANCE
 from minimal_nn.cpu.machine import threads, workspace
 from minimal_nn.cpu.machine.operands import elements
 from minimal_nn.cpu.machine.program import Program
+from minimal_nn.cpu.moments import ZERO_VARIANCE
 from minimal_nn.cpu.plan.dense import DenseLayers
 from minimal_nn.cpu.plan.gather import emit_gather
 from minimal_nn.cpu.plan.images import ImageLayers

@@ -1,0 +1,152 @@
+"""Means, variances and gradient sums of columns, block by block: what batch norm's kernels share.
+
+Rows are taken in blocks of BLOCK_ROWS: a block's mean and sum of squares about it are computed from
+the cache, and blocks are joined in order (Chan, Golub & LeVeque, 1983).
+"""
+
+from minimal_nn.cpu.machine.compiler import inline
+from minimal_nn.cpu.machine.simd import (
+    fill,
+    first_lanes,
+    fma,
+    load,
+    max_lanes,
+    scalar,
+    square_root,
+    where_zero,
+)
+
+BLOCK_ROWS = 256
+ZERO_VARIANCE = 1  # the status
+
+
+@inline
+def block_moments(z, rows):
+    """The mean and the sum of squares about it of `rows` rows of one vector of columns."""
+    count = fill(z, rows)
+    a, b, c, d = fill(z, 0.0), fill(z, 0.0), fill(z, 0.0), fill(z, 0.0)
+    i = 0
+    while i + 4 <= rows:
+        a = a + load(z + i * z.row)
+        b = b + load(z + (i + 1) * z.row)
+        c = c + load(z + (i + 2) * z.row)
+        d = d + load(z + (i + 3) * z.row)
+        i += 4
+    while i < rows:
+        a = a + load(z + i * z.row)
+        i += 1
+    mean = ((a + b) + (c + d)) / count
+    a, b, c, d = fill(z, 0.0), fill(z, 0.0), fill(z, 0.0), fill(z, 0.0)
+    i = 0
+    while i + 4 <= rows:
+        t = load(z + i * z.row) - mean
+        a = fma(t, t, a)
+        t = load(z + (i + 1) * z.row) - mean
+        b = fma(t, t, b)
+        t = load(z + (i + 2) * z.row) - mean
+        c = fma(t, t, c)
+        t = load(z + (i + 3) * z.row) - mean
+        d = fma(t, t, d)
+        i += 4
+    while i < rows:
+        t = load(z + i * z.row) - mean
+        a = fma(t, t, a)
+        i += 1
+    return mean, (a + b) + (c + d)
+
+
+@inline
+def join_moments(mean, squares, before, block_mean, block_squares, count):
+    """The mean and sum of squares of `before` rows and a block of `count` rows together."""
+    total = before + count
+    delta = block_mean - mean
+    mean = fma(delta, fill(mean, count / total), mean)
+    squares = squares + block_squares
+    return mean, fma(delta * delta, fill(mean, before * (count / total)), squares)
+
+
+@inline
+def moments(z, rows, group):
+    """The mean and the biased variance of one vector of columns; blocks within groups of rows."""
+    mean, squares = fill(z, 0.0), fill(z, 0.0)
+    done = 0
+    for start in range(0, rows, group):
+        for first in range(start, start + group, BLOCK_ROWS):
+            count = min(BLOCK_ROWS, start + group - first)
+            block_mean, block_squares = block_moments(z + first * z.row, count)
+            if done == 0:
+                mean, squares = block_mean, block_squares
+            else:
+                mean, squares = join_moments(
+                    mean, squares, done, block_mean, block_squares, count
+                )
+            done += count
+    return mean, squares / fill(z, rows)
+
+
+@inline
+def inverse_deviation(var, eps):
+    """1 / sqrt(var + eps), and 0 where var + eps is 0 (an error, or a column of padding)."""
+    deviation = square_root(var + eps)
+    zero, one = fill(var, 0.0), fill(var, 1.0)
+    return where_zero(deviation, zero, one / deviation)
+
+
+@inline
+def report_zero(vector, valid, status, what):
+    """Set the status to `what` when one of the first `valid` lanes is 0."""
+    zero, one = fill(vector, 0.0), fill(vector, 1.0)
+    if max_lanes(first_lanes(where_zero(vector, one, zero), valid, zero)) > scalar(vector, 0.0):
+        status[0] = what
+
+
+@inline
+def normalize(z, mean, inverse):
+    return (z - mean) * inverse
+
+
+@inline
+def gradient_sums(z, dy, mean, inverse, rows, group):
+    """The sums of dy and of dy h over the rows of one vector of columns."""
+    beta, gamma = fill(z, 0.0), fill(z, 0.0)
+    for start in range(0, rows, group):
+        for first in range(start, start + group, BLOCK_ROWS):
+            count = min(BLOCK_ROWS, start + group - first)
+            block_beta, block_gamma = block_gradient_sums(
+                z + first * z.row, dy + first * dy.row, mean, inverse, count
+            )
+            beta = beta + block_beta
+            gamma = gamma + block_gamma
+    return beta, gamma
+
+
+@inline
+def block_gradient_sums(z, dy, mean, inverse, rows):
+    a, b, c, d = fill(z, 0.0), fill(z, 0.0), fill(z, 0.0), fill(z, 0.0)
+    i = 0
+    while i + 2 <= rows:
+        g = load(dy + i * dy.row)
+        a = a + g
+        b = fma(g, normalize(load(z + i * z.row), mean, inverse), b)
+        g = load(dy + (i + 1) * dy.row)
+        c = c + g
+        d = fma(g, normalize(load(z + (i + 1) * z.row), mean, inverse), d)
+        i += 2
+    while i < rows:
+        g = load(dy + i * dy.row)
+        a = a + g
+        b = fma(g, normalize(load(z + i * z.row), mean, inverse), b)
+        i += 1
+    return a + c, b + d
+
+
+@inline
+def input_gradient(dy, h, factor, mean_dy, mean_dyh):
+    """dz = gamma / s (dy - mean(dy) - h mean(dy h))"""
+    zero = fill(h, 0.0)
+    return factor * fma(zero - h, mean_dyh, dy - mean_dy)
+
+
+def blocks_of(pixels):
+    """Return how many blocks an image has."""
+    return -(-pixels // BLOCK_ROWS)
