@@ -17,7 +17,6 @@ LONGEST_FUNCTION = 100
 _KERNELS = "makes the kernels of one dtype and size, each short, which share its constants"
 _ONE_KERNEL = "one kernel, whose registers and shared memory all parts use, with its constants"
 LONG_FUNCTIONS = {
-    "minimal_nn/cpu/winograd.py:__init__": _KERNELS,
     "minimal_nn/cuda/batchnorm.py:kernels": _KERNELS,
     "minimal_nn/cuda/layernorm.py:kernels": _KERNELS,
     "minimal_nn/cuda/weightnorm.py:kernels": _KERNELS,

@@ -162,21 +162,35 @@ class Winograd:
     def __init__(self, size):
         self.size, self.planes = size, (size + 2) ** 2
         A, G, B = matrices(size)
-        side = size + 2
-        transform_input, transform_output = make_transform(B), make_transform(A)
-        transform_weights = make_transform(G)
-        transform_cotangent = make_transform(list(zip(*A, strict=True)))
-        transform_gradient = make_transform(list(zip(*G, strict=True)))
+        self._weights = self._weights_kernel(make_transform(G))
+        self._input = self._input_kernel(make_transform(B))
+        self._output = self._output_kernel(make_transform(A))
+        self._cotangent = self._cotangent_kernel(make_transform(list(zip(*A, strict=True))))
+        self._gradient = self._gradient_kernel(make_transform(list(zip(*G, strict=True))))
+
+    def _weights_kernel(self, transform):
+        side = self.size + 2
 
         def weights_kernel(step, thread, unit, w, w_step, u, u_step, depth, channels):
             """A panel of G g G^T: u[panel][plane][channel][width]."""
             for c in range(channels):
                 for column in range(0, w.row, w.lanes):
                     at = c * w.row + column
-                    transform_weights(
+                    transform(
                         w + (unit * w_step + at), depth * w.row, channels * w.row,
                         u + (unit * u_step + at), side * channels * w.row, channels * w.row,
                     )  # fmt: skip
+
+        return self._kernel(
+            weights_kernel,
+            w=lambda k: reads(
+                each(k.w_step), axis(3, k.depth * k.w.row), 3 * k.channels * k.w.row
+            ),
+            u=lambda k: writes(each(k.u_step), side**2 * k.channels * k.w.row),
+        )
+
+    def _input_kernel(self, transform):
+        size, side = self.size, self.size + 2
 
         def input_kernel(step, thread, unit, x, v, plane, first, rows, columns, pitch):
             """A strip of B^T d B: v[plane][tile][channel]."""
@@ -185,9 +199,21 @@ class Winograd:
                     source = x + ((first + p) * size * pitch + q * size) * x.row
                     target = v + (p * columns + q) * x.row
                     for c in range(0, x.row, x.lanes):
-                        transform_input(
+                        transform(
                             source + c, pitch * x.row, x.row, target + c, side * plane, plane
                         )
+
+        return self._kernel(
+            input_kernel,
+            x=lambda k: reads(
+                axis(k.rows * size + 2, k.pitch * k.x.row), (k.columns * size + 2) * k.x.row,
+                start=k.first * size * k.pitch * k.x.row,
+            ),
+            v=lambda k: self._tiles(writes, k.x, k.plane, k.rows, k.columns),
+        )
+
+    def _output_kernel(self, transform):
+        size, side = self.size, self.size + 2
 
         def output_kernel(
             step, thread, unit, m, plane, z, z_step, edge, first, rows, columns, height, width
@@ -202,17 +228,38 @@ class Winograd:
                     whole = y + size <= height and x + size <= width
                     for c in range(0, z.row, z.lanes):
                         if whole:
-                            transform_output(
+                            transform(
                                 source + c, side * plane, plane, target + c, width * z.row, z.row
                             )
                             continue
-                        transform_output(
+                        transform(
                             source + c, side * plane, plane, edge, size * z.lanes, z.lanes
                         )
                         for i in range(min(size, height - y)):
                             for j in range(min(size, width - x)):
                                 value = load(edge + (i * size + j) * z.lanes)
                                 store(target + ((i * width + j) * z.row + c), value)
+
+        return self._kernel(
+            output_kernel,
+            fits=lambda k: (
+                k.m.row != k.z.row and f"tiles of {k.m.row} channels are taken for {k.z.row}"
+            ),
+            m=lambda k: self._tiles(reads, k.m, k.plane, k.rows, k.columns),
+            z=lambda k: writes(
+                each(k.z_step),
+                (min(k.height, (k.first + k.rows) * size) - k.first * size) * k.width * k.z.row,
+                start=k.first * size * k.width * k.z.row,
+            ),
+            edge=lambda k: spoils(
+                size**2 * k.z.lanes
+                if (k.first + k.rows) * size > k.height or k.columns * size > k.width
+                else 0
+            ),
+        )
+
+    def _cotangent_kernel(self, transform):
+        size, side = self.size, self.size + 2
 
         def cotangent_kernel(step, thread, unit, dz, m, plane, first, rows, columns, pitch):
             """A strip of A dy A^T: m[plane][tile][channel]."""
@@ -221,10 +268,22 @@ class Winograd:
                     pixel = ((first + p) * size + 1) * pitch + q * size + 1
                     target = m + (p * columns + q) * dz.row
                     for c in range(0, dz.row, dz.lanes):
-                        transform_cotangent(
+                        transform(
                             dz + (pixel * dz.row + c), pitch * dz.row, dz.row,
                             target + c, side * plane, plane,
                         )  # fmt: skip
+
+        return self._kernel(
+            cotangent_kernel,
+            dz=lambda k: reads(
+                axis(k.rows * size, k.pitch * k.dz.row), k.columns * size * k.dz.row,
+                start=((k.first * size + 1) * k.pitch + 1) * k.dz.row,
+            ),
+            m=lambda k: self._tiles(writes, k.dz, k.plane, k.rows, k.columns),
+        )
+
+    def _gradient_kernel(self, transform):
+        side = self.size + 2
 
         def gradient_kernel(
             step, thread, unit, sums, dw, group_step, panel_step, depth, channels, panels, images,
@@ -239,55 +298,12 @@ class Winograd:
                 for c in range(channels):
                     for column in range(0, dw.row, dw.lanes):
                         at = c * dw.row + column
-                        transform_gradient(
+                        transform(
                             sums + (panel * side * side * plane + at), side * plane, plane,
                             group + (panel * panel_step + at), depth * dw.row, channels * dw.row,
                         )  # fmt: skip
 
-        def tiles_of(mode, pointer, plane, rows, columns):
-            return mode(axis(side**2, plane), rows * columns * pointer.row)
-
-        self._weights = self._kernel(
-            weights_kernel,
-            w=lambda k: reads(
-                each(k.w_step), axis(3, k.depth * k.w.row), 3 * k.channels * k.w.row
-            ),
-            u=lambda k: writes(each(k.u_step), side**2 * k.channels * k.w.row),
-        )
-        self._input = self._kernel(
-            input_kernel,
-            x=lambda k: reads(
-                axis(k.rows * size + 2, k.pitch * k.x.row), (k.columns * size + 2) * k.x.row,
-                start=k.first * size * k.pitch * k.x.row,
-            ),
-            v=lambda k: tiles_of(writes, k.x, k.plane, k.rows, k.columns),
-        )
-        self._output = self._kernel(
-            output_kernel,
-            fits=lambda k: (
-                k.m.row != k.z.row and f"tiles of {k.m.row} channels are taken for {k.z.row}"
-            ),
-            m=lambda k: tiles_of(reads, k.m, k.plane, k.rows, k.columns),
-            z=lambda k: writes(
-                each(k.z_step),
-                (min(k.height, (k.first + k.rows) * size) - k.first * size) * k.width * k.z.row,
-                start=k.first * size * k.width * k.z.row,
-            ),
-            edge=lambda k: spoils(
-                size**2 * k.z.lanes
-                if (k.first + k.rows) * size > k.height or k.columns * size > k.width
-                else 0
-            ),
-        )
-        self._cotangent = self._kernel(
-            cotangent_kernel,
-            dz=lambda k: reads(
-                axis(k.rows * size, k.pitch * k.dz.row), k.columns * size * k.dz.row,
-                start=((k.first * size + 1) * k.pitch + 1) * k.dz.row,
-            ),
-            m=lambda k: tiles_of(writes, k.dz, k.plane, k.rows, k.columns),
-        )
-        self._gradient = self._kernel(
+        return self._kernel(
             gradient_kernel,
             sums=lambda k: reads(
                 k.panels * side**2 * k.channels * k.sums.row
@@ -297,6 +313,10 @@ class Winograd:
                 axis(3, k.depth * k.dw.row), 3 * k.channels * k.dw.row,
             ),
         )
+
+    def _tiles(self, mode, pointer, plane, rows, columns):
+        """A footprint of a strip's tiles, in all planes."""
+        return mode(axis(self.planes, plane), rows * columns * pointer.row)
 
     def _kernel(self, function, **declarations):
         # Both sizes' kernels have the same code with other matrices: another name in the cache.
