@@ -1,8 +1,10 @@
 """Old names: each row of the table gives the new object, and a warning that says where it is."""
 
 import importlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +49,9 @@ def test_the_warning_names_the_line_that_imports():
     code = "import warnings; warnings.simplefilter('always')\n\nfrom theory import jet\n"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "<string>:3: DeprecationWarning: theory.jet has moved" in told.stderr, told.stderr
+
+
+def test_the_changelog_lists_what_has_moved():
+    changelog = (Path(__file__).parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|$", changelog, re.MULTILINE)
+    assert dict(rows) == moved.MOVED
