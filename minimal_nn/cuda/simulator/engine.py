@@ -52,11 +52,15 @@ from minimal_nn.cuda.simulator.memory import (
 class _Thread:
     """One CUDA thread: where it is, what it waits for, and what it brought there."""
 
-    __slots__ = ("index", "number", "greenlet", "waits_for", "site", "value", "rule")
+    __slots__ = (
+        *("index", "number", "greenlet", "waits_for", "site", "value", "rule"),
+        *("copies", "committed"),  # asynchronous ones, on their way
+    )
 
     def __init__(self, index, number):
         self.index, self.number = index, number
         self.waits_for = self.site = self.value = self.rule = None
+        self.copies, self.committed = [], []
 
 
 class _Block(memory.Block):
@@ -84,6 +88,11 @@ def _warp(name, mask, value, rule, depth=3):
 def collective(name, value, rule):
     """Let an intrinsic's fallback meet its whole warp; call it directly in the fallback."""
     return _warp(name, FULL_MASK, value, rule, 4)
+
+
+def this_thread():
+    """Return the thread that runs at present."""
+    return fake_cuda.block.thread
 
 
 def _shuffle(name, source):
@@ -209,7 +218,8 @@ def order(schedule):
         return lambda items: items[::-1]
     if not isinstance(schedule, int):
         raise ValueError(
-            f"schedule: got {schedule!r}, expected 'lockstep', 'forward', 'reverse' or a seed"
+            f"schedule: got {schedule!r}, expected 'lockstep', 'races', 'forward', "
+            "'reverse' or a seed"
         )
     generator = random.Random(schedule)
 
