@@ -36,6 +36,7 @@ with warnings.catch_warnings():
     from numba import cuda, types
 
 from minimal_nn.cuda.device.rewriting import made, rewritten, unroll
+from minimal_nn.cuda.device.toolkit import name_toolkit
 from minimal_nn.cuda.simulator.instructions import MEANINGS
 from minimal_nn.cuda.simulator.memory import register
 
@@ -85,6 +86,7 @@ class Kernel:
 
     @functools.cached_property
     def dispatcher(self):
+        name_toolkit()
         return cuda.jit(self.function, launch_bounds=self.bounds)
 
     def __repr__(self):
