@@ -55,12 +55,7 @@ def test_the_audit_finds_the_groups_that_the_layers_imply(name, eps):
         for row in audit(function, network.parameters).rows
         if row.invariant in ("per unit", "as a whole")
     }
-    expected = {
-        group.parameters: group.per_unit
-        for group in network.invariance_groups()
-        if np.ndim(network.parameters[group.parameters[0]]) > 1
-    }
-    # gamma and beta are a group only jointly; the audit tries a bias with its layer's weights.
+    expected = {group.parameters: group.per_unit for group in network.invariance_groups()}
     assert found == expected
 
 

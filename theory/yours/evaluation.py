@@ -1,0 +1,147 @@
+"""A model's loss and gradients, evaluated in the widest numbers that it takes, with their noise."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from theory.yours.arrays import as_numpy
+from theory.yours.tree import finite_floats, flatten, rebuild
+
+_PROBES = 3
+# The step at which rounding is told from curvature, per dtype of the evaluation: half its digits,
+# so that also numbers which are rounded to float32 inside are noticed; in float32 a few ulps, lest
+# a ReLU be crossed.
+_STEP = {"float32": 2.0**-20, "float64": 2.0**-26}
+
+
+class Evaluation(NamedTuple):
+    """loss: a number.  gradients: {name: array}."""
+
+    loss: float
+    gradients: dict
+
+
+class Point(NamedTuple):
+    """Parameters with loss and gradients there, and how far both were seen to be off by rounding.
+
+    noise: {name: root mean square over probes}, of each entry of the gradients.
+    """
+
+    parameters: dict
+    loss: float
+    gradients: dict
+    loss_noise: float
+    noise: dict
+
+
+class Model:
+    """Loss and gradients at the given parameters, and at other ones.
+
+    function: a tree of arrays -> (loss, a tree of gradients), on one batch.  parameters: the tree,
+    see theory.yours.tree.  The numbers are float64 where the function computes in it when it gets
+    them, else the parameters' own float32.
+
+    Raises ValueError for a function whose two calls differ, and one that needs half precision.
+    """
+
+    def __init__(self, function, parameters):
+        self._function, self._tree = function, parameters
+        self.given = finite_floats(
+            {
+                name: as_numpy(leaf, f"parameters[{name!r}]")
+                for name, leaf in flatten(parameters).items()
+            }
+        )
+        self.dtype = self._widest()
+        self.parameters = {name: array.astype(self.dtype) for name, array in self.given.items()}
+
+    def _widest(self):
+        own = np.result_type(*(array.dtype for array in self.given.values()))
+        reasons = []
+        for dtype in (np.dtype("float64"), np.dtype("float32")):
+            arrays = {name: array.astype(dtype) for name, array in self.given.items()}
+            if dtype == own:
+                return own
+            try:
+                gradients = self._evaluate(arrays).gradients
+            except Exception as error:  # what a foreign function raises for another dtype
+                reasons.append(f"{type(error).__name__}: {error}")
+                continue
+            if all(gradient.dtype == dtype for gradient in gradients.values()):
+                return dtype
+        raise ValueError(
+            f"parameters: got {own}, whose rounding hides what is to be seen, and the function "
+            f"does not compute in float32 or float64, expected one of them ({'; '.join(reasons)})"
+        )
+
+    def _evaluate(self, arrays):
+        loss, gradients = self._function(rebuild(self._tree, arrays))
+        gradients = flatten(gradients, "gradients")
+        missing = [name for name in arrays if name not in gradients]
+        if missing:
+            raise ValueError(f"loss_and_gradients: got no gradient of {missing}, expected one each")
+        gradients = {
+            name: as_numpy(gradients[name], f"the gradient of {name!r}") for name in arrays
+        }
+        for name, gradient in gradients.items():
+            if gradient.shape != arrays[name].shape:
+                raise ValueError(
+                    f"loss_and_gradients: got a gradient of {name!r} of shape {gradient.shape}, "
+                    f"expected the parameter's, {arrays[name].shape}"
+                )
+        return Evaluation(float(as_numpy(loss, "the loss")), gradients)
+
+    def at(self, parameters, changes=()):
+        """Return the Evaluation at `parameters` with some replaced, None where it is not finite."""
+        with np.errstate(all="ignore"):
+            result = self._evaluate({**parameters, **dict(changes)})
+        finite = np.isfinite(result.loss) and all(
+            np.all(np.isfinite(gradient)) for gradient in result.gradients.values()
+        )
+        return result if finite else None
+
+    def point(self, parameters):
+        """Return the Point at some parameters.
+
+        The noise is what two steps along one direction do not share: g(2h) - 2 g(h) + g(0).
+        """
+        here, again = self.at(parameters), self.at(parameters)
+        if here is None:
+            return None
+        u = float(np.finfo(self.dtype).eps) / 2
+        if again is None or abs(again.loss - here.loss) > 64 * u * abs(here.loss):
+            raise ValueError(
+                f"loss_and_gradients: two calls at the same parameters gave the losses "
+                f"{here.loss:.6g} and {again and again.loss:.6g}, expected the same: fix the "
+                "batch and the seed, and switch dropout off"
+            )
+        step = _STEP[self.dtype.name]
+        rng = np.random.default_rng(3)
+        loss_noise = 4 * u * abs(here.loss)
+        squares = {name: np.square(2 * u * g) for name, g in here.gradients.items()}
+        for _ in range(_PROBES):
+            signs = {name: rng.uniform(-1, 1, array.shape) for name, array in parameters.items()}
+            one, two = (self.at(_stepped(parameters, signs, h)) for h in (step, 2 * step))
+            if one is None or two is None:
+                return None
+            loss_noise = max(loss_noise, abs(two.loss - 2 * one.loss + here.loss))
+            for name, g in here.gradients.items():
+                off = two.gradients[name] - 2 * one.gradients[name] + g
+                squares[name] += np.square(off) / _PROBES
+        noise = {name: np.sqrt(square) for name, square in squares.items()}
+        return Point(parameters, here.loss, here.gradients, loss_noise, noise)
+
+    def generic(self, seed):
+        """Return other parameters nearby, at which nothing is 0 or equal by choice."""
+        rng = np.random.default_rng(seed)
+        moved = {}
+        for name, array in self.parameters.items():
+            scale = 0.1 * (np.sqrt(np.mean(np.square(array))) or 1.0)
+            noise = rng.standard_normal(array.shape)
+            moved[name] = array + (scale * noise).astype(self.dtype)
+        return moved
+
+
+def _stepped(parameters, signs, h):
+    """Return every number times 1 + h sign."""
+    return {name: (a * (1 + h * signs[name])).astype(a.dtype) for name, a in parameters.items()}
