@@ -111,11 +111,14 @@ def audit(loss_and_gradients, parameters, *, optimizer=None, unit_axis=-1):
 
 def audit_model(model, rules, optimizer, unit_axis, mode=()):
     """Return the Audit of a Model.  rules: {name: Rule}; a parameter without one is frozen."""
-    here = model.point(model.parameters)
-    if here is None:
-        raise ValueError("loss_and_gradients: got a loss or gradients that are not finite")
-    near = [model.point(model.generic(seed)) for seed in (5, 6)]
-    points = [point for point in near if point is not None] or [here]
+    here = model.check_repeats()
+    near = [model.point(parameters) for parameters in (model.generic(5), model.generic(6))]
+    points = [point for point in near if point is not None]
+    if not points:
+        raise ValueError(
+            "loss_and_gradients: got a loss or gradients that are not finite at parameters a tenth "
+            "away from the given ones"
+        )
     rows = tuple(_row(model, here, *group, rules) for group in _groups(model, points, unit_axis))
     decay = {name: rule.decay for name, rule in rules.items()}
     return Audit(rows, optimizer, tuple(mode), decay)
@@ -223,7 +226,7 @@ def _row(model, here, names, word, found, rules):
         partition, obeys = partitions(model.parameters, names, 0)[-1], np.ones(1, dtype=bool)
     else:
         partition, obeys = found.partition, found.obeys | (found.whole & ~found.alive)
-    wide = {name: here.parameters[name].astype(np.longdouble) for name in partition.parameters}
+    wide = {name: model.parameters[name].astype(np.longdouble) for name in partition.parameters}
     grad = {name: here.gradients[name].astype(np.longdouble) for name in wide}
     product = partition.sums({n: wide[n] * grad[n] for n in wide})[obeys]
     w = np.sqrt(partition.sums({n: wide[n] ** 2 for n in wide})[obeys])
@@ -236,7 +239,8 @@ def _row(model, here, names, word, found, rules):
     rate = rest = nan
     note = "" if all(own) else "frozen"
     if word == UNCLEAR:
-        note = f"rounding hides it: let the function compute in float64, not {model.dtype}"
+        better = ": let the function compute in float64" if model.dtype != np.float64 else ""
+        note = f"rounding hides it{better}"
     if found is not None and all(own):
         if len(set(own)) > 1:
             note = "its parameters are in groups with other settings"

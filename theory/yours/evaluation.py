@@ -8,10 +8,10 @@ from theory.yours.arrays import as_numpy
 from theory.yours.tree import finite_floats, flatten, rebuild
 
 _PROBES = 3
-# The step at which rounding is told from curvature, per dtype of the evaluation: half its digits,
-# so that also numbers which are rounded to float32 inside are noticed; in float32 a few ulps, lest
-# a ReLU be crossed.
-_STEP = {"float32": 2.0**-20, "float64": 2.0**-26}
+# The step at which rounding is told from curvature, per dtype of the evaluation: wide enough for
+# numbers that are rounded to float32 inside to be noticed, narrow enough for few ReLUs to be
+# crossed, whose jumps the median of the probes leaves out.
+_STEP = {"float32": 2.0**-20, "float64": 2.0**-30}
 
 
 class Evaluation(NamedTuple):
@@ -24,7 +24,7 @@ class Evaluation(NamedTuple):
 class Point(NamedTuple):
     """Parameters with loss and gradients there, and how far both were seen to be off by rounding.
 
-    noise: {name: root mean square over probes}, of each entry of the gradients.
+    noise: {name: array}, of each entry of the gradients.
     """
 
     parameters: dict
@@ -53,6 +53,9 @@ class Model:
             }
         )
         self.dtype = self._widest()
+        # Where float32 is the parameters' own, it is the faster one to reject with.
+        own = np.result_type(*(array.dtype for array in self.given.values()))
+        self.quick = np.dtype("float32") if own.itemsize <= 4 else self.dtype
         self.parameters = {name: array.astype(self.dtype) for name, array in self.given.items()}
 
     def _widest(self):
@@ -91,44 +94,58 @@ class Model:
                 )
         return Evaluation(float(as_numpy(loss, "the loss")), gradients)
 
-    def at(self, parameters, changes=()):
-        """Return the Evaluation at `parameters` with some replaced, None where it is not finite."""
+    def at(self, parameters, changes=(), dtype=None):
+        """Return the Evaluation at `parameters` with some replaced, None where it is not finite.
+
+        dtype: to compute in, the model's by default.
+        """
+        arrays = {**parameters, **dict(changes)}
+        if dtype is not None:
+            arrays = {name: array.astype(dtype) for name, array in arrays.items()}
         with np.errstate(all="ignore"):
-            result = self._evaluate({**parameters, **dict(changes)})
+            result = self._evaluate(arrays)
         finite = np.isfinite(result.loss) and all(
             np.all(np.isfinite(gradient)) for gradient in result.gradients.values()
         )
         return result if finite else None
 
+    def check_repeats(self):
+        """Refuse a function that gives another loss at the same parameters; return it there."""
+        here, again = self.at(self.parameters), self.at(self.parameters)
+        if here is None or again is None:
+            raise ValueError("loss_and_gradients: got a loss or gradients that are not finite")
+        if abs(again.loss - here.loss) > 64 * float(np.finfo(self.dtype).eps) * abs(here.loss):
+            raise ValueError(
+                f"loss_and_gradients: two calls at the same parameters gave the losses "
+                f"{here.loss:.6g} and {again.loss:.6g}, expected the same: fix the batch and the "
+                "seed, and switch dropout off"
+            )
+        return here
+
     def point(self, parameters):
-        """Return the Point at some parameters.
+        """Return the Point at some parameters, None where it is not finite.
 
         The noise is what two steps along one direction do not share: g(2h) - 2 g(h) + g(0).
         """
-        here, again = self.at(parameters), self.at(parameters)
+        here = self.at(parameters)
         if here is None:
             return None
         u = float(np.finfo(self.dtype).eps) / 2
-        if again is None or abs(again.loss - here.loss) > 64 * u * abs(here.loss):
-            raise ValueError(
-                f"loss_and_gradients: two calls at the same parameters gave the losses "
-                f"{here.loss:.6g} and {again and again.loss:.6g}, expected the same: fix the "
-                "batch and the seed, and switch dropout off"
-            )
-        step = _STEP[self.dtype.name]
-        rng = np.random.default_rng(3)
-        loss_noise = 4 * u * abs(here.loss)
-        squares = {name: np.square(2 * u * g) for name, g in here.gradients.items()}
+        rng, step = np.random.default_rng(3), _STEP[self.dtype.name]
+        losses, apart = [], {name: [] for name in parameters}
         for _ in range(_PROBES):
             signs = {name: rng.uniform(-1, 1, array.shape) for name, array in parameters.items()}
             one, two = (self.at(_stepped(parameters, signs, h)) for h in (step, 2 * step))
             if one is None or two is None:
                 return None
-            loss_noise = max(loss_noise, abs(two.loss - 2 * one.loss + here.loss))
+            losses.append(abs(two.loss - 2 * one.loss + here.loss))
             for name, g in here.gradients.items():
-                off = two.gradients[name] - 2 * one.gradients[name] + g
-                squares[name] += np.square(off) / _PROBES
-        noise = {name: np.sqrt(square) for name, square in squares.items()}
+                apart[name].append(np.abs(two.gradients[name] - 2 * one.gradients[name] + g))
+        noise = {
+            name: np.hypot(np.median(off, axis=0), 2 * u * here.gradients[name])
+            for name, off in apart.items()
+        }
+        loss_noise = max(4 * u * abs(here.loss), *losses)
         return Point(parameters, here.loss, here.gradients, loss_noise, noise)
 
     def generic(self, seed):

@@ -16,6 +16,7 @@ _FIRST, _MOST = 64.0, 2  # the first scale above 1, and how many are tried, each
 _SMALL = 3e-3  # the cosine below which eps is small beside the variance
 _LITTLE = 1e-3  # the cosine below which every step must show the law
 _STEADY = 0.01  # how far a gradient may turn between two scales where eps is small
+_FAR = 1024.0  # the scale at which any eps is small
 _TRIES = 3  # partitions of which a share may obey
 _SHARE = 1 / 16  # of the parts: fewer obey by chance
 _NOISES = 4  # times the noise that was seen: what it may be
@@ -32,7 +33,9 @@ class Series:
         self.partition, self.factor = partition, factor
         self.seen, self.finest, self.proved = 1.0, True, True
         self.noise, self.length_noise, self._squares = _noises(partition, point)
-        here = _radial(partition, point, 1.0, Evaluation(point.loss, point.gradients))
+        now = Evaluation(point.loss, point.gradients)
+        self.known = {1.0: now, factor: ahead, FALL * factor: further}
+        here = _radial(partition, point, 1.0, now)
         rows = [here, _radial(partition, point, factor, ahead)]
         rows.append(_radial(partition, point, FALL * factor, further))
         self.radial, self.lengths = zip(*rows, strict=True)
@@ -64,7 +67,8 @@ class Series:
         typical_now = np.maximum(cosine_now, np.median(cosine_now[candidates]))
         tau_now = turned_now / length
         steady = (self.turned <= _STEADY * self.lengths[1] + noise) & (cosine <= _SMALL)
-        self.settled = bool(np.all(steady[candidates]))
+        hopeless = np.abs(further) > np.abs(ahead) / 2  # r does not fall at all
+        self.settled = bool(np.all((steady | hopeless)[candidates]))
         law = _falls(ahead, further, FALL, typical, size, self.noise, 0.25)
         at_once = _falls(now, ahead, self.factor, typical_now, size, self.noise, 0.25)
         early = (tau_now > _STEADY) & (typical_now > _LITTLE)
@@ -117,12 +121,12 @@ def _radial(partition, point, scale, evaluation):
 
 
 def _falls(before, after, by, cosine, size, noise, room):
-    """Return whether r falls with the square of `by`, up to a share `room` of it.
+    """Return whether r falls with the square of `by`, up to a share `room` of what is usual.
 
-    cosine: |r| / |w| |g| tells how large eps still is beside the variance.
+    cosine: |r| / |w| |g| as it is usual; it tells how large eps still is beside the variance.
     """
     off = np.abs(before - by**2 * after)
-    return off <= room * np.abs(before) + _curvature(cosine) * size + (1 + by**2) * noise
+    return off <= (room * cosine + _curvature(cosine)) * size + (1 + by**2) * noise
 
 
 def _curvature(cosine):
@@ -138,12 +142,33 @@ def series(model, points, choices):
     through 0 there by chance.  choices: partitions of the same parameters, from the finest to the
     whole.
     """
+    if not _goes_on(model, points[0], choices[-1]):
+        return None
     for point in points:
         found = _finest(model, point, choices)
         if found is None or _proved(model, point, found):
             return found
     found.proved = False
     return None if model.dtype == np.float64 else found
+
+
+def _goes_on(model, point, whole):
+    """Return whether the gradient of the whole goes on as 1/a at large a: most others do not.
+
+    Asked in the parameters' own numbers, at scales where no eps matters.
+    """
+    g = []
+    for a in (_FAR, FALL * _FAR):
+        changes = whole.scaled(point.parameters, np.ones(whole.count) * a)
+        evaluation = model.at(point.parameters, changes, model.quick)
+        if evaluation is None:
+            return False
+        g.append({name: evaluation.gradients[name].astype(float) for name in whole.parameters})
+    length, turned = (
+        sum(float(np.sum(np.square(array))) for array in arrays.values())
+        for arrays in (g[0], {name: FALL * g[1][name] - g[0][name] for name in g[0]})
+    )
+    return 0 < length and turned <= 0.25 * length
 
 
 def _finest(model, point, choices):
@@ -196,9 +221,8 @@ def _masked(model, point, partition, mask):
 def _small(partition, point):
     """Return which parts have a gradient, and a radial derivative that an eps might leave."""
     noise, length_noise, _ = _noises(partition, point)
-    evaluation = Evaluation(point.loss, point.gradients)
-    r, size = _radial(partition, point, 1.0, evaluation)
-    return (np.abs(r) <= _SMALL * size + noise) & (size > 4 * length_noise)
+    r, size = _radial(partition, point, 1.0, Evaluation(point.loss, point.gradients))
+    return (np.abs(r) <= _LITTLE * size + noise) & (size > 4 * length_noise)
 
 
 def _scaled(model, point, choices, partition, parts, factor):
@@ -224,34 +248,34 @@ def _chain(model, point, found):
     """
     some, partition = found.obeys, found.partition
     size, noise = (np.linalg.norm(x[some]) for x in (found.lengths[0], found.noise))
-    last, evaluation = 1.0, Evaluation(point.loss, point.gradients)
+    last, before = 1.0, found.known[1.0]
     r = found.radial[0][some]
-    for scale in FALL ** np.arange(1, 12.0):
+    first = found.factor if np.linalg.norm(r) <= _LITTLE * size else FALL
+    for scale in first * FALL ** np.arange(0, 12.0):
         changes = partition.scaled(point.parameters, np.where(some, scale, 1.0))
-        before, before_r = evaluation, r
-        evaluation, by = model.at(point.parameters, changes), scale / last
-        if evaluation is None:
+        after, by = found.known.get(scale) or model.at(point.parameters, changes), scale / last
+        if after is None:
             return False
-        r = _radial(partition, point, scale, evaluation)[0][some]
+        next_r = _radial(partition, point, scale, after)[0][some]
         length = np.linalg.norm(_radial(partition, point, last, before)[1][some])
-        tau = last * np.linalg.norm(found.turned_between(before, evaluation, by)[some]) / length
-        visible, off = np.linalg.norm(before_r), np.linalg.norm(before_r - by**2 * r)
+        tau = last * np.linalg.norm(found.turned_between(before, after, by)[some]) / length
+        visible, off = np.linalg.norm(r), np.linalg.norm(r - by**2 * next_r)
         cosine = visible / size
         if tau > _STEADY and cosine > _LITTLE:  # eps is not small yet: at least it does not vanish
-            if visible > 8 * by**2 * np.linalg.norm(r) + (1 + by**2) * noise:
+            if visible > 8 * by**2 * np.linalg.norm(next_r) + (1 + by**2) * noise:
                 return False
         else:
             if not _falls(visible, (visible - off) / by**2, by, cosine, size, noise, 0.05):
                 return False
-            shift = float(np.sum(before_r)) * (1 - by**-2) / 2
-            if abs(evaluation.loss - before.loss - shift) > _room(before_r, size, noise, point):
+            shift = float(np.sum(r)) * (1 - by**-2) / 2
+            if abs(after.loss - before.loss - shift) > _room(r, size, noise, point):
                 return False
             # How small a leak was seen to obey, and how well it could be seen.
             if visible > 10 * (1 + by**2) * noise:
                 found.seen = cosine
-        if visible <= (1 + by**2) * noise and scale > found.factor:
+        last, before, r = scale, after, next_r
+        if np.linalg.norm(r) <= (1 + FALL**2) * noise and scale >= FALL * found.factor:
             break
-        last = scale
     return True
 
 
@@ -269,14 +293,12 @@ def _apart(model, point, found):
     rng = np.random.default_rng(4)
     base = np.where(some, found.factor, 1.0)
     own = np.where(some, rng.choice((1.0, 2.0, 4.0, 16.0), partition.count), 1.0)
-    evaluations = [
-        model.at(point.parameters, partition.scaled(point.parameters, factors))
-        for factors in (base, base * own)
-    ]
-    if None in evaluations:
+    before = found.known[found.factor]
+    after = model.at(point.parameters, partition.scaled(point.parameters, base * own))
+    if after is None:
         return False
-    r = _radial(partition, point, found.factor, evaluations[0])[0][some]
+    r = found.radial[1][some]
     shift = float(np.sum(r * (1 - own[some] ** -2.0) / 2))
     size, noise = (np.linalg.norm(x[some]) for x in (found.lengths[0], found.noise))
-    moved = evaluations[1].loss - evaluations[0].loss
+    moved = after.loss - before.loss
     return bool(abs(moved - shift) <= _room(r, size, noise, point))
