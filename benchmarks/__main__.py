@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 from benchmarks import table
-from benchmarks.cpu.compare import compare
-from benchmarks.cpu.configurations import CONFIGURATIONS, flops
+from benchmarks.cpu import machine
+from benchmarks.cpu.compare import compare, memory_bound
+from benchmarks.cpu.configurations import CONFIGURATIONS
 
 
 def _commit():
@@ -27,61 +28,65 @@ def _version(package):
         return "absent"
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+def parser():
+    """Return the command's arguments."""
+    p = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = [c.name for c in CONFIGURATIONS]
-    parser.add_argument("--only", nargs="*", choices=names, help="configurations (default: all)")
-    parser.add_argument("--threads", nargs="*", type=int, help="default: 1 and all cores")
-    parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default: 9)")
-    parser.add_argument("--no-record", action="store_true", help="print only")
-    parser.add_argument("--markdown", action="store_true", help="print the newest record's table")
-    options = parser.parse_args(arguments)
-    if options.markdown:
-        print(table.markdown(table.latest_record("cpu")))
-        return 0
     cores = len(os.sched_getaffinity(0))
-    threads = options.threads or sorted({1, cores})
-    from benchmarks.cpu import machine
+    p.add_argument("--only", nargs="+", choices=names, help="configurations (default: all)")
+    p.add_argument(
+        "--threads",
+        nargs="+",
+        type=int,
+        choices=range(1, cores + 1),
+        default=sorted({1, cores}),
+        help="default: 1 and all cores",
+    )
+    p.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default: 9)")
+    p.add_argument("--no-record", action="store_true", help="print only")
+    p.add_argument(
+        "--markdown", action="store_true", help="print the table of the newest records, and end"
+    )
+    return p
 
-    rates_of = []
-    for count in threads:
-        rates = machine.measure(count)
-        rates_of.append(rates)
-        print(
-            f"threads: {count}: peak {rates['peak_gflops']:.0f} GFLOP/s, bandwidth "
-            f"{rates['bandwidth_gb']:.1f} GB/s, batch norm at "
-            f"{rates['batchnorm_gb'] / rates['bandwidth_gb']:.2f} of it",
-            flush=True,
-        )
-    comparisons = []
-    for configuration in CONFIGURATIONS:
-        if options.only and configuration.name not in options.only:
-            continue
-        for count in threads:
-            if configuration.copies > 1 and count < max(threads):
-                continue
-            comparison = compare(configuration, count, options.rounds, print)
-            mine = comparison["contestants"]["ours"]["seconds"] / configuration.copies
-            peak = next(m["peak_gflops"] for m in rates_of if m["threads"] == count)
-            comparison["fraction_of_peak"] = flops(configuration) / mine / 1e9 / peak
-            comparisons.append(comparison)
-            print(table.printed(comparison))
-            fraction = comparison["fraction_of_peak"]
-            print(f"  products at {fraction:.2f} of the measured peak", flush=True)
+
+def main(arguments=None):
+    """Run the command; return the exit status."""
+    options = parser().parse_args(arguments)
+    if options.rounds < 1:
+        parser().error(f"--rounds: got {options.rounds}, expected at least 1")
+    if options.markdown:
+        print(table.markdown(*table.newest_records("cpu")))
+        return 0
     record = {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M"),
         "commit": _commit(),
         "machine": machine.description(),
-        "cores": cores,
+        "processor": machine.processor(),
+        "cores": len(os.sched_getaffinity(0)),
         "rounds": options.rounds,
         "versions": {
             name: _version(name) for name in ("numpy", "numba", "llvmlite", "torch", "jax")
         },
-        "rates": rates_of,
-        "comparisons": comparisons,
+        "memory_bound": [],
+        "comparisons": [],
     }
+    for threads in options.threads:
+        record["memory_bound"].append(memory_bound(threads, options.rounds))
+        print(table.printed_memory(record["memory_bound"][-1]), flush=True)
+    for configuration in CONFIGURATIONS:
+        if options.only and configuration.name not in options.only:
+            continue
+        for threads in options.threads:
+            if configuration.copies > 1 and threads < max(options.threads):
+                continue
+            comparison = compare(configuration, threads, options.rounds, print)
+            record["comparisons"].append(comparison)
+            print(table.printed(comparison), flush=True)
+            if not options.no_record:  # after each, so that what is interrupted is not lost
+                path = table.write_record("cpu", record)
     if not options.no_record:
-        print(f"record: {table.write_record('cpu', record).name}")
+        print(f"record: {path.name}")
     return 0
 
 

@@ -8,10 +8,13 @@ from minimal_nn.files import whole_file
 RECORDS = Path(__file__).parent / "records"
 
 
-def latest_record(prefix):
-    """Return the newest record of a kind ("cpu", "gpu"), or None."""
-    paths = sorted(RECORDS.glob(f"{prefix}-*.json"))
-    return json.loads(paths[-1].read_text()) if paths else None
+def newest_records(prefix):
+    """Return the newest record of a kind ("cpu", "gpu") from each machine, newest first."""
+    newest = {}
+    for path in sorted(RECORDS.glob(f"{prefix}-*.json"), reverse=True):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        newest.setdefault(record["machine"], record)
+    return list(newest.values())
 
 
 def write_record(prefix, record):
@@ -55,36 +58,82 @@ def printed(comparison):
             f"  {entry['memory_mib']:6.0f} MiB  first step {entry['first_step_seconds']:5.1f} s"
         )
     low, high = comparison["ratio_quartiles"]
-    aim = comparison["aim"]
-    met = aim is not None and comparison["ratio"] >= aim
-    verdict = "" if aim is None else f", aim {aim}: {'met' if met else 'MISSED'}"
     lines.append(
         f"  {comparison['ratio']:.2f} times the best peer ({NAMES[comparison['best_peer']]}; "
-        f"quartiles {low:.2f} to {high:.2f}){verdict}"
+        f"quartiles {low:.2f} to {high:.2f}){_verdict(comparison)}"
+    )
+    roof = comparison["roofline"]
+    lines.append(
+        f"  {roof['flops'] / 1e6:.3g} MFLOP, {roof['bytes'] / 1e6:.3g} MB; "
+        f"{roof['peak_gflops']:.0f} GFLOP/s, {roof['bandwidth_gb']:.1f} GB/s; roof "
+        f"{seconds(roof['seconds'])} by {roof['bound']}, reached to {roof['fraction']:.2f}"
     )
     return "\n".join(lines)
 
 
-def markdown(record):
-    """Return the README's table of a cpu record."""
-    lines = [
-        "| a training step of | threads | ours | best peer | | faster (quartiles) |",
-        "|---|---|---|---|---|---|",
-    ]
-    for comparison in record["comparisons"]:
-        mine = comparison["contestants"]["ours"]["seconds"]
-        best = comparison["best_peer"]
-        theirs = comparison["contestants"][best]["seconds"]
-        low, high = comparison["ratio_quartiles"]
-        lines.append(
-            f"| {comparison['title']} | {comparison['threads']} | {seconds(mine)} | "
-            f"{NAMES.get(best, best)} | {seconds(theirs)} | "
-            f"**{comparison['ratio']:.2f}** ({low:.2f} to {high:.2f}) |"
-        )
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+def printed_memory(found):
+    """Return the line of batch norm's share of the bandwidth."""
+    low, high = found["ratio_quartiles"]
+    disturbed = f", disturbed: {found['disturbed']}" if found["disturbed"] else ""
+    return (
+        f"threads: {found['threads']}: bandwidth {found['bandwidth_gb']:.1f} GB/s, batch norm at "
+        f"{found['ratio']:.2f} of it ({low:.2f} to {high:.2f}){disturbed}"
+    )
+
+
+def _verdict(comparison):
+    if comparison["disturbed"]:
+        return f", no verdict: {comparison['disturbed']}"
+    if comparison["verdict"] is None:
+        return ""
+    return f", aim {comparison['aim']}: {comparison['verdict']}"
+
+
+COLUMNS = (
+    "a training step of",
+    "processor",
+    "threads",
+    "ours",
+    "best peer",
+    "",
+    "faster (quartiles)",
+    "of the roof",
+)
+
+
+def markdown(*records):
+    """Return the README's table of cpu records, a row for each comparison and processor.
+
+    A row that was disturbed is told as such and not in bold; a record from before rows had a
+    roofline has none to show.
+    """
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for record in records:
+        for comparison in record["comparisons"]:
+            lines.append(_row(comparison, record.get("processor", record["machine"])))
     lines.append("")
-    lines.append(
+    lines += [_origin(record) for record in records]
+    return "\n".join(lines)
+
+
+def _row(comparison, processor):
+    mine = comparison["contestants"]["ours"]["seconds"]
+    best = comparison["best_peer"]
+    theirs = comparison["contestants"][best]["seconds"]
+    low, high = comparison["ratio_quartiles"]
+    faster = f"**{comparison['ratio']:.2f}** ({low:.2f} to {high:.2f})"
+    if comparison.get("disturbed"):
+        faster = f"disturbed: {low:.2f} to {high:.2f}"
+    roof = f"{comparison['roofline']['fraction']:.2f}" if "roofline" in comparison else ""
+    return (
+        f"| {comparison['title']} | {processor} | {comparison['threads']} | {seconds(mine)} | "
+        f"{NAMES.get(best, best)} | {seconds(theirs)} | {faster} | {roof} |"
+    )
+
+
+def _origin(record):
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return (
         f"{record['machine']}, {record['cores']} cores; {versions}; {record['date']}; medians of "
         f"{record['rounds']} interleaved rounds, batch 128, float32."
     )
-    return "\n".join(lines)

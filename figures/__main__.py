@@ -8,26 +8,37 @@ captions.md, statements.json and manifest.json.
 import argparse
 import contextlib
 import functools
-import importlib
 import json
 import os
 import pathlib
-import platform
 import sys
+import tempfile
 import time
-from collections import Counter
 
 import numpy as np
 
-import minimal_nn
-from figures import presets
+from figures import presets, runs
 from figures.drawing import FIGURES, draw, figure
-from figures.grid import runner, store
-from figures.runs import kinds, training
+from figures.grid import archive, executors, runner, store
+from figures.manifest import manifest
+from figures.runs.data import fingerprint
+from minimal_nn.data import DataError
 from minimal_nn.files import whole_file
 
 OUT = pathlib.Path("build") / "figures"
 DATA_NOTES = {"digits": "digits (UCI)", "cifar10": "CIFAR-10"}
+
+
+def path(text):
+    """Return a path of the command line; ~ is the home folder."""
+    return pathlib.Path(text).expanduser()
+
+
+def count(text):
+    """Return a number of the command line that must be at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+    return int(text)
 
 
 def parser():
@@ -35,101 +46,113 @@ def parser():
     p = argparse.ArgumentParser(prog="python -m figures", description=__doc__.splitlines()[0])
     p.add_argument("--preset", choices=list(presets.ALL), default="quick")
     p.add_argument("--only", nargs="+", choices=FIGURES, metavar="NAME", help="these figures only")
-    p.add_argument("--seeds", type=int, metavar="N", help="seeds of each training run")
+    p.add_argument("--seeds", type=count, metavar="N", help="seeds of each training run")
     p.add_argument("--list", action="store_true", help="list figures and presets, and end")
-    p.add_argument("--data", metavar="DIR", help="where CIFAR-10 lies (laptop and paper presets)")
+    p.add_argument(
+        "--data", type=path, metavar="DIR", help="where CIFAR-10 lies (laptop and paper presets)"
+    )
     p.add_argument("--data-note", metavar="TEXT", help='what the data are, as in "JPEG q75"')
-    p.add_argument("--jobs", type=int, default=runner.cores(), help="worker processes")
+    p.add_argument("--jobs", type=count, default=executors.cores(), help="worker processes")
     p.add_argument("--dask", metavar="ADDRESS", help="run on this Dask cluster (extra `cluster`)")
     p.add_argument("--backend", choices=("cpu", "reference", "cuda"), default="cpu")
-    p.add_argument("--store", type=pathlib.Path, default=OUT / "store")
-    p.add_argument("--out", type=pathlib.Path, help=f"output folder ({OUT}/PRESET)")
+    p.add_argument("--store", type=path, default=OUT / "store")
+    p.add_argument("--out", type=path, help=f"output folder ({OUT}/PRESET)")
     p.add_argument(
         "--archive",
-        type=pathlib.Path,
+        type=path,
         metavar="FILE",
         help="draw from an archive of results, whatever code made them; compute nothing",
     )
-    p.add_argument("--write-archive", type=pathlib.Path, metavar="FILE",
-                   help="afterwards write the results that were used into one file")  # fmt: skip
+    p.add_argument(
+        "--write-archive",
+        type=path,
+        metavar="FILE",
+        help="afterwards write the results that were used into one file",
+    )
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     return p
 
 
-def completed(configuration, arguments, fingerprint):
+def refuse_unwritable(option, folder):
+    """End the command, before anything is computed, where a folder cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SystemExit(
+            f"{option}: {folder} cannot be written ({error.strerror}); expected a folder, or a "
+            "place where one can be made"
+        ) from None
+
+
+def archived_runs(file):
+    """Return the runs of an archive, or end the command where there are none."""
+    try:
+        found = list(archive.read_archive(file).values())
+    except OSError as error:
+        raise SystemExit(
+            f"--archive: {file} cannot be read ({error.strerror}); expected a file that "
+            "--write-archive wrote"
+        ) from None
+    except ValueError as error:
+        raise SystemExit(f"--archive: {error}") from None
+    if not found:
+        raise SystemExit(f"--archive: {file} holds no run; expected those of a preset")
+    return found
+
+
+def opened_store(arguments, code):
+    """Return the store, or end the command where it cannot be used."""
+    archives = [arguments.archive] if arguments.archive else ()
+    try:
+        return store.Store(arguments.store, code, archives=archives)
+    except OSError as error:
+        raise SystemExit(
+            f"--store: {arguments.store} cannot be used ({error.strerror}: {error.filename}); "
+            "expected a folder of this command, or a place where one can be made"
+        ) from None
+
+
+def completed(configuration, arguments, data_hash):
     """Return a figure's configuration with what the command line adds to it."""
     if configuration["experiment"] != "training":
         return configuration
-    data = {**configuration["data"], "hash": fingerprint}
+    data = {**configuration["data"], "hash": data_hash}
     return {**configuration, "data": data, "backend": arguments.backend}
-
-
-def manifest(arguments, preset, configurations, kept, code, report, data):
-    """Return what a reader needs to judge the results by: versions, device, seeds, time."""
-    packages = {}
-    for name in ("numpy", "numba", "scipy", "matplotlib", "flint"):
-        with contextlib.suppress(ImportError):
-            packages[name] = importlib.import_module(name).__version__
-    return {
-        "preset": preset.name,
-        "data": data,
-        "backend": arguments.backend,
-        "code": code,
-        "minimal_nn": minimal_nn.__version__,
-        "python": platform.python_version(),
-        "packages": packages,
-        "device": device(),
-        "dtype": preset.dtype,
-        "seeds": list(range(preset.seeds)),
-        "runs": dict(Counter(c["experiment"] for c in configurations)),
-        "diverged": sum(r is not None and r.diverged for r in report.results),
-        "failed": len(report.failures),
-        "run_seconds": round(kept.seconds(configurations), 1),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
-
-
-def device():
-    """Return the processor's name and the number of its cores."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-        name = names[0] if names else name
-    return f"{name}, {runner.cores()} cores"
 
 
 @contextlib.contextmanager
 def executor(arguments):
     """Give what figures.grid runs on: worker processes, or a Dask cluster."""
     if arguments.dask:
-        with runner.dask(arguments.dask) as cluster:
+        with executors.dask(arguments.dask) as cluster:
             yield cluster
     else:
-        yield functools.partial(runner.processes, arguments.jobs)
+        yield functools.partial(executors.processes, arguments.jobs)
 
 
 def collect(arguments, preset, wanted):
     """Return the figures' configurations, and the Report, code version and store they came from."""
     source = preset.data
     if arguments.archive:
-        archived = store.read_archive(arguments.archive).values()
-        code = next(iter(archived))["code"]
+        archived = archived_runs(arguments.archive)
+        code = archived[0]["code"]
         trainings = [r["configuration"] for r in archived if "data" in r["configuration"]]
-        fingerprint = trainings[0]["data"]["hash"] if trainings else None
+        data_hash = trainings[0]["data"]["hash"] if trainings else None
         arguments.backend = trainings[0]["backend"] if trainings else arguments.backend
     else:
-        code = kinds.version(arguments.backend)
-        fingerprint = training.fingerprint(
-            source["name"], source["train"], source["test"], arguments.data
-        )
+        code = runs.version(arguments.backend)
+        try:
+            data_hash = fingerprint(source["name"], source["train"], source["test"], arguments.data)
+        except DataError as error:
+            raise SystemExit(f"--data: {error}") from None
     by_figure = {
-        name: [completed(c, arguments, fingerprint) for c in figure(name).configurations(preset)]
+        name: [completed(c, arguments, data_hash) for c in figure(name).configurations(preset)]
         for name in wanted
     }
     everything = [c for configurations in by_figure.values() for c in configurations]
-    kept = store.Store(
-        arguments.store, code, archives=[arguments.archive] if arguments.archive else ()
-    )
+    kept = opened_store(arguments, code)
     if arguments.archive:
         missing = [c for c in everything if kept.get(c) is None]
         if missing:
@@ -140,10 +163,15 @@ def collect(arguments, preset, wanted):
             )
     with executor(arguments) as made:
         report = runner.run(
-            functools.partial(kinds.run, folder=arguments.data),
-            everything, kept, made, name=preset.name, cost=kinds.steps, describe=kinds.describe,
+            functools.partial(runs.run, folder=arguments.data),
+            everything,
+            kept,
+            made,
+            name=preset.name,
+            cost=runs.steps,
+            describe=runs.describe,
             show_progress=not arguments.quiet,
-        )  # fmt: skip
+        )
     return by_figure, everything, report, code, kept
 
 
@@ -167,26 +195,43 @@ def main(argv=None):
             file=sys.stderr,
         )
         return 2
+    out = arguments.out or OUT / preset.name
+    refuse_unwritable("--out", out)
+    if arguments.write_archive:
+        if arguments.write_archive.is_dir():
+            raise SystemExit(
+                f"--write-archive: {arguments.write_archive} is a folder; expected a file"
+            )
+        refuse_unwritable("--write-archive", arguments.write_archive.parent)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # inherited by the workers
     os.environ.setdefault("MINIMAL_NN_NUM_THREADS", "1")
-    wanted = arguments.only or FIGURES
-    start = time.perf_counter()
     try:
-        by_figure, everything, report, code, kept = collect(arguments, preset, wanted)
+        return compute_and_draw(arguments, preset, out)
     except KeyboardInterrupt:
         print("\ninterrupted: finished runs are kept, the same command goes on", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"{error}: finished runs are kept, the same command goes on", file=sys.stderr)
+        return 1
+
+
+def compute_and_draw(arguments, preset, out):
+    """Compute what the store does not hold, draw into the folder, and say what was measured."""
+    start = time.perf_counter()
+    wanted = arguments.only or FIGURES
+    by_figure, everything, report, code, kept = collect(arguments, preset, wanted)
     for configuration, error in report.failures:
         print(
-            f"FAILED {kinds.describe(configuration)}: {type(error).__name__}: {error}",
+            f"FAILED {runs.describe(configuration)}: {type(error).__name__}: {error}",
             file=sys.stderr,
         )
     note = f" ({arguments.data_note})" if arguments.data_note else ""
     data = DATA_NOTES[preset.data["name"]] + note
-    out = arguments.out or OUT / preset.name
     results = dict(zip(map(kept.key, everything), report.results, strict=True))
     said, captions, drawings = [], [], []
-    with runner.processes(min(arguments.jobs, len(wanted))) as pool:
+    with executors.processes(min(arguments.jobs, len(wanted))) as pool:
         for name in wanted:
             found = [results[kept.key(c)] for c in by_figure[name]]
             numbers = figure(name).compute([r for r in found if r is not None], preset)
@@ -199,16 +244,15 @@ def main(argv=None):
     for statement in said:
         print(statement)
     _write(out / "captions.md", "\n".join(captions))
-    rounded = [
-        {k: float(f"{v:.6g}") if isinstance(v, float) and np.isfinite(v) else _plain(v)
-         for k, v in s._asdict().items()} for s in said
-    ]  # fmt: skip
+    rounded = [{key: _rounded(value) for key, value in s._asdict().items()} for s in said]
     _write_json(out / "statements.json", rounded)
     facts = manifest(arguments, preset, everything, kept, code, report, data)
     _write_json(out / "manifest.json", facts)
+    if len(facts["computed_on"]) > 1:
+        print(f"\ncomputed on {' and '.join(facts['computed_on'])}: their last bits may differ")
     if arguments.write_archive:
-        count = store.write_archive(arguments.write_archive, kept, everything)
-        print(f"\n{arguments.write_archive}: {count} runs")
+        written = archive.write_archive(arguments.write_archive, kept, everything)
+        print(f"\n{arguments.write_archive}: {written} runs")
     kept.close()
     print(
         f"\n{report.found} runs from the store, {report.computed} computed, "
@@ -217,8 +261,11 @@ def main(argv=None):
     return 1 if report.failures else 0
 
 
-def _plain(value):
-    return None if isinstance(value, float) else value
+def _rounded(value):
+    """Return a statement's entry as one of JSON's types: six digits, None for NaN and infinity."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if np.isfinite(value) else None
 
 
 def _write(path, text):
@@ -231,4 +278,10 @@ def _write_json(path, value):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, as in `--list | head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)

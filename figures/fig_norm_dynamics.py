@@ -3,7 +3,8 @@
 import numpy as np
 from matplotlib import pyplot as plt
 
-from figures import laws, presets, statements, style
+from figures import presets, recorded, statements, style
+from theory import laws
 
 TITLE = "|w| and effective rate during training, with the prediction overlaid"
 
@@ -29,22 +30,29 @@ def compute(results, preset):
         title = style.label(optimizer)
         for l2 in l2s:
             runs = [
-                r for r in results
+                r
+                for r in results
                 if r.configuration["optimizer"]["name"] == optimizer
                 and r.configuration["optimizer"]["l2"] == l2
-                and not laws.broken(r)
-            ]  # fmt: skip
+                and not recorded.broken(r)
+            ]
             if not runs:
                 continue
             norms = [np.sqrt(r.values["w2"][:, 0]) for r in runs]
-            predicted = [laws.trajectory(r)[:, 0] for r in runs]
+            predicted = [recorded.trajectory(r)[:, 0] for r in runs]
             rates = [r.values["rate"][:, 0] for r in runs]
             curves.append(
-                {"l2": l2, "eta": eta, "step": runs[0].values["step"], "norm": np.array(norms),
-                 "predicted": np.array(predicted), "rate": np.array(rates)}
-            )  # fmt: skip
+                {
+                    "l2": l2,
+                    "eta": eta,
+                    "step": runs[0].values["step"],
+                    "norm": np.array(norms),
+                    "predicted": np.array(predicted),
+                    "rate": np.array(rates),
+                }
+            )
             ratio = [
-                np.exp(np.log(laws.trajectory(r)[-1] / np.sqrt(r.values["w2"][-1])).mean())
+                np.exp(np.log(recorded.trajectory(r)[-1] / np.sqrt(r.values["w2"][-1])).mean())
                 for r in runs
             ]
             said.append(
@@ -79,41 +87,46 @@ def _growth(title, optimizer, runs):
     The law's time ("drive") is the integral of 2 eta^2 s^2, or eta^2 d t for Adam; the exponent of
     |w|^p - |w_0|^p in it is 1 where the law holds with any constant.
     """
-    power = 2 if optimizer == "Adam" else 4
+    power = 2 + 2 * laws.DEGREES[optimizer]
     exponents, raw = [], []
     for run in runs:
-        eta, _, adam = laws.hyper(run)
         step, w2 = run.values["step"], run.values["w2"]
         spans = np.diff(step)[:, None]
-        speed = (
-            eta**2 * np.asarray(run.values["inputs"]) if adam else 2 * eta**2 * run.values["s2"][1:]
-        )
-        drive = np.cumsum(speed * spans, axis=0)
+        drive = np.cumsum(recorded.grown(run, run.values["s2"][1:], spans), axis=0)
         grown = w2[1:] ** (power / 2) - w2[0] ** (power / 2)
-        late = laws.late(run)[1:] | (step[1:] > step[-1] / 20)
+        late = recorded.late(run)[1:] | (step[1:] > step[-1] / 20)
         good = late[:, None] & (grown > 0)
         exponents.append(
-            np.mean([
-                np.polyfit(np.log(drive[g, k]), np.log(grown[g, k]), 1)[0]
-                for k, g in enumerate(good.T) if g.sum() > 2
-            ])
-        )  # fmt: skip
+            np.mean(
+                [
+                    np.polyfit(np.log(drive[g, k]), np.log(grown[g, k]), 1)[0]
+                    for k, g in enumerate(good.T)
+                    if g.sum() > 2
+                ]
+            )
+        )
         raw.append(
-            np.mean([
-                np.polyfit(np.log(step[1:][late]), np.log(w2[1:][late, k]) / 2, 1)[0]
-                for k in range(w2.shape[1])
-            ])
-        )  # fmt: skip
+            np.mean(
+                [
+                    np.polyfit(np.log(step[1:][late]), np.log(w2[1:][late, k]) / 2, 1)[0]
+                    for k in range(w2.shape[1])
+                ]
+            )
+        )
     return [
         statements.mean(
-            "(iii)", f"{title}: d log(|w|^{power} - |w_0|^{power})/d log(drive), lambda = 0",
-            exponents, "1",
+            "(iii)",
+            f"{title}: d log(|w|^{power} - |w_0|^{power})/d log(drive), lambda = 0",
+            exponents,
+            "1",
         ),
         statements.mean(
-            "(iii)", f"{title}: raw exponent of |w| in t, lambda = 0 (reported, not claimed)",
-            raw, f"1/{power} for constant s, |w| far above |w_0|",
+            "(iii)",
+            f"{title}: raw exponent of |w| in t, lambda = 0 (reported, not claimed)",
+            raw,
+            f"1/{power} for constant s, |w| far above |w_0|",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def plot(numbers):
@@ -134,8 +147,14 @@ def plot(numbers):
             step = np.maximum(curve["step"], 0.5)
             name = rf"$\lambda = {style.power_of_ten(curve['l2']).strip('$')}$"
             style.band(top, step, curve["norm"], color, name)
-            top.plot(step, curve["predicted"].mean(axis=0), color=style.BLACK, linewidth=0.9,
-                     dashes=(3, 2), label="law" if index == 0 else None)  # fmt: skip
+            top.plot(
+                step,
+                curve["predicted"].mean(axis=0),
+                color=style.BLACK,
+                linewidth=0.9,
+                dashes=(3, 2),
+                label="law" if index == 0 else None,
+            )
             style.band(bottom, step[1:], curve["rate"][:, 1:], color)
         for ax in (top, bottom):
             style.log_axis(ax.xaxis)

@@ -17,7 +17,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm
 
-from figures import laws, presets, statements, style
+from figures import presets, recorded, statements, style
+from theory import laws
 
 TITLE = "weights normalized after each step: lambda has no effect, up to a threshold"
 
@@ -52,9 +53,17 @@ def configurations(preset):
 
 def _run(preset, optimizer, eta, l2, seed, **changes):
     return presets.training(
-        preset, optimizer, eta, l2, seed, preset.normalized_steps, MOMENTS, PROBES,
-        fixed_norm=NORM, **changes,
-    )  # fmt: skip
+        preset,
+        optimizer,
+        eta,
+        l2,
+        seed,
+        preset.normalized_steps,
+        MOMENTS,
+        PROBES,
+        fixed_norm=NORM,
+        **changes,
+    )
 
 
 def _pairs(preset):
@@ -62,8 +71,9 @@ def _pairs(preset):
     pairs = []
     etas = preset.normalized_etas["SGD"]
     for eta, l2, seed in itertools.product(etas, preset.normalized_l2s, range(preset.seeds)):
-        if 0.02 < 2 * eta * l2 < 0.9:
-            equal = _run(preset, "SGD", eta / (1 - 2 * eta * l2), 0.0, seed, rest_learning_rate=eta)
+        if 0.02 < laws.fixed_norm_share(eta, 2 * l2) < 0.9:
+            rate = laws.fixed_norm_rate(eta, 2 * l2)
+            equal = _run(preset, "SGD", rate, 0.0, seed, rest_learning_rate=eta)
             pairs.append((_run(preset, "SGD", eta, l2, seed), equal))
     return pairs
 
@@ -76,13 +86,10 @@ def _key(configuration):
 
 def _threshold_variable(optimizer, eta, l2, unpenalized):
     """Return x (see the module's text); Adam's |g_i| is that of the run with lambda = 0."""
-    if optimizer == "SGD":
-        return 2 * eta * l2
-    if optimizer == "Momentum":
-        return 2 * eta * l2 / (1 - presets.MOMENTUM["Momentum"]) ** 2
-    # At |w| = 1 with d weights |w_i| is 1/sqrt(d) and |g_i| is s/sqrt(d): the ratio is 1/s.
-    s = np.exp(np.log(unpenalized.values["s2"][1:]).mean() / 2)
-    return 2 * l2 / s
+    if optimizer == "Adam":
+        s = np.exp(np.log(unpenalized.values["s2"][1:]).mean() / 2)
+        return laws.fixed_norm_adam_share(2 * l2, s)
+    return laws.fixed_norm_share(eta, 2 * l2, presets.MOMENTUM.get(optimizer, 0.0))
 
 
 def compute(results, preset):
@@ -98,11 +105,11 @@ def compute(results, preset):
             seed, eta, l2 = place[0], etas[place[1]], l2s[place[2]]
             result = by_key.get((optimizer, eta, l2, None, seed))
             unpenalized = by_key.get((optimizer, eta, 0.0, None, seed))
-            if result is None or unpenalized is None or laws.broken(unpenalized):
+            if result is None or unpenalized is None or recorded.broken(unpenalized):
                 continue
             x[place] = _threshold_variable(optimizer, eta, l2, unpenalized)
-            if not laws.broken(result):
-                error[place], loss[place] = laws.error(result), laws.test_loss(result)
+            if not recorded.broken(result):
+                error[place], loss[place] = recorded.error(result), recorded.test_loss(result)
         change = np.log(loss / loss[:, :, :1])
         flat = (x > 0) & (x < SMALL) & np.isfinite(error)
         difference = np.where(flat, error - error[:, :, :1], np.nan)
@@ -115,7 +122,7 @@ def compute(results, preset):
                 f"{title}: change of the test error with lambda where x < {SMALL:g}",
                 by_seed,
                 "0",
-            )  # fmt: skip
+            )
         )
         crossings = [
             _crossing(x[:, i, 1:].mean(axis=0), change[:, i, 1:].mean(axis=0))
@@ -131,14 +138,18 @@ def compute(results, preset):
             )
         )
         numbers["optimizers"][optimizer] = {
-            "etas": np.array(etas), "l2s": np.array(l2s), "error": error, "change": change, "x": x,
+            "etas": np.array(etas),
+            "l2s": np.array(l2s),
+            "error": error,
+            "change": change,
+            "x": x,
             "threshold": _threshold_lines(optimizer, etas, by_key, preset),
             "crossing": said[-1].value,
-        }  # fmt: skip
+        }
     gaps = []
     for one, other in _pairs(preset):
         a, b = by_key.get(_key(one)), by_key.get(_key(other))
-        if a is not None and b is not None and not (laws.broken(a) or laws.broken(b)):
+        if a is not None and b is not None and not (recorded.broken(a) or recorded.broken(b)):
             gaps.append(abs(np.log(a.values["loss"][1] / b.values["loss"][1])))
     said.append(
         statements.mean(
@@ -146,7 +157,7 @@ def compute(results, preset):
             "SGD: |log loss(eta, lambda)/loss(eta/(1 - 2 eta lambda), 0)|, first eighth, x < 0.9",
             gaps,
             "0 (one trajectory but for rounding)",
-        )  # fmt: skip
+        )
     )
     numbers["statements"] = said
     numbers["caption"] = (
@@ -183,7 +194,7 @@ def _threshold_lines(optimizer, etas, by_key, preset):
     lines = []
     for eta in etas:
         unpenalized = by_key.get((optimizer, eta, 0.0, None, 0))
-        usable = unpenalized is not None and not laws.broken(unpenalized)
+        usable = unpenalized is not None and not recorded.broken(unpenalized)
         per_l2 = _threshold_variable(optimizer, eta, 1.0, unpenalized) if usable else np.nan
         lines.append(1 / per_l2)
     return np.array(lines)
@@ -220,9 +231,14 @@ def plot(numbers):
             color = style.COLORS[i % len(style.COLORS)]
             change = row["change"][:, i, 1:]
             style.band(
-                bottom, x, change, color, style.power_of_ten(eta),
-                marker=style.MARKERS[i % len(style.MARKERS)], markersize=2.5,
-            )  # fmt: skip
+                bottom,
+                x,
+                change,
+                color,
+                style.power_of_ten(eta),
+                marker=style.MARKERS[i % len(style.MARKERS)],
+                markersize=2.5,
+            )
         bottom.axvline(1, color=style.BLACK, linewidth=0.6, linestyle=":")
         bottom.axhline(0, color=style.BLACK, linewidth=0.4)
         style.log_axis(bottom.xaxis, 7)

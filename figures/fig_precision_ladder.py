@@ -56,7 +56,7 @@ def compute(results, preset):
                         roundoff[good],
                         residual[good],
                         expected,
-                    )  # fmt: skip
+                    )
                 )
     worst = max(
         (points[n]["residual"] - roundoff)[~ball & np.isfinite(points[n]["residual"])].max()
@@ -97,11 +97,17 @@ def plot(numbers):
             for filled in (False, True):
                 chosen = point["ball"][only] == (not filled)
                 ax.plot(
-                    x[chosen] * decades + jitter, y[chosen] * decades, linestyle="none",
-                    marker=marker, color=color, markersize=3, alpha=0.8,
-                    markeredgewidth=0.6, markerfacecolor=color if filled else "none",
+                    x[chosen] * decades + jitter,
+                    y[chosen] * decades,
+                    linestyle="none",
+                    marker=marker,
+                    color=color,
+                    markersize=3,
+                    alpha=0.8,
+                    markeredgewidth=0.6,
+                    markerfacecolor=color if filled else "none",
                     label=title if ax is left and filled else None,
-                )  # fmt: skip
+                )
     for ax in (left, right):
         low, high = ax.get_xlim()
         ax.plot([low, high], [low, high], color=style.BLACK, linewidth=0.6, linestyle=":")
@@ -110,8 +116,14 @@ def plot(numbers):
         ax.yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.0f}}}$")
         ax.set_xlabel("unit round-off $u$")
     right.set_xticks([np.log10(2.0) * b for b in (-11, -24, -53, -64)])
-    right.set_xticklabels(["float16\n$2^{-11}$", "float32\n$2^{-24}$", "float64\n$2^{-53}$",
-                           "  longdouble\n  $2^{-64}$"])  # fmt: skip
+    right.set_xticklabels(
+        [
+            "float16\n$2^{-11}$",
+            "float32\n$2^{-24}$",
+            "float64\n$2^{-53}$",
+            "  longdouble\n  $2^{-64}$",
+        ]
+    )
     left.set_ylabel("relative residual")
     left.set_title("floats (filled), balls: proved bounds (open)")
     right.set_title(f"hardware numbers, {SEEDS} seeds")

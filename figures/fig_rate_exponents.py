@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from figures import statements, style
+from theory import laws
 
 TITLE = "exponent of the effective learning rate per optimizer, Adam's eps crossover"
 
@@ -12,17 +13,17 @@ EXPONENTS = tuple(range(-8, 41, 2))
 NARROW = tuple(range(-4, 7, 2))  # weights of ordinary size: where the exponent is read off
 
 OPTIMIZERS = (
-    ({"name": "SGD"}, 2),
-    ({"name": "Momentum", "momentum": 0.9}, 2),
-    ({"name": "Nesterov", "momentum": 0.9}, 2),
-    ({"name": "RMSprop", "eps": 0.0}, 1),
-    ({"name": "Adagrad", "eps": 0.0}, 1),
-    ({"name": "Adam", "eps": 0.0}, 1),
-    ({"name": "AdamW", "eps": 0.0, "decoupled_weight_decay": 0.0}, 1),
-    ({"name": "SignSGD"}, 1),
-    ({"name": "NormalizedSGD"}, 1),
-    ({"name": "LARS"}, 0),
-    ({"name": "Adadelta"}, None),  # its eps, not eta, sets the scale of its steps
+    {"name": "SGD"},
+    {"name": "Momentum", "momentum": 0.9},
+    {"name": "Nesterov", "momentum": 0.9},
+    {"name": "RMSprop", "eps": 0.0},
+    {"name": "Adagrad", "eps": 0.0},
+    {"name": "Adam", "eps": 0.0},
+    {"name": "AdamW", "eps": 0.0, "decoupled_weight_decay": 0.0},
+    {"name": "SignSGD"},
+    {"name": "NormalizedSGD"},
+    {"name": "LARS"},
+    {"name": "Adadelta"},
 )
 ADAM_EPS = (1e-8, 1e-6, 1e-4)
 
@@ -32,9 +33,14 @@ def configurations(preset):
     adam = [{"name": "Adam", "eps": eps} for eps in ADAM_EPS]
     return [
         {"experiment": "scaling", "optimizer": hyper, "exponents": list(EXPONENTS), "seed": seed}
-        for hyper in [*(hyper for hyper, _ in OPTIMIZERS), *adam]
+        for hyper in [*OPTIMIZERS, *adam]
         for seed in range(SEEDS)
     ]
+
+
+def _expected(optimizer):
+    """Return 1 + nu, or None for Adadelta: its eps, not eta, sets the scale of its steps."""
+    return None if optimizer == "Adadelta" else 1 + laws.DEGREES[optimizer]
 
 
 def _runs(results, hyper):
@@ -51,7 +57,8 @@ def compute(results, preset):
     scales = np.array(EXPONENTS, dtype=float)
     narrow = np.isin(EXPONENTS, NARROW)
     said, lines, crossovers, gaps = [], [], [], []
-    for hyper, expected in OPTIMIZERS:
+    for hyper in OPTIMIZERS:
+        expected = _expected(hyper["name"])
         runs = _runs(results, hyper)
         slopes = [
             -np.polyfit(scales[narrow], np.log2(r.values["angle"][narrow]), 1)[0] for r in runs
@@ -62,12 +69,19 @@ def compute(results, preset):
                 f"{style.label(hyper['name'])}: eta_eff ~ |w|^-p, p",
                 slopes,
                 "set by its own eps" if expected is None else f"{expected}",
-            )  # fmt: skip
+            )
         )
         angle = np.exp(np.mean([np.log(r.values["angle"]) for r in runs], axis=0))
         norm = np.mean([r.values["norm"] for r in runs])
-        lines.append({"name": hyper["name"], "expected": expected, "norm": norm * 2**scales,
-                      "angle": angle, "exponent": said[-1].value})  # fmt: skip
+        lines.append(
+            {
+                "name": hyper["name"],
+                "expected": expected,
+                "norm": norm * 2**scales,
+                "angle": angle,
+                "exponent": said[-1].value,
+            }
+        )
     for eps in ADAM_EPS:
         runs = _runs(results, {"name": "Adam", "eps": eps})
         norms = np.array([r.values["norm"] * 2**scales for r in runs])
@@ -77,15 +91,16 @@ def compute(results, preset):
         where = [_half(m, curve) for m, curve in zip(middles, local, strict=True)]
         where_predicted = [_half(m, curve) for m, curve in zip(middles, predicted, strict=True)]
         gaps += list(np.abs(local - predicted).max(axis=1))
-        crossovers.append({"eps": eps, "norm": middles.mean(axis=0), "local": local,
-                           "predicted": predicted})  # fmt: skip
+        crossovers.append(
+            {"eps": eps, "norm": middles.mean(axis=0), "local": local, "predicted": predicted}
+        )
         said.append(
             statements.ratio(
                 "A5",
                 f"Adam, eps = {eps:g}: |w| where p = 3/2",
                 where,
                 f"{np.exp(np.log(where_predicted).mean()):.4g} from |g_i| and eps",
-            )  # fmt: skip
+            )
         )
     said.append(
         statements.mean("A5", "Adam: largest |p - predicted p| over all |w|, eps", gaps, "0")
@@ -128,11 +143,16 @@ def plot(numbers):
         color, dashes = STYLES[line["expected"]]
         count = seen[line["expected"]] = seen.get(line["expected"], -1) + 1
         left.plot(
-            line["norm"], line["angle"] / line["angle"][EXPONENTS.index(0)], color=color,
-            linestyle=dashes, linewidth=0.8, marker=style.MARKERS[count % 7], markersize=3,
+            line["norm"],
+            line["angle"] / line["angle"][EXPONENTS.index(0)],
+            color=color,
+            linestyle=dashes,
+            linewidth=0.8,
+            marker=style.MARKERS[count % 7],
+            markersize=3,
             markevery=(count, 7),
             label=f"{style.label(line['name'])} ({abs(line['exponent']):.2f})",
-        )  # fmt: skip
+        )
     left.set_xlabel(r"$|w|$")
     left.set_ylabel(r"angle per $\eta$, relative to $w_0$")
     style.log_axis(left.xaxis)
@@ -141,10 +161,21 @@ def plot(numbers):
     left.set_title(r"$\eta_\mathrm{eff} \propto |w|^{-p}$")
     for index, curve in enumerate(numbers["crossovers"]):
         color = style.COLORS[index]
-        style.band(right, curve["norm"], curve["local"], color,
-                   rf"$\epsilon = {style.power_of_ten(curve['eps']).strip('$')}$")  # fmt: skip
-        right.plot(curve["norm"], curve["predicted"].mean(axis=0), color=style.BLACK,
-                   linewidth=0.9, dashes=(3, 2), label="law" if index == 2 else None)  # fmt: skip
+        style.band(
+            right,
+            curve["norm"],
+            curve["local"],
+            color,
+            rf"$\epsilon = {style.power_of_ten(curve['eps']).strip('$')}$",
+        )
+        right.plot(
+            curve["norm"],
+            curve["predicted"].mean(axis=0),
+            color=style.BLACK,
+            linewidth=0.9,
+            dashes=(3, 2),
+            label="law" if index == 2 else None,
+        )
     style.log_axis(right.xaxis)
     right.set_xlabel(r"$|w|$")
     right.set_ylabel("local exponent $p$")

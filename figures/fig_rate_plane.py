@@ -6,13 +6,11 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm, Normalize
 
-from figures import laws, presets, statements, style
+from figures import presets, recorded, statements, style
+from theory import laws
 
 TITLE = "test error over the (eta, lambda) plane follows the effective rate"
 
-# The products that the theory says the equilibrium rate depends on, as exponents of eta and lambda.
-LAW = {"SGD": (1, 1), "Nesterov": (1, 1), "Momentum": (1, 1), "Adam": (2, 1)}
-LAW_NAMES = {(1, 1): r"\eta\lambda", (2, 1): r"\eta^2\lambda"}
 PROBES = 16
 MOMENTS = {"spacing": "even", "count": 12}
 
@@ -27,13 +25,19 @@ def configurations(preset):
     ]
 
 
+def _law(optimizer, eta, l2):
+    """Return the product that the law makes the rate at equilibrium a power of: eta^p lambda."""
+    of_eta, of_l2 = laws.rate_exponents(optimizer)
+    return eta ** (of_eta / of_l2) * l2
+
+
 def _table(results, preset, optimizer, quantity):
     """Return quantity(result) by (seed, eta, lambda); NaN where a run diverged or is missing."""
     etas, l2s = preset.plane_etas[optimizer], preset.plane_l2s
     table = np.full((preset.seeds, len(etas), len(l2s)), np.nan)
     for result in results:
         hyper = result.configuration["optimizer"]
-        if hyper["name"] == optimizer and not laws.broken(result):
+        if hyper["name"] == optimizer and not recorded.broken(result):
             place = etas.index(hyper["learning_rate"]), l2s.index(hyper["l2"])
             table[(result.configuration["seed"], *place)] = quantity(result)
     return table
@@ -45,16 +49,15 @@ def compute(results, preset):
     said = []
     for optimizer, etas in preset.plane_etas.items():
         tables = {
-            "error": _table(results, preset, optimizer, laws.error),
-            "norm": _table(results, preset, optimizer, laws.norm),
-            "rate": _table(results, preset, optimizer, laws.rate),
-            "settled": _table(results, preset, optimizer, lambda r: float(laws.settled(r))),
+            "error": _table(results, preset, optimizer, recorded.error),
+            "norm": _table(results, preset, optimizer, recorded.norm),
+            "rate": _table(results, preset, optimizer, recorded.rate),
+            "settled": _table(results, preset, optimizer, lambda r: float(recorded.settled(r))),
         }
-        powers = LAW[optimizer]
         eta, l2 = np.meshgrid(etas, preset.plane_l2s, indexing="ij")
         rivals = {
             "rate": None,
-            "law": eta ** powers[0] * l2 ** powers[1],
+            "law": _law(optimizer, eta, l2),
             "eta": eta,
             "lambda": l2,
             "norm": None,
@@ -87,8 +90,11 @@ def compute(results, preset):
         ]
         said += _equilibrium(results, optimizer, preset)
         numbers["optimizers"][optimizer] = {
-            **tables, "etas": np.array(etas), "l2s": np.array(preset.plane_l2s), "xi": xi,
-        }  # fmt: skip
+            **tables,
+            "etas": np.array(etas),
+            "l2s": np.array(preset.plane_l2s),
+            "xi": xi,
+        }
     numbers["statements"] = said
     first = [s for s in said if "xi(error | measured" in s.text]
     numbers["caption"] = (
@@ -119,17 +125,21 @@ def _other_seeds(error):
 def _equilibrium(results, optimizer, preset):
     """Return statement (i) for an optimizer: the ratio to the law, and the raw exponent."""
     own = [r for r in results if r.configuration["optimizer"]["name"] == optimizer]
-    settled = [r for r in own if laws.settled(r)]
-    power = 3 if optimizer == "Adam" else 4
+    settled = [r for r in own if recorded.settled(r)]
+    power = round(1 / laws.NORM_EXPONENTS[optimizer])
     law = "eta S/(4 lambda)" if optimizer == "Adam" else "eta <s^2>/(4 lambda)"
     title = style.label(optimizer)
     # A run's numbers are geometric means over the layers.
-    pairs = np.log([laws.equilibrium(r) for r in settled] or np.ones((0, 2, 1))).mean(axis=2)
+    pairs = np.log([recorded.equilibrium(r) for r in settled] or np.ones((0, 2, 1))).mean(axis=2)
     measured, predicted = pairs.T
     by_seed = [
-        [m - p for r, m, p in zip(settled, measured, predicted, strict=True)
-         if r.configuration["seed"] == seed] for seed in range(preset.seeds)
-    ]  # fmt: skip
+        [
+            m - p
+            for r, m, p in zip(settled, measured, predicted, strict=True)
+            if r.configuration["seed"] == seed
+        ]
+        for seed in range(preset.seeds)
+    ]
     ratios = [np.exp(np.mean(logs)) for logs in by_seed if logs]
     quotient = [
         np.log(r.configuration["optimizer"]["learning_rate"] / r.configuration["optimizer"]["l2"])
@@ -139,27 +149,39 @@ def _equilibrium(results, optimizer, preset):
     finite = []
     if optimizer == "SGD":
         exact = [
-            [np.log(np.divide(*laws.finite_equilibrium(r))).mean() for r in settled
-             if r.configuration["seed"] == seed] for seed in range(preset.seeds)
-        ]  # fmt: skip
+            [
+                np.log(np.divide(*recorded.finite_equilibrium(r))).mean()
+                for r in settled
+                if r.configuration["seed"] == seed
+            ]
+            for seed in range(preset.seeds)
+        ]
         finite = [
             statements.ratio(
-                "(i)", f"{title}: |w|^4 over the same law for steps of any size, {count}",
-                [np.exp(np.mean(logs)) for logs in exact if logs], "1",
+                "(i)",
+                f"{title}: |w|^4 over the same law for steps of any size, {count}",
+                [np.exp(np.mean(logs)) for logs in exact if logs],
+                "1",
             )
-        ]  # fmt: skip
+        ]
     return [
         statements.ratio("(i)", f"{title}: |w|^{power} over {law}, {count}", ratios, "1"),
         *finite,
         statements.slope(
-            "(i)", f"{title}: exponent of |w|^{power} in {law} over these runs",
-            predicted, measured, "1",
+            "(i)",
+            f"{title}: exponent of |w|^{power} in {law} over these runs",
+            predicted,
+            measured,
+            "1",
         ),
         statements.slope(
-            "(i)", f"{title}: raw exponent of |w| in eta/lambda (s varies; reported, not claimed)",
-            quotient, measured / power, f"1/{power} if s were constant",
+            "(i)",
+            f"{title}: raw exponent of |w| in eta/lambda (s varies; reported, not claimed)",
+            quotient,
+            measured / power,
+            f"1/{power} if s were constant",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def plot(numbers):
@@ -205,14 +227,16 @@ def _lines(ax, optimizer, row, rate):
     settled = np.nan_to_num(row["settled"]).min(axis=0) > 0
     if not settled.any():
         return
-    a, b = LAW[optimizer]
-    law = etas[:, None] ** a * l2s[None, :] ** b
+    law = _law(optimizer, etas[:, None], l2s[None, :])
     limits = ax.get_xlim(), ax.get_ylim()
     least = law[settled].min()
     for value in least * 100.0 ** np.arange(0, 4):
         if value <= law.max() * 1.01:
             x = np.geomspace(*limits[0], 50)
-            ax.plot(x, (value / x**b) ** (1 / a), color=style.ORANGE, linewidth=0.9, dashes=(3, 2))
+            of_eta, of_l2 = laws.rate_exponents(optimizer)
+            ax.plot(
+                x, (value / x) ** (of_l2 / of_eta), color=style.ORANGE, linewidth=0.9, dashes=(3, 2)
+            )
     ax.set_xlim(limits[0])
     ax.set_ylim(limits[1])
 
@@ -224,8 +248,16 @@ def _scatter(ax, row, optimizer):
     scale = Normalize(0, len(etas) - 1)
     for i in range(len(etas)):
         x, y = row["rate"][:, i].ravel(), row["error"][:, i].ravel()
-        ax.plot(x, y, linestyle="none", marker="o", markersize=2.2, alpha=0.85,
-                markeredgewidth=0, color=shades(scale(i)))  # fmt: skip
+        ax.plot(
+            x,
+            y,
+            linestyle="none",
+            marker="o",
+            markersize=2.2,
+            alpha=0.85,
+            markeredgewidth=0,
+            color=shades(scale(i)),
+        )
     style.log_axis(ax.xaxis, 5)
     style.log_axis(ax.yaxis, 5)
     xi = {name: np.mean(values) for name, values in row["xi"].items()}
@@ -235,6 +267,6 @@ def _scatter(ax, row, optimizer):
         rf"$\eta$ {xi['eta']:.2f}, $\lambda$ {xi['lambda']:.2f}".replace("-", "\u2212"),
         fontsize=7,
     )
-    power = 1 if optimizer == "Adam" else 2
+    power = 1 + laws.DEGREES[optimizer]
     ax.set_xlabel(rf"$\eta_\mathrm{{eff}} = \eta/|w|{'^2' if power == 2 else ''}$")
     ax.set_ylabel("test error")

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib import pyplot as plt
 
-from figures import laws, presets, statements, style
+from figures import presets, recorded, statements, style
 
 TITLE = "training from a*w0, with and without the symmetric hyper-parameters"
 
@@ -27,9 +27,19 @@ def configurations(preset):
 def _run(preset, optimizer, eta, l2, seed, scale, symmetric):
     eps = {"eps": EPS[optimizer]} if optimizer in EPS else {}
     return presets.training(
-        preset, optimizer, eta, l2, seed, preset.start_steps, MOMENTS, PROBES,
-        network={**preset.network, "eps": 0.0}, scale=scale, symmetric=symmetric, **eps,
-    )  # fmt: skip
+        preset,
+        optimizer,
+        eta,
+        l2,
+        seed,
+        preset.start_steps,
+        MOMENTS,
+        PROBES,
+        network={**preset.network, "eps": 0.0},
+        scale=scale,
+        symmetric=symmetric,
+        **eps,
+    )
 
 
 def _find(results, optimizer, symmetric, penalized):
@@ -78,8 +88,8 @@ def compute(results, preset):
                 "(iii)",
                 f"{title}: spread of log10 eta_eff over starts, lambda = 0 less lambda > 0",
                 [
-                    _spread(free, seed, lambda r: np.log10(laws.rate(r)))
-                    - _spread(plain, seed, lambda r: np.log10(laws.rate(r)))
+                    _spread(free, seed, lambda r: np.log10(recorded.rate(r)))
+                    - _spread(plain, seed, lambda r: np.log10(recorded.rate(r)))
                     for seed in range(preset.seeds)
                 ],
                 "> 0: with the penalty the start is forgotten",
@@ -87,7 +97,7 @@ def compute(results, preset):
             statements.mean(
                 "(iii)",
                 f"{title}: spread of the test error over starts, lambda = 0",
-                [_spread(free, seed, laws.error) for seed in range(preset.seeds)],
+                [_spread(free, seed, recorded.error) for seed in range(preset.seeds)],
                 "> 0: without it the result depends on the start",
             ),
         ]
@@ -129,9 +139,13 @@ def plot(numbers):
     """Draw losses and effective rates, a row for each optimizer, a colour for each scale."""
     rows = list(numbers["optimizers"].items())
     figure, grid = plt.subplots(
-        len(rows), 3, figsize=(style.WIDTH, 1.75 * len(rows)), layout="constrained",
-        sharex=True, squeeze=False,
-    )  # fmt: skip
+        len(rows),
+        3,
+        figsize=(style.WIDTH, 1.75 * len(rows)),
+        layout="constrained",
+        sharex=True,
+        squeeze=False,
+    )
     for (optimizer, row), axes in zip(rows, grid, strict=True):
         for ax, key in zip(axes, ("plain", "symmetric", "rate"), strict=True):
             for index, scale in enumerate(SCALES):
@@ -141,12 +155,23 @@ def plot(numbers):
                 # Equal curves lie on each other: thinner ones on top show all of them.
                 width = 6.5 - 1.4 * index if key == "symmetric" else 1.2
                 name = rf"$2^{{{round(np.log2(scale))}}}$"
-                style.band(ax, np.maximum(step, 1)[1:], np.array(curves)[:, 1:],
-                           style.COLORS[index], name, linewidth=width)  # fmt: skip
+                style.band(
+                    ax,
+                    np.maximum(step, 1)[1:],
+                    np.array(curves)[:, 1:],
+                    style.COLORS[index],
+                    name,
+                    linewidth=width,
+                )
                 if key == "rate" and scale in row["free_rate"]:
                     step, curves = row["free_rate"][scale]
-                    ax.plot(np.maximum(step, 1)[1:], np.mean(curves, axis=0)[1:],
-                            color=style.COLORS[index], linewidth=0.9, dashes=(3, 2))  # fmt: skip
+                    ax.plot(
+                        np.maximum(step, 1)[1:],
+                        np.mean(curves, axis=0)[1:],
+                        color=style.COLORS[index],
+                        linewidth=0.9,
+                        dashes=(3, 2),
+                    )
             style.log_axis(ax.xaxis)
             style.log_axis(ax.yaxis)
         axes[0].set_title(f"{style.label(optimizer)}: same hyper-parameters")

@@ -5,10 +5,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
+from minimal_nn.files import whole_file
+
 # Okabe & Ito (2008), in the order in which lines take them.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
-)  # fmt: skip
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
 COLORS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SEQUENTIAL = "cividis"  # made for colour-blind eyes: luminance rises all the way
@@ -138,11 +147,14 @@ def band(axes, x, curves, color, label=None, **options):
 
 
 def save(figure, folder, name):
-    """Write a figure as SVG, PDF and PNG; the same figure gives the same bytes."""
+    """Write a figure as SVG, PDF and PNG, whole files; the same figure gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once, not again for each format
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-    figure.savefig(folder / f"{name}.png")
-    plt.close(figure)
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": None}
+    try:
+        for suffix, metadata in dates.items():
+            with whole_file(folder / f"{name}.{suffix}") as file:
+                figure.savefig(file, format=suffix, metadata=metadata)
+    finally:
+        plt.close(figure)

@@ -10,12 +10,14 @@
     reference/ cpu/ cuda/   the formulas, in three wings with the same modules
 """
 
+from minimal_nn import moved
 from minimal_nn.cpu.machine.threads import set_num_threads
 from minimal_nn.layers import (
     BatchNorm,
     Conv2d,
     Dense,
     Flatten,
+    Layer,
     LayerNorm,
     MaxPool2d,
     ReLU,
@@ -34,10 +36,13 @@ from minimal_nn.optimizers import (
     Momentum,
     Nesterov,
     NormalizedSGD,
+    Optimizer,
     RMSprop,
     SignSGD,
 )
 from minimal_nn.training import History, fit
+
+moved.install()
 
 __version__ = "0.1.0"
 
@@ -53,12 +58,14 @@ __all__ = [
     "Flatten",
     "Group",
     "History",
+    "Layer",
     "LayerNorm",
     "MaxPool2d",
     "Momentum",
     "Nesterov",
     "Network",
     "NormalizedSGD",
+    "Optimizer",
     "RMSprop",
     "ReLU",
     "SGD",

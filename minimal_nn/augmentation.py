@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minimal_nn.network import random_generator
+from minimal_nn import arguments
 
 
 def flip_and_shift(X, rng, shift=4):
@@ -22,6 +22,7 @@ def flip_and_shift(X, rng, shift=4):
     >>> flip_and_shift(X, rng=5, shift=0).ravel()
     array([3., 2., 1.])
     """
+    X = arguments.array("X", X)
     if np.ndim(X) != 4:
         raise ValueError(
             f"X: got shape {np.shape(X)}, expected images (N, H, W, C): give flattened ones their "
@@ -36,7 +37,7 @@ def flip_and_shift(X, rng, shift=4):
             f"shift: got {shift!r}, expected an integer from 0 to {largest} for images of "
             f"{height} x {width} pixels"
         )
-    rng = random_generator(rng)
+    rng = arguments.random_generator(rng)
     mirrored = rng.integers(2, size=(n, 1)) == 1
     down, right = rng.integers(2 * shift + 1, size=(2, n, 1))  # counted from -shift
     rows = np.arange(height) + down

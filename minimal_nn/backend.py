@@ -13,7 +13,8 @@ shows the batch's `mean` and biased `var`; every other cache is nobody else's bu
 
 A wing may have a module `plan` whose `plan(program, optimizer, batch_size)` allocates all work
 space once and returns an object with `run(X, targets, batches)` (see `training.fit`), or None for a
-program that it cannot compile; then the steps are made of calls of the functions above.
+program that it cannot compile; then the steps are made of calls of the functions above.  A
+`why_not(program, optimizer)` beside it says the reason, as a sentence.
 """
 
 import importlib
@@ -58,6 +59,9 @@ class Backend:
         """Whether the wing runs in a simulator, which is meant for small sizes."""
         return self.name == "cuda" and os.environ.get("MINIMAL_NN_CUDA") == "simulator"
 
+    def __reduce__(self):
+        return get, (self.name,)  # modules cannot be pickled, their wing's name can
+
     def asarray(self, array, dtype=None):
         """Return `array` where the wing works: a NumPy array, or one on the device."""
         convert = getattr(self.package, "asarray", np.asarray)
@@ -68,15 +72,26 @@ class Backend:
         convert = getattr(self.package, "to_numpy", np.asarray)
         return convert(array)
 
-    def plan(self, program, optimizer, batch_size):
-        """Return the wing's compiled training loop, or None where it has none for this program."""
+    def _plan_module(self):
         try:
-            module = importlib.import_module(f"{self.package.__name__}.plan")
+            return importlib.import_module(f"{self.package.__name__}.plan")
         except ModuleNotFoundError as error:
             if error.name != f"{self.package.__name__}.plan":
                 raise
             return None
-        return module.plan(program, optimizer, batch_size)
+
+    def plan(self, program, optimizer, batch_size):
+        """Return the wing's compiled training loop, or None where it has none for this program."""
+        module = self._plan_module()
+        return None if module is None else module.plan(program, optimizer, batch_size)
+
+    def why_not(self, program, optimizer):
+        """Return why `plan` returns None, as a sentence."""
+        module = self._plan_module()
+        if module is None:
+            return f"the {self.name} wing has no compiled loop"
+        wing_says = getattr(module, "why_not", lambda *given: None)(program, optimizer)
+        return wing_says or f"the {self.name} wing compiles no loop for this network and optimizer"
 
 
 def get(name):

@@ -1,4 +1,7 @@
-"""The exceptions that have a name of their own; everything else is a ValueError or a TypeError."""
+"""The exceptions of the network with names of their own; else ValueError and TypeError are raised.
+
+Those of reading and fetching data stand in data/, that of BLAS threads in blas.py.
+"""
 
 
 class ZeroVarianceError(ValueError):
@@ -23,3 +26,7 @@ class CudaMemoryError(MemoryError):
 
 class CheckpointError(ValueError):
     """A checkpoint file is damaged, belongs to another run, or would be overwritten."""
+
+
+class ProgramError(RuntimeError):
+    """A compiled program would read or write what is not its own: a fault of this software."""

@@ -7,7 +7,7 @@ With this module one can
 - check a forward pass against its backward pass        check(forward, backward, arguments, rng)
 - the same as an assertion with a full account          assert_gradient(...)
 
-Two rules are built in, because tests of normalization layers are blind without them.
+Four rules are built in, because tests of gradients are blind without them.
 
 The cotangent dy is random.  A normalized layer is invariant to shifts and rescalings, so that the
 gradient of a symmetric loss (the sum of the outputs, the sum of their squares) is 0, whatever the
@@ -16,208 +16,54 @@ backward pass does to it: 0 is compared with 0.
 The tolerance follows the gradient.  The gradient of a scale-invariant loss is proportional to
 1/|w|; against a fixed absolute tolerance a backward pass that returns 0 passes as soon as |w| is
 large.  Here every bound is proportional to the quantities that are compared.
+
+The direction follows the gradient, entry by entry in sign.  Along a random direction the terms of
+<J^T dy, d> cancel, so that their sum grows as sqrt(n), and beyond some 1e5 entries of float32
+rounding hides a factor of 2; along d_i = |d_i| sign g_i it grows as n, as the bound does.
+
+What cannot be told is not called right: where the bound reaches what is compared, where two
+forward passes at one x differ, and where complex steps are not derivatives, since the forward pass
+is not analytic, the check says so.
 """
 
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
+from minimal_nn.comparison import Comparison, Result, Sensitivity
+from minimal_nn.derivatives import (
+    FiniteDifference,
+    complex_step,
+    finite_difference,
+    float_array,
+    gamma,
+    unit_roundoff,
+)
+
+__all__ = [
+    "Comparison",
+    "FiniteDifference",
+    "Result",
+    "Sensitivity",
+    "assert_gradient",
+    "check",
+    "complex_step",
+    "finite_difference",
+    "gamma",
+    "unit_roundoff",
+]
+
 METHODS = ("complex_step", "finite_differences")
-
-# Small enough that step^2 vanishes beside 1 in any precision, large enough that step^2 itself,
-# which a complex product forms, is not subnormal.
-STEP = 1e-100
-
-# Of the largest step of a difference: from eps_mach^(1/5) down to about 1e-8 in float64.
-HALVINGS = 16
 
 # n roundings of either sign add up to more than CONFIDENCE sqrt(n) of them with probability
 # 2 exp(-CONFIDENCE^2 / 2), about 3e-8.
 CONFIDENCE = 6
 
+# Groups of entries are made so small that an error of this part of the mean entry is above their
+# bound, as far as there may be so many groups.
+VISIBLE = 0.1
 
-class FiniteDifference(NamedTuple):
-    derivative: float
-    truncation: float  # estimated from two step sizes
-    noise: float  # of the rounding errors in f, divided by the step
-
-
-class Comparison(NamedTuple):
-    """One number that was compared: |numeric - backward| against a bound."""
-
-    name: str
-    kind: str
-    numeric: float
-    backward: float
-    scale: float
-    bound: float
-    derivation: str
-
-    @property
-    def error(self):
-        return abs(self.numeric - self.backward)
-
-    @property
-    def ok(self):
-        return bool(self.error <= self.bound)  # False for NaN
-
-    def __str__(self):
-        verdict = "agree" if self.ok else "DISAGREE"
-        return (
-            f"d/d{self.name}, {self.kind}: {verdict}\n"
-            f"    numeric {self.numeric:.17g}, backward {self.backward:.17g}\n"
-            f"    error {self.error:.3g}, bound {self.bound:.3g}, scale {self.scale:.3g}\n"
-            f"    bound = {self.derivation}"
-        )
-
-
-class Result(NamedTuple):
-    """The comparisons of one check; the worst one (largest error / bound) speaks for all."""
-
-    comparisons: tuple
-
-    @property
-    def ok(self):
-        return all(comparison.ok for comparison in self.comparisons)
-
-    @property
-    def worst(self):
-        def severity(comparison):
-            if np.isnan(comparison.error):
-                return np.inf
-            if comparison.error == 0:
-                return 0.0
-            return comparison.error / comparison.bound if comparison.bound > 0 else np.inf
-
-        return max(self.comparisons, key=severity)
-
-    @property
-    def error(self):
-        return self.worst.error
-
-    @property
-    def bound(self):
-        return self.worst.bound
-
-    @property
-    def message(self):
-        failed = [str(comparison) for comparison in self.comparisons if not comparison.ok]
-        if failed:
-            return "the backward pass is not the derivative:\n" + "\n".join(failed)
-        return f"the backward pass is the derivative; closest call:\n{self.worst}"
-
-
-def unit_roundoff(dtype):
-    """Return u, the largest relative error of one rounding in `dtype`: half its machine epsilon.
-
-    >>> unit_roundoff(np.float64) == 2.0**-53
-    True
-    """
-    return float(np.finfo(dtype).eps) / 2
-
-
-def gamma(n, u):
-    """Return n u / (1 - n u), a bound of the relative effect of n roundings (Higham, lemma 3.1)."""
-    if n * u >= 1:
-        raise ValueError(f"n: {n} roundings of {u:.3g} leave no digit; expected n u < 1")
-    return n * u / (1 - n * u)
-
-
-def complex_step(f, x, direction=None, step=STEP):
-    """Return the derivative of f at x along `direction`, as Im f(x + i step direction) / step.
-
-    There is no subtraction, so the result is exact to the rounding errors of f.  f must be analytic
-    and be written in operations that accept complex numbers (no abs, no conj, comparisons of the
-    real part), as the reference wing is.
-
-    x: an array of floats, computed in complex128, or in clongdouble where it is longdouble.
-    direction: in the shape of x; without it all partial derivatives are returned, in the shape of
-    f(x) followed by the shape of x, for one evaluation of f each.
-
-    Source: W. Squire & G. Trapp, Using complex variables to estimate derivatives of real functions,
-    SIAM Review 40 (1998).
-
-    >>> x = np.array([1.0, 2.0])
-    >>> complex_step(lambda x: (x * x * x).sum(), x).tolist()
-    [3.0, 12.0]
-    >>> float(complex_step(np.exp, np.array(0.0), direction=np.array(1.0)))
-    1.0
-    """
-    x = _float_array("x", x)
-    point = x.astype(np.result_type(x.dtype, np.complex128))
-    if direction is not None:
-        direction = np.asarray(direction)
-        if direction.shape != x.shape:
-            raise ValueError(f"direction: got shape {direction.shape}, expected x's, {x.shape}")
-        with np.errstate(under="ignore"):
-            return (
-                np.asarray(f(point + 1j * (step * direction.astype(point.real.dtype)))).imag / step
-            )
-    columns = []
-    with np.errstate(under="ignore"):
-        for index in np.ndindex(x.shape):
-            moved = point.copy()
-            moved[index] += point.dtype.type(1j) * step
-            columns.append(np.asarray(f(moved)).imag / step)
-    if not columns:
-        raise ValueError(f"x: got shape {x.shape}, which has no entries; expected at least one")
-    return np.stack(columns, axis=-1).reshape(columns[0].shape + x.shape)
-
-
-def finite_difference(f, x, direction, noise=None):
-    """Return the derivative of f at x along `direction` by differences, and bounds of its error.
-
-    D(h) = (f(x + h d) - f(x - h d)) / (2 h) = f' + c h^2 + ..., so that (4 D(h/2) - D(h)) / 3 loses
-    the h^2 term.  Its error has two parts: truncation, estimated as |D(h/2) - D(h)| / 3 (the error
-    of D(h/2), larger than what is left), and noise: errors of size `noise` in the values of f enter
-    as (4/3) (2/h) noise + (1/3) (1/h) noise = 3 noise / h.
-
-    The step starts at h |d| = eps_mach^(1/5) |x| (largest entries), where truncation h^4 and noise
-    eps_mach / h meet for a function that varies as x does, so it works equally at any scale of x;
-    it is halved `HALVINGS` times, and the step with the smallest sum of both bounds is taken, the
-    truncation being the largest of three estimates from that step downwards, and of all those below
-    that noise does not explain.  (A function that varies within some hundred ulps of x is beyond
-    differences; the estimates can then be wrong.)
-
-    f: array -> number.  noise: a bound of the rounding error of f; eps_mach |f(x)| when not given.
-
-    >>> result = finite_difference(lambda x: (x * x).sum(), np.array([3.0]), np.array([1.0]))
-    >>> abs(result.derivative - 6) <= result.truncation + result.noise
-    True
-    """
-    x = _float_array("x", x)
-    direction = np.asarray(direction, dtype=x.dtype)
-    if direction.shape != x.shape:
-        raise ValueError(f"direction: got shape {direction.shape}, expected x's, {x.shape}")
-    length = np.max(np.abs(direction))
-    if length == 0:
-        raise ValueError("direction: got all zeros, expected a direction to move in")
-    eps = float(np.finfo(x.dtype).eps)
-    size = np.max(np.abs(x))
-    if noise is None:
-        noise = eps * abs(float(f(x)))
-
-    def central(h):
-        forward, back = x + x.dtype.type(h) * direction, x - x.dtype.type(h) * direction
-        return (float(f(forward)) - float(f(back))) / (2 * h)
-
-    largest = float(x.dtype.type(eps**0.2 * float(size if size > 0 else 1) / float(length)))
-    steps = [largest / 2**k for k in range(HALVINGS + 1)]
-    values = [central(h) for h in steps]
-    estimates = [abs(fine - coarse) / 3 for coarse, fine in pairwise(values)]
-    noises = [3 * float(noise) / h for h in steps]
-    # What changes at smaller steps, and is more than noise, was truncation at the larger ones.
-    unexplained = [max(e - n, 0) for e, n in zip(estimates, noises, strict=False)]
-    candidates = [
-        FiniteDifference(
-            derivative=(4 * values[k + 1] - values[k]) / 3,
-            truncation=max(*estimates[k : k + 3], *unexplained[k:]),
-            noise=noises[k],
-        )
-        for k in range(HALVINGS - 2)
-    ]
-    return min(candidates, key=lambda result: result.truncation + result.noise)
+DIRECTION = "<dy, J d> = <J^T dy, d>"
 
 
 def check(
@@ -229,6 +75,7 @@ def check(
     complex_forward=None,
     method="complex_step",
     entries=64,
+    groups=256,
     probes=4,
 ):
     """Check that `backward` applies the transposed derivative of `forward`; return a `Result`.
@@ -236,12 +83,15 @@ def check(
     forward(*arguments) -> y, cache and backward(dy, cache) -> the gradients, one for each argument
     (a lone gradient need not be in a tuple; None is not checked): the functions of a wing.
 
-    With J the derivative of y, a random cotangent dy and a random direction d,
+    With J the derivative of y, a random cotangent dy and a direction d,
 
         <dy, J d> = <J^T dy, d>,
 
-    where J d comes from `method` and J^T dy from `backward`.  That is checked for each argument,
-    and for an argument of at most `entries` entries every entry of the gradient is checked too.
+    where J d comes from `method` and g = J^T dy from `backward`.  For each argument that is checked
+    along d_i = |d_i| sign g_i with random |d_i|; for up to `entries` entries one by one (random
+    ones of an argument that has more); and for all entries in groups, each along the part of d that
+    belongs to it.  There are as many groups, up to `groups`, as make an error of a tenth of the
+    mean entry visible in one; `sensitivities` says what is.
 
     The bound of the error is (u + gamma_n) scale + 6 sqrt(n) noise, and for differences their own.
     u is the unit round-off of the gradient's dtype: the gradient itself is rounded;
@@ -252,13 +102,21 @@ def check(
     up to one ulp: how much one rounding can matter (an estimate, from random draws).  n of them add
     up to 6 sqrt(n) at most, but for a chance of 2 exp(-6^2/2) = 3e-8 (Higham & Mary, A new approach
     to probabilistic rounding error analysis, SIAM J. Sci. Comput. 41, 2019, theorem 2.4).
+    A bound that reaches the scale, and |<dy, y>| for an argument of the size of x, tells nothing.
+
+    Where a comparison fails, a difference along its direction tells whether complex steps are
+    derivatives at all.  They are not if the forward pass is not analytic; then differences judge.
 
     arguments: arrays of float32 or float64 (or float16, longdouble).
-    rng: numpy.random.Generator; the cotangent, the directions and the perturbations come from it.
+    rng: numpy.random.Generator, or a seed; the cotangent, the directions and the perturbations come
+    from it.
     names: the arguments' names for messages.
     complex_forward: the same function for complex arguments, where `forward` takes only real ones.
     method: "complex_step", or "finite_differences" for a forward pass that takes only real numbers
-    (directions only, not entries; a difference needs a smooth neighbourhood, so no kinks nearby).
+    (along d only, no entries and groups; a difference needs a smooth neighbourhood, no kinks).
+    entries, groups: see above; each costs a forward pass.
+    Raises ValueError and TypeError for arguments that do not fit, and for a forward pass that gives
+    two outputs for one x, as dropout does that draws at each call.
 
     >>> rng = np.random.default_rng(0)
     >>> def forward(x):
@@ -277,9 +135,14 @@ def check(
         raise ValueError(
             f"names: got {len(names)}, expected one for each of {len(arguments)} arguments"
         )
-    arguments = [_float_array(name, x) for name, x in zip(names, arguments, strict=True)]
+    rng = np.random.default_rng(rng)
+    arguments = [float_array(name, x) for name, x in zip(names, arguments, strict=True)]
+    for name, x in zip(names, arguments, strict=True):
+        if x.size == 0:
+            raise ValueError(f"{name}: got shape {x.shape}, expected at least one entry")
     y, cache = forward(*arguments)
-    dy = rng.standard_normal(y.shape).astype(y.dtype)
+    _check_repeatable(y, forward(*arguments)[0])
+    dy = np.asarray(rng.standard_normal(y.shape)).astype(y.dtype)
     gradients = _as_tuple(backward(dy, cache))
     if len(gradients) != len(arguments):
         raise ValueError(
@@ -289,39 +152,31 @@ def check(
         _as_tuple(backward(_perturb(dy, rng), forward(*[_perturb(x, rng) for x in arguments])[1]))
         for _ in range(probes)
     ]
-    comparisons = []
+    comparisons, sensitivities, not_analytic = [], [], []
     for k, (name, x, gradient) in enumerate(zip(names, arguments, gradients, strict=True)):
         if gradient is None:
             continue
         if gradient.shape != x.shape:
             raise ValueError(f"d{name}: got shape {gradient.shape}, expected {name}'s, {x.shape}")
-        function = _function_of(complex_forward or forward, arguments, k)
         changes = [np.abs(_wide(other[k]) - _wide(gradient)) for other in perturbed]
-        compare = _Comparer(name, y.size + x.size, gradient.dtype)
-        direction = rng.standard_normal(x.shape).astype(x.dtype)
-        value = np.sum(_wide(gradient) * _wide(direction))
-        noise = max(np.sum(change * np.abs(_wide(direction))) for change in changes)
-        absolute = np.sum(np.abs(_wide(gradient) * _wide(direction)))
+        functions = (_function_of(f, arguments, k) for f in (complex_forward or forward, forward))
+        argument = _Argument(name, x, gradient, changes, dy, y, *functions, rng)
         if method == "finite_differences":
-            comparisons.append(
-                compare.difference(function, x, direction, dy, value, absolute, noise, probes, rng)
-            )
-            continue
-        terms = _wide(dy) * complex_step(function, x, direction)
-        scale = np.sum(np.abs(terms)) + absolute
-        comparisons.append(compare("<dy, J d> = <J^T dy, d>", np.sum(terms), value, scale, noise))
-        if x.size <= entries:
-            comparisons.extend(
-                compare(
-                    f"entry {index}",
-                    np.sum(terms := _wide(dy) * column),
-                    _wide(gradient)[index],
-                    np.sum(np.abs(terms)) + abs(_wide(gradient)[index]),
-                    max(np.max(change) for change in changes),
-                )
-                for index, column in _columns(function, x)
-            )
-    return Result(tuple(comparisons))
+            own = [argument.difference()]
+        else:
+            try:
+                own, failed = argument.compare(entries, groups)
+            except TypeError as error:
+                raise TypeError(
+                    f"forward: does not take complex numbers for {name} ({error}); give the same "
+                    "function for them as complex_forward=, or method='finite_differences'"
+                ) from error
+            if failed is not None and not argument.analytic(failed):
+                not_analytic.append(name)
+                own = [argument.difference()]
+        comparisons.extend(own)
+        sensitivities.append(argument.sensitivity(own))
+    return Result(tuple(comparisons), tuple(sensitivities), tuple(not_analytic))
 
 
 def assert_gradient(forward, backward, arguments, rng, **options):
@@ -331,53 +186,188 @@ def assert_gradient(forward, backward, arguments, rng, **options):
         raise AssertionError(result.message)
 
 
-class _Comparer:
-    """Makes the comparisons for one argument: it knows n and u."""
+class _Argument:
+    """One argument with its gradient: what is compared of it, and how far it can be trusted.
 
-    def __init__(self, name, n, dtype):
-        self.name, self.n, self.u = name, n, unit_roundoff(dtype)
-        self.rounding = self.u + gamma(n, unit_roundoff(np.result_type(dtype, np.float64)))
-        self.spread = CONFIDENCE * np.sqrt(n)
+    What is compared is a span (a, b) of the entries in their order: all of them, a group, or one.
+    changes: of the gradient, an array for each perturbation.  function: x -> y by complex steps;
+    real_function: the same of real numbers.
+    """
 
-    def __call__(self, kind, numeric, value, scale, noise):
+    def __init__(self, name, x, gradient, changes, dy, y, function, real_function, rng):
+        self.name, self.x, self.gradient = name, x, _wide(gradient)
+        self.flat_gradient, self.dy = self.gradient.reshape(-1), _wide(dy)
+        self.changes = [change.reshape(-1) for change in changes]
+        self.largest_change = max(np.max(change) for change in changes)
+        self.function, self.real_function, self.rng = function, real_function, rng
+        self.n, self.u = y.size + x.size, unit_roundoff(gradient.dtype)
+        accurate = unit_roundoff(np.result_type(gradient.dtype, np.float64))
+        self.rounding = self.u + gamma(self.n, accurate)
+        self.spread = CONFIDENCE * np.sqrt(self.n)
+        signs = np.sign(np.where(np.isfinite(self.gradient), self.gradient, 0))
+        signs = np.where(signs == 0, rng.choice((-1, 1), x.shape), signs)
+        self.direction = (signs * rng.uniform(0.5, 1, x.shape)).astype(x.dtype)
+        # <dy, y> over the size of x: the derivative of a function that varies as x does.
+        largest = np.max(np.abs(_wide(x)))
+        self.natural = np.sum(np.abs(self.dy * _wide(y))) / (largest if largest > 0 else 1)
+
+    def compare(self, entries, groups):
+        """Return the comparisons by complex steps, and the span of the worst one that fails."""
+        size = self.x.size
+        whole = (0, size)
+        found = {whole: self._along(whole, DIRECTION)}
+        if size > entries:
+            count = self._group_count(found[whole], groups)
+            edges = np.linspace(0, size, count + 1).astype(int).tolist()
+            parts = list(pairwise(edges)) if count > 1 else []
+            found.update((span, self._along(span, self._range_name(*span))) for span in parts)
+            chosen = np.sort(self.rng.choice(size, entries, replace=False)).tolist()
+        else:
+            chosen = range(size)
+        looked_at = {(i, i + 1): self._entry(i) for i in chosen}
+        wrong = [span for span, c in found.items() if not c.agrees]
+        if wrong and all(c.agrees for c in looked_at.values()):
+            index = self._worst_entry(*max(wrong, key=lambda s: (s != whole, found[s].severity)))
+            looked_at[index, index + 1] = self._entry(index)
+        # What an entry's bound is held against is the largest entry.
+        largest = max((c.scale for c in looked_at.values()), default=0)
+        both = [*found.items(), *looked_at.items()]
+        comparisons = [c if c.tells else c._replace(tells=c.bound < largest) for _, c in both]
+        failed = [(c.severity, span) for span, c in both if not c.agrees]
+        return comparisons, max(failed)[1] if failed else None
+
+    def _group_count(self, whole, most):
+        """Return how many groups make an error of VISIBLE of the mean entry larger than a bound."""
+        total = np.sum(np.abs(self.gradient * _wide(self.direction)))
+        wanted = whole.bound * self.x.size / (VISIBLE * total) if total > 0 else 1
+        return max(1, int(min(most, self.x.size // 2, np.ceil(wanted)))) if wanted > 0 else 1
+
+    def _span_direction(self, span):
+        a, b = span
+        flat = np.zeros(self.x.size, self.x.dtype)
+        flat[a:b] = self.direction.reshape(-1)[a:b] if b - a > 1 else 1
+        return flat.reshape(self.x.shape)
+
+    def _along(self, span, kind, noise=None):
+        """Compare along the part of the direction that belongs to a span."""
+        direction = self._span_direction(span)
+        terms = self.dy * complex_step(self.function, self.x, direction)
+        d = _wide(direction).reshape(-1)[slice(*span)]
+        products = self.flat_gradient[slice(*span)] * d
+        scale = np.sum(np.abs(terms)) + np.sum(np.abs(products))
+        if noise is None:
+            noise = max(np.sum(change[slice(*span)] * np.abs(d)) for change in self.changes)
         bound = self.rounding * scale + self.spread * noise
         derivation = (
             f"(u + gamma_n) scale + 6 sqrt(n) noise, n = {self.n}, u = {self.u:.3g}, "
             f"noise = {float(noise):.3g}"
         )
-        numbers = (float(v) for v in (numeric, value, scale, bound))
-        return Comparison(self.name, kind, *numbers, derivation)
+        numbers = (float(v) for v in (np.sum(terms), np.sum(products), scale, bound))
+        tells = bool(bound < max(scale, self.natural) or scale == 0)
+        return Comparison(self.name, kind, *numbers, derivation, tells)
 
-    def difference(self, function, x, direction, dy, value, absolute, noise, probes, rng):
+    def _entry(self, index):
+        return self._along((index, index + 1), f"entry {self._index(index)}", self.largest_change)
+
+    def _index(self, flat):
+        return tuple(int(i) for i in np.unravel_index(flat, self.x.shape))
+
+    def _range_name(self, a, b):
+        return f"entries {self._index(a)} to {self._index(b - 1)}"
+
+    def _error(self, span):
+        direction = self._span_direction(span)
+        numeric = np.sum(self.dy * complex_step(self.function, self.x, direction))
+        return abs(numeric - np.sum(self.gradient * _wide(direction)))
+
+    def _worst_entry(self, a, b):
+        """Return an entry that is wrong, by halving the span whose error is the larger."""
+        while b - a > 1:
+            middle = (a + b) // 2
+            left, right = self._error((a, middle)), self._error((middle, b))
+            a, b = (a, middle) if left >= right or np.isnan(left) else (middle, b)
+        return a
+
+    def analytic(self, span):
+        """Return whether a difference along a span leaves it possible that complex steps are right.
+
+        In at least float64, which the complex steps are computed in.
+        """
+        direction = self._span_direction(span)
+        step = np.sum(self.dy * complex_step(self.function, self.x, direction))
+        difference = self._difference(direction)
+        return abs(difference.derivative - step) <= difference.noise + difference.truncation
+
+    def difference(self):
         """Compare with a finite difference of t -> <dy, f(x + t d)>."""
-
-        def loss(x):
-            return float(np.sum(_wide(dy) * _wide(function(x))))
-
-        terms = np.sum(np.abs(_wide(dy) * _wide(function(x))))
-        centre = loss(x)
-        wobble = max(abs(loss(_perturb(x, rng)) - centre) for _ in range(probes))
-        loss_noise = self.rounding * terms + self.spread * wobble
-        result = finite_difference(loss, x, direction, loss_noise)
+        result = self._difference(self.direction)
+        products = self.gradient * _wide(self.direction)
+        absolute, d = np.sum(np.abs(products)), np.abs(_wide(self.direction)).reshape(-1)
+        noise = max(np.sum(change * d) for change in self.changes)
         bound = self.rounding * absolute + self.spread * noise + result.noise + result.truncation
         derivation = (
             f"(u + gamma_n) scale + 6 sqrt(n) noise + 3 loss_noise/h + truncation, n = {self.n}, "
             f"u = {self.u:.3g}, noise = {float(noise):.3g}, 3 loss_noise/h = {result.noise:.3g}, "
             f"truncation = {result.truncation:.3g}"
         )
-        kind = "<dy, J d> = <J^T dy, d> by differences"
-        numbers = (float(v) for v in (result.derivative, value, absolute, bound))
-        return Comparison(self.name, kind, *numbers, derivation)
+        numbers = (float(v) for v in (result.derivative, np.sum(products), absolute, bound))
+        tells = bool(bound < max(absolute, self.natural) or bound == 0)
+        return Comparison(self.name, f"{DIRECTION} by differences", *numbers, derivation, tells)
+
+    def _difference(self, direction):
+        """Return the `FiniteDifference` along a direction, in float64 if f takes it."""
+        x = _wide(self.x)
+        try:
+            y = self.real_function(x)
+            narrower = unit_roundoff(y.dtype) > unit_roundoff(x.dtype)
+        except TypeError:
+            narrower = True
+        if narrower:
+            x = self.x
+            y = self.real_function(x)
+
+        def loss(x):
+            return float(np.sum(self.dy * _wide(self.real_function(x))))
+
+        terms = np.sum(np.abs(self.dy * _wide(y)))
+        wobble = max(abs(loss(_perturb(x, self.rng)) - loss(x)) for _ in self.changes)
+        rounding = unit_roundoff(y.dtype) + gamma(self.n, unit_roundoff(np.float64))
+        noise = rounding * terms + self.spread * wobble
+        return finite_difference(loss, x, direction.astype(x.dtype), noise)
+
+    def sensitivity(self, comparisons):
+        """Return what the comparisons would have seen."""
+        whole = comparisons[0]
+        mean = np.mean(np.abs(self.gradient))
+        d = np.abs(_wide(self.direction))
+        entries = [c for c in comparisons if c.kind.startswith("entry")]
+        groups = [c for c in comparisons if c.kind.startswith("entries")] or [whole]
+        if len(entries) == self.x.size:
+            smallest = max(c.bound for c in entries)
+        else:
+            smallest = max(c.bound for c in groups) / np.min(d)
+        total = np.sum(np.abs(self.gradient) * d)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = (float(np.divide(a, b)) for a, b in ((whole.bound, total), (smallest, mean)))
+            return Sensitivity(self.name, *ratios)
 
 
-def _float_array(name, x):
-    x = np.asarray(x)
-    if not np.issubdtype(x.dtype, np.floating):
-        raise TypeError(
-            f"{name}: got dtype {x.dtype}, expected real floating-point numbers: bind other "
-            "arguments with a lambda"
+def _check_repeatable(one, other):
+    """Refuse a forward pass whose two outputs for the same arguments differ."""
+    one, other = np.asarray(one), np.asarray(other)
+    if one.shape != other.shape:
+        raise ValueError(
+            f"forward: gave outputs of shapes {one.shape} and {other.shape} for the same arguments,"
+            " expected one output"
         )
-    return x
+    different = (one != other) & ~(np.isnan(one) & np.isnan(other))
+    if np.any(different):
+        raise ValueError(
+            f"forward: gave two outputs for the same arguments, which differ in "
+            f"{np.count_nonzero(different)} of {one.size} numbers; expected the same bits: draw "
+            "random numbers outside of it (dropout's mask), or from a generator that each call "
+            "makes anew from one seed"
+        )
 
 
 def _as_tuple(gradients):
@@ -406,11 +396,3 @@ def _function_of(forward, arguments, k):
         return forward(*held)[0]
 
     return function
-
-
-def _columns(function, x):
-    """Yield (index, dy/dx_index), one complex step each."""
-    for index in np.ndindex(x.shape):
-        direction = np.zeros(x.shape)
-        direction[index] = 1
-        yield index, complex_step(function, x, direction)

@@ -8,36 +8,18 @@ Local names: W, b (Dense, Conv2d), v, g, b (WeightNorm), gamma, beta with the ru
 mean, var (BatchNorm), gamma, beta (LayerNorm).
 """
 
+import copy
+import dataclasses
+import functools
+import inspect
+import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-
-class Rescaling(NamedTuple):
-    """A positive rescaling of parameters, seen at some point of the network.
-
-    per_unit: every unit (last axis) has a factor of its own; else one factor for all of them.
-    offset: a term that is constant over the batch is not rescaled along (a bias).
-    """
-
-    per_unit: bool
-    offset: bool
-
-
-class Absorbed(NamedTuple):
-    """The end of a rescaling: a normalization at eps = 0 makes it invisible."""
-
-    eps: float
-    training_only: bool  # batch norm with running statistics does not absorb anything
-
-
-class Source(NamedTuple):
-    """Parameters whose rescaling rescales the layer's output: `scale`, with `shift` or without."""
-
-    scale: str
-    shift: str | None
+from minimal_nn.arguments import whole_number
+from minimal_nn.invariance import Absorbed, Rescaling, Source
 
 
 @dataclass(frozen=True)
@@ -45,6 +27,7 @@ class Layer(ABC):
     """A layer: shapes, initial parameters, forward and backward through a wing."""
 
     kind = ""  # the stem of the layer's name in a network: dense1, batchnorm1, ...
+    sees_pixels = False  # whether `rescaled` looks at by_pixel and even
 
     @abstractmethod
     def output_shape(self, input_shape):
@@ -66,9 +49,12 @@ class Layer(ABC):
     def backward(self, wing, dy, cache):
         """Return dx and the gradients by local name."""
 
-    @abstractmethod
     def operation(self):
-        """Return the wing module that does the work, and its options, for a wing's plan."""
+        """Return the wing module that does the work, and its options, for a wing's plan.
+
+        Only built-in layers are compiled: a layer of one's own needs none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not compiled")
 
     def rescaled(self, rescaling):
         """Return what a `Rescaling` of the input is at the output: Rescaling, Absorbed, or None."""
@@ -78,19 +64,99 @@ class Layer(ABC):
         """Return the `Source`s among the layer's parameters."""
         return ()
 
+    def parts(self):
+        """Return the layers that this one is made of, in order, each with the prefix of its names.
+
+        A layer with parts has for the parameter W of its part ("dense1", layer) the local name
+        "dense1.W".
+        """
+        return ()
+
+    def leaving(self, rescaling):
+        """Return what a `Rescaling` of the last part's output is at this layer's own output.
+
+        A sequence passes it on; where the output is added to something else it is lost: None.
+        """
+        return None
+
+    def with_eps(self, eps):
+        """Return this layer with `eps` in it, and in the layers that it holds.
+
+        A layer that computes something from eps when it is made, without being a dataclass,
+        overrides this.
+        """
+        changed = {"eps": eps} if hasattr(self, "eps") else {}
+        for name, value in vars(self).items():
+            if isinstance(value, Layer):
+                changed[name] = value.with_eps(eps)
+            elif isinstance(value, (tuple, list)) and any(isinstance(x, Layer) for x in value):
+                inner = (x.with_eps(eps) if isinstance(x, Layer) else x for x in value)
+                changed[name] = type(value)(inner)
+        if not changed:
+            return self
+        if vars(self).keys() <= {field.name for field in dataclasses.fields(self)}:
+            return dataclasses.replace(self, **changed)
+        new = copy.copy(self)
+        for name, value in changed.items():
+            object.__setattr__(new, name, value)
+        return new
+
+    @property
+    def built_in(self):
+        """Whether this is exactly a layer of this module, which a wing's plan knows."""
+        return type(self) in BUILT_IN
+
+    def normalized(self):
+        """Return the parameters whose units the layer itself normalizes, as (local name, eps)."""
+        return ()
+
+    def least_examples(self, input_shape):
+        """Return how many examples a batch must have in training mode."""
+        least = 1
+        for _, part in self.parts():
+            least = max(least, part.least_examples(input_shape))
+            input_shape = part.output_shape(input_shape)
+        return least
+
 
 CONVOLUTION_ALGORITHMS = ("direct", "winograd2", "winograd4")
+
+
+def layer(cls):
+    """Make a built-in layer of a class: a dataclass whose constructor says what it expects."""
+    cls = dataclass(frozen=True)(cls)
+    cls.sees_pixels = True
+    init, signature = cls.__init__, inspect.signature(cls)
+
+    @functools.wraps(init)
+    def checked(self, *given, **options):
+        try:
+            signature.bind(*given, **options)
+        except TypeError as error:
+            call = ", ".join([*map(repr, given), *(f"{k}={v!r}" for k, v in options.items())])
+            named = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+            expected = signature.replace(parameters=named, return_annotation=signature.empty)
+            raise TypeError(
+                f"{cls.__name__}: got {cls.__name__}({call}) ({error}), expected "
+                f"{cls.__name__}{expected}: options are given by name; the size of the input is "
+                "no argument, it is seen from the layer before"
+            ) from None
+        init(self, *given, **options)
+
+    cls.__init__ = checked
+    return cls
 
 
 def _refuse(argument, got, expected):
     raise ValueError(f"{argument}: got {got!r}, expected {expected}")
 
 
-def _check_count(argument, value, least=1):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{argument}: got {value!r}, expected an integer >= {least}")
-    if value < least:
-        _refuse(argument, value, f"an integer >= {least}")
+def _check_bias(layer):
+    if not isinstance(layer.bias, (bool, np.bool_)):
+        raise TypeError(
+            f"bias: got {layer.bias!r}, expected True or False: the number of inputs is seen from "
+            "the layer before, and is no argument"
+        )
 
 
 def _python_number(layer, argument, expected):
@@ -104,6 +170,13 @@ def _python_number(layer, argument, expected):
 
 def _check_eps(layer):
     expected = "a finite number >= 0 (0 is allowed and makes invariance exact)"
+    given = layer.eps
+    if isinstance(given, (int, np.integer)) and not isinstance(given, bool) and given > 0:
+        name = type(layer).__name__
+        raise TypeError(
+            f"eps: got the integer {given}, expected a float, {expected}: {name} takes no number "
+            f"of units, it sees them from its input (an eps of {given} is {float(given)!r})"
+        )
     if not 0 <= _python_number(layer, "eps", expected) < float("inf"):
         _refuse("eps", layer.eps, expected)
 
@@ -124,7 +197,7 @@ class _Affine(Layer):
         return (Source("W", "b" if self.bias else None),)
 
 
-@dataclass(frozen=True)
+@layer
 class Dense(_Affine):
     """A fully connected layer, y = x W + b.
 
@@ -133,11 +206,13 @@ class Dense(_Affine):
     """
 
     units: int
+    _: KW_ONLY
     bias: bool = True
     kind = "dense"
 
     def __post_init__(self):
-        _check_count("units", self.units)
+        whole_number("units", self.units)
+        _check_bias(self)
 
     def output_shape(self, input_shape):
         if len(input_shape) != 1:
@@ -163,7 +238,7 @@ class Dense(_Affine):
         return None if rescaling.per_unit else Rescaling(False, rescaling.offset or self.bias)
 
 
-@dataclass(frozen=True)
+@layer
 class Conv2d(_Affine):
     """A convolution of images (N, H, W, C) with a square kernel.
 
@@ -176,6 +251,7 @@ class Conv2d(_Affine):
     """
 
     channels: int
+    _: KW_ONLY
     kernel: int = 3
     stride: int = 1
     padding: int = 1
@@ -184,10 +260,11 @@ class Conv2d(_Affine):
     kind = "conv"
 
     def __post_init__(self):
-        _check_count("channels", self.channels)
-        _check_count("kernel", self.kernel)
-        _check_count("stride", self.stride)
-        _check_count("padding", self.padding, least=0)
+        whole_number("channels", self.channels)
+        whole_number("kernel", self.kernel)
+        whole_number("stride", self.stride)
+        whole_number("padding", self.padding, least=0)
+        _check_bias(self)
         if self.algorithm not in CONVOLUTION_ALGORITHMS:
             _refuse("algorithm", self.algorithm, f"one of {CONVOLUTION_ALGORITHMS}")
         if self.algorithm != "direct" and (
@@ -226,13 +303,14 @@ class Conv2d(_Affine):
         return "convolution", options
 
     def rescaled(self, rescaling):
-        # Zero padding turns an offset of the input into one that varies from pixel to pixel.
-        if rescaling.per_unit or (rescaling.offset and self.padding > 0):
+        if rescaling.per_unit:
             return None
-        return Rescaling(False, rescaling.offset or self.bias)
+        # Zero padding turns an offset of the input into one that varies from pixel to pixel.
+        by_pixel = rescaling.by_pixel or (rescaling.offset and self.padding > 0)
+        return Rescaling(False, rescaling.offset or self.bias, by_pixel)
 
 
-@dataclass(frozen=True)
+@layer
 class WeightNorm(Layer):
     """Weight normalization of a Dense or Conv2d layer: W = g v / |v| for each unit.
 
@@ -241,6 +319,7 @@ class WeightNorm(Layer):
     """
 
     layer: _Affine
+    _: KW_ONLY
     eps: float = 0.0
     kind = "weightnorm"
 
@@ -278,15 +357,21 @@ class WeightNorm(Layer):
         return self.layer.rescaled(rescaling)
 
     def sources(self):
-        # v is absorbed within the layer itself (see network.invariance_groups); g acts as a scale.
         return (Source("g", "b" if self.layer.bias else None),)
+
+    def normalized(self):
+        return (("v", self.eps),)
+
+    @property
+    def built_in(self):
+        return super().built_in and self.layer.built_in
 
 
 def _normalization_parameters(units):
     return {"gamma": np.ones(units), "beta": np.zeros(units)}
 
 
-@dataclass(frozen=True)
+@layer
 class BatchNorm(Layer):
     """Batch normalization over the batch (and the pixels) for each unit, with gamma and beta.
 
@@ -295,6 +380,7 @@ class BatchNorm(Layer):
     """
 
     eps: float = 1e-5
+    _: KW_ONLY
     momentum: float = 0.1
     kind = "batchnorm"
 
@@ -303,6 +389,13 @@ class BatchNorm(Layer):
         expected = "a number from 0 to 1"
         if not 0 <= _python_number(self, "momentum", expected) <= 1:
             _refuse("momentum", self.momentum, expected)
+        if self.momentum > 0.5:
+            warnings.warn(
+                f"momentum: got {self.momentum}, the weight of the newest batch in the running "
+                f"statistics; for the weight of the old ones, as in Keras, write "
+                f"{1 - self.momentum:.3g}",
+                stacklevel=4,
+            )
 
     def output_shape(self, input_shape):
         return tuple(input_shape)
@@ -339,17 +432,24 @@ class BatchNorm(Layer):
         dx, dgamma, dbeta = step(dy, cache)
         return dx, {"gamma": dgamma, "beta": dbeta}
 
+    def least_examples(self, input_shape):
+        # The variance of one number is 0; an image has one for each pixel.
+        return 1 if int(np.prod(input_shape[:-1])) > 1 else 2
+
     def operation(self):
         return "batchnorm", {"eps": self.eps, "momentum": self.momentum}
 
     def rescaled(self, rescaling):
+        if rescaling.by_pixel:
+            # The mean over the pixels does not take it away, but the deviation scales each unit.
+            return Rescaling(True, offset=True, by_pixel=True)
         return Absorbed(self.eps, training_only=True)
 
     def sources(self):
         return (Source("gamma", "beta"),)
 
 
-@dataclass(frozen=True)
+@layer
 class LayerNorm(Layer):
     """Layer normalization over the units of each example, with gamma and beta for each unit.
 
@@ -388,8 +488,8 @@ class LayerNorm(Layer):
         return "layernorm", {"eps": self.eps}
 
     def rescaled(self, rescaling):
-        # Statistics over the units: one factor for all of them, and no bias left behind.
-        if rescaling.per_unit or rescaling.offset:
+        # Statistics over the units: one factor for all of them, and no bias but an even one.
+        if rescaling.per_unit or (rescaling.offset and not rescaling.even):
             return None
         return Absorbed(self.eps, training_only=False)
 
@@ -415,7 +515,7 @@ class _Activation(Layer):
         return "activation", {"kind": self.kind}
 
 
-@dataclass(frozen=True)
+@layer
 class ReLU(_Activation):
     """y = max(z, 0): positively homogeneous, relu(a z) = a relu(z) for a > 0."""
 
@@ -425,14 +525,14 @@ class ReLU(_Activation):
         return None if rescaling.offset else rescaling
 
 
-@dataclass(frozen=True)
+@layer
 class Tanh(_Activation):
     """y = tanh z: smooth, and not homogeneous."""
 
     kind = "tanh"
 
 
-@dataclass(frozen=True)
+@layer
 class MaxPool2d(Layer):
     """Max pooling of images over windows of `size` x `size` that touch and do not overlap."""
 
@@ -440,7 +540,7 @@ class MaxPool2d(Layer):
     kind = "maxpool"
 
     def __post_init__(self):
-        _check_count("size", self.size)
+        whole_number("size", self.size)
 
     def output_shape(self, input_shape):
         if len(input_shape) != 3 or input_shape[0] % self.size or input_shape[1] % self.size:
@@ -463,10 +563,11 @@ class MaxPool2d(Layer):
         return "pooling", {"size": self.size}
 
     def rescaled(self, rescaling):
-        return rescaling  # max(a z + b) = a max(z) + b, channel by channel
+        # max(a z + b) = a max(z) + b, channel by channel, for one b in the window.
+        return None if rescaling.by_pixel and self.size > 1 else rescaling
 
 
-@dataclass(frozen=True)
+@layer
 class Flatten(Layer):
     """Lay each example's numbers out in one row, (H, W, C) -> (H W C,), the channel fastest."""
 
@@ -486,3 +587,8 @@ class Flatten(Layer):
 
     def rescaled(self, rescaling):
         return rescaling
+
+
+BUILT_IN = (
+    Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, ReLU, Tanh, MaxPool2d, Flatten,
+)  # fmt: skip

@@ -6,15 +6,23 @@ Nothing here changes a network but `fit` and an optimizer's `step`; `with_parame
 with other numbers, which is how the theory package scales weights.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
+from minimal_nn import arguments, invariance, moved, plans
 from minimal_nn import backend as backends
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
-from minimal_nn.layers import Absorbed, Layer, Rescaling, WeightNorm
+from minimal_nn.identity import Individual
+from minimal_nn.layers import Layer
+from minimal_nn.summary import table
 
+__getattr__ = moved.names_of(__name__)
+
+_ATTRIBUTES = (
+    *("layers", "loss_kind", "dtype", "backend", "input_shape", "names", "shapes"),
+    *("parameters", "state", "_expected", "individual", "lineage"),
+)
 LOSSES = ("cross_entropy", "mean_squared_error")
 
 
@@ -42,46 +50,6 @@ class Trace(NamedTuple):
     loss: float
     gradients: dict
     layers: dict  # LayerTrace by layer name
-
-
-class InvarianceGroup(NamedTuple):
-    """Parameters under whose common positive rescaling the loss does not change.
-
-    parameters: their names; they are rescaled jointly.  per_unit: each unit (last axis) may have a
-    factor of its own, so that each is a group by itself; else one factor for all of them.
-    absorbed_by: the layer whose normalization makes the rescaling invisible.  eps: that layer's;
-    the invariance is exact at 0.  training_only: lost with running statistics.
-    """
-
-    parameters: tuple
-    per_unit: bool
-    absorbed_by: str
-    eps: float
-    training_only: bool
-
-
-class Operation(NamedTuple):
-    """One layer as a wing's plan sees it: names instead of layers.
-
-    module: the wing module, or "flatten".  layer: the layer's name.  parameters and state: full
-    names by local name.  options: numbers and kinds.  Shapes are without the batch axis.
-    """
-
-    module: str
-    layer: str
-    parameters: dict
-    state: dict
-    options: dict
-    input_shape: tuple
-    output_shape: tuple
-
-
-class Program(NamedTuple):
-    """A network as a wing's plan sees it."""
-
-    operations: tuple
-    loss: str
-    dtype: np.dtype
 
 
 class Network:
@@ -131,7 +99,7 @@ class Network:
         self.backend = backends.get(backend)
         self.input_shape = _checked_shape(input_shape)
         self.names = _names(self.layers)
-        rng = random_generator(rng)
+        rng = arguments.random_generator(rng)
         self.shapes = [self.input_shape]
         self.parameters, self.state = {}, {}
         for name, layer in zip(self.names, self.layers, strict=True):
@@ -144,6 +112,13 @@ class Network:
                 self.parameters[f"{name}.{local}"] = self._own(array)
             for local, array in layer.initial_state(shape).items():
                 self.state[f"{name}.{local}"] = self._own(array)
+        self._expected = {
+            "parameters": {name: array.shape for name, array in self.parameters.items()},
+            "state": {name: array.shape for name, array in self.state.items()},
+        }
+        # An optimizer's state belongs to one network: this one, or what it was copied from.
+        self.individual = Individual()
+        self.lineage = self.individual.name
         if loss == "cross_entropy" and len(self.shapes[-1]) != 1:
             raise ValueError(
                 f"layers: the last output has shape {self.shapes[-1]}, expected (classes,) for "
@@ -156,11 +131,12 @@ class Network:
     # Copies with other numbers
 
     def _copy(self, parameters, state, dtype=None, backend=None):
-        copy = object.__new__(Network)
+        copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         copy.dtype = self.dtype if dtype is None else np.dtype(dtype)
         copy.backend = self.backend if backend is None else backend
         copy.parameters, copy.state = parameters, state
+        copy.individual = Individual()
         return copy
 
     def with_parameters(self, parameters=None, state=None):
@@ -176,33 +152,29 @@ class Network:
             ("state", self.state, state or {}),
         ):
             arrays = dict(old)
-            for name, array in changes.items():
+            for name, given in changes.items():
                 if name not in old:
                     raise ValueError(
                         f"{argument}: got the name {name!r}, expected one of {', '.join(old)}"
                     )
+                what = f"{argument}[{name!r}]"
+                array = arguments.array(what, given, self._on_device)
+                if array is not given and isinstance(array, np.ndarray):
+                    array = array.copy()  # else a tensor that is trained would change it
                 array = self.backend.asarray(array)
-                if array.shape != old[name].shape:
-                    raise ValueError(
-                        f"{argument}[{name!r}]: got shape {array.shape}, expected {old[name].shape}"
-                    )
-                if array.dtype != self.dtype:
-                    raise TypeError(
-                        f"{argument}[{name!r}]: got dtype {array.dtype}, expected {self.dtype}: "
-                        f"convert it with .astype({self.dtype})"
-                    )
-                _check_finite(f"{argument}[{name!r}]", self.backend.to_numpy(array))
+                arguments.check_replacement(what, array, old[name].shape, self.dtype)
+                arguments.check_finite(what, self.backend.to_numpy(array))
                 arrays[name] = array
             new.append(arrays)
         return self._copy(*new)
 
     def with_eps(self, eps):
-        """Return this network with `eps` in all its normalization layers, and the same numbers."""
+        """Return this network with `eps` in all its normalization layers, and the same numbers.
+
+        Layers within layers are looked into (`Layer.with_eps`).
+        """
         copy = self._copy(dict(self.parameters), dict(self.state))
-        copy.layers = tuple(
-            dataclasses.replace(layer, eps=eps) if hasattr(layer, "eps") else layer
-            for layer in self.layers
-        )
+        copy.layers = tuple(layer.with_eps(eps) for layer in self.layers)
         return copy
 
     def converted(self, convert, dtype):
@@ -229,67 +201,70 @@ class Network:
         )
         return self._copy(parameters, state, backend=wing)
 
+    def __getstate__(self):
+        """A pickle holds NumPy arrays, also those of a wing whose arrays lie on a device."""
+        state = dict(vars(self))
+        if self._on_device:
+            for arrays in ("parameters", "state"):
+                state[arrays] = {k: self.backend.to_numpy(a) for k, a in state[arrays].items()}
+        return state
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        if self._on_device:
+            self.parameters = {k: self.backend.asarray(a) for k, a in self.parameters.items()}
+            self.state = {k: self.backend.asarray(a) for k, a in self.state.items()}
+
     # Checks, once for each public call
 
+    @property
+    def _on_device(self):
+        return self.backend.name == "cuda"
+
     def check_inputs(self, X):
-        """Refuse X that is not a finite array (N, *input_shape) of the network's dtype."""
-        shape, dtype = getattr(X, "shape", None), getattr(X, "dtype", None)
-        if shape is None or dtype is None:
-            raise TypeError(
-                f"X: got {type(X).__name__}, expected an array (N, *{self.input_shape})"
-            )
-        if len(shape) == 0 or shape[1:] != self.input_shape:
-            raise ValueError(f"X: got shape {shape}, expected (N, *{self.input_shape})")
-        if shape[0] == 0:
-            raise ValueError("X: got no examples, expected at least one")
-        if dtype != self.dtype:
-            raise TypeError(
-                f"X: got dtype {dtype}, expected the network's {self.dtype} (there is no silent "
-                f"conversion): use X.astype('{self.dtype}') or Network(..., dtype='{dtype}')"
-            )
-        if isinstance(X, np.ndarray):
-            _check_finite("X", X)
+        """Return X as an array where the wing works; refuse what is not finite or does not fit.
 
-    def check_targets(self, targets, examples):
-        """Refuse targets that do not fit the loss and the number of examples."""
-        outputs = self.shapes[-1]
+        X: an array-like (N, *input_shape) of the network's dtype.  Raises TypeError, ValueError or
+        NonFiniteError, which say what to mend.
+        """
+        return self._to_wing(
+            arguments.examples(X, self.input_shape, self.dtype, device=self._on_device)
+        )
+
+    def check_targets(self, targets, count):
+        """Return the targets of `count` examples as an array where the wing works, or refuse them.
+
+        targets: integer labels (N,) for cross_entropy, numbers (N, *outputs) else.
+        """
         if self.loss_kind == "cross_entropy":
-            self.check_labels(targets, examples, "targets")
-            return
-        if not hasattr(targets, "dtype"):
-            raise TypeError(
-                f"targets: got {type(targets).__name__}, expected an array {(examples, *outputs)}"
-            )
-        if targets.shape != (examples, *outputs):
-            raise ValueError(
-                f"targets: got shape {targets.shape}, expected {(examples, *outputs)} for "
-                "mean_squared_error"
-            )
-        if targets.dtype != self.dtype:
-            raise TypeError(f"targets: got dtype {targets.dtype}, expected {self.dtype}")
-        if isinstance(targets, np.ndarray):
-            _check_finite("targets", targets)
+            return self.check_labels(targets, count, "targets")
+        shape = (count, *self.shapes[-1])
+        return self._to_wing(
+            arguments.numbers(targets, shape, self.dtype, device=self._on_device)
+        )
 
-    def check_labels(self, labels, examples, argument="labels"):
-        """Refuse labels that are not one integer for each example, from 0 to below the outputs."""
-        outputs = self.shapes[-1][0]
-        if not hasattr(labels, "dtype"):
-            raise TypeError(
-                f"{argument}: got {type(labels).__name__}, expected an array of integer labels"
+    def check_labels(self, labels, count, argument="labels"):
+        """Return `count` integer labels, from 0 to below the number of outputs, or refuse them."""
+        return self._to_wing(
+            arguments.labels(
+                argument, labels, count, self.shapes[-1][0], self.backend.to_numpy,
+                device=self._on_device,
             )
-        if labels.dtype.kind not in "iu":
-            raise TypeError(f"{argument}: got dtype {labels.dtype}, expected integer labels")
-        if labels.shape != (examples,):
-            raise ValueError(
-                f"{argument}: got shape {labels.shape}, expected one label for each of the "
-                f"{examples} examples"
-            )
-        labels = self.backend.to_numpy(labels)
-        if labels.min() < 0 or labels.max() >= outputs:
-            raise ValueError(
-                f"{argument}: got labels from {labels.min()} to {labels.max()}, expected 0 to "
-                f"{outputs - 1} for {outputs} outputs"
-            )
+        )  # fmt: skip
+
+    def check_numbers(self):
+        """Refuse parameters and statistics that have not the network's names, shapes and dtype."""
+        for argument, arrays in (("parameters", self.parameters), ("state", self.state)):
+            arguments.check_arrays(argument, arrays, self._expected[argument], self.dtype)
+
+    def _entered(self, X, targets=None):
+        """Check what a public call meets; return X and the targets where the wing works."""
+        self.check_numbers()
+        X = self.check_inputs(X)
+        return X if targets is None else (X, self.check_targets(targets, len(X)))
+
+    def _to_wing(self, array):
+        return self.backend.asarray(array) if isinstance(array, np.ndarray) else array
 
     # Forward and backward
 
@@ -307,7 +282,7 @@ class Network:
                 y, cache, new_state = layer.forward(
                     self.backend, local_parameters, local_state, outputs[-1], train
                 )
-            except (ZeroVarianceError, ZeroNormError) as error:
+            except (ZeroVarianceError, ZeroNormError, NonFiniteError) as error:
                 raise type(error)(f"{name}: {error}") from None
             outputs.append(y)
             caches.append(cache)
@@ -344,10 +319,10 @@ class Network:
     def loss_and_gradients(self, X, targets, *, train=True):
         """Return the mean loss, its gradient for every parameter, and the state afterwards.
 
-        X (N, *input_shape) and targets, (N,) integer labels or (N, K) numbers.  train: batch norm
-        uses the batch's statistics, or, if False, the running ones.  Returns `Gradients`; nothing
-        in the network changes.  Raises ValueError, TypeError, ZeroVarianceError, ZeroNormError or
-        NonFiniteError, which say what to mend.
+        X (N, *input_shape) and targets, (N,) integer labels or (N, K) numbers: array-likes.  train:
+        batch norm uses the batch's statistics, or, if False, the running ones.  Returns
+        `Gradients`; nothing in the network changes.  Raises ValueError, TypeError,
+        ZeroVarianceError, ZeroNormError or NonFiniteError, which say what to mend.
         """
         value, gradients, state, _, _ = self._pass(X, targets, train)
         return Gradients(value, gradients, state)
@@ -362,48 +337,89 @@ class Network:
         return Trace(value, gradients, layers)
 
     def _pass(self, X, targets, train):
-        self.check_inputs(X)
-        X = self._to_wing(X)
-        self.check_targets(targets, X.shape[0])
-        targets = self._to_wing(targets)
+        X, targets = self._entered(X, targets)
         outputs, caches, state = self._forward(X, train)
         value, cache = self._loss(outputs[-1], targets)
         gradients, cotangents = self._backward(self.backend.loss.backward(1, cache), caches)
         return value, gradients, state, outputs, cotangents
 
-    def _to_wing(self, array):
-        return self.backend.asarray(array) if isinstance(array, np.ndarray) else array
-
     def forward(self, X, *, train=False):
         """Return the scores (N, K) of X, with running statistics unless `train`."""
-        self.check_inputs(X)
-        X = self._to_wing(X)
-        return self._forward(X, train)[0][-1]
+        return self._forward(self._entered(X), train)[0][-1]
 
     def loss(self, X, targets, *, train=True):
         """Return the mean loss, with the batch's statistics unless train=False."""
-        self.check_inputs(X)
-        X = self._to_wing(X)
-        self.check_targets(targets, X.shape[0])
-        targets = self._to_wing(targets)
+        X, targets = self._entered(X, targets)
         return self._loss(self._forward(X, train)[0][-1], targets)[0]
 
+    # Evaluation, in parts that fit the memory
+
+    def _parts(self, X, batch_size):
+        """Yield (start, scores) of X in evaluation mode, `batch_size` examples at a time."""
+        size = arguments.whole_number("batch_size", batch_size)
+        for start in range(0, len(X), size):
+            yield start, self._forward(X[start : start + size], False)[0][-1]
+
     def predict(self, X, *, batch_size=1024):
-        """Return the label of each example's largest score, int64 (N,), in evaluation mode."""
-        self.check_inputs(X)
-        parts = [
-            self.backend.to_numpy(self.forward(X[start : start + batch_size])).argmax(axis=1)
-            for start in range(0, len(X), batch_size)
-        ]
-        return np.concatenate(parts).astype(np.int64)
+        """Return what the network says of X (N, *input_shape), in evaluation mode.
+
+        For cross_entropy the label of each example's largest score, int64 (N,); for
+        mean_squared_error the scores themselves, (N, *outputs).
+        """
+        X = self._entered(X)
+        scores = [self.backend.to_numpy(part) for _, part in self._parts(X, batch_size)]
+        if self.loss_kind == "cross_entropy":
+            scores = [part.argmax(axis=1).astype(np.int64) for part in scores]
+        return np.concatenate(scores)
 
     def error(self, X, labels, *, batch_size=1024):
-        """Return the fraction of examples whose predicted label is wrong, in evaluation mode."""
-        self.check_inputs(X)
-        self.check_labels(labels, len(X))
-        return float(np.mean(self.predict(X, batch_size=batch_size) != np.asarray(labels)))
+        """Return the fraction of examples whose predicted label is wrong, in evaluation mode.
+
+        Raises ValueError for a network of mean_squared_error, whose outputs are no labels.
+        """
+        if self.loss_kind != "cross_entropy":
+            raise ValueError(
+                f"error: got a network of {self.loss_kind}, whose outputs are numbers, expected "
+                "one of cross_entropy, whose outputs are scores of labels: use loss(X, targets, "
+                "train=False) or predict(X)"
+            )
+        X = self._entered(X)
+        labels = self.backend.to_numpy(self.check_labels(labels, len(X)))
+        return float(np.mean(self.predict(X, batch_size=batch_size) != labels))
+
+    def evaluate(self, X, targets, *, batch_size=1024):
+        """Return {"loss": mean loss} in evaluation mode; for cross_entropy the "error" too.
+
+        >>> import minimal_nn as nn
+        >>> network = nn.Network([nn.Dense(2)], input_shape=(3,), loss="mean_squared_error")
+        >>> sorted(network.evaluate(np.zeros((5, 3), np.float32), np.ones((5, 2), np.float32)))
+        ['loss']
+        """
+        X, targets = self._entered(X, targets)
+        total, wrong = 0.0, 0
+        for start, scores in self._parts(X, batch_size):
+            part = targets[start : start + len(scores)]
+            total += float(self._loss(scores, part)[0]) * len(scores)
+            if self.loss_kind == "cross_entropy":
+                labels = self.backend.to_numpy(scores).argmax(axis=1)
+                wrong += int(np.count_nonzero(labels != self.backend.to_numpy(part)))
+        errors = {"error": wrong / len(X)} if self.loss_kind == "cross_entropy" else {}
+        return {"loss": total / len(X), **errors}
 
     # Structure
+
+    @property
+    def built_in(self):
+        """Whether this is a `Network` itself, whose steps a wing may compile."""
+        return type(self) is Network
+
+    def settings(self):
+        """Return the attributes that a subclass has added: they say which network it is."""
+        return {name: value for name, value in vars(self).items() if name not in _ATTRIBUTES}
+
+    def named_layers(self):
+        """Return the layers with their names, first to last."""
+        return tuple(zip(self.names, self.layers, strict=True))
 
     def program(self):
         """Return the `Program` that a wing's plan compiles."""
@@ -414,12 +430,31 @@ class Network:
             module, options = layer.operation()
             parameters = {local: f"{name}.{local}" for local in self._local(self.parameters, name)}
             state = {local: f"{name}.{local}" for local in self._local(self.state, name)}
-            operations.append(Operation(module, name, parameters, state, options, shape, output))
-        return Program(tuple(operations), self.loss_kind, self.dtype)
+            operations.append(
+                plans.Operation(module, name, parameters, state, options, shape, output)
+            )
+        return plans.Program(tuple(operations), self.loss_kind, self.dtype)
+
+    def plan_report(self, optimizer, batch_size=32):
+        """Return how `fit` would run the steps, compiled or step by step, and why: a sentence.
+
+        >>> from minimal_nn import Dense, Network, SGD
+        >>> Network([Dense(3)], (4,)).plan_report(SGD())
+        'step by step, with the same numbers: the reference wing has no compiled loop'
+        """
+        return plans.report(self, optimizer, batch_size)
 
     def weights(self):
         """Return the names of all weight matrices and kernels (W, or v under weight norm)."""
-        return tuple(name for name in self.parameters if name.split(".")[1] in ("W", "v"))
+        return tuple(name for name in self.parameters if name.split(".")[-1] in ("W", "v"))
+
+    def least_examples(self):
+        """Return how many examples a training batch must have, and the layer that needs them."""
+        needs = (
+            (layer.least_examples(shape), name)
+            for name, layer, shape in zip(self.names, self.layers, self.shapes, strict=False)
+        )
+        return max(needs, key=lambda need: need[0])
 
     def invariance_groups(self):
         """Return the `InvarianceGroup`s, derived from the layers: which rescalings are invisible.
@@ -429,90 +464,15 @@ class Network:
         jointly with it.  It is followed through the layers by `Layer.rescaled`: a positively
         homogeneous layer passes it on, a linear one passes a common factor, batch norm absorbs any
         (also past a bias), layer norm absorbs a common factor without a bias.  Under weight norm
-        v is absorbed in the layer itself.  A parameter in no group is one that the loss really
-        depends on (or a bias that a normalization cancels, whose gradient is 0).
+        v is absorbed in the layer itself.  Layers within layers count too (`Layer.parts`).  A
+        parameter in no group is one that the loss really depends on (or a bias that a normalization
+        cancels, whose gradient is 0).
         """
-        groups = []
-        for index, (name, layer) in enumerate(zip(self.names, self.layers, strict=True)):
-            if isinstance(layer, WeightNorm):
-                groups.append(InvarianceGroup((f"{name}.v",), True, name, layer.eps, False))
-            for scale, shift in layer.sources():
-                group = self._finest_group(index, scale, shift)
-                if group is not None:
-                    groups.append(group)
-        return tuple(groups)
-
-    def _finest_group(self, index, scale, shift):
-        name = self.names[index]
-        for per_unit in (True, False):
-            for joint in (False, True) if shift else (False,):
-                offset = shift is not None and not joint
-                end = self._follow(index, Rescaling(per_unit, offset))
-                if end is not None:
-                    locals_ = (scale, shift) if joint else (scale,)
-                    parameters = tuple(f"{name}.{local}" for local in locals_)
-                    by, absorbed = end
-                    return InvarianceGroup(
-                        parameters, per_unit, by, absorbed.eps, absorbed.training_only
-                    )
-        return None
-
-    def _follow(self, index, rescaling):
-        """Follow a rescaling of layer `index`'s output; return (layer name, Absorbed) or None."""
-        for name, layer in zip(self.names[index + 1 :], self.layers[index + 1 :], strict=True):
-            rescaling = layer.rescaled(rescaling)
-            if isinstance(rescaling, Absorbed):
-                return name, rescaling
-            if rescaling is None:
-                return None
-        return None
+        return invariance.groups(self.names, self.layers, self.input_shape)
 
     def summary(self):
         """Return a table of the layers: outputs, parameters, and what each is invariant to."""
-        by_parameter = {name: g for g in self.invariance_groups() for name in g.parameters}
-        rows = [("layer", "output", "parameters", "numbers", "invariant under")]
-        for name, shape in zip(self.names, self.shapes[1:], strict=True):
-            parameters = self._local(self.parameters, name)
-            size = "x".join(map(str, shape))
-            if not parameters:
-                rows.append((name, size, "", "", ""))
-            for position, (local, array) in enumerate(parameters.items()):
-                group = by_parameter.get(f"{name}.{local}")
-                rows.append(
-                    (
-                        name if position == 0 else "",
-                        size if position == 0 else "",
-                        f"{local} {'x'.join(map(str, array.shape))}",
-                        f"{array.size:,}",
-                        "" if group is None else _describe(group),
-                    )
-                )
-        total = sum(array.size for array in self.parameters.values())
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        lines.insert(1, "-" * max(map(len, lines)))
-        return "\n".join([*lines, f"{total:,} parameters, {self.dtype}, {self.backend.name} wing"])
-
-
-def _describe(group):
-    locals_ = ", ".join(name.split(".")[1] for name in group.parameters)
-    joint = f"({locals_}) " if len(group.parameters) > 1 else ""
-    extent = "a factor per unit" if group.per_unit else "one factor"
-    eps = "" if group.eps == 0 else f" up to eps = {group.eps:g}"
-    return f"{joint}{extent}, by {group.absorbed_by}{eps}"
-
-
-def random_generator(rng):
-    """Return the numpy.random.Generator that a seed names, or the Generator that is given."""
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        raise type(error)(
-            f"rng: got {rng!r}, expected a seed or a numpy.random.Generator ({error})"
-        ) from None
+        return table(self)
 
 
 def _checked_shape(input_shape):
@@ -534,13 +494,3 @@ def _names(layers):
         counts[layer.kind] = counts.get(layer.kind, 0) + 1
         names.append(f"{layer.kind}{counts[layer.kind]}")
     return tuple(names)
-
-
-def _check_finite(argument, array):
-    if array.dtype.kind in "fc" and not np.all(np.isfinite(array)):
-        index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        count = int(np.sum(~np.isfinite(array)))
-        raise NonFiniteError(
-            f"{argument}: got {count} numbers that are NaN or infinite, the first at {index}; "
-            "expected finite numbers: remove or replace them"
-        )

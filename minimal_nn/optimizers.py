@@ -11,9 +11,13 @@ A `Group` gives some parameters hyper-parameters of their own.  A hyper-paramete
 that broadcasts against the parameter, such as one learning rate per unit.
 """
 
+import operator
+
 import numpy as np
 
+from minimal_nn import arguments
 from minimal_nn.errors import ZeroNormError
+from minimal_nn.hyper import PENALTIES, check_fit, checked, for_formula, for_parameter
 
 
 class Group:
@@ -56,7 +60,11 @@ def weight_decay_of(l2=None, weight_decay=None):
 class Optimizer:
     """What all optimizers share: groups, state by parameter name, and the step.
 
-    state: {parameter name: {state name: array}}, created at the first step.  t: steps taken.
+    state: {parameter name: {state name: array}}, created at the first step.  t: steps taken.  The
+    state belongs to one network; `reset()` forgets it.
+
+    A subclass of one's own names its `formula` (of the wing's update module), or has a `rule` of
+    its own, the `slots` of its state and its `defaults`.
     """
 
     formula = ""  # the function of the wing's update module
@@ -67,44 +75,60 @@ class Optimizer:
     def __init__(self, learning_rate=None, *, groups=(), **hyper):
         if learning_rate is not None:
             hyper = {"learning_rate": learning_rate, **hyper}
-        self.hyper = self._checked(hyper)
+        self.hyper = hyper
         self.groups = list(groups)
-        self._by_parameter = {}
+        self._check_options()
+        self._checked = None
+        self.reset()
+
+    def reset(self):
+        """Forget the state and the steps taken: the next step may be another network's."""
+        self.state, self.t = {}, 0
+        self._individual = self._lineage = None
+
+    @property
+    def built_in(self):
+        """Whether this is exactly an optimizer of this module, which a wing's plan knows."""
+        return type(self) in ALL
+
+    # Options
+
+    def _check_options(self):
+        """Refuse options that cannot be, and make arrays of array-likes."""
+        self._check_hyper(self.hyper)
+        seen = set()
         for group in self.groups:
             if not isinstance(group, Group):
                 raise TypeError(f"groups: got {group!r}, expected Group(names, learning_rate=...)")
-            checked = self._checked(group.hyper)
+            self._check_hyper(group.hyper)
             for name in group.parameters:
-                if name in self._by_parameter:
+                if name in seen:
                     raise ValueError(f"groups: {name!r} stands in two groups, expected one")
-                self._by_parameter[name] = checked
-        hypers = (self.hyper, *(group.hyper for group in self.groups))
-        self._has_arrays = any(np.ndim(value) for hyper in hypers for value in hyper.values())
-        self.state = {}
-        self.t = 0
+                seen.add(name)
 
-    def _checked(self, hyper):
-        known = {*self.defaults, "l2", "weight_decay", "fixed_norm"}
-        for name, value in hyper.items():
-            if name not in known:
-                raise TypeError(
-                    f"{type(self).__name__}: got the unknown argument {name!r}, expected some of "
-                    f"{', '.join(sorted(known))}"
-                )
-            if value is None and name in ("l2", "weight_decay", "fixed_norm"):
-                continue
-            if not _nonnegative(value):
-                raise ValueError(f"{name}: got {value!r}, expected finite numbers >= 0")
-            if name in ("momentum", "decay", "beta1", "beta2") and np.any(np.asarray(value) >= 1):
-                raise ValueError(f"{name}: got {value!r}, expected a number from 0 to below 1")
-            if name == "fixed_norm" and not np.all(np.asarray(value) > 0):
-                raise ValueError(f"fixed_norm: got {value!r}, expected a number > 0")
+    def _check_hyper(self, hyper):
+        hyper.update(checked(type(self).__name__, hyper, self.defaults))
         weight_decay_of(hyper.get("l2"), hyper.get("weight_decay"))
-        return hyper
+        decoupled = "decoupled_weight_decay"
+        if decoupled in self.defaults and decoupled not in {**self.hyper, **hyper}:
+            for name in PENALTIES:
+                if hyper.get(name) is not None:
+                    raise TypeError(
+                        f"{type(self).__name__}: got {name}={hyper[name]!r}, the penalty in the "
+                        f"gradient, beside the default {decoupled}={self.defaults[decoupled]}; "
+                        f"expected {decoupled}, which frameworks call AdamW's weight_decay, or "
+                        "both by name"
+                    )
+
+    def _group(self, name):
+        for group in self.groups:
+            if name in group.parameters:
+                return group.hyper
+        return {}
 
     def hyper_parameters(self, name):
         """Return the hyper-parameters of parameter `name`, with `weight_decay` and `fixed_norm`."""
-        own = self._by_parameter.get(name, {})
+        own = self._group(name)
         hyper = {**self.defaults, **{k: v for k, v in self.hyper.items() if k in self.defaults}}
         hyper.update({k: v for k, v in own.items() if k in self.defaults})
         penalty = own if own.keys() & {"l2", "weight_decay"} else self.hyper
@@ -112,25 +136,73 @@ class Optimizer:
         hyper["fixed_norm"] = own.get("fixed_norm", self.hyper.get("fixed_norm"))
         return hyper
 
+    # Checks
+
     def check(self, network):
-        """Refuse groups that name parameters which the network does not have, and misfit arrays."""
+        """Refuse options and state that do not fit the network, also those changed since."""
+        options = self._options()
+        shapes = [(name, w.shape, w.dtype) for name, w in network.parameters.items()]
+        if self._checked is not None:
+            old, old_shapes = self._checked
+            same = len(old) == len(options) and all(map(operator.is_, old, options))
+            if same and old_shapes == shapes:
+                return
+        self._check_options()
         self.check_names(network.parameters)
-        for name, w in network.parameters.items() if self._has_arrays else ():
+        for name, w in network.parameters.items():
             for argument, value in self.hyper_parameters(name).items():
-                if np.ndim(value) and not _fits(np.shape(value), w.shape):
-                    raise ValueError(
-                        f"{argument}: got an array of shape {np.shape(value)}, expected one that "
-                        f"broadcasts to {name}'s shape {w.shape}: put the parameters that it is "
-                        "for into a Group"
-                    )
+                if value is not None:
+                    check_fit(argument, value, name, w)
+        self._checked = self._options(), shapes
+
+    def _options(self):
+        hypers = [self.hyper, *(group.hyper for group in self.groups)]
+        return [x for hyper in hypers for item in hyper.items() for x in item]
 
     def check_names(self, parameters):
         """Refuse groups that name parameters which the network does not have."""
-        unknown = [name for name in self._by_parameter if name not in parameters]
+        names = [name for group in self.groups for name in group.parameters]
+        unknown = [name for name in names if name not in parameters]
         if unknown:
             raise ValueError(
                 f"groups: got the names {unknown}, expected names among {', '.join(parameters)}"
             )
+
+    def check_belongs(self, network):
+        """Refuse another network than that of the steps taken, which the state belongs to."""
+        if self._carries and self._individual not in (None, network.individual):
+            self._refuse_network()
+        self._check_state(network)
+
+    @property
+    def _carries(self):
+        """Whether a step depends on earlier ones; of a class of one's own that is not known."""
+        return self.t > 0 and bool(self.slots or self.counts_steps or not self.built_in)
+
+    def _refuse_network(self):
+        raise ValueError(
+            f"optimizer: got a {type(self).__name__} that has taken {self.t} steps for another "
+            "network, expected one of this network's: make a new one, or call reset() first"
+        )
+
+    def _check_state(self, network):
+        for name, slots in self.state.items():
+            w = network.parameters.get(name)
+            for slot, array in slots.items():
+                if w is None or array.shape != w.shape or array.dtype != w.dtype:
+                    expected = "no such state" if w is None else f"{w.shape} and {w.dtype}"
+                    raise ValueError(
+                        f"optimizer: its state {slot!r} of {name!r} has shape {array.shape} and "
+                        f"dtype {array.dtype}, expected {expected}: the parameter is another one "
+                        "now; call reset() first"
+                    )
+
+    def belong(self, network):
+        """Note whose network's state this is."""
+        self._individual = getattr(network, "individual", None)
+        self._lineage = getattr(network, "lineage", None)
+
+    # A step
 
     def initial_state(self, array, wing):
         """Return the state of a parameter before the first step: zeros in its shape."""
@@ -139,7 +211,11 @@ class Optimizer:
         }
 
     def rule(self, wing):
-        """Return the update function: the wing's `formula`, or what a subclass has instead."""
+        """Return the update function: the wing's `formula`, or what a subclass has instead.
+
+        It takes (w, g, *state arrays, t where counts_steps, **defaults' hyper-parameters) and
+        returns the new w and state arrays; it changes none of them.
+        """
         return getattr(wing.update, self.formula)
 
     def step(self, network, gradients):
@@ -149,16 +225,17 @@ class Optimizer:
         step ends in an exception (`fixed_norm` of weights that are all 0) nothing has changed.
         """
         self.check(network)
+        if self._carries and self._lineage != getattr(network, "lineage", None):
+            self._refuse_network()
         update = network.backend.update
         t, parameters, states = self.t + 1, {}, {}
         for name, w in network.parameters.items():
-            _check_gradient(name, gradients.get(name), w)
+            g = _checked_gradient(name, gradients.get(name), w)
             hyper = self.hyper_parameters(name)
             weight_decay, fixed_norm = hyper.pop("weight_decay"), hyper.pop("fixed_norm")
-            hyper = {key: _match(value, w) for key, value in hyper.items()}
-            g = gradients[name]
+            hyper = {key: for_formula(value, w) for key, value in hyper.items()}
             if np.any(np.asarray(weight_decay) != 0):
-                g = update.add_penalty(g, w, _match(weight_decay, w))
+                g = update.add_penalty(g, w, for_parameter(weight_decay, w))
             state = self.state.get(name) or self.initial_state(w, network.backend)
             steps = {"t": t} if self.counts_steps else {}
             result = self.rule(network.backend)(
@@ -168,13 +245,19 @@ class Optimizer:
             states[name] = dict(zip(self.slots, new, strict=True))
             if fixed_norm is not None:
                 try:
-                    w = update.normalize(w, _match(fixed_norm, w))
+                    w = update.normalize(w, for_parameter(fixed_norm, w))
                 except ZeroNormError as error:
                     raise ZeroNormError(f"{name}: {error}") from None
             parameters[name] = w
         network.parameters.update(parameters)
         self.state.update(states)
         self.t = t
+        self.belong(network)
+
+    def settings(self):
+        """Return all attributes that say which optimizer this is, apart from where it stands."""
+        standing = ("state", "t", "_individual", "_lineage", "_checked")
+        return {name: value for name, value in vars(self).items() if name not in standing}
 
     def __repr__(self):
         hyper = ", ".join(f"{key}={value!r}" for key, value in self.hyper.items())
@@ -182,36 +265,17 @@ class Optimizer:
         return f"{type(self).__name__}({', '.join(filter(None, [hyper, groups]))})"
 
 
-def _nonnegative(value):
-    if isinstance(value, (bool, str)):
-        return False
-    array = np.asarray(value)
-    return array.dtype.kind in "iuf" and bool(np.all(np.isfinite(array)) and np.all(array >= 0))
-
-
-def _check_gradient(name, g, w):
+def _checked_gradient(name, g, w):
     if g is None:
         raise ValueError(f"gradients: got none for {name!r}, expected one for each parameter")
+    if type(g) is not type(w):
+        g = arguments.array(f"gradients[{name!r}]", g, device=not isinstance(w, np.ndarray))
     if g.shape != w.shape or g.dtype != w.dtype:
         raise ValueError(
             f"gradients[{name!r}]: got shape {g.shape} and dtype {g.dtype}, expected the "
             f"parameter's, {w.shape} and {w.dtype}"
         )
-
-
-def _fits(shape, target):
-    """Return whether an array of `shape` broadcasts to `target` without enlarging it."""
-    try:
-        return np.broadcast_shapes(shape, target) == tuple(target)
-    except ValueError:
-        return False
-
-
-def _match(value, w):
-    """Return a hyper-parameter as a Python number, or as an array of the parameter's dtype."""
-    if np.ndim(value) == 0:
-        return value.item() if hasattr(value, "item") else value  # np.float64 would promote float32
-    return np.asarray(value).astype(w.dtype)
+    return g
 
 
 class SGD(Optimizer):

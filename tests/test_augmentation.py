@@ -138,7 +138,7 @@ def test_resuming_with_other_images_is_refused(other, data, tmp_path):
     path = tmp_path / "run.npz"
     augment = functools.partial(flip_and_shift, shift=1)
     train(data, augment=augment, epochs=1, checkpoint=path)
-    with pytest.raises(CheckpointError, match="augment = flip_and_shift .*'shift': 1"):
+    with pytest.raises(CheckpointError, match="augment = .*shift.*1.*, this run has"):
         train(data, augment=other, checkpoint=path, resume=True)
 
 

@@ -150,13 +150,16 @@ def test_the_loss_and_the_trace_check_targets():
 
 
 def test_the_error_needs_labels():
-    for network in (NETWORK, REGRESSION):
-        with pytest.raises(TypeError, match="labels: got dtype float32, expected integer labels"):
-            network.error(X, SCORES)
-        with pytest.raises(
-            ValueError, match=r"labels: got shape \(5,\), expected one label for each"
-        ):
-            network.error(X, LABELS[:5])
+    with pytest.raises(TypeError, match="labels: got dtype float32, expected integer labels"):
+        NETWORK.error(X, SCORES)
+    with pytest.raises(ValueError, match=r"labels: got shape \(5,\), expected one label for each"):
+        NETWORK.error(X, LABELS[:5])
+
+
+def test_a_regression_has_no_error():
+    for targets in (SCORES, LABELS):
+        with pytest.raises(ValueError, match="error: got a network of mean_squared_error, whose"):
+            REGRESSION.error(X, targets)
 
 
 STEPS = {  # case: (call, exception, message): what shows only inside a pass

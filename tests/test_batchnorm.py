@@ -20,12 +20,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimal_nn import gradcheck
-from minimal_nn.errors import ZeroVarianceError
+from minimal_nn.errors import NonFiniteError, ZeroVarianceError
 from theory.numbers.bounded import roundoff, running
 
 NAMES = ("z", "gamma", "beta")
 SHAPES = ((7, 3), (2, 3, 2, 3))
 POWERS = (-12, -1, 1, 12)
+# Numbers of which a few added up, and divided by how many they are, often give another number.
+ROUNDING = (0.1, 0.3, 1 / 3, 0.7, 7.7, -123.456, 1e-3, 3e4, np.pi, -1e-15, 2e15, 1e17, -0.9, 2 / 3)
+COUNTS = (2, 3, 5, 6, 7, 9, 10, 33, 100, 257)
 
 
 def layer(wing, eps):
@@ -226,14 +229,53 @@ def test_eps_law_of_the_weights(wing, reference, rng, dtype, eps):
         assert np.max(np.abs(leak) / bound.error) > 100, "the leak at eps = 0.5 is not seen"
 
 
-def test_zero_variance_at_eps_zero_is_refused(reference, dtype):
+@pytest.mark.parametrize("batch", (*((n,) for n in COUNTS), (3, 5, 7), (2, 17, 16)), ids=str)
+def test_equal_numbers_have_variance_zero_however_they_round(wing, dtype, batch):
+    z = np.broadcast_to(np.array(ROUNDING, dtype), (*batch, len(ROUNDING)))
+    gamma, beta = np.full(len(ROUNDING), 3, dtype), np.arange(len(ROUNDING), dtype=dtype)
+    y, cache = wing.batchnorm.forward(z, gamma, beta, 1e-5)
+    assert_same_bits(cache.mean, z[(0,) * len(batch)], "mean")
+    assert not np.any(np.asarray(cache.var))
+    assert_same_bits(y, np.broadcast_to(beta, z.shape), "y")
+    message = r"units \[0, 1, .* \.\.\. have variance 0 at eps = 0"
+    with pytest.raises(ZeroVarianceError, match=message):
+        wing.batchnorm.forward(z, gamma, beta, 0.0)
+
+
+@pytest.mark.parametrize("value", (1e20, np.inf, -np.inf, np.nan))
+def test_a_variance_that_is_not_finite_is_refused(wing, rng, dtype, eps, value):
+    """It gave y = 0 (c / inf), or "variance 0"."""
+    (z, gamma, beta), _ = draw(rng, dtype)
+    large = np.array(z)
+    large[2, 1] = value if dtype == np.float32 else value * 1e140
+    message = r"var: units \[1\] have variances that are not finite: .* overflow float"
+    with pytest.raises(NonFiniteError, match=message):
+        wing.batchnorm.forward(large, gamma, beta, eps)
+    var = np.array([1, np.inf, 1], dtype)
+    message = r"units \(running variance\) \[1\] have variances that are not finite"
+    with pytest.raises(NonFiniteError, match=message):
+        wing.batchnorm.forward_running(z, gamma, beta, 0 * gamma, var, eps)
+
+
+def test_a_variance_that_underflows_is_refused_at_eps_zero(wing, rng, dtype):
+    """Its square root would have lost digits, or be 0; beside an eps it does not count."""
+    (z, gamma, beta), _ = draw(rng, dtype)
+    tiny = np.finfo(dtype).tiny
+    for size in (np.sqrt(tiny) / 16, np.sqrt(tiny) / 2**30):
+        small = (dtype(size) * z).astype(dtype)
+        with pytest.raises(ZeroVarianceError, match=r"var: units \[0, 1, 2\] have variance"):
+            wing.batchnorm.forward(small, gamma, beta, 0.0)
+        assert np.all(np.isfinite(wing.batchnorm.forward(small, gamma, beta, 1e-5)[0]))
+
+
+def test_zero_variance_at_eps_zero_is_refused(wing, dtype):
     z = np.array([[1.0, 2.0, 5.0], [2.0, 2.0, 5.0]], dtype)
     ones = np.ones(3, dtype)
     with pytest.raises(ZeroVarianceError, match=r"units \[1, 2\] have variance 0 at eps = 0"):
-        reference.batchnorm.forward(z, ones, ones, 0.0)
-    assert np.all(np.isfinite(reference.batchnorm.forward(z, ones, ones, 1e-5)[0]))
+        wing.batchnorm.forward(z, ones, ones, 0.0)
+    assert np.all(np.isfinite(wing.batchnorm.forward(z, ones, ones, 1e-5)[0]))
     with pytest.raises(ZeroVarianceError, match=r"running variance"):
-        reference.batchnorm.forward_running(z, ones, ones, ones, 0 * ones, 0.0)
+        wing.batchnorm.forward_running(z, ones, ones, ones, 0 * ones, 0.0)
 
 
 def test_arguments_are_untouched(wing, rng, dtype):

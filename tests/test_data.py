@@ -2,17 +2,20 @@
 
 import gzip
 import hashlib
+import os
+import pickle
 import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from minimal_nn.data import sets
+from minimal_nn.data import cifar, fetch, pickled, sets
+from minimal_nn.data import idx as idx_files
 
 # What the UCI repository calls optdigits.tes.
 DIGITS_SHA256 = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"
@@ -48,11 +51,11 @@ def mnist_folder(tmp_path, mnist_arrays):
 @pytest.fixture
 def cifar10_folder(tmp_path, monkeypatch):
     """Six files of four records instead of ten thousand."""
-    monkeypatch.setattr(sets, "CIFAR10_RECORDS", 4)
+    monkeypatch.setattr(cifar, "CIFAR10_RECORDS", 4)
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
     rng = np.random.default_rng(1)
-    for name in (*sets.CIFAR10_TRAIN, sets.CIFAR10_TEST):
+    for name in (*cifar.CIFAR10_TRAIN, cifar.CIFAR10_TEST):
         records = rng.integers(0, 256, (4, 3073), np.uint8)
         records[:, 0] %= 10
         (folder / name).write_bytes(records.tobytes())
@@ -147,10 +150,21 @@ class TestIdx:
     def test_every_truncation_of_a_gz_file_is_refused(self, tmp_path):
         path = tmp_path / "a.gz"
         whole = gzip.compress(idx(np.arange(6, dtype=np.uint8)))
-        for length in range(1, len(whole)):
+        for length in range(2, len(whole)):
             path.write_bytes(whole[:length])
             with pytest.raises(sets.DataError, match="is truncated or corrupt .* whole gzip file"):
                 sets.read_idx(path)
+        path.write_bytes(whole[:1])
+        with pytest.raises(sets.DataError, match="starts with 1f, expected 00 00"):
+            sets.read_idx(path)
+
+    @pytest.mark.parametrize("name", ("a", "a.gz", "a.idx1-ubyte"))
+    @pytest.mark.parametrize("packed", (False, True))
+    def test_a_file_is_what_its_first_bytes_say(self, name, packed, tmp_path):
+        """A browser unpacks a .gz and leaves it its name, or takes the suffix from a packed one."""
+        array = np.arange(6, dtype=np.uint8)
+        (tmp_path / name).write_bytes(gzip.compress(idx(array)) if packed else idx(array))
+        assert np.array_equal(sets.read_idx(tmp_path / name), array)
 
     @pytest.mark.parametrize(
         "content, message",
@@ -223,7 +237,7 @@ class TestMnist:
             (
                 "train-labels-idx1-ubyte",
                 np.full(20, 11, np.uint8),
-                "is corrupt: the label of record 0 is 11, expected 0 to 9",
+                "the label of record 0 is 11, expected 0 to 9: the file is damaged .*, or of a set",
             ),
             (
                 "t10k-images-idx3-ubyte",
@@ -241,9 +255,154 @@ class TestMnist:
         (mnist_folder / "t10k-labels-idx1-ubyte.gz").unlink()
         with pytest.raises(
             sets.DataError,
-            match="t10k-labels-idx1-ubyte.gz does not exist: fetch it with `python -m minimal_nn.",
+            match="t10k-labels-idx1-ubyte.gz does not exist: fetch it with `python -m minimal_nn."
+            "data`; .* holds t10k-images-idx3-ubyte.gz, train-images-idx3-ubyte.gz, train-labels-",
         ):
             sets.mnist(mnist_folder)
+
+    def test_what_is_there_is_listed(self, tmp_path):
+        with pytest.raises(sets.DataError, match="train-images-idx3-ubyte.gz does not .* is empty"):
+            sets.mnist(tmp_path)
+        with pytest.raises(sets.DataError, match="nowhere does not exist either"):
+            sets.mnist(tmp_path / "nowhere")
+        for k in range(15):
+            (tmp_path / f"photo{k:02}.png").touch()
+        with pytest.raises(sets.DataError, match="holds photo00.png, .*photo11.png and 3 more"):
+            sets.mnist(tmp_path)
+
+    @pytest.mark.parametrize("form", ("{}.idx{}-ubyte", "{}-idx{}.ubyte", "{}.idx{}-ubyte.gz"))
+    def test_names_with_dots(self, form, tmp_path, mnist_arrays):
+        """As the files are called where an unpacker takes the dash for a suffix."""
+        for name, array in mnist_arrays.items():
+            stem, rank = name[: -len("-idx3-ubyte")], name[-7]
+            (tmp_path / form.format(stem, rank)).write_bytes(idx(array))
+        d = sets.mnist(tmp_path, np.uint8)
+        assert np.array_equal(d.X_train[..., 0], mnist_arrays["train-images-idx3-ubyte"])
+        assert np.array_equal(d.y_test, mnist_arrays["t10k-labels-idx1-ubyte"])
+
+
+FASHION = (9, 0, 0, 3, 0, 2, 7, 2, 5, 5)
+
+
+def write_set(folder, labels, prefix="", test="t10k", names=None):
+    """Write a set of images of 4 x 4 pixels with these training labels, and the first for tests."""
+    folder.mkdir(exist_ok=True)
+    for part, own in (("train", labels), (test, labels[:3])):
+        own = np.array(own, np.uint8)
+        images = np.repeat(own, 16).reshape(-1, 4, 4)
+        (folder / f"{prefix}{part}-images-idx3-ubyte").write_bytes(idx(images))
+        (folder / f"{prefix}{part}-labels-idx1-ubyte").write_bytes(idx(own))
+    return folder
+
+
+class TestClasses:
+    """The names of the labels: of the set that it is, or none, never those of another one."""
+
+    @pytest.mark.parametrize("name", ("fashion_mnist", "kmnist", "mnist"))
+    def test_in_the_folder_that_the_fetcher_makes(self, name, tmp_path):
+        d = sets.mnist(write_set(tmp_path / name, range(10)))
+        assert d.classes == tuple(idx_files.CLASSES[name].values())
+        assert d.classes[9] == {"fashion_mnist": "Ankle boot", "kmnist": "wo", "mnist": "9"}[name]
+
+    @pytest.mark.parametrize("name", ("FashionMNIST", "Kuzushiji-MNIST", "KMNIST", "fashion"))
+    def test_in_a_folder_that_others_make(self, name, tmp_path):
+        d = sets.mnist(write_set(tmp_path / name, range(10)))
+        assert d.classes[0] == ("T-shirt/top" if "ashion" in name else "o")
+
+    def test_by_the_first_labels(self, tmp_path):
+        assert sets.mnist(write_set(tmp_path / "a", FASHION)).classes[9] == "Ankle boot"
+        digits = (5, 0, 4, 1, 9, 2, 1, 3, 1, 4)
+        assert sets.mnist(write_set(tmp_path / "b", digits)).classes == tuple("0123456789")
+
+    def test_by_the_hash_of_the_fetched_file(self, tmp_path, monkeypatch):
+        folder = write_set(tmp_path / "a", range(10))
+        content = (folder / "train-labels-idx1-ubyte").read_bytes()
+        file = fetch.File("train-labels-idx1-ubyte.gz", 0, hashlib.sha256(content).hexdigest())
+        source = fetch.SOURCES["kmnist"]._replace(files=(file,))
+        monkeypatch.setitem(fetch.SOURCES, "kmnist", source)
+        assert sets.mnist(folder).classes[8] == "re"
+
+    def test_of_an_unknown_set_there_are_none(self, tmp_path):
+        d = sets.mnist(write_set(tmp_path / "mine", (3, 1, 2)))
+        assert d.classes == () and d.y_train.tolist() == [3, 1, 2]
+
+    def test_given(self, tmp_path):
+        folder = write_set(tmp_path / "mine", (2, 0, 1, 1))
+        for classes in (("a", "b", "c"), ["a", "b", "c"], {0: "a", 1: "b", 2: "c"}):
+            d = sets.mnist(folder, classes=classes)
+            assert d.classes == ("a", "b", "c") and d.y_train.tolist() == [2, 0, 1, 1]
+        d = sets.mnist(folder, classes={2: "c", 0: "a", 1: "b"})
+        assert [d.classes[k] for k in d.y_train] == ["c", "a", "b", "b"]
+        assert sets.mnist(folder, classes="fashion_mnist").classes[1] == "Trouser"
+
+    @pytest.mark.parametrize(
+        "classes, message",
+        [
+            ("emnist", "classes: got 'emnist', expected one of mnist, fashion_mnist, "),
+            ((), r"classes: got \(\), expected names"),
+            ((1, 2), r"classes: got \(1, 2\), expected names in the order of their labels"),
+            ({"a": "b"}, "or a dict {label: name} with labels from 0 to 255"),
+            ({300: "b"}, "with labels from 0 to 255"),
+        ],
+    )
+    def test_that_are_none(self, classes, message, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            sets.mnist(write_set(tmp_path / "mine", (2, 0, 1)), classes=classes)
+
+    def test_labels_beyond_them_are_refused(self, tmp_path):
+        folder = write_set(tmp_path / "mine", (2, 0, 1))
+        with pytest.raises(sets.DataError, match="label of record 0 is 2, expected 0 to 1"):
+            sets.mnist(folder, classes=("a", "b"))
+
+
+class TestEmnist:
+    LABELS = (23, 7, 16, 15, 1, 26)
+
+    def test_letters_begin_with_1(self, tmp_path):
+        """"Corrupt: the label of record 1 is 16 ... fetch it again" was said of whole files."""
+        folder = write_set(tmp_path / "e", self.LABELS, "emnist-letters-", "test")
+        d = sets.mnist(folder, np.uint8)
+        assert "".join(d.classes[k] for k in d.y_train) == "wgpoaz"
+        assert d.y_train.max() == 25 and len(d.classes) == 26
+        assert np.array_equal(d.X_train[:, 0, 0, 0], self.LABELS)
+
+    def test_under_the_names_of_mnist(self, tmp_path):
+        folder = write_set(tmp_path / "e", self.LABELS)
+        message = r"label of record 0 is 23, expected 0 to 9: .* EMNIST: .*='emnist-letters'"
+        with pytest.raises(sets.DataError, match=message):
+            sets.mnist(folder)
+        d = sets.mnist(folder, classes="emnist-letters")
+        assert "".join(d.classes[k] for k in d.y_train) == "wgpoaz"
+
+    def test_several_splits_in_one_folder(self, tmp_path):
+        folder = write_set(tmp_path / "e", self.LABELS, "emnist-letters-", "test")
+        write_set(folder, (0, 46, 10), "emnist-balanced-", "test")
+        with pytest.raises(sets.DataError, match="several sets .* classes='emnist-balanced'"):
+            sets.mnist(folder)
+        d = sets.mnist(folder, classes="emnist-balanced")
+        assert [d.classes[k] for k in d.y_train] == ["0", "t", "A"]
+
+    def test_the_mapping_that_comes_with_it(self, tmp_path):
+        folder = write_set(tmp_path / "e", (1, 2), "emnist-mine-", "test")
+        (folder / "emnist-mine-mapping.txt").write_text("2 66 98\n1 65 97\n")
+        d = sets.mnist(folder)
+        assert d.classes == ("A", "B") and d.y_train.tolist() == [0, 1]
+        (folder / "emnist-mine-mapping.txt").write_text("two B\n")
+        with pytest.raises(sets.DataError, match="mapping.txt cannot be read .*: give classes="):
+            sets.mnist(folder)
+
+    def test_a_missing_file_is_fetched_from_elsewhere(self, tmp_path):
+        folder = write_set(tmp_path / "e", self.LABELS, "emnist-letters-", "test")
+        (folder / "emnist-letters-test-labels-idx1-ubyte").unlink()
+        with pytest.raises(sets.DataError, match="fetch it from https://www.nist.gov/"):
+            sets.mnist(folder)
+
+    def test_the_known_splits(self):
+        sizes = {"balanced": 47, "byclass": 62, "bymerge": 47, "digits": 10, "letters": 26}
+        for split, size in sizes.items():
+            names = idx_files.CLASSES[f"emnist-{split}"]
+            assert len(names) == len(set(names.values())) == size
+            assert list(names) == list(range(min(names), min(names) + size))
 
 
 class TestCifar10:
@@ -282,6 +441,12 @@ class TestCifar10:
         with pytest.raises(sets.DataError, match=f"{name} .*{message}.*python -m minimal_nn.data"):
             sets.cifar10(cifar10_folder)
 
+    def test_a_packed_file_is_unpacked(self, cifar10_folder):
+        expected = sets.cifar10(cifar10_folder, np.uint8)
+        path = cifar10_folder / "data_batch_2.bin"
+        path.write_bytes(gzip.compress(path.read_bytes()))
+        assert np.array_equal(sets.cifar10(cifar10_folder, np.uint8).X_train, expected.X_train)
+
     def test_a_missing_file_is_named(self, cifar10_folder):
         (cifar10_folder / "data_batch_1.bin").unlink()
         with pytest.raises(sets.DataError, match="data_batch_1.bin does not exist: fetch it with"):
@@ -291,6 +456,253 @@ class TestCifar10:
         (tmp_path / "data_batch_1.bin").write_bytes(bytes(3073))
         with pytest.raises(sets.DataError, match="3073 bytes, expected 30730000"):
             sets.cifar10(tmp_path)
+
+
+def opcodes(value):
+    """The opcodes of Python 2's pickles for texts, numbers and lists of small numbers."""
+    if isinstance(value, bytes):
+        return b"T" + len(value).to_bytes(4, "little") + value
+    if isinstance(value, int):
+        return b"J" + value.to_bytes(4, "little", signed=True)
+    return b"](" + b"".join(map(opcodes, value)) + b"e"
+
+
+def python2_array(array, dtype=b"u1"):
+    """An array as Python 2's NumPy pickled it."""
+    shape = b"(" + b"".join(map(opcodes, array.shape)) + b"t"
+    return (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\0tU\1btR"
+        b"(K\1" + shape + b"cnumpy\ndtype\n(" + opcodes(dtype) + b"K\0K\1tR"
+        b"(K\3U\1|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89" + opcodes(array.tobytes()) + b"tb"
+    )
+
+
+def python2(**entries):
+    """A dict as Python 2 pickled it; entries are opcodes."""
+    items = b"".join(opcodes(key.encode()) + value for key, value in entries.items())
+    return b"\x80\x02}(" + items + b"u."
+
+
+def batch(rng, n, classes=10, **labels):
+    planes = rng.integers(0, 256, (n, 3072), np.uint8)
+    return planes, {name: rng.integers(0, k, n).tolist() for name, k in labels.items()}
+
+
+WRITERS = {
+    "Python 2": lambda planes, labels: python2(
+        batch_label=opcodes(b"training batch 1 of 5"),
+        data=python2_array(planes),
+        **{name: opcodes(values) for name, values in labels.items()},
+        filenames=opcodes([]),
+    ),
+    **{
+        f"protocol {p}": lambda planes, labels, p=p: pickle.dumps(
+            {b"data": planes, **{name.encode(): values for name, values in labels.items()}}, p
+        )
+        for p in range(2, 6)
+    },
+    "Fortran": lambda planes, labels: pickle.dumps(
+        {"data": np.asfortranarray(planes), **labels}, 4
+    ),
+    "packed": lambda planes, labels: gzip.compress(pickle.dumps({"data": planes, **labels})),
+}
+
+
+BLACK = python2_array(np.zeros((4, 3072), np.uint8))
+
+
+class TestPickles:
+    @pytest.fixture(params=WRITERS)
+    def writer(self, request):
+        return WRITERS[request.param]
+
+    def test_cifar10(self, writer, tmp_path, monkeypatch):
+        monkeypatch.setattr(cifar, "CIFAR10_RECORDS", 4)
+        folder = tmp_path / "cifar-10-batches-py"
+        folder.mkdir()
+        rng = np.random.default_rng(2)
+        written = {}
+        for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
+            written[name] = batch(rng, 4, labels=10)
+            (folder / name).write_bytes(writer(*written[name]))
+        for place in (folder, tmp_path):
+            d = sets.cifar10(place, np.uint8)
+            assert d.classes == cifar.CIFAR10_CLASSES
+            planes, labels = written["data_batch_2"]
+            assert np.array_equal(d.X_train[4:8, ..., 1].reshape(4, -1), planes[:, 1024:2048])
+            assert d.y_train[4:8].tolist() == labels["labels"]
+            assert d.y_test.tolist() == written["test_batch"][1]["labels"]
+
+    def test_cifar100(self, writer, tmp_path, monkeypatch):
+        monkeypatch.setattr(cifar, "CIFAR100_RECORDS", (6, 3))
+        folder = tmp_path / "cifar-100-python"
+        folder.mkdir()
+        rng = np.random.default_rng(3)
+        written = {}
+        for name, n in (("train", 6), ("test", 3)):
+            written[name] = batch(rng, n, fine_labels=100, coarse_labels=20)
+            (folder / name).write_bytes(writer(*written[name]))
+        fine, coarse = sets.cifar100(tmp_path, np.uint8), sets.cifar100(tmp_path, coarse=True)
+        assert fine.y_train.tolist() == written["train"][1]["fine_labels"]
+        assert coarse.y_test.tolist() == written["test"][1]["coarse_labels"]
+        assert len(fine.classes) == 100 and len(coarse.classes) == 20
+        assert np.array_equal(fine.X_test[..., 2].reshape(3, -1), written["test"][0][:, 2048:])
+
+    def test_cifar100_in_binary(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(cifar, "CIFAR100_RECORDS", (6, 3))
+        records = np.random.default_rng(4).integers(0, 20, (9, 3074), np.uint8)
+        (tmp_path / "train.bin").write_bytes(records[:6].tobytes())
+        (tmp_path / "test.bin").write_bytes(records[6:].tobytes())
+        assert sets.cifar100(tmp_path).y_train.tolist() == records[:6, 1].tolist()
+        d = sets.cifar100(tmp_path, np.uint8, coarse=True)
+        assert d.y_test.tolist() == records[6:, 0].tolist()
+        assert np.array_equal(d.X_test[..., 0].reshape(3, -1), records[6:, 2:1026])
+        (tmp_path / "test.bin").write_bytes(records[6:].tobytes()[:-1])
+        with pytest.raises(sets.DataError, match="test.bin is truncated: 9221 .*again from https"):
+            sets.cifar100(tmp_path)
+        (tmp_path / "test.bin").unlink()
+        with pytest.raises(sets.DataError, match="test.bin does not exist: fetch it from https://www"):
+            sets.cifar100(tmp_path)
+
+    def test_the_classes_of_cifar100(self):
+        for classes, count in ((cifar.FINE_CLASSES, 100), (cifar.COARSE_CLASSES, 20)):
+            assert len(set(classes)) == count and list(classes) == sorted(classes)
+
+    @pytest.mark.parametrize(
+        "content, message",
+        [
+            (python2(labels=opcodes([1])), "holds labels, expected 'data' and 'labels'"),
+            (python2(data=BLACK), "holds data, expected"),
+            (pickle.dumps([1, 2]), "holds a list, expected a dict of a CIFAR batch"),
+            (
+                python2(data=python2_array(np.zeros((3, 3072), np.uint8)), labels=opcodes([1])),
+                r"holds data of shape \(3, 3072\), expected \(4, 3072\)",
+            ),
+            (
+                python2(data=BLACK, labels=opcodes([1] * 5)),
+                "holds 4 images and 5 labels",
+            ),
+            (
+                python2(data=BLACK, labels=opcodes([11, 1] * 2)),
+                "is corrupt: the label of record 0 is 11, expected 0 to 9",
+            ),
+            (
+                python2(data=BLACK, labels=opcodes(b"1234")),
+                "holds no list of labels as its labels",
+            ),
+            (b"", "cannot be read as a pickle"),
+            (b"\x89PNG", "cannot be read as a pickle"),
+        ],
+    )
+    def test_messages(self, content, message, tmp_path, monkeypatch):
+        monkeypatch.setattr(cifar, "CIFAR10_RECORDS", 4)
+        (tmp_path / "data_batch_1").write_bytes(content)
+        with pytest.raises(sets.DataError, match=f"data_batch_1 .*{message}"):
+            sets.cifar10(tmp_path)
+
+    def test_of_two_layouts_the_binary_one_is_read_and_neither_is_told(self, cifar10_folder):
+        (cifar10_folder.parent / "cifar-10-batches-py").mkdir()
+        assert len(sets.cifar10(cifar10_folder.parent).X_train) == 20
+        (cifar10_folder.parent / "empty").mkdir()
+        with pytest.raises(sets.DataError, match="data_batch_1.bin does not exist: .* is empty"):
+            sets.cifar10(cifar10_folder.parent / "empty")
+
+
+class Touch:
+    """An object whose pickle makes a file when it is read as pickles are."""
+
+    def __init__(self, path, how):
+        self.path, self.how = str(path), how
+
+    def __reduce__(self):
+        return {
+            "os.mkdir": (os.mkdir, (self.path,)),
+            "exec": (exec, (f"import os; os.mkdir({self.path!r})",)),
+            "os.makedirs": (os.makedirs, (self.path,)),
+            "eval": (eval, (f"__import__('os').mkdir({self.path!r})",)),
+        }[self.how]
+
+
+class TestHostilePickles:
+    """Nothing that a pickle names is run, whatever it names."""
+
+    @pytest.mark.parametrize("how", ("os.mkdir", "exec", "os.makedirs", "eval"))
+    @pytest.mark.parametrize("protocol", range(6))
+    def test_nothing_is_run(self, how, protocol, tmp_path):
+        path = tmp_path / "made"
+        content = pickle.dumps({"data": Touch(path, how)}, protocol)
+        with pytest.raises(sets.DataError, match=r"it asks for \w+\.\w+, which no data need"):
+            pickled.unpickled("a", content)
+        assert not path.exists()
+        pickle.loads(content)  # the control: it is as hostile as it looks
+        assert path.exists()
+
+    @pytest.mark.parametrize(
+        "name",
+        (
+            *("numpy.core.multiarray scalar", "numpy load", "numpy.core.multiarray fromfile"),
+            *("builtins getattr", "builtins bytearray", "posix system", "numpy.core.multiarray x"),
+            *("numpy.core.multiarray _reconstruct.__globals__", "numpy ndarray.__init__"),
+        ),
+    )
+    def test_only_the_names_of_numpys_reconstruction(self, name):
+        module, _, attribute = name.partition(" ")
+        for content in (
+            f"c{module}\n{attribute}\n.".encode(),
+            b"\x80\x04" + b"".join(
+                b"X" + len(t).to_bytes(4, "little") + t.encode() for t in (module, attribute)
+            ) + b"\x93.",
+        ):  # fmt: skip
+            with pytest.raises(sets.DataError, match="it asks for"):
+                pickled.unpickled("a", content)
+
+    @pytest.mark.parametrize(
+        "content, message",
+        [
+            (python2_array(np.zeros(2, np.uint8), b"O8") + b".", "an array of O8, not uint8"),
+            (python2_array(np.zeros(2, np.uint8), b"f8") + b".", "an array of f8, not uint8"),
+            (pickle.dumps(np.zeros(3, np.int32)), "an array of i4, not uint8"),
+            (pickle.dumps(np.array([print], dtype=object)), "it asks for|not uint8"),
+            (b"cnumpy.core.multiarray\n_reconstruct\n}b.", "it changes what it names"),
+            (b"cnumpy\ndtype\nN}U\4calli\1s\x86b.", "cannot be read as a pickle"),
+            (b"\x80\x02cnumpy\nndarray\n)\x81.", "cannot be read as a pickle"),
+            (b"P0\n.", "persistent"),
+            (b"\x82\1.", "cannot be read as a pickle"),
+        ],
+    )
+    def test_what_is_not_bytes_and_texts_is_refused(self, content, message):
+        with pytest.raises(sets.DataError, match=message):
+            pickled.unpickled("a", content)
+
+    def test_a_shape_must_fit_its_bytes(self):
+        whole = python2_array(np.zeros((2, 3), np.uint8))
+        for wrong in (opcodes(-2), opcodes(2**31 - 1), opcodes(b"2"), b"N"):
+            content = whole.replace(b"(" + opcodes(2), b"(" + wrong, 1)
+            assert content != whole
+            with pytest.raises(sets.DataError, match="an array of shape|an array without"):
+                pickled.unpickled("a", content + b".")
+
+    def test_every_truncation_is_refused(self):
+        content = python2(data=python2_array(np.zeros((1, 30), np.uint8)), labels=opcodes([1, 2]))
+        for length in range(len(content)):
+            with pytest.raises(sets.DataError, match="a cannot be read as a pickle"):
+                pickled.unpickled("a", content[:length])
+
+    @given(data=st.data())
+    @settings(max_examples=300)
+    def test_any_damage_is_refused_or_gives_data(self, data):
+        content = bytearray(
+            python2(data=python2_array(np.zeros((1, 30), np.uint8)), labels=opcodes([1, 2]))
+        )
+        for _ in range(data.draw(st.integers(1, 4))):
+            place = data.draw(st.integers(0, len(content) - 1))
+            content[place] = data.draw(st.integers(0, 255))
+        try:
+            found = pickled.unpickled("a", bytes(content))
+        except sets.DataError:
+            return
+        arrays = found.values() if isinstance(found, dict) else [found]
+        assert all(a.dtype == np.uint8 for a in arrays if isinstance(a, np.ndarray))
 
 
 def test_importing_the_package_loads_nothing_heavy():

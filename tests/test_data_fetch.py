@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from minimal_nn import data
-from minimal_nn.data import fetch, sets
+from minimal_nn.data import cifar, fetch, idx
 
 pooch = pytest.importorskip("pooch", reason="the extra `data` is not installed")
 
@@ -97,7 +97,7 @@ def mnist(server, monkeypatch):
     monkeypatch.setattr(fetch, "CHUNK", 500)
     rng = np.random.default_rng(0)
     contents = {}
-    for name, count in zip(sets.MNIST_FILES, (500, 500, 7, 7), strict=True):
+    for name, count in zip(idx.MNIST_FILES, (500, 500, 7, 7), strict=True):
         array = rng.integers(0, 10, (count, 28, 28) if "images" in name else count, np.uint8)
         header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
         contents[name + ".gz"] = gzip.compress(header + array.tobytes())
@@ -108,7 +108,7 @@ def mnist(server, monkeypatch):
 @pytest.fixture
 def cifar10(server, monkeypatch):
     """The set cifar10 with ten records a file; returns the records of each."""
-    monkeypatch.setattr(sets, "CIFAR10_RECORDS", 10)
+    monkeypatch.setattr(cifar, "CIFAR10_RECORDS", 10)
     rng = np.random.default_rng(1)
     records = {}
     archive = io.BytesIO()
@@ -141,7 +141,7 @@ class TestWhole:
         assert status == 0 and not err
         assert out[0] == f"{NAME}: fetched, checksum verified"
         assert out[-1] == f"mnist: in {tmp_path / 'mnist'}"
-        assert files_in(tmp_path) == sorted(name + ".gz" for name in sets.MNIST_FILES)
+        assert files_in(tmp_path) == sorted(name + ".gz" for name in idx.MNIST_FILES)
         assert len(data.mnist(tmp_path / "mnist").X_train) == 500
 
     def test_cifar10_is_fetched_unpacked_and_read(self, cifar10, tmp_path, capsys):

@@ -130,8 +130,10 @@ def test_every_argument_and_every_entry_is_compared(rng):
     result = gradcheck.check(affine.forward, affine.backward, [x, W, b], rng, names=names)
     assert len(result.comparisons) == 3 + x.size + W.size + b.size
     few = gradcheck.check(affine.forward, affine.backward, [x, W, b], rng, names=names, entries=6)
-    assert [c.name for c in few.comparisons].count("x") == 1
+    assert [c.name for c in few.comparisons].count("x") == 1 + 6  # six of twelve, at random
     assert "entry (2, 1)" in {c.kind for c in few.comparisons if c.name == "W"}
+    none = gradcheck.check(affine.forward, affine.backward, [x, W, b], rng, names=names, entries=0)
+    assert [c.name for c in none.comparisons] == ["x", "W", "b"]
 
 
 def test_a_gradient_that_is_none_is_not_compared(rng):
@@ -170,6 +172,280 @@ def test_the_message_names_the_argument_and_derives_the_bound(rng):
         assert part in message
 
 
+def test_the_message_has_at_most_ten_lines_and_counts_what_disagrees(rng):
+    arguments = [rng.standard_normal((5, 4)) for _ in range(6)]
+
+    def forward(*arguments):
+        return sum(np.tanh(x) for x in arguments), arguments
+
+    def wrong(dy, arguments):
+        gradients = [(1 - np.tanh(x) ** 2) * dy for x in arguments]
+        for k, gradient in enumerate(gradients[:5]):
+            gradient[k, : k % 3 + 1] += 1 + np.arange(k % 3 + 1)
+        return tuple(gradients)
+
+    result = gradcheck.check(forward, wrong, arguments, rng, names="abcdef")
+    lines = result.message.splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "the backward pass is not the derivative (of 5 arguments: a, b, c, d, e):"
+    assert lines[1] == "d/da, entry (0, 0): DISAGREE (1 of 20 entries disagree)"
+    assert lines[4] == "d/db, entry (1, 1): DISAGREE (2 of 20 entries disagree)"
+    assert lines[7] == "d/dc, entry (2, 2): DISAGREE (3 of 20 entries disagree)"
+    assert len(gradcheck.check(forward, wrong, arguments[:1] * 6, rng).message.splitlines()) <= 10
+
+
+# Functions that complex steps do not differentiate
+
+
+def variance(x):
+    return x.var(axis=0), x
+
+
+def variance_backward(dy, x):
+    return 2 * (x - x.mean(axis=0)) / len(x) * dy
+
+
+NOT_ANALYTIC = {
+    "np.var": (variance, variance_backward),
+    "np.std": (
+        lambda x: (np.std(x, axis=0), x),
+        lambda dy, x: (x - x.mean(axis=0)) / len(x) / np.std(x, axis=0) * dy,
+    ),
+    "norm": (
+        lambda x: (np.linalg.norm(x, axis=0), x),
+        lambda dy, x: x / np.linalg.norm(x, axis=0) * dy,
+    ),
+    "abs": (lambda x: (np.abs(x), x), lambda dy, x: np.sign(x) * dy),
+    "conj": (lambda x: ((x * np.conj(x)).real, x), lambda dy, x: 2 * x * dy),
+    "the real part alone": (lambda x: (np.tanh(x.real), x), tanh_backward),
+    "abs of one entry": (
+        lambda x: (np.where(np.arange(x.size).reshape(x.shape) == 5, np.abs(x), x), x),
+        lambda dy, x: np.where(np.arange(x.size).reshape(x.shape) == 5, np.sign(x), 1) * dy,
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+@pytest.mark.parametrize("name", NOT_ANALYTIC)
+def test_a_forward_pass_that_is_not_analytic_is_told_from_a_wrong_backward_pass(rng, name, dtype):
+    forward, backward = NOT_ANALYTIC[name]
+    x = rng.standard_normal((7, 3)).astype(dtype)
+    right = gradcheck.check(forward, backward, [x], rng, names="x")
+    assert right.ok and right.not_analytic == ("x",)
+    assert "the forward pass is not analytic in x (abs, var, norm, conj" in right.message
+    wrong = gradcheck.check(forward, lambda dy, c: 1.01 * backward(dy, c), [x], rng, names="x")
+    assert not wrong.ok and wrong.not_analytic == ("x",)
+    assert wrong.message.startswith("the backward pass is not the derivative; the forward pass is")
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_a_wrong_backward_pass_is_not_taken_for_a_forward_pass_that_is_not_analytic(rng, dtype):
+    for _ in range(10):
+        x = rng.standard_normal((7, 3)).astype(dtype)
+        wrong = gradcheck.check(
+            tanh_forward, lambda dy, c: dtype(1.001) * tanh_backward(dy, c), [x], rng
+        )
+        assert not wrong.ok and not wrong.not_analytic
+
+
+def test_a_forward_pass_that_takes_float32_alone_is_differentiated_in_it(rng):
+    def forward(x):
+        if x.dtype not in (np.float32, np.complex128):
+            raise TypeError("float32 only")
+        return np.abs(x), x
+
+    x = rng.standard_normal(9).astype(np.float32)
+    result = gradcheck.check(forward, lambda dy, x: np.sign(x) * dy, [x], rng)
+    assert result.ok and result.not_analytic
+
+
+# Verdicts that are none
+
+
+@pytest.mark.parametrize("method", gradcheck.METHODS)
+@pytest.mark.parametrize("factor", (1, -1, 3))
+def test_dropout_that_draws_at_each_call_is_refused(rng, factor, method):
+    """It was called right for a backward pass of the wrong sign."""
+
+    def forward(x):
+        mask = rng.random(x.shape) < 0.5
+        return x * mask, mask
+
+    with pytest.raises(ValueError, match="forward: gave two outputs for the same arguments, which"):
+        gradcheck.check(
+            forward, lambda dy, mask: factor * dy * mask, [np.ones(50)], rng, method=method
+        )
+
+
+def test_dropout_from_one_seed_is_checked(rng):
+    def forward(x):
+        mask = np.random.default_rng(3).random(x.shape) < 0.5
+        return x * mask, mask
+
+    x = rng.standard_normal(50)
+    assert gradcheck.check(forward, lambda dy, mask: dy * mask, [x], rng).ok
+    assert not gradcheck.check(forward, lambda dy, mask: -dy * mask, [x], rng).ok
+
+
+def test_outputs_of_two_shapes_are_refused(rng):
+    def forward(x):
+        return np.ones(rng.integers(1, 10**6)), None
+
+    with pytest.raises(ValueError, match="forward: gave outputs of shapes"):
+        gradcheck.check(forward, lambda dy, c: dy, [np.ones(3)], rng)
+
+
+def test_nan_in_the_outputs_is_no_second_output(rng):
+    x = np.array([1.0, np.nan])
+    assert not gradcheck.check(tanh_forward, tanh_backward, [x], rng).ok
+
+
+@pytest.mark.parametrize("method", gradcheck.METHODS)
+def test_a_bound_at_the_scale_tells_nothing(rng, method):
+    """sin(1e9 x) in float32 turns hundreds of times within an ulp of x: all digits are noise."""
+
+    def forward(x):
+        return np.sin(1e9 * x), x
+
+    x = rng.uniform(1, 2, 20).astype(np.float32)
+    for factor in (1e9, -1e9):
+
+        def backward(dy, x, factor=factor):
+            return (factor * np.cos(1e9 * x) * dy).astype(np.float32)
+
+        result = gradcheck.check(forward, backward, [x], rng, method=method)
+        assert not result.ok and result.worst.agrees and not result.worst.tells
+        assert result.message.startswith("the check can tell nothing, as its bound is as large")
+        assert "CANNOT TELL" in result.message
+        with pytest.raises(AssertionError, match="the check can tell nothing"):
+            gradcheck.assert_gradient(forward, backward, [x], rng, method=method)
+
+
+def test_a_gradient_that_is_zero_is_told_from_one_that_is_not(rng):
+    """A bias before batch norm: rounding is all there is, but far below what a bias could do."""
+    z = rng.standard_normal((9, 3))
+
+    def forward(b):
+        y, cache = batchnorm.forward(z + b, np.ones(3), np.zeros(3), 1e-5)
+        return y, cache
+
+    def backward(dy, cache):
+        return batchnorm.backward(dy, cache)[0].sum(axis=0)
+
+    b = rng.standard_normal(3)
+    assert gradcheck.check(forward, backward, [b], rng).ok
+    assert not gradcheck.check(forward, lambda dy, c: backward(dy, c) + 1e-6, [b], rng).ok
+
+
+# Large arrays in float32
+
+
+def sine(x):
+    return np.sin(x), x
+
+
+def sine_backward(dy, x):
+    return np.cos(x) * dy
+
+
+FAULTS = {
+    "a factor 1.1": lambda g: np.float32(1.1) * g,
+    "a constant": lambda g: g + np.float32(0.01),
+    "the mean subtracted": lambda g: g - g.mean() - np.float32(0.01),
+    "zeros": lambda g: 0 * g,
+    "the wrong sign": lambda g: -g,
+    "shifted": lambda g: np.roll(g, 1),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_of_all_entries_are_seen_in_float32(fault, rng):
+    """Along a random direction 1.1 was seen 10 times of 20 in 1e5 entries, 0.01 never."""
+    for _ in range(3):
+        x = rng.standard_normal(30_000).astype(np.float32)
+        result = gradcheck.check(
+            sine, lambda dy, x: FAULTS[fault](sine_backward(dy, x)), [x], rng, entries=16, groups=8
+        )
+        assert not result.ok
+
+
+def test_a_right_gradient_of_many_entries_agrees(rng):
+    for _ in range(5):
+        x = rng.standard_normal(30_000).astype(np.float32)
+        result = gradcheck.check(sine, sine_backward, [x], rng, entries=16, groups=8)
+        assert result.ok, result.message
+
+
+@pytest.mark.parametrize("dtype, count", ((np.float32, 3000), (np.float64, 30_000)))
+def test_one_wrong_entry_is_seen_and_named(rng, dtype, count):
+    """None of 20 was seen in 1e5 entries of float32."""
+    seen = 0
+    for _ in range(5):
+        x, wrong = rng.standard_normal(count).astype(dtype), int(rng.integers(count))
+
+        def backward(dy, x, wrong=wrong):
+            g = sine_backward(dy, x)
+            g[wrong] += 1
+            return g
+
+        result = gradcheck.check(sine, backward, [x], rng, names="x", entries=4)
+        seen += f"d/dx, entry ({wrong},): DISAGREE (" in result.message
+    assert seen == 5
+
+
+def test_what_cannot_be_seen_is_said(rng):
+    x = rng.standard_normal(30_000).astype(np.float32)
+
+    def backward(dy, x):
+        g = sine_backward(dy, x)
+        g[777] *= 1.5
+        return g
+
+    few = gradcheck.check(sine, backward, [x], rng, names="x", entries=0, groups=1)
+    assert few.ok and few.sensitivities[0].entry > 1
+    assert "one wrong entry cannot be seen below" in few.message
+    assert few.sensitivities[0].factor < 0.01
+    many = gradcheck.check(sine, sine_backward, [x], rng, entries=0, groups=200)
+    assert many.sensitivities[0].entry < 0.5
+    assert "and one entry off by 0." in many.message
+
+
+def test_the_sensitivity_is_true(rng):
+    """An error above it is seen, wherever it is."""
+    x = rng.standard_normal(2000).astype(np.float32)
+    told = gradcheck.check(sine, sine_backward, [x], rng, entries=0).sensitivities[0]
+    for wrong in rng.integers(0, x.size, 8):
+
+        def backward(dy, x, wrong=wrong):
+            g = sine_backward(dy, x)
+            g[wrong] += np.float32(4 * told.entry * np.abs(g).mean())
+            return g
+
+        assert not gradcheck.check(sine, backward, [x], rng, entries=0).ok
+    factor = np.float32(1 + 4 * told.factor)
+    assert not gradcheck.check(
+        sine, lambda dy, x: factor * sine_backward(dy, x), [x], rng, entries=0
+    ).ok
+
+
+def test_arguments_and_outputs_that_are_one_number(rng):
+    def forward(x, a):
+        return (a * np.tanh(x)).sum(), (x, a)
+
+    def backward(dy, cache):
+        x, a = cache
+        return dy * a * (1 - np.tanh(x) ** 2), dy * np.tanh(x).sum()
+
+    arguments = [rng.standard_normal(4), np.array(0.7)]
+    assert gradcheck.check(forward, backward, arguments, rng).ok
+    assert not gradcheck.check(forward, lambda dy, c: backward(2 * dy, c), arguments, rng).ok
+
+
+def test_a_seed_will_do_for_a_generator():
+    one, two = (gradcheck.check(tanh_forward, tanh_backward, [np.ones(3)], 5) for _ in range(2))
+    assert one.comparisons == two.comparisons
+
+
 def test_nan_never_agrees(rng):
     result = gradcheck.check(tanh_forward, lambda dy, c: dy * np.nan, [np.ones(3)], rng)
     assert not result.ok and np.isnan(result.error)
@@ -192,6 +468,9 @@ def test_a_forward_pass_for_real_numbers_takes_a_complex_one_beside_it(rng):
     x = [rng.standard_normal(5)]
     assert gradcheck.check(real_only, tanh_backward, x, rng, complex_forward=tanh_forward).ok
     assert gradcheck.check(real_only, tanh_backward, x, rng, method="finite_differences").ok
+    message = r"forward: does not take complex numbers for a \(real numbers only\); give the same"
+    with pytest.raises(TypeError, match=message):
+        gradcheck.check(real_only, tanh_backward, x, rng, names="a")
 
 
 @pytest.mark.parametrize(
@@ -218,6 +497,11 @@ def test_a_forward_pass_for_real_numbers_takes_a_complex_one_beside_it(rng):
             lambda rng: gradcheck.check(tanh_forward, lambda dy, c: dy[:2], [np.ones(3)], rng),
             ValueError,
             r"dargument0: got shape \(2,\), expected argument0's, \(3,\)",
+        ),
+        (
+            lambda rng: gradcheck.check(tanh_forward, tanh_backward, [np.ones((2, 0))], rng),
+            ValueError,
+            r"argument0: got shape \(2, 0\), expected at least one entry",
         ),
         (
             lambda rng: gradcheck.check(tanh_forward, tanh_backward, [np.ones(3)], rng, names="xy"),

@@ -14,8 +14,9 @@ from agreement import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from test_batchnorm import COUNTS, ROUNDING
 
-from minimal_nn.errors import ZeroVarianceError
+from minimal_nn.errors import NonFiniteError, ZeroVarianceError
 from theory.numbers.bounded import running
 
 NAMES = ("z", "gamma", "beta")
@@ -137,12 +138,62 @@ def test_eps_law_of_the_weights(wing, reference, rng, dtype, eps):
         assert abs(leak) > 100 * bound.error, "the leak at eps = 0.5 is not seen"
 
 
-def test_zero_variance_at_eps_zero_is_refused(reference, dtype):
+@pytest.mark.parametrize("units", COUNTS)
+def test_equal_numbers_have_variance_zero_however_they_round(wing, dtype, units):
+    z = np.repeat(np.array(ROUNDING, dtype)[:, None], units, axis=1)
+    gamma, beta = np.full(units, 3, dtype), np.arange(units, dtype=dtype)
+    y = wing.layernorm.forward(z, gamma, beta, 1e-5)[0]
+    assert_same_bits(y, np.broadcast_to(beta, z.shape), "y")
+    message = r"examples \[0, 1, .* \.\.\. have variance 0 at eps = 0"
+    with pytest.raises(ZeroVarianceError, match=message):
+        wing.layernorm.forward(z, gamma, beta, 0.0)
+
+
+@pytest.mark.parametrize("value", (1e20, np.inf, -np.inf, np.nan))
+def test_a_variance_that_is_not_finite_is_refused(wing, rng, dtype, eps, value):
+    """It gave y = 0 (c / inf) without a word."""
+    (z, gamma, beta), _ = draw(rng, dtype)
+    z = np.array(z)
+    z[3, 2] = value if dtype == np.float32 else value * 1e140
+    message = r"var: examples \[3\] have variances that are not finite: .* overflow float"
+    with pytest.raises(NonFiniteError, match=message):
+        wing.layernorm.forward(z, gamma, beta, eps)
+
+
+def test_a_variance_that_underflows_is_refused_at_eps_zero(wing, rng, dtype):
+    (z, gamma, beta), _ = draw(rng, dtype)
+    tiny = np.finfo(dtype).tiny
+    for size in (np.sqrt(tiny) / 16, np.sqrt(tiny) / 2**30):
+        small = (dtype(size) * z).astype(dtype)
+        with pytest.raises(ZeroVarianceError, match=r"examples \[0, 1, 2, 3, 4\] have variance"):
+            wing.layernorm.forward(small, gamma, beta, 0.0)
+        assert np.all(np.isfinite(wing.layernorm.forward(small, gamma, beta, 1e-5)[0]))
+
+
+@pytest.mark.parametrize("units", (3, 5, 17))
+def test_a_mean_far_above_the_deviation_spoils_no_gradient(wing, reference, rng, dtype, units):
+    """(0 - mean) / s overflows, which 0 times it, in lanes that only fill a vector up, must not."""
+    _, dy = draw(rng, dtype, units=units)
+    huge = np.finfo(dtype).max ** 0.75
+    z = np.full((5, units), huge, dtype)
+    gamma, beta = np.ones(units, dtype), np.zeros(units, dtype)
+    with np.errstate(over="ignore"):
+        eps = np.finfo(dtype).tiny * 2**10
+    gradients = [
+        w.layernorm.backward(dy, w.layernorm.forward(z, gamma, beta, float(eps))[1])
+        for w in (wing, reference)
+    ]
+    for name, got, expected in zip(NAMES, *gradients, strict=True):
+        assert np.all(np.isfinite(got)), name
+        np.testing.assert_allclose(got, expected, rtol=1e-4, err_msg=name)
+
+
+def test_zero_variance_at_eps_zero_is_refused(wing, dtype):
     z = np.array([[1.0, 2.0], [3.0, 3.0]], dtype)
     ones = np.ones(2, dtype)
     with pytest.raises(ZeroVarianceError, match=r"examples \[1\] have variance 0 at eps = 0"):
-        reference.layernorm.forward(z, ones, ones, 0.0)
-    assert np.all(np.isfinite(reference.layernorm.forward(z, ones, ones, 1e-5)[0]))
+        wing.layernorm.forward(z, ones, ones, 0.0)
+    assert np.all(np.isfinite(wing.layernorm.forward(z, ones, ones, 1e-5)[0]))
 
 
 def test_arguments_are_untouched(wing, rng, dtype):

@@ -90,7 +90,7 @@ def test_initial_biases_gamma_beta_and_statistics():
 def test_wrapping_in_weight_norm_does_not_change_the_output(bias, eps, rng):
     """v starts as W and g as |v|: W = g v/|v| up to one rounding of each step."""
     for layer, shape in ((Dense(6, bias=bias), (4,)), (Conv2d(6, bias=bias), (5, 5, 4))):
-        plain, wrapped = network_with(layer, shape), network_with(WeightNorm(layer, eps), shape)
+        plain, wrapped = network_with(layer, shape), network_with(WeightNorm(layer, eps=eps), shape)
         W = next(iter(plain.parameters.values()))
         assert np.array_equal(wrapped.parameters["weightnorm1.v"], W)
         assert ("weightnorm1.b" in wrapped.parameters) == bias
@@ -124,7 +124,7 @@ def test_numbers_of_numpy_do_not_promote_float32(number, rng):
     layers = [
         BatchNorm(eps=number, momentum=number),
         LayerNorm(number),
-        WeightNorm(Dense(3), number),
+        WeightNorm(Dense(3), eps=number),
     ]
     network = Network(layers, (4,))
     result = network.loss_and_gradients(
@@ -152,7 +152,7 @@ REFUSED = [
     (lambda: BatchNorm(momentum=1.5), ValueError, "momentum: got 1.5, expected a number from 0"),
     (lambda: BatchNorm(momentum="a"), TypeError, "momentum: got 'a', expected a number from 0"),
     (lambda: WeightNorm(ReLU()), TypeError, r"layer: got ReLU\(\), expected a Dense or Conv2d"),
-    (lambda: WeightNorm(Dense(3), -1.0), ValueError, "eps: got -1.0, expected a finite number"),
+    (lambda: WeightNorm(Dense(3), eps=-1.0), ValueError, "eps: got -1.0, expected a finite number"),
 ]
 
 
@@ -199,5 +199,12 @@ def test_what_becomes_of_a_rescaling():
     assert [Dense(2).rescaled(r) for r in bare] == [None, None, all_offset, all_offset]
     assert Dense(2, bias=False).rescaled(all_units) == all_units
     assert WeightNorm(Dense(2, bias=False)).rescaled(all_units) == all_units
-    assert Conv2d(2, padding=1).rescaled(all_offset) is None
+    by_pixel = Rescaling(False, True, by_pixel=True)
+    assert Conv2d(2, padding=1).rescaled(all_offset) == by_pixel
+    assert Conv2d(2, padding=1).rescaled(all_units) == all_offset
     assert Conv2d(2, padding=0).rescaled(all_offset) == all_offset
+    assert Conv2d(2, padding=0).rescaled(by_pixel) == by_pixel
+    assert BatchNorm().rescaled(by_pixel) == Rescaling(True, True, by_pixel=True)
+    assert [layer.rescaled(by_pixel) for layer in (LayerNorm(), MaxPool2d(2), ReLU())] == [None] * 3
+    assert LayerNorm(0.5).rescaled(Rescaling(False, True, even=True)) == Absorbed(0.5, False)
+    assert [layer.rescaled(by_pixel) for layer in (Flatten(), MaxPool2d(1))] == [by_pixel] * 2

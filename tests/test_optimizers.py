@@ -60,6 +60,12 @@ def gradients(network, rng):
     return {name: rng.standard_normal(w.shape) for name, w in network.parameters.items()}
 
 
+def penalized(kind, *rate, **hyper):
+    """Make an optimizer with a penalty: AdamW takes one beside its own decay if both are named."""
+    own = {"decoupled_weight_decay": 0.01} if kind is AdamW else {}
+    return kind(*rate, **{**own, **hyper})
+
+
 def steps(network, optimizer, gradients, count=3):
     """Take steps with given gradients on a copy; return its parameters."""
     copy = network.with_parameters()
@@ -140,12 +146,12 @@ def test_numbers_of_numpy_do_not_promote_float32(kind, number, network, gradient
     network = network.astype(np.float32)
     gradients = {name: g.astype(np.float32) for name, g in gradients.items()}
     hyper = {name: number(value) for name, value in kind.defaults.items()}
-    optimizer = kind(**hyper, l2=number(0.25), fixed_norm=number(2.0))
+    optimizer = penalized(kind, **hyper, l2=number(0.25), fixed_norm=number(2.0))
     after = steps(network, optimizer, gradients)
     assert {str(w.dtype) for w in after.values()} == {"float32"}
     assert {str(a.dtype) for s in optimizer.state.values() for a in s.values()} <= {"float32"}
     if number is np.float64:
-        plain = steps(network, kind(l2=0.25, fixed_norm=2.0), gradients)
+        plain = steps(network, penalized(kind, l2=0.25, fixed_norm=2.0), gradients)
         assert_equal(after, plain)
 
 
@@ -157,9 +163,10 @@ def test_an_array_is_a_number_for_each_unit(kind, network, gradients):
     rates = np.array([0.5, 0.25, 0.125, 0.0, 1.0])
     both = {"learning_rate": rates, "l2": rates / 2}
     group = Group(["dense1.W"], **both)
-    after = steps(network, kind(groups=[group]), gradients)
+    after = steps(network, penalized(kind, groups=[group]), gradients)
     for unit, rate in enumerate(rates):
-        alone = steps(network, kind(learning_rate=float(rate), l2=float(rate) / 2), gradients)
+        own = penalized(kind, learning_rate=float(rate), l2=float(rate) / 2)
+        alone = steps(network, own, gradients)
         assert_same_bits(after["dense1.W"][:, unit], alone["dense1.W"][:, unit], f"unit {unit}")
     outside = [name for name in network.parameters if name != "dense1.W"]
     assert_equal(after, steps(network, kind(), gradients), outside)
@@ -193,8 +200,8 @@ def test_a_group_replaces_the_penalty_in_either_convention(network, gradients):
 
 @EACH
 def test_weight_decay_is_twice_l2(kind, network, gradients):
-    with_l2 = steps(network, kind(l2=0.125), gradients)
-    assert_equal(with_l2, steps(network, kind(weight_decay=0.25), gradients))
+    with_l2 = steps(network, penalized(kind, l2=0.125), gradients)
+    assert_equal(with_l2, steps(network, penalized(kind, weight_decay=0.25), gradients))
     assert np.any(with_l2["dense1.W"] != steps(network, kind(), gradients)["dense1.W"])
 
 
@@ -202,9 +209,9 @@ def test_weight_decay_is_twice_l2(kind, network, gradients):
 def test_l2_is_the_gradient_of_the_penalty(kind, network, gradients):
     """L + l2 |w|^2 has the gradient g + 2 l2 w, before any adaptive scaling."""
     l2 = 0.125
-    penalized = {name: g + 2 * l2 * network.parameters[name] for name, g in gradients.items()}
-    one = steps(network, kind(l2=l2), gradients, count=1)
-    assert_equal(one, steps(network, kind(), penalized, count=1))
+    with_penalty = {name: g + 2 * l2 * network.parameters[name] for name, g in gradients.items()}
+    one = steps(network, penalized(kind, l2=l2), gradients, count=1)
+    assert_equal(one, steps(network, kind(), with_penalty, count=1))
 
 
 def test_decoupled_decay_is_not_a_penalty(network, gradients):

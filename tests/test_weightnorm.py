@@ -15,7 +15,7 @@ from agreement import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimal_nn.errors import ZeroNormError
+from minimal_nn.errors import NonFiniteError, ZeroNormError
 from theory.numbers.bounded import running
 
 NAMES = ("v", "g")
@@ -125,12 +125,54 @@ def test_eps_law(wing, reference, rng, dtype, eps):
         assert np.max(np.abs(leak) / bound.error) > 100, "the leak at eps = 0.5 is not seen"
 
 
-def test_zero_norm_at_eps_zero_is_refused(reference, dtype):
+def test_zero_norm_at_eps_zero_is_refused(wing, dtype):
     v = np.array([[1.0, 0.0], [2.0, 0.0]], dtype)
     ones = np.ones(2, dtype)
     with pytest.raises(ZeroNormError, match=r"units \[1\] have norm 0 at eps = 0"):
-        reference.weightnorm.forward(v, ones, 0.0)
-    assert np.all(np.isfinite(reference.weightnorm.forward(v, ones, 1e-5)[0]))
+        wing.weightnorm.forward(v, ones, 0.0)
+    assert np.all(np.isfinite(wing.weightnorm.forward(v, ones, 1e-5)[0]))
+
+
+def sizes_beyond_the_squares(dtype):
+    """Return powers of two whose squares underflow, lose digits, or overflow, and 1."""
+    return [2.0**k for k in ((-100, -62, 0, 70, 100) if dtype == np.float32 else (-900, 0, 900))]
+
+
+@pytest.mark.parametrize("shape", (*SHAPES, (300, 2)))
+def test_norms_whose_squares_leave_the_range(wing, rng, dtype, shape):
+    """v of 1e-25 in float32 had "norm 0", and v of 1e25 gave W = 0."""
+    (v, g), dW = draw(rng, dtype, shape=shape)
+    W, cache = wing.weightnorm.forward(v, g, 0.0)
+    dv, dg = wing.weightnorm.backward(dW, cache)
+    for size in sizes_beyond_the_squares(dtype):
+        a = dtype(size)
+        scaled, scaled_cache = wing.weightnorm.forward(a * v, g, 0.0)
+        scaled_dv, scaled_dg = wing.weightnorm.backward(dW, scaled_cache)
+        assert_same_bits(scaled, W, f"W for v of size {a}")
+        assert_same_bits(a * scaled_dv, dv, f"a dv for v of size {a}")
+        assert_same_bits(scaled_dg, dg, f"dg for v of size {a}")
+
+
+def test_large_squares_with_an_eps(wing, rng, dtype):
+    """Beside |v|^2 the eps does not count, and a small v counts little beside the eps."""
+    (v, g), _ = draw(rng, dtype)
+    a = dtype(sizes_beyond_the_squares(dtype)[-1])
+    W = wing.weightnorm.forward(v, g, 0.0)[0]
+    assert_same_bits(wing.weightnorm.forward(a * v, g, 1e-5)[0], W, "W for large v")
+    small = wing.weightnorm.forward(v / a, g, 0.25)[0]
+    assert_same_bits(small, wide(g).astype(dtype) * (v / a * dtype(2)), "W for small v")
+
+
+@pytest.mark.parametrize("value", (np.inf, np.nan))
+def test_a_norm_that_is_not_finite_is_refused(wing, rng, dtype, eps, value):
+    (v, g), _ = draw(rng, dtype)
+    v = np.array(v)
+    v[2, 1] = value
+    with pytest.raises(NonFiniteError, match=r"v: .* units \[1\] have norms that are not finite"):
+        wing.weightnorm.forward(v, g, eps)
+    v[:, 1] = np.finfo(dtype).max
+    with pytest.raises(NonFiniteError, match=r"v: .* units \[1\] have norms that are not finite"):
+        wing.weightnorm.forward(v, g, eps)
 
 
 def test_arguments_are_untouched(wing, rng, dtype):

@@ -1,12 +1,17 @@
 """theory: every statement of the paper as a claim that can be run, with its residual and bound.
 
-    claim      Claim, the registry, Measurement and Verdict
-    claims     the claims, in the paper's order, and their exact forms in balls and symbols
+    claims     the claims, in the paper's order, each with its form in balls and symbols
+    laws       powers, norms, angles, rates at equilibrium: what the claims test, once
+    claim      Claim, the registry, and Verdict
+    measures   what claims measure with: bits, bounds, runs, statistics, identities
     subjects   what claims are measured on: networks on the digits, controlled random walks
     numbers    what a claim can be run in: floats, balls, symbols, running error bounds, jets
     yours      verify, assert_claim and audit: the claims on somebody else's code
     report     the table that `python -m theory` prints, and the page that it writes
     torch      audit of a PyTorch module
+
+Each of these rooms imports none that stands above it in the house: report and yours, claims, claim,
+measures, subjects, laws, numbers.
 """
 
 from theory import claims  # noqa: F401  importing it registers them

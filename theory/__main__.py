@@ -10,7 +10,7 @@ from minimal_nn import backend
 from theory.claim import select
 from theory.numbers import arithmetic
 from theory.report import table
-from theory.subjects.networks import DTYPES, EXACT_ARITHMETICS, Options
+from theory.subjects.networks import DTYPES, Options
 
 
 def parser():
@@ -114,7 +114,7 @@ def _refuse(options, asked, claims):
         )
     for claim in claims if options.only else ():
         reasons = claim.left_out(asked)
-        if len(reasons) == len(asked.dtypes if asked.arithmetic not in EXACT_ARITHMETICS else (1,)):
+        if len(reasons) == len(asked.dtypes if asked.arithmetic not in arithmetic.EXACT else (1,)):
             name, reason = next(iter(reasons.items()))
             raise ValueError(f"--only: {claim.id} is not run in {name}: {reason}")
 

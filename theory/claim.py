@@ -1,6 +1,6 @@
 """Claims: statements of the paper as objects that can be run, their registry and their verdicts.
 
-A claim measures a residual on a subject (subject.py), says which bound it must keep and how that
+A claim measures a residual on a subject (subjects/), says which bound it must keep and how that
 bound is derived, and runs its negative control: the same measurement with an assumption taken away,
 which must break the bound in the predicted way.  A claim whose control does not fail proves
 nothing.  Nor does one whose bound is slack: a derived bound must be within a factor of a thousand
@@ -10,16 +10,19 @@ of the residual of at least one of twenty seeds (tests/theory/test_bounds.py).
 import html
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from minimal_nn import backend
-from theory.subjects.networks import EXACT_ARITHMETICS, network_subjects
+from theory.measures.identity import evaluate
+from theory.measures.measurement import Measurement, Refused
+from theory.numbers import arithmetic
+from theory.subjects.exact import exact_subjects
+from theory.subjects.networks import network_subjects
 
 CLAIMS = {}  # by id, in the order of the paper
-IDENTITIES = {}  # by id: the claim's ExactForm, for balls and symbols (identities.py)
 
 
 # Why some claims are not run in some arithmetics
@@ -35,39 +38,10 @@ TOO_LONG = "thousands of steps, which a simulated wing would take hours for"
 
 
 class ExactForm(NamedTuple):
-    """A claim as an identity.  measure: subject -> Measurement.  subjects: Options -> subjects."""
+    """A claim in balls and symbols: subject -> Identity, and Options -> its subjects."""
 
-    measure: Callable
+    identity: Callable
     subjects: Callable
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What a claim's measurement on one subject gives.
-
-    measured: the residual.  bound: what it may be at most, 0 for bit-exact statements.  how: how
-    the bound is derived.  control: the residual of the negative control; None where a subject
-    allows none. control_least: the control fails as predicted if it is at least this.
-    control_as_predicted: and if its law, where it has one, holds.  details: further figures by
-    name, for --json and --explain. estimated: the bound rests on an estimate (callables).  leak:
-    the residual is that of an eps > 0.
-    refused: why nothing can be concluded, "" if something can.
-    """
-
-    measured: float
-    bound: float
-    how: str
-    control: float | None
-    control_least: float
-    control_as_predicted: bool = True
-    details: dict = field(default_factory=dict)
-    estimated: bool = False
-    leak: bool = False
-    refused: str = ""
-
-
-class Refused(Exception):
-    """Nothing can be concluded, for instance from a statistical run that is too short; says why."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -167,7 +141,7 @@ def _plain(value):
     return plain
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Claim:
     """A statement with its source, assumptions, derivation, measurement, and control.
 
@@ -177,7 +151,7 @@ class Claim:
     Measurement.  floats: Options -> the subjects in floating point.  unfit: {arithmetic: why the
     claim is not run in it}.  numpy_only: why it runs in NumPy whatever the wing is, "" if it does
     not.  too_long: why a simulated wing is left out, "" if it is not.  erratum: where a source is
-    wrong.
+    wrong.  exact: its ExactForm for balls and symbols, where it has one (see `exactly`).
     """
 
     id: str
@@ -193,32 +167,46 @@ class Claim:
     numpy_only: str = ""
     too_long: str = ""
     erratum: str = ""
+    exact: ExactForm | None = None
+
+    def exactly(self, identity=None, *, subjects=exact_subjects):
+        """Take the decorated function, exact subject -> Identity, as the claim's exact form.
+
+        subjects: Options -> the subjects in balls or symbols that it is measured on.
+        """
+        if identity is None:
+            return lambda identity: self.exactly(identity, subjects=subjects)
+        self.exact = ExactForm(identity, subjects)
+        return identity
 
     def subjects(self, options):
         """Return the subjects that `python -m theory` measures the claim on."""
         left_out = self.left_out(options)
-        if options.arithmetic in EXACT_ARITHMETICS:
-            return [] if left_out else IDENTITIES[self.id].subjects(options)
+        if options.arithmetic in arithmetic.EXACT:
+            return [] if left_out else self.exact.subjects(options)
         dtypes = tuple(dtype for dtype in options.dtypes if dtype not in left_out)
         return self.floats(replace(options, dtypes=dtypes)) if dtypes else []
 
     def left_out(self, options):
         """Return {arithmetic: why the claim is not run in it} for those that are asked for."""
-        exact = options.arithmetic in EXACT_ARITHMETICS
+        exact = options.arithmetic in arithmetic.EXACT
         asked = (options.arithmetic,) if exact else options.dtypes
         if self.too_long and backend.get(options.backend).simulated:
             return dict.fromkeys(asked, self.too_long)
+        if exact and self.exact is None:
+            return {name: self.unfit.get(name, "it has no exact form") for name in asked}
         return {name: self.unfit[name] for name in asked if name in self.unfit}
 
     def verify(self, subject):
         """Measure on `subject` and return the Verdict; `refused` where that can tell nothing.
 
-        A subject that is `exact` (in balls or symbols) is measured by the claim's identity.
+        A subject that is `exact` (in balls or symbols) is measured by the claim's exact form.
         """
-        exact = getattr(subject, "exact", False)
-        measure = IDENTITIES[self.id].measure if exact else self.measure
         try:
-            measurement = measure(subject)
+            if getattr(subject, "exact", False):
+                measurement = evaluate(self.exact.identity, subject)
+            else:
+                measurement = self.measure(subject)
         except Refused as reason:
             measurement = Measurement(math.nan, 0.0, "", None, 0.0, refused=str(reason))
         return Verdict(self, subject.name, subject.arithmetic, measurement)

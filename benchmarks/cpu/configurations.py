@@ -13,6 +13,7 @@ BATCHES = 16
 EPS = 1e-5
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
+ADAM_BETAS_EPS = (0.9, 0.999, 1e-8)
 LEARNING_RATES = {"nesterov": 0.01, "adam": 1e-3}
 
 
@@ -36,41 +37,68 @@ class Configuration:
 
 CONFIGURATIONS = (
     Configuration(
-        "mlp", "MLP 784-256-256-10, Nesterov", (784, 256, 256, 10), "nesterov",
+        "mlp",
+        "MLP 784-256-256-10, Nesterov",
+        (784, 256, 256, 10),
+        "nesterov",
         aims=((1, 1.3), (2, 1.9)),
     ),
     Configuration(
-        "mlp-adam", "MLP 784-256-256-10, Adam", (784, 256, 256, 10), "adam",
+        "mlp-adam",
+        "MLP 784-256-256-10, Adam",
+        (784, 256, 256, 10),
+        "adam",
         aims=((1, 1.3), (2, 1.9)),
     ),
     Configuration(
-        "small", "MLP 64-64-64-10, Nesterov", (64, 64, 64, 10), "nesterov",
+        "small",
+        "MLP 64-64-64-10, Nesterov",
+        (64, 64, 64, 10),
+        "nesterov",
         aims=((1, 2.2), (2, 2.2)),
     ),
     Configuration(
-        "small-adam", "MLP 64-64-64-10, Adam", (64, 64, 64, 10), "adam",
+        "small-adam",
+        "MLP 64-64-64-10, Adam",
+        (64, 64, 64, 10),
+        "adam",
         aims=((1, 2.2), (2, 2.2)),
     ),
     Configuration(
         "conv", "conv net 32-32-64-64, Nesterov", None, "nesterov", aims=((1, 1.6), (2, 1.6))
     ),
     Configuration(
-        "conv-winograd2", "conv net, ours with Winograd F(2x2, 3x3)", None, "nesterov",
+        "conv-winograd2",
+        "conv net, ours with Winograd F(2x2, 3x3)",
+        None,
+        "nesterov",
         algorithm="winograd2",
     ),
     Configuration(
-        "conv-winograd4", "conv net, ours with Winograd F(4x4, 3x3)", None, "nesterov",
-        aims=((1, 2.5), (2, 2.5)), algorithm="winograd4",
+        "conv-winograd4",
+        "conv net, ours with Winograd F(4x4, 3x3)",
+        None,
+        "nesterov",
+        aims=((1, 2.5), (2, 2.5)),
+        algorithm="winograd4",
     ),
     Configuration(
-        "grid-small", "64 x MLP 64-64-64-10", (64, 64, 64, 10), "nesterov", copies=64,
+        "grid-small",
+        "64 x MLP 64-64-64-10",
+        (64, 64, 64, 10),
+        "nesterov",
+        copies=64,
         aims=((2, 2.0),),
     ),
     Configuration(
-        "grid-large", "16 x MLP 784-256-256-10", (784, 256, 256, 10), "nesterov", copies=16,
+        "grid-large",
+        "16 x MLP 784-256-256-10",
+        (784, 256, 256, 10),
+        "nesterov",
+        copies=16,
         aims=((2, 1.25),),
     ),
-)  # fmt: skip
+)
 CHANNELS = (3, 32, 32, 64, 64)
 IMAGE = 32
 CLASSES = 10
@@ -114,20 +142,22 @@ def learning_rates(configuration):
     return rate * np.linspace(0.5, 1.5, configuration.copies)
 
 
-def flops(configuration):
-    """Return the floating-point operations of our products in one step of one copy."""
-    if configuration.sizes:
-        pairs = list(zip(configuration.sizes, configuration.sizes[1:], strict=False))
-        products = [(d * k, i > 0) for i, (d, k) in enumerate(pairs)]
-    else:
-        pixels = (IMAGE**2, IMAGE**2, IMAGE**2 // 4, IMAGE**2 // 4)
-        pairs = zip(pixels, CHANNELS, CHANNELS[1:], strict=False)
-        # Winograd's method takes (m + 2)^2 products for m x m pixels in place of 9 m^2.
-        each = {"direct": 9, "winograd2": 4**2 / 2**2, "winograd4": 6**2 / 4**2}
-        products = [
-            ((each[configuration.algorithm] if i else 9) * p * c * k, i > 0)
-            for i, (p, c, k) in enumerate(pairs)
-        ]
-        products.append(((IMAGE // 4) ** 2 * CHANNELS[-1] * CLASSES, True))
-    # forward, gradient of the weights, and, but for the first layer, gradient of the input
-    return sum(2 * BATCH * size * (3 if inner else 2) for size, inner in products)
+def initial(configuration):
+    """Return parameters and running statistics of all copies, stacked, as dicts of arrays."""
+    copies = [weights(configuration, copy) for copy in range(configuration.copies)]
+    parameters = {f"W{i}": np.stack(ws) for i, ws in enumerate(zip(*copies, strict=True))}
+    running, n = {}, configuration.copies
+    last = len(copies[0]) - 1
+    for i, w in enumerate(copies[0]):
+        width = w.shape[-1]
+        if i < last:
+            parameters[f"gamma{i}"] = np.ones((n, width), np.float32)
+            parameters[f"beta{i}"] = np.zeros((n, width), np.float32)
+            running[f"mean{i}"] = np.zeros((n, width), np.float32)
+            running[f"var{i}"] = np.ones((n, width), np.float32)
+    parameters[f"b{last}"] = np.zeros((n, CLASSES), np.float32)
+    if n == 1:
+        parameters, running = (
+            {k: v[0] for k, v in arrays.items()} for arrays in (parameters, running)
+        )
+    return parameters, running, last

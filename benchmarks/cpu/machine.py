@@ -1,24 +1,28 @@
 """What the machine can do, multiplications and bytes a second, and what the wing makes of it."""
 
+import contextlib
 import platform
-import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 
+from benchmarks.cpu.roofline import BEYOND_CACHE
 from minimal_nn.cpu import batchnorm
-from minimal_nn.cpu.machine import simd, workspace
+from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.compiler import kernel
+from minimal_nn.cpu.machine.footprints import each, reads, writes
+from minimal_nn.cpu.machine.operands import elements
+from minimal_nn.cpu.machine.processor import name as processor_name
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, fma, load, store
-from minimal_nn.cpu.machine.workspace import elements
+from minimal_nn.cpu.machine.vectors import fill, fma, load, store
 
 CHAINS = 12
 STEPS = 20_000
+MOST_STEPS = 1 << 20  # of a measured program
+SECONDS = 0.05  # of one measurement: long enough for the system to give each thread its own core
 
 
-@kernel
+@kernel(out=lambda k: writes(each(k.out.lanes), k.out.lanes))
 def multiply_add_kernel(step, thread, unit, out, steps):
     """Twelve independent chains of fused multiply-adds, all in registers."""
     x, y = fill(out, 0.999), fill(out, 0.001)
@@ -33,7 +37,11 @@ def multiply_add_kernel(step, thread, unit, out, steps):
     store(out + unit * out.lanes, total)
 
 
-@kernel
+@kernel(
+    a=lambda k: writes(each(k.a_step), k.count),
+    b=lambda k: reads(each(k.b_step), k.count),
+    c=lambda k: reads(each(k.c_step), k.count),
+)
 def triad_kernel(step, thread, unit, a, a_step, b, b_step, c, c_step, count):
     """a = b + 3 c"""
     three = fill(a, 3.0)
@@ -42,40 +50,52 @@ def triad_kernel(step, thread, unit, a, a_step, b, b_step, c, c_step, count):
         store(a + (unit * a_step + i), value)
 
 
-def _best(function, repeats=7):
-    times = []
-    for _ in range(repeats):
+class Rate:
+    """Something that can be measured again and again: work done by a program, a second."""
+
+    def __init__(self, work, threads, *programs):
+        self.work, self.threads, self.programs = work, threads, programs
+        self._seconds(1)  # the first run finds its pages and wakes the threads
+        self.steps = max(1, round(SECONDS / self._seconds(1)))
+
+    def _seconds(self, steps):
         start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        for program in self.programs:
+            program.run(steps, thread_count=self.threads)
+        return time.perf_counter() - start
+
+    def measure(self):
+        """Return 10^9 units of work a second, over about SECONDS."""
+        return self.work * self.steps / self._seconds(self.steps) / 1e9
 
 
-def peak_gflops(threads, dtype=np.float32):
-    """Return the measured peak of multiply-adds, in 10^9 operations a second."""
+def peak(threads, dtype=np.float32):
+    """Return the Rate of multiply-adds in registers: floating-point operations."""
     lanes = workspace.lanes(dtype)
-    out = workspace.aligned(threads * lanes, dtype)
-    program = Program(threads).phase(threads).call(multiply_add_kernel, out, STEPS)
-    program.run(thread_count=threads)
-    seconds = _best(lambda: program.run(10, thread_count=threads)) / 10
-    return 2 * CHAINS * lanes * STEPS * threads / seconds / 1e9
+    program = Program(threads, max_steps=MOST_STEPS).phase(threads)
+    program.call(multiply_add_kernel, program.made(threads * lanes, dtype), STEPS)
+    return Rate(2 * CHAINS * lanes * STEPS * threads, threads, program)
 
 
-def bandwidth(threads, mebibytes=64):
-    """Return the measured bandwidth of a = b + 3 c beyond cache, in 10^9 bytes a second."""
-    count = mebibytes * 2**20 // 4 // 64 * 64
-    shape = threads * 4, count // (threads * 4)
-    arrays = [workspace.aligned(shape, np.float32) for _ in range(3)]
-    program = Program(threads).phase(threads * 4)
-    size = arrays[0].shape[1]
-    program.call(triad_kernel, *(elements(array, size) for array in arrays), size)
-    program.run(thread_count=threads)
-    seconds = _best(lambda: program.run(thread_count=threads))
-    return 3 * arrays[0].nbytes / seconds / 1e9
+def bandwidth(threads, size):
+    """Return the Rate of a = b + 3 c over arrays of so many bytes together: bytes.
+
+    Those of BEYOND_CACHE lie in no cache.
+    """
+    rows = threads * 4
+    columns = -(-size // (3 * 4 * rows * 64)) * 64
+    program = Program(threads, max_steps=MOST_STEPS).phase(rows)
+    out = program.made((rows, columns), np.float32)
+    b, c = (workspace.aligned((rows, columns), np.float32) for _ in range(2))
+    for array in (out.array, b, c):
+        array[...] = 0
+    numbers = elements(b, columns), elements(c, columns)
+    program.call(triad_kernel, out.at(row=1, step=columns), *numbers, columns)
+    return Rate(3 * b.nbytes, threads, program)
 
 
-def batchnorm_bandwidth(threads, rows=1 << 16, columns=256):
-    """Return the bytes a second of batch norm forward and backward, beyond cache.
+def batchnorm_rate(threads, rows=1 << 16, columns=256):
+    """Return the Rate of batch norm forward and backward, beyond cache: bytes.
 
     Counted: what has to move beyond cache, z twice and y forward (3 transfers), z and dy twice and
     dz backward (5).  As in `bandwidth`, a write is one transfer, without the line read before it.
@@ -85,30 +105,24 @@ def batchnorm_bandwidth(threads, rows=1 << 16, columns=256):
     dy = rng.standard_normal((rows, columns), dtype=np.float32)
     gamma, beta = np.ones(columns, np.float32), np.zeros(columns, np.float32)
     (forward, _), (backward, _) = batchnorm.programs(z, gamma, beta, 1e-5, dy)
-    seconds = _best(
-        lambda: (forward.run(thread_count=threads), backward.run(thread_count=threads))
-    )
-    return 8 * z.nbytes / seconds / 1e9
+    return Rate(8 * z.nbytes, threads, forward, backward)
+
+
+def processor():
+    """Return the processor's name, and LLVM's for its kind."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        model = names[0] if names else model
+    return f"{model} ({processor_name()})"
 
 
 def description():
     """Return the machine in words."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        if names:
-            model = names[0].partition(":")[2].strip()
-    return f"{model}, {8 * simd.VECTOR_BYTES}-bit vectors ({simd.llvm.get_host_cpu_name()})"
+    return f"{processor()}, {32 * workspace.lanes(np.float32)}-bit vectors"
 
 
-def measure(threads):
-    """Return what the machine and the wing's memory-bound kernels do with so many threads."""
-    rates = [bandwidth(threads) for _ in range(3)]
-    rate = statistics.median(rates)
-    return {
-        "threads": threads,
-        "peak_gflops": peak_gflops(threads),
-        "bandwidth_gb": rate,
-        "batchnorm_gb": batchnorm_bandwidth(threads),
-    }
+def batchnorm_beside_bandwidth(threads):
+    """Return a function that measures both in turn: what memory moves, what batch norm moves."""
+    limit, ours = bandwidth(threads, BEYOND_CACHE), batchnorm_rate(threads)
+    return lambda: (limit.measure(), ours.measure())

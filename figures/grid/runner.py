@@ -1,11 +1,14 @@
 """Runs a grid of configurations on any concurrent.futures executor, and continues where it stopped.
 
     with store.Store(folder, code) as kept:
-        report = grid.run(train, configurations, kept, functools.partial(grid.processes, 2))
+        report = runner.run(train, configurations, kept, functools.partial(executors.processes, 2))
 
 `train(configuration, progress)` returns (status, values), see store.Result; `progress(steps)` says
 how far it is.  It must depend on the configuration alone, seeds included: then a grid that was
-killed, shared by two runners or moved to a cluster has the numbers of one that ran through.
+killed, shared by two runners or moved to a cluster has the numbers of one that ran through, as long
+as the processors are of one kind.  BLAS and the cpu wing add in the order of the processor's
+vectors: between AVX-512, AVX2 and SSE the last bits of a run differ, and after many steps of
+training more than those.  The store's journal names the processor of each run.
 
 What can go wrong, and what happens then:
 
@@ -18,24 +21,16 @@ What can go wrong, and what happens then:
 """
 
 import concurrent.futures
-import contextlib
-import functools
 import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 import time
 from collections import deque
 from typing import NamedTuple
 
-import threadpoolctl
-from tqdm import tqdm
+from figures.grid.executors import compute, cores, is_lost_worker
+from figures.grid.progress import Bars
 
 ATTEMPTS = 3
 POLL_SECONDS = 0.2
-
-_reports = None  # in a worker process of `processes`: the queue its progress goes to
 
 
 class WorkerLost(RuntimeError):
@@ -52,130 +47,22 @@ class Report(NamedTuple):
     seconds: float
 
 
-def cores():
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def processes(jobs):
-    """Return a pool of `jobs` worker processes that report progress and never outlive this one."""
-    context = multiprocessing.get_context("spawn")
-    reports = context.SimpleQueue()
-    pool = concurrent.futures.ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_start_worker, initargs=(reports,)
-    )
-    pool.reports, pool.jobs = reports, jobs
-    return pool
-
-
-def _start_worker(reports):
-    global _reports
-    _reports = reports
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's, which ends its workers
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent():
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _progress(key, steps):
-    if _reports is not None:  # short enough for the pipe to take it whole, whenever a worker dies
-        _reports.put((key, steps))
-
-
-def _call(function, configuration, key):
-    """Run one configuration in a worker, on one BLAS thread; return (status, values, seconds)."""
-    start = time.perf_counter()
-    with threadpoolctl.threadpool_limits(1):
-        status, values = function(configuration, functools.partial(_progress, key))
-    return status, values, time.perf_counter() - start
-
-
-@contextlib.contextmanager
-def dask(address):
-    """Connect to the Dask cluster at this address (extra `cluster`) and give an executor on it.
-
-    The cluster's workers must be able to import minimal_nn and figures, and to read the data.
-    """
-    try:
-        from distributed import Client
-    except ImportError:
-        raise ImportError(
-            "a Dask cluster needs the packages dask and distributed: "
-            "pip install 'l2-versus-normalization[cluster]'"
-        ) from None
-    with Client(address) as client:
-        executor = client.get_executor(pure=False)  # else a run submitted again is its old failure
-        executor.jobs = 1 + sum(client.nthreads().values())  # one waits, so that no worker does
-        yield executor
-
-
-def _is_lost_worker(error):
-    """Return whether the worker died, rather than the run having raised.
-
-    Dask's exception is known by name: distributed is an extra and may not be installed.
-    """
-    return isinstance(
-        error, (concurrent.futures.BrokenExecutor, concurrent.futures.CancelledError)
-    ) or type(error).__name__ in {"KilledWorker", "FutureCancelledError", "LostDependency"}
-
-
-class _Bars:
-    """Progress bars: one for all steps of the grid with the time that remains, one for each run."""
-
-    def __init__(self, total_steps, runs, name, shown, describe):
-        self._shown = shown
-        self._describe = describe
-        self._bars, self._steps = {}, {}
-        self._runs, self._done = runs, 0
-        self._overall = tqdm(
-            total=total_steps, desc=name, unit="step", unit_scale=True, disable=not shown,
-            position=0, smoothing=0.05, leave=True, dynamic_ncols=True,
-        )  # fmt: skip
-        self._overall.set_postfix_str(f"0/{runs} runs")
-
-    def advance(self, key, configuration, steps, total):
-        if not self._shown:
-            return
-        if key not in self._bars:
-            taken = {bar.pos for bar in self._bars.values()}
-            place = next(p for p in range(1, len(taken) + 2) if -p not in taken)
-            self._bars[key] = tqdm(
-                total=total, desc=self._describe(configuration)[:40], position=place, leave=False,
-                unit="step", unit_scale=True, dynamic_ncols=True,
-            )  # fmt: skip
-        self._overall.update(steps - self._steps.get(key, 0))
-        self._bars[key].update(steps - self._bars[key].n)
-        self._steps[key] = steps
-
-    def finish(self, key, total):
-        self._overall.update(total - self._steps.pop(key, 0))
-        self._done += 1
-        self._overall.set_postfix_str(f"{self._done}/{self._runs} runs")
-        self.drop(key)
-
-    def drop(self, key):
-        self._overall.update(-self._steps.pop(key, 0))
-        if key in self._bars:
-            self._bars.pop(key).close()
-
-    def close(self):
-        for bar in self._bars.values():
-            bar.close()
-        self._overall.close()
-
-
 def _unit_cost(configuration):
     return 1
 
 
 def run(
-    function, configurations, store, executor, *, name="grid", cost=_unit_cost, describe=str,
-    show_progress=True, jobs=None,
-):  # fmt: skip
+    function,
+    configurations,
+    store,
+    executor,
+    *,
+    name="grid",
+    cost=_unit_cost,
+    describe=str,
+    show_progress=True,
+    jobs=None,
+):
     """Run the configurations that the store does not hold, and return a Report.
 
     function        (configuration, progress) -> (status, values); importable in the workers
@@ -186,7 +73,7 @@ def run(
     cost            configuration -> its number of steps, for the progress bars
     describe        configuration -> a few words, for the progress bars
     jobs            how many runs are under way at once; None: the executor's attribute `jobs`, as
-                    those of this module have it, or the number of cores
+                    those of executors.py have it, or the number of cores
     """
     start = time.perf_counter()
     order = {store.key(c): c for c in configurations}
@@ -195,7 +82,7 @@ def run(
     found = len(order) - len(waiting)
     if waiting:
         total = sum(cost(order[key]) for key in waiting)
-        bars = _Bars(total, len(waiting), name, show_progress, describe)
+        bars = Bars(total, len(waiting), name, show_progress, describe)
         try:
             grid.work(waiting, bars)
         except BaseException:
@@ -280,7 +167,7 @@ class _Grid:
 
     def submit(self, key):
         try:
-            future = self.current().submit(_call, self.function, self.order[key], key)
+            future = self.current().submit(compute, self.function, self.order[key], key)
         except concurrent.futures.BrokenExecutor as error:
             future = concurrent.futures.Future()
             future.set_exception(error)
@@ -299,9 +186,9 @@ class _Grid:
         key = self.pending.pop(future)
         configuration = self.order[key]
         try:
-            status, values, seconds = future.result()
+            status, values, facts = future.result()
         except (Exception, concurrent.futures.CancelledError) as error:
-            if _is_lost_worker(error):
+            if is_lost_worker(error):
                 self.lose(key, error, bars)
                 return isinstance(error, concurrent.futures.BrokenExecutor)
             self.fail(key, error, bars)
@@ -311,7 +198,7 @@ class _Grid:
         except (TypeError, ValueError) as error:  # values that are not numbers
             self.fail(key, error, bars)
             return False
-        self.store.note(configuration, seconds=round(seconds, 3))
+        self.store.note(configuration, **facts)
         self.give_back(key)
         self.computed += 1
         bars.finish(key, self.cost(configuration))
@@ -346,7 +233,7 @@ class _Grid:
         if self.make is None:
             raise WorkerLost(
                 "executor: its workers died and it takes no more work; give a function that makes "
-                "an executor (grid.processes, say), so that the grid can go on with a new one"
+                "an executor (executors.processes, say), so that the grid can go on with a new one"
             )
         self.executor.shutdown(wait=False, cancel_futures=True)
         self.executor = None

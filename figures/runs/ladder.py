@@ -9,15 +9,15 @@ weights W and a factor a = 3 (a power of two would leave no residual at all):
     control         the last at eps = 1/2: the leak of eps, the same in every arithmetic
 
 In ball arithmetic the residual is a ball around the true value: what is recorded is the largest
-number in it, a bound that is proved, not estimated.
+magnitude in it, a bound that is proved, not estimated (but for the rounding of its logarithm).
 """
-
-import math
 
 import numpy as np
 
-from figures.runs import training
+from figures.runs.data import CLASSES, load
 from minimal_nn import BatchNorm, Dense, Network, Tanh
+from theory.numbers.balls import Balls
+from theory.numbers.floats import Floats
 
 FACTOR = 3
 BATCH = 16
@@ -28,51 +28,16 @@ PIXELS = slice(10, 54, 4)  # some pixels from the middle: enough for a matrix, f
 def _network(eps, rng):
     inputs = len(range(*PIXELS.indices(64)))
     return Network(
-        [Dense(UNITS, bias=False), BatchNorm(eps), Tanh(), Dense(training.CLASSES)],
+        [Dense(UNITS, bias=False), BatchNorm(eps), Tanh(), Dense(CLASSES)],
         (inputs,),
         rng=rng,
         dtype=np.float64,
     )
 
 
-class _Floats:
-    """A hardware arithmetic: sums of its results are taken in longdouble."""
-
-    def __init__(self, name):
-        self.dtype = np.dtype(name)
-        self.roundoff = -math.log2(2.0 / float(np.finfo(self.dtype).eps))
-
-    def convert(self, array):
-        return array.astype(self.dtype)
-
-    def exact(self, array):
-        return np.asarray(array).astype(np.longdouble)
-
-    def log2(self, value):
-        return float(np.log2(value)) if value > 0 else -math.inf
-
-
-class _Balls:
-    """python-flint's arb at a number of bits (extra `exact`)."""
-
-    dtype = np.dtype(object)
-
-    def __init__(self, bits):
-        import flint
-
-        flint.ctx.prec = bits
-        self.arb, self.roundoff = flint.arb, float(-bits)
-
-    def convert(self, array):
-        return np.frompyfunc(lambda x: self.arb(float(x)), 1, 1)(array)
-
-    def exact(self, array):
-        return np.asarray(array)
-
-    def log2(self, value):
-        """Return log2 of the largest number in the ball."""
-        upper = abs(value).upper()
-        return float(upper.log() / self.arb(2).log()) if upper > 0 else -math.inf
+def _arithmetic(configuration):
+    name = configuration["arithmetic"]
+    return Balls(configuration["bits"]) if name == "balls" else Floats(name)
 
 
 def _norm(array):
@@ -80,7 +45,15 @@ def _norm(array):
 
 
 def _largest(array, arithmetic):
-    return max(arithmetic.log2(abs(value)) for value in array.flat)
+    """Return log2 of the largest magnitude that the numbers may have."""
+    radii = arithmetic.radii(array)
+    magnitudes = np.abs(arithmetic.midpoints(array)) + (0 if radii is None else radii)
+    return float(np.log2(magnitudes.max()))
+
+
+def _exact(array):
+    """Return floats in longdouble, in which their sums are taken; balls as they are."""
+    return array if array.dtype == object else array.astype(np.longdouble)
 
 
 def residuals(arithmetic, seed):
@@ -88,39 +61,37 @@ def residuals(arithmetic, seed):
     found = {}
     for eps in (0.0, 0.5):
         rng = np.random.default_rng([seed, 3])
-        X, y, *_ = training.load("digits", None, None, True)
+        X, y, *_ = load("digits", None, None, True)
         rows = rng.choice(len(X), BATCH, replace=False)
-        exact = _network(eps, rng)
-        network = exact.converted(arithmetic.convert, arithmetic.dtype)
-        X, y = arithmetic.convert(X[rows][:, PIXELS]), y[rows]
+        network = _network(eps, rng).converted(arithmetic.array, arithmetic.dtype)
+        X, y = arithmetic.array(X[rows][:, PIXELS]), y[rows]
         W = network.parameters["dense1.W"]
-        gradients = network.step_gradients(X, y).gradients
-        g, W_exact = arithmetic.exact(gradients["dense1.W"]), arithmetic.exact(W)
-        inner = (W_exact * g).sum(axis=0)
-        lengths = np.sqrt((W_exact * W_exact).sum(axis=0) * (g * g).sum(axis=0))
+        g = _exact(network.step_gradients(X, y).gradients["dense1.W"])
+        exact_W = _exact(W)
+        inner = (exact_W * g).sum(axis=0)
+        lengths = np.sqrt((exact_W * exact_W).sum(axis=0) * (g * g).sum(axis=0))
         cosine = _largest(inner / lengths, arithmetic)
         if eps:
             found["control"] = cosine
             continue
         found["orthogonality"] = cosine
-        scores = arithmetic.exact(network.forward(X, train=True))
-        network.parameters["dense1.W"] = arithmetic.convert(np.array([float(FACTOR)])) * W
-        difference = arithmetic.exact(network.forward(X, train=True)) - scores
+        scores = _exact(network.forward(X, train=True))
+        network.parameters["dense1.W"] = arithmetic.array(np.array([float(FACTOR)])) * W
+        difference = _exact(network.forward(X, train=True)) - scores
         found["invariance"] = _largest(difference / _norm(scores), arithmetic)
         scaled = network.step_gradients(X, y).gradients
-        defect = FACTOR * arithmetic.exact(scaled["dense1.W"]) - g
+        defect = FACTOR * _exact(scaled["dense1.W"]) - g
         found["gradient"] = _largest(defect / _norm(g), arithmetic)
     return found
 
 
 def measure(configuration, progress, folder=None):
     """Return log2 of the residuals and of the unit round-off in one arithmetic."""
-    name = configuration["arithmetic"]
-    arithmetic = _Balls(configuration["bits"]) if name == "balls" else _Floats(name)
-    with np.errstate(all="ignore"):
+    arithmetic = _arithmetic(configuration)
+    with np.errstate(all="ignore"), arithmetic.working():
         found = residuals(arithmetic, configuration["seed"])
     progress(1)
-    return "finished", {"roundoff": arithmetic.roundoff, **found}
+    return "finished", {"roundoff": float(-arithmetic.bits), **found}
 
 
 def steps(configuration):

@@ -11,8 +11,10 @@ stays what it was, in float64; the angle is that of the last step.
 import numpy as np
 
 import minimal_nn
-from figures.runs import training
+from figures.runs.data import CLASSES, load
+from figures.runs.training import invariant_weights
 from minimal_nn import BatchNorm, Dense, Network, ReLU
+from theory import laws
 
 WIDTHS = (16, 16)
 BATCH = 64
@@ -22,7 +24,7 @@ TURN = 2.0**-20  # the angle aimed at: far above the rounding of float64, far be
 
 def turns(a, name, hyper, network, X, y):
     """Return the angle per unit of learning rate for each unit of the first layer, from a w0."""
-    first = training.invariant_weights(network)[0]
+    first = invariant_weights(network)[0]
     w0 = a * network.parameters[first]
     learning_rate = max(a * a, 1.0)  # a step that is not lost beside the weights, at any degree
     for _ in range(2):  # the first pass finds the learning rate that turns by about TURN
@@ -44,18 +46,18 @@ def turns(a, name, hyper, network, X, y):
 
 def measure(configuration, progress, folder=None):
     """Return the mean angle over units for every a, and the gradient it comes from."""
-    X, y, *_ = training.load("digits", None, None, True)
+    X, y, *_ = load("digits", None, None, True)
     rng = np.random.default_rng([configuration["seed"], 2])
     rows = rng.choice(len(X), BATCH, replace=False)
     layers = [layer for w in WIDTHS for layer in (Dense(w, bias=False), BatchNorm(0.0), ReLU())]
-    network = Network([*layers, Dense(training.CLASSES)], X.shape[1:], rng=rng, dtype=np.float64)
+    network = Network([*layers, Dense(CLASSES)], X.shape[1:], rng=rng, dtype=np.float64)
     hyper = dict(configuration["optimizer"])
     name = hyper.pop("name")
     angles = []
     for exponent in configuration["exponents"]:
         angles.append(turns(2.0**exponent, name, hyper, network, X[rows], y[rows]).mean())
         progress(len(angles))
-    first = training.invariant_weights(network)[0]
+    first = invariant_weights(network)[0]
     return "finished", {
         "norm": np.sqrt((network.parameters[first] ** 2).sum(axis=0).mean()),
         "angle": np.array(angles),
@@ -66,42 +68,21 @@ def measure(configuration, progress, folder=None):
 def predicted(network, first, X, y, configuration):
     """Return the angle from the law, for each a, given the gradient g at a = 1 (from a w0: g / a).
 
-    After t steps on one gradient Adam's raw step is g / (|g| + eps), RMSprop's g / (sqrt(1 -
-    decay^t) |g| + eps), Adagrad's g / (sqrt(t) |g| + eps); SGD's is g, with momentum m times (1 -
-    m^t) / (1 - m), and for Nesterov (1 - m^(t+1)) / (1 - m); each tangential part counts. NaN for
-    an optimizer without such a closed form.
+    The law is that of STEPS steps on one gradient (theory.laws.repeated_step), of which the
+    tangential part counts.  NaN for Adadelta, which has no such closed form.
     """
-    hyper = configuration["optimizer"]
-    name, m, t = hyper["name"], hyper.get("momentum", 0.9), STEPS
+    hyper = {"eps": 1e-8, **configuration["optimizer"]}
+    name = hyper.pop("name")
+    if name == "Adadelta":
+        return np.full(len(configuration["exponents"]), np.nan)
+    options = {key: hyper[key] for key in ("momentum", "decay", "eps") if key in hyper}
     w = network.parameters[first]
     g = network.step_gradients(X, y).gradients[first]
-    shrink = {
-        "Adam": 1.0,
-        "AdamW": 1.0,
-        "RMSprop": np.sqrt(1 - hyper.get("decay", 0.99) ** t),
-        "Adagrad": np.sqrt(t),
-    }
-    factor = {
-        "SGD": 1.0,
-        "Momentum": (1 - m**t) / (1 - m),
-        "Nesterov": (1 - m ** (t + 1)) / (1 - m),
-    }
     norm2 = (w * w).sum(axis=0)
     angles = []
     for exponent in configuration["exponents"]:
         a = 2.0**exponent
-        if name in factor:
-            step = factor[name] * g / a
-        elif name in shrink:
-            step = (g / a) / (shrink[name] * np.abs(g / a) + hyper.get("eps", 1e-8))
-        elif name == "SignSGD":
-            step = np.sign(g)
-        elif name == "NormalizedSGD":
-            step = g / np.sqrt((g * g).sum(axis=0))
-        elif name == "LARS":
-            step = a * np.sqrt(norm2) * g / np.sqrt((g * g).sum(axis=0))
-        else:
-            step = np.full_like(g, np.nan)
+        step = laws.repeated_step(name, g / a, STEPS, norm=a * np.sqrt(norm2), **options)
         tangent = step - (step * w).sum(axis=0) / norm2 * w
         angles.append(np.sqrt((tangent**2).sum(axis=0) / norm2).mean() / a)
     return np.array(angles)

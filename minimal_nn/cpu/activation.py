@@ -14,9 +14,12 @@ import numpy as np
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating
 from minimal_nn.cpu.machine.compiler import inline, kernel
+from minimal_nn.cpu.machine.elementary import hyperbolic_tangent
+from minimal_nn.cpu.machine.footprints import each, reads, writes
+from minimal_nn.cpu.machine.operands import elements
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, fma, hyperbolic_tangent, load, store, where_above
-from minimal_nn.cpu.machine.workspace import elements
+from minimal_nn.cpu.machine.vectors import fill, fma, load, store, where_above
+from minimal_nn.cpu.machine.workspace import round_up
 
 KINDS = ("relu", "tanh", "identity")
 
@@ -31,26 +34,37 @@ def relu_gradient(dy, y):
     return where_above(y, dy, fill(y, 0.0))
 
 
-@kernel
+_forward = kernel(
+    z=lambda k: reads(each(k.z_step), round_up(k.count, k.z.lanes)),
+    y=lambda k: writes(each(k.y_step), round_up(k.count, k.z.lanes), over=("z",)),
+)
+_backward = kernel(
+    y=lambda k: reads(each(k.y_step), round_up(k.count, k.y.lanes)),
+    dy=lambda k: reads(each(k.dy_step), round_up(k.count, k.y.lanes)),
+    dz=lambda k: writes(each(k.dz_step), round_up(k.count, k.y.lanes), over=("y", "dy")),
+)
+
+
+@_forward
 def relu_kernel(step, thread, unit, z, z_step, y, y_step, count):
     for i in range(0, count, z.lanes):
         store(y + (unit * y_step + i), relu(load(z + (unit * z_step + i))))
 
 
-@kernel
+@_backward
 def relu_gradient_kernel(step, thread, unit, y, y_step, dy, dy_step, dz, dz_step, count):
     for i in range(0, count, y.lanes):
         gradient = relu_gradient(load(dy + (unit * dy_step + i)), load(y + (unit * y_step + i)))
         store(dz + (unit * dz_step + i), gradient)
 
 
-@kernel
+@_forward
 def tanh_kernel(step, thread, unit, z, z_step, y, y_step, count):
     for i in range(0, count, z.lanes):
         store(y + (unit * y_step + i), hyperbolic_tangent(load(z + (unit * z_step + i))))
 
 
-@kernel
+@_backward
 def tanh_gradient_kernel(step, thread, unit, y, y_step, dy, dy_step, dz, dz_step, count):
     for i in range(0, count, y.lanes):
         value = load(y + (unit * y_step + i))
@@ -60,6 +74,16 @@ def tanh_gradient_kernel(step, thread, unit, y, y_step, dy, dy_step, dz, dz_step
 
 FORWARD = {"relu": relu_kernel, "tanh": tanh_kernel}
 BACKWARD = {"relu": relu_gradient_kernel, "tanh": tanh_gradient_kernel}
+
+
+def emit_forward(program, kind, z, y, count):
+    """Emit `count` numbers of y = f(z), which may take z's place, for each unit."""
+    program.call(FORWARD[kind], z, y, count)
+
+
+def emit_backward(program, kind, y, dy, dz, count):
+    """Emit `count` numbers of dz = f'(z) dy, which may take dy's place, for each unit."""
+    program.call(BACKWARD[kind], y, dy, dz, count)
 
 
 class Cache(NamedTuple):
@@ -79,11 +103,11 @@ def forward(z, kind):
     if kind == "identity":
         return z, Cache(kind, z)
     source = workspace.flat(z)
-    out = np.empty_like(source)
     program = Program().phase(1)
-    program.call(FORWARD[kind], elements(source, 0), elements(out, 0), source.size)
+    out = program.made(source.size, z.dtype).at(step=0)
+    emit_forward(program, kind, elements(source, 0), out, source.size)
     program.run()
-    y = out[: z.size].reshape(z.shape)
+    y = out.array[: z.size].reshape(z.shape)
     return y, Cache(kind, y)
 
 
@@ -93,9 +117,10 @@ def backward(dy, cache):
     if cache.kind == "identity":
         return dy
     y, source = workspace.flat(cache.y), workspace.flat(dy)
-    out = np.empty_like(source)
     program = Program().phase(1)
-    operands = (elements(array, 0) for array in (y, source, out))
-    program.call(BACKWARD[cache.kind], *operands, source.size)
+    out = program.made(source.size, dy.dtype).at(step=0)
+    emit_backward(
+        program, cache.kind, elements(y, 0), elements(source, 0), out, source.size
+    )
     program.run()
-    return out[: dy.size].reshape(dy.shape)
+    return out.array[: dy.size].reshape(dy.shape)

@@ -13,9 +13,21 @@ import numpy as np
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
-from minimal_nn.cpu.machine.microkernel import TILE_ROWS, TRANSPOSED_ROWS, tile, tile_transposed
+from minimal_nn.cpu.machine.footprints import (
+    axis,
+    each,
+    pads,
+    panel_rows,
+    reads,
+    shared_out,
+    updates,
+    writes,
+)
+from minimal_nn.cpu.machine.microkernel import TILE_ROWS, tile, tile_transposed, transposed_rows
+from minimal_nn.cpu.machine.operands import Operand
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, load, store, transpose_square
+from minimal_nn.cpu.machine.vectors import fill, load, store, transpose_square
+from minimal_nn.cpu.machine.workspace import padded_rows, round_up
 
 BLOCK = 128
 
@@ -38,13 +50,23 @@ def multiply(z, x, x_step, rows, depth, w):
             tile(left + i * x.row, 0, right, 0, z + i * z.row, 1, rest, panels)
 
 
-@kernel
+@kernel(
+    x=lambda k: panel_rows(reads, k.x, k.x_step, padded_rows(k.rows), k.depth, whole=False),
+    w=lambda k: reads(each(k.w_step), k.depth * k.w.row),
+    z=lambda k: (
+        writes(each(k.z_step), k.rows * k.z.row),
+        pads(each(k.z_step), (padded_rows(k.rows) - k.rows) * k.z.row, start=k.rows * k.z.row),
+    ),
+)
 def forward_kernel(step, thread, unit, x, x_step, w, w_step, z, z_step, rows, depth):
     """A panel of z = x W."""
     multiply(z + unit * z_step, x, x_step, rows, depth, w + unit * w_step)
 
 
-@kernel
+@kernel(
+    z=lambda k: updates(each(k.z_step), k.rows * k.z.row),
+    bias=lambda k: reads(each(k.z.row), k.z.row),
+)
 def bias_kernel(step, thread, unit, z, z_step, bias, rows):
     """A panel of z + b."""
     panel, b = z + unit * z_step, bias + unit * z.row
@@ -55,7 +77,13 @@ def bias_kernel(step, thread, unit, z, z_step, bias, rows):
             store(where, load(where) + value)
 
 
-@kernel
+@kernel(
+    fits=lambda k: k.depth % k.t.row and f"{k.depth} rows are not whole panels of {k.t.row}",
+    w=lambda k: reads(each(k.w_step), k.depth * k.w.row),
+    t=lambda k: writes(
+        axis(k.depth // k.t.row, k.t_step), shared_out(k.units * k.w.row, k.t.row, k.w.row), k.t.row
+    ),
+)
 def transpose_kernel(step, thread, unit, w, w_step, t, t_step, depth):
     """Panel `unit` of W, `depth` rows (whole panels), into the panels of W^T."""
     source = w + unit * w_step
@@ -65,7 +93,22 @@ def transpose_kernel(step, thread, unit, w, w_step, t, t_step, depth):
             transpose_square(source + (k * w.row + column), target + column * t.row)
 
 
-@kernel
+def _gradient_numbers(k):
+    """A unit's numbers of dW: panels of x, each in whole tiles."""
+    panels = k.panels if k.splits == 1 else 1
+    return ((panels - 1) * k.x.row + round_up(k.x.row, transposed_rows(k.x))) * k.dw.row
+
+
+@kernel(
+    fits=lambda k: (
+        k.splits not in (1, k.units) and f"{k.splits} splits in {k.units} units: one each, or none"
+    ),
+    x=lambda k: reads(
+        axis(k.panels, k.x_step) if k.splits == 1 else each(k.x_step), k.rows * k.x.row
+    ),
+    dz=lambda k: reads(each(k.dz_step if k.splits == 1 else 0), k.rows * k.dz.row),
+    dw=lambda k: writes(each(k.dw_step), _gradient_numbers(k)),
+)
 def weight_gradient_kernel(
     step, thread, unit, x, x_step, dz, dz_step, dw, dw_step, rows, panels, splits
 ):
@@ -79,13 +122,16 @@ def weight_gradient_kernel(
         for panel in range(first, last):
             left = x + (panel * x_step + start * x.row)
             out = target + (panel - first) * x.row * dw.row
-            for k in range(0, x.row, TRANSPOSED_ROWS):
+            for k in range(0, x.row, transposed_rows(x)):
                 tile_transposed(
                     left + k, 0, right + start * dz.row, 0, out + k * dw.row, 1, count, start
                 )
 
 
-@kernel
+@kernel(
+    dz=lambda k: reads(each(k.dz_step), k.rows * k.dz.row),
+    db=lambda k: writes(each(k.dz.row), k.dz.row),
+)
 def bias_gradient_kernel(step, thread, unit, dz, dz_step, db, rows):
     """The column sums of a panel of dz."""
     panel, out = dz + unit * dz_step, db + unit * dz.row
@@ -115,6 +161,28 @@ def column_sum(z, rows):
     return total
 
 
+def emit_forward(program, x, w, z, rows, depth, bias=None):
+    """Emit a panel of z = x W + b: x, w and z in panels, w with `depth` rows, bias a vector."""
+    program.call(forward_kernel, x, w, z, rows, depth)
+    if bias is not None:
+        program.call(bias_kernel, z, bias, rows)
+
+
+def emit_transpose(program, w, transposed):
+    """Emit a panel of W as rows of W^T, for `emit_forward` to compute dx = dz W^T with."""
+    program.call(transpose_kernel, w, transposed, w.array.shape[1])
+
+
+def emit_backward(program, x, dz, dw, rows, splits=1):
+    """Emit a panel of dW = x^T dz; splits = panels of x: one of its rows, of dz with one panel."""
+    program.call(weight_gradient_kernel, x, dz, dw, rows, len(x.array), splits)
+
+
+def emit_bias_gradient(program, dz, db, rows):
+    """Emit a panel of db, the column sums of dz."""
+    program.call(bias_gradient_kernel, dz, db, rows)
+
+
 class Cache(NamedTuple):
     x: np.ndarray
     W: np.ndarray
@@ -133,18 +201,16 @@ def _check(x, W, b):
 def _product(x, W, b=None):
     """Return x W + b for matrices, through panels."""
     (rows, depth), columns = x.shape, W.shape[1]
-    z = workspace.panels(rows, columns, x.dtype)
-    if rows and columns:
-        program = Program().phase(len(z))
-        if depth:
-            left, right = workspace.pack(x), workspace.pack(W, tiles=False)
-            program.call(forward_kernel, left, right, z, z.shape[1], depth)
-        if b is not None:
-            bias = workspace.aligned(z.shape[0] * z.shape[2], x.dtype)
-            bias[:columns] = b
-            program.call(bias_kernel, z, bias, rows)
-        program.run(thread_count=thread_count(rows * depth * columns))
-    return workspace.unpack(z, rows, columns)
+    if not (rows and depth and columns):
+        return np.zeros((rows, columns), x.dtype) + (0 if b is None else b)
+    program = Program()
+    z = program.panels(rows, columns, x.dtype)
+    program.phase(len(z.array))
+    left, right = workspace.pack(x), workspace.pack(W, tiles=False)
+    bias = None if b is None else workspace.panel_vector(b)
+    emit_forward(program, left, right, z, rows, depth, bias)
+    program.run(thread_count=thread_count(rows * depth * columns))
+    return workspace.unpack(z.array, rows, columns)
 
 
 def forward(x, W, b=None):
@@ -171,16 +237,15 @@ def backward(dy, cache):
     db = np.zeros(columns, dtype=dy.dtype) if cache.has_bias else None
     if rows and columns:
         x, dz = workspace.pack(cache.x), workspace.pack(dy)
-        _, _, wide = x.shape
-        gradient = workspace.aligned((len(dz), len(x) * wide, dz.shape[2]), dy.dtype)
-        sums = workspace.aligned(len(dz) * dz.shape[2], dy.dtype)
-        program = Program().phase(len(dz))
-        if depth:
-            program.call(weight_gradient_kernel, x, dz, gradient, rows, len(x), 1)
+        panels, _, wide = dz.shape
+        program = Program().phase(panels)
+        gradient = program.made((panels, len(x) * x.shape[2], wide), dy.dtype)
+        emit_backward(program, Operand(x), Operand(dz), gradient, rows)
         if db is not None:
-            program.call(bias_gradient_kernel, dz, sums, rows)
+            sums = program.made(panels * wide, dy.dtype)
+            emit_bias_gradient(program, dz, sums, rows)
         program.run(thread_count=thread_count(rows * depth * columns))
-        workspace.unpack(gradient, depth, columns, dW)
+        workspace.unpack(gradient.array, depth, columns, dW)
         if db is not None:
-            db[:] = sums[:columns]
+            db[:] = sums.array[:columns]
     return dx, dW, db

@@ -18,8 +18,10 @@ import numpy as np
 
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
+from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, updates, writes
+from minimal_nn.cpu.machine.operands import Operand
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import (
+from minimal_nn.cpu.machine.vectors import (
     fill,
     first_lanes,
     fma,
@@ -31,8 +33,9 @@ from minimal_nn.cpu.machine.simd import (
     store,
     where_zero,
 )
-from minimal_nn.cpu.machine.workspace import Columns, aligned, lanes
-from minimal_nn.errors import ZeroVarianceError
+from minimal_nn.cpu.machine.workspace import Columns, lanes, panel_vector, round_up
+from minimal_nn.reference.batchnorm import standard_deviation
+from minimal_nn.reference.extremes import check_variance
 
 BLOCK_ROWS = 256
 NEIGHBOURS = 256  # numbers side by side, in as many rows, that are normalized together
@@ -42,20 +45,23 @@ ZERO_VARIANCE = 1  # the status
 
 @inline
 def block_moments(z, rows):
-    """The mean and the sum of squares about it of `rows` rows of one vector of columns."""
-    count = fill(z, rows)
+    """The mean and the sum of squares about it of `rows` rows of one vector of columns.
+
+    Relative to the first row, so that of equal numbers both are exact.
+    """
+    count, first = fill(z, rows), load(z)
     a, b, c, d = fill(z, 0.0), fill(z, 0.0), fill(z, 0.0), fill(z, 0.0)
     i = 0
     while i + 4 <= rows:
-        a = a + load(z + i * z.row)
-        b = b + load(z + (i + 1) * z.row)
-        c = c + load(z + (i + 2) * z.row)
-        d = d + load(z + (i + 3) * z.row)
+        a = a + (load(z + i * z.row) - first)
+        b = b + (load(z + (i + 1) * z.row) - first)
+        c = c + (load(z + (i + 2) * z.row) - first)
+        d = d + (load(z + (i + 3) * z.row) - first)
         i += 4
     while i < rows:
-        a = a + load(z + i * z.row)
+        a = a + (load(z + i * z.row) - first)
         i += 1
-    mean = ((a + b) + (c + d)) / count
+    mean = first + ((a + b) + (c + d)) / count
     a, b, c, d = fill(z, 0.0), fill(z, 0.0), fill(z, 0.0), fill(z, 0.0)
     i = 0
     while i + 4 <= rows:
@@ -106,10 +112,11 @@ def moments(z, rows, group):
 
 @inline
 def inverse_deviation(var, eps):
-    """1 / sqrt(var + eps), and 0 where var + eps is 0 (an error, or a column of padding)."""
+    """1 / sqrt(var + eps), 0 where var + eps is 0 (an error, or a column of padding), and NaN,
+    which goes on to the loss, where it is not finite."""
     deviation = square_root(var + eps)
     zero, one = fill(var, 0.0), fill(var, 1.0)
-    return where_zero(deviation, zero, one / deviation)
+    return where_zero(deviation, zero, one / deviation + (deviation - deviation))
 
 
 @inline
@@ -125,7 +132,34 @@ def normalize(z, mean, inverse):
     return (z - mean) * inverse
 
 
-@kernel
+def _columns(mode, k, pointer, step, over=()):
+    """A unit's panel of columns, which may lie in a longer row."""
+    return mode(each(step), axis(k.rows, pointer.row), k.z.span, over=over)
+
+
+def _misfit(z, *images):
+    """Return what is wrong where images do not have z's channels."""
+    for image in images:
+        if image.row != z.row:
+            return f"images of {image.row} channels are taken for such of {z.row}"
+
+
+def _blocks_of(pixels):
+    """Return how many blocks an image has."""
+    return -(-pixels // BLOCK_ROWS)
+
+
+@kernel(
+    z=lambda k: _columns(reads, k, k.z, k.z_step),
+    y=lambda k: _columns(writes, k, k.y, k.y_step),
+    gamma=lambda k: reads(each(k.z.span), k.z.span),
+    beta=lambda k: reads(each(k.z.span), k.z.span),
+    mean=lambda k: writes(each(k.z.span), k.z.span),
+    var=lambda k: writes(each(k.z.span), k.z.span),
+    inverse=lambda k: writes(each(k.z.span), k.z.span),
+    eps=lambda k: reads(1),
+    status=lambda k: flags(1),
+)
 def forward_kernel(
     step, thread, unit, z, z_step, y, y_step, gamma, beta, mean, var, inverse, eps,
     rows, group, columns, status,
@@ -189,7 +223,16 @@ def input_gradient(dy, h, factor, mean_dy, mean_dyh):
     return factor * fma(zero - h, mean_dyh, dy - mean_dy)
 
 
-@kernel
+@kernel(
+    z=lambda k: _columns(reads, k, k.z, k.z_step),
+    dy=lambda k: _columns(reads, k, k.dy, k.dy_step),
+    dz=lambda k: _columns(writes, k, k.dz, k.dz_step, over=("dy",)),
+    gamma=lambda k: reads(each(k.z.span), k.z.span),
+    mean=lambda k: reads(each(k.z.span), k.z.span),
+    inverse=lambda k: reads(each(k.z.span), k.z.span),
+    dgamma=lambda k: writes(each(k.z.span), k.z.span),
+    dbeta=lambda k: writes(each(k.z.span), k.z.span),
+)
 def backward_kernel(
     step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, dgamma, dbeta,
     rows, group,
@@ -213,7 +256,14 @@ def backward_kernel(
             store(target + i * dz.row, gradient)
 
 
-@kernel
+@kernel(
+    z=lambda k: _columns(reads, k, k.z, k.z_step),
+    y=lambda k: _columns(writes, k, k.y, k.y_step),
+    gamma=lambda k: reads(each(k.z.span), k.z.span),
+    beta=lambda k: reads(each(k.z.span), k.z.span),
+    mean=lambda k: reads(each(k.z.span), k.z.span),
+    inverse=lambda k: reads(each(k.z.span), k.z.span),
+)
 def forward_running_kernel(
     step, thread, unit, z, z_step, y, y_step, gamma, beta, mean, inverse, rows
 ):
@@ -227,7 +277,16 @@ def forward_running_kernel(
             store(target + i * y.row, fma(normalize(load(source + i * z.row), m, s), g, b))
 
 
-@kernel
+@kernel(
+    z=lambda k: _columns(reads, k, k.z, k.z_step),
+    dy=lambda k: _columns(reads, k, k.dy, k.dy_step),
+    dz=lambda k: _columns(writes, k, k.dz, k.dz_step, over=("dy",)),
+    gamma=lambda k: reads(each(k.z.span), k.z.span),
+    mean=lambda k: reads(each(k.z.span), k.z.span),
+    inverse=lambda k: reads(each(k.z.span), k.z.span),
+    dgamma=lambda k: writes(each(k.z.span), k.z.span),
+    dbeta=lambda k: writes(each(k.z.span), k.z.span),
+)
 def backward_running_kernel(
     step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, dgamma, dbeta,
     rows, group,
@@ -273,7 +332,11 @@ def joined(chains):
     return (a + b) + (c + d)
 
 
-@kernel
+@kernel(
+    z=lambda k: reads(each(k.z_step), k.pixels * k.z.row),
+    means=lambda k: writes(each(_blocks_of(k.pixels) * k.z.row), _blocks_of(k.pixels) * k.z.row),
+    squares=lambda k: writes(each(_blocks_of(k.pixels) * k.z.row), _blocks_of(k.pixels) * k.z.row),
+)
 def image_moments_kernel(step, thread, unit, z, z_step, means, squares, pixels):
     """The moments of an image's blocks, [image][block][channel]."""
     blocks = (pixels + BLOCK_ROWS - 1) // BLOCK_ROWS
@@ -294,9 +357,11 @@ def image_moments_kernel(step, thread, unit, z, z_step, means, squares, pixels):
         for i in range(count):
             chain = chains + (i % 4 if i < count // 4 * 4 else 0) * z.row
             for column in range(0, z.row, z.lanes):
-                add(chain + column, load(source + (i * z.row + column)))
+                first_row = load(source + column)
+                add(chain + column, load(source + (i * z.row + column)) - first_row)
         for column in range(0, z.row, z.lanes):
-            store(mean + column, joined(chains + column) / fill(z, count))
+            m = load(source + column) + joined(chains + column) / fill(z, count)
+            store(mean + column, m)
         clear(chains, 4)
         for i in range(count):
             chain = chains + (i % 4 if i < count // 4 * 4 else 0) * z.row
@@ -307,7 +372,19 @@ def image_moments_kernel(step, thread, unit, z, z_step, means, squares, pixels):
             store(square + column, joined(chains + column))
 
 
-@kernel
+@kernel(
+    means=lambda k: reads(
+        axis(k.images * _blocks_of(k.pixels), k.means.row), each(k.means.lanes), k.means.lanes
+    ),
+    squares=lambda k: reads(
+        axis(k.images * _blocks_of(k.pixels), k.squares.row), each(k.squares.lanes), k.squares.lanes
+    ),
+    mean=lambda k: writes(each(k.means.lanes), k.means.lanes),
+    var=lambda k: writes(each(k.means.lanes), k.means.lanes),
+    inverse=lambda k: writes(each(k.means.lanes), k.means.lanes),
+    eps=lambda k: reads(1),
+    status=lambda k: flags(1),
+)
 def join_moments_kernel(
     step, thread, unit, means, squares, mean, var, inverse, eps, images, pixels, channels, status
 ):
@@ -329,7 +406,15 @@ def join_moments_kernel(
     store(inverse + at, i)
 
 
-@kernel
+@kernel(
+    fits=lambda k: _misfit(k.z, k.y),
+    z=lambda k: reads(each(k.z_step), k.pixels * k.z.row),
+    y=lambda k: writes(each(k.y_step), k.pixels * k.y.row),
+    gamma=lambda k: reads(k.z.row),
+    beta=lambda k: reads(k.z.row),
+    mean=lambda k: reads(k.z.row),
+    inverse=lambda k: reads(k.z.row),
+)
 def normalize_image_kernel(
     step, thread, unit, z, z_step, y, y_step, gamma, beta, mean, inverse, pixels
 ):
@@ -345,7 +430,15 @@ def normalize_image_kernel(
                 store(target + (i * y.row + column), fma(h, g, b))
 
 
-@kernel
+@kernel(
+    fits=lambda k: _misfit(k.z, k.dy),
+    z=lambda k: reads(each(k.z_step), k.pixels * k.z.row),
+    dy=lambda k: reads(each(k.dy_step), k.pixels * k.dy.row),
+    mean=lambda k: reads(k.z.row),
+    inverse=lambda k: reads(k.z.row),
+    betas=lambda k: writes(each(_blocks_of(k.pixels) * k.z.row), _blocks_of(k.pixels) * k.z.row),
+    gammas=lambda k: writes(each(_blocks_of(k.pixels) * k.z.row), _blocks_of(k.pixels) * k.z.row),
+)
 def image_gradient_sums_kernel(
     step, thread, unit, z, z_step, dy, dy_step, mean, inverse, betas, gammas, pixels
 ):
@@ -383,7 +476,16 @@ def image_gradient_sums_kernel(
             store(gammas + (at + column), load(even + z.row) + load(odd + z.row))
 
 
-@kernel
+@kernel(
+    betas=lambda k: reads(
+        axis(k.images * _blocks_of(k.pixels), k.betas.row), each(k.betas.lanes), k.betas.lanes
+    ),
+    gammas=lambda k: reads(
+        axis(k.images * _blocks_of(k.pixels), k.gammas.row), each(k.gammas.lanes), k.gammas.lanes
+    ),
+    dbeta=lambda k: writes(each(k.betas.lanes), k.betas.lanes),
+    dgamma=lambda k: writes(each(k.betas.lanes), k.betas.lanes),
+)
 def join_sums_kernel(step, thread, unit, betas, gammas, dbeta, dgamma, images, pixels):
     """A vector of channels: dbeta and dgamma from the sums of the blocks."""
     blocks = (pixels + BLOCK_ROWS - 1) // BLOCK_ROWS
@@ -396,13 +498,23 @@ def join_sums_kernel(step, thread, unit, betas, gammas, dbeta, dgamma, images, p
     store(dgamma + at, gamma)
 
 
-@kernel
+@kernel(
+    fits=lambda k: _misfit(k.z, k.dy, k.dz),
+    z=lambda k: reads(each(k.z_step), k.pixels * k.z.row),
+    dy=lambda k: reads(each(k.dy_step), k.pixels * k.dy.row),
+    dz=lambda k: writes(each(k.dz_step), k.pixels * k.dz.row),
+    gamma=lambda k: reads(k.z.row),
+    mean=lambda k: reads(k.z.row),
+    inverse=lambda k: reads(k.z.row),
+    dgamma=lambda k: reads(k.z.row),
+    dbeta=lambda k: reads(k.z.row),
+)
 def image_input_gradient_kernel(
     step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, dgamma, dbeta,
-    images, pixels,
+    total, pixels,
 ):  # fmt: skip
-    """An image of dz."""
-    n = fill(z, images * pixels)
+    """`pixels` of an image of dz; total: the batch's numbers for each channel."""
+    n = fill(z, total)
     factor = stack_rows(z, 1)
     mean_dy, mean_dyh = stack_rows(z, 1), stack_rows(z, 1)
     for column in range(0, z.row, z.lanes):
@@ -421,7 +533,14 @@ def image_input_gradient_kernel(
             store(target + column, gradient)
 
 
-@kernel
+@kernel(
+    running_mean=lambda k: updates(each(k.span), round_up(k.span, k.mean.lanes)),
+    running_var=lambda k: updates(each(k.span), round_up(k.span, k.mean.lanes)),
+    mean=lambda k: reads(each(k.span), round_up(k.span, k.mean.lanes)),
+    var=lambda k: reads(each(k.span), round_up(k.span, k.mean.lanes)),
+    unbias=lambda k: reads(1),
+    momentum=lambda k: reads(1),
+)
 def update_running_kernel(
     step, thread, unit, running_mean, running_var, mean, var, unbias, momentum, span
 ):
@@ -434,6 +553,107 @@ def update_running_kernel(
         r = load(running_var + at)
         unbiased = load(var + at) * fill(mean, unbias[0])
         store(running_var + at, r + weight * (unbiased - r))
+
+
+class Statistics(NamedTuple):
+    """Operands of vectors: the batch's mean, biased variance, and 1 / sqrt(var + eps)."""
+
+    mean: Operand
+    var: Operand
+    inverse: Operand
+
+
+def emit_forward(program, z, y, gamma, beta, statistics, eps, rows, group, columns):
+    """Emit a panel of y with its columns' statistics; `group`: rows that no block goes beyond."""
+    program.call(
+        forward_kernel, z, y, gamma, beta, *statistics, _one(eps, z), rows, group, columns,
+        program.status,
+    )  # fmt: skip
+
+
+def emit_backward(program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, group):
+    """Emit a panel of dz, which may take dy's place, and of dgamma and dbeta."""
+    program.call(
+        backward_kernel, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, group
+    )
+
+
+def emit_forward_running(program, z, y, gamma, beta, mean, inverse, rows):
+    """Emit a panel of y for given statistics."""
+    program.call(forward_running_kernel, z, y, gamma, beta, mean, inverse, rows)
+
+
+def emit_backward_running(
+    program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, group
+):
+    """Emit a panel of dz, dgamma and dbeta for given statistics."""
+    program.call(
+        backward_running_kernel, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, group
+    )
+
+
+def emit_update_running(program, running_mean, running_var, mean, var, count, momentum, span):
+    """Emit r + momentum (batch - r) for `span` columns, with the variance of `count` numbers."""
+    unbias = count / max(count - 1, 1)
+    program.call(
+        update_running_kernel, running_mean, running_var, mean, var, _one(unbias, mean),
+        _one(momentum, mean), span,
+    )  # fmt: skip
+
+
+class Parts(NamedTuple):
+    """Operands of two sums for each channel of each block of images."""
+
+    first: Operand
+    second: Operand
+
+    @classmethod
+    def room(cls, program, images, pixels, channels, dtype):
+        shape = images * _blocks_of(pixels), channels
+        return cls(program.made(shape, dtype), program.made(shape, dtype))
+
+    def renewed(self):
+        return Parts(self.first.renewed(), self.second.renewed())
+
+
+def emit_image_moments(program, z, parts, pixels):
+    """Emit the moments of an image's blocks."""
+    program.call(image_moments_kernel, z, *parts, pixels)
+
+
+def emit_join_moments(program, parts, statistics, eps, images, pixels, channels):
+    """Emit a phase for the moments of the batch, from those of its blocks."""
+    row = parts.first.row
+    program.phase(row // lanes(parts.first.array.dtype))
+    program.call(
+        join_moments_kernel, *parts, *statistics, _one(eps, parts.first), images, pixels, channels,
+        program.status,
+    )  # fmt: skip
+
+
+def emit_image_forward(program, z, y, gamma, beta, mean, inverse, pixels):
+    """Emit an image of y, given the batch's moments."""
+    program.call(normalize_image_kernel, z, y, gamma, beta, mean, inverse, pixels)
+
+
+def emit_image_sums(program, z, dy, mean, inverse, parts, pixels):
+    """Emit the sums of dy and dy h over an image's blocks."""
+    program.call(image_gradient_sums_kernel, z, dy, mean, inverse, *parts, pixels)
+
+
+def emit_join_sums(program, parts, dbeta, dgamma, images, pixels):
+    """Emit a phase for dbeta and dgamma, from the sums of the blocks."""
+    program.phase(parts.first.row // lanes(parts.first.array.dtype))
+    program.call(join_sums_kernel, *parts, dbeta, dgamma, images, pixels)
+
+
+def emit_image_backward(
+    program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, total, pixels
+):
+    """Emit `pixels` of an image of dz; total: the batch's numbers for each channel."""
+    program.call(
+        image_input_gradient_kernel, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, total, pixels
+    )
 
 
 class Cache(NamedTuple):
@@ -454,14 +674,10 @@ class RunningCache(NamedTuple):
     group: int
 
 
-def zero_variance(var, what):
-    """Return the error that names the units without variance."""
-    units = np.flatnonzero(var == 0)
-    return ZeroVarianceError(
-        f"var: {what} {units[:8].tolist()}{' ...' if units.size > 8 else ''} have variance 0 "
-        "at eps = 0, where 0/0 is undefined; expected variances > 0 or eps > 0 "
-        "(units die under strong decay; use a smaller decay, or a small eps)"
-    )
+def check_inverses(inverse, eps, what):
+    """Refuse what `check_variance` does, told from inverse = 1 / sqrt(var + eps), or 0 or NaN."""
+    deviation = np.divide(1, inverse, out=np.zeros_like(inverse), where=inverse != 0)
+    check_variance(deviation * deviation, eps, what)
 
 
 def _group(shape):
@@ -475,8 +691,8 @@ def _check(z, **vectors):
             raise ValueError(f"{name}: got shape {vector.shape}, expected {z.shape[-1:]}")
 
 
-def _one(value, dtype):
-    return np.array([value], dtype=dtype)
+def _one(value, operand):
+    return np.array([value], operand.array.dtype)
 
 
 def _blocks(source, group):
@@ -488,32 +704,29 @@ def _blocks(source, group):
 
 
 def _forward_program(source, gamma, beta, eps, group):
-    """Return the program of the forward pass, y, and the padded mean, var and 1 / s."""
-    y = source.empty()
-    mean, var, inverse = source.vector(), source.vector(), source.vector()
-    gamma, beta, eps = source.vector(gamma), source.vector(beta), _one(eps, source.dtype)
+    """Return the program of the forward pass, y, and the padded statistics."""
     program = Program()
+    y = source.empty(program)
+    statistics = Statistics(*(source.room(program) for _ in range(3)))
+    gamma, beta = source.vector(gamma), source.vector(beta)
     blocks = _blocks(source, group)
     if blocks is None:
         program.phase(source.count if source.rows else 0)
-        program.call(
-            forward_kernel, source.operand, y.operand, gamma, beta, mean, var, inverse, eps,
-            source.rows, group, source.columns, program.status,
+        emit_forward(
+            program, source.operand, y.operand, gamma, beta, statistics, eps, source.rows, group,
+            source.columns,
         )  # fmt: skip
-        return program, y, mean, var, inverse
+        return program, y, statistics
     images, pixels = blocks
     rows, out = source.row_blocks(pixels), y.row_blocks(pixels)
-    count = -(-pixels // BLOCK_ROWS) * images
-    parts = [aligned((count, source.columns), source.dtype) for _ in range(2)]
-    program.phase(images).call(image_moments_kernel, rows, *parts, pixels)
-    program.phase(source.columns // lanes(source.dtype))
-    program.call(
-        join_moments_kernel, *parts, mean, var, inverse, eps, images, pixels, source.columns,
-        program.status,
-    )  # fmt: skip
+    parts = Parts.room(program, images, pixels, source.columns, source.dtype)
+    program.phase(images)
+    emit_image_moments(program, rows, parts, pixels)
+    emit_join_moments(program, parts, statistics, eps, images, pixels, source.columns)
     program.phase(images, check=True)
-    program.call(normalize_image_kernel, rows, out, gamma, beta, mean, inverse, pixels)
-    return program, y, mean, var, inverse
+    mean, _, inverse = statistics
+    emit_image_forward(program, rows, out, gamma, beta, mean, inverse, pixels)
+    return program, y, statistics
 
 
 def forward(z, gamma, beta, eps):
@@ -521,44 +734,44 @@ def forward(z, gamma, beta, eps):
 
     z (N, K) or images (N, H, W, K); gamma, beta (K,); eps >= 0, inside the root.
     Returns y and a cache whose `mean` and `var` (K,) are the batch's, var biased.
-    Raises ZeroVarianceError at eps = 0 where a unit is constant over the batch.
+    Raises ZeroVarianceError at eps = 0 where a unit is constant over the batch, and NonFiniteError
+    where a variance overflows.
     """
     z, gamma, beta = floating(z=z, gamma=gamma, beta=beta)
     _check(z, gamma=gamma, beta=beta)
     source, group = Columns.of(z), _group(z.shape)
-    program, y, mean, var, inverse = _forward_program(source, gamma, beta, eps, group)
-    if program.run(thread_count=thread_count(8 * z.size)):
-        raise zero_variance(var[: source.columns], "units")
+    program, y, statistics = _forward_program(source, gamma, beta, eps, group)
+    program.run(thread_count=thread_count(8 * z.size))
+    mean, var, inverse = (operand.array for operand in statistics)
     units = source.columns
+    check_variance(var[:units] + z.dtype.type(eps), eps, "units")
     return y.result(), Cache(source, gamma, inverse, mean, group, mean[:units], var[:units])
 
 
 def _backward_program(cotangent, cache):
     """Return the program of the backward pass, dz, dgamma and dbeta."""
     source, gamma = cache.z, cache.z.vector(cache.gamma)
-    dz, dgamma, dbeta = source.empty(), source.vector(), source.vector()
-    rowwise = cache.padded_mean, cache.inverse
     program = Program()
+    dz, dgamma, dbeta = source.empty(program), source.room(program), source.room(program)
+    moments = cache.padded_mean, cache.inverse
     blocks = _blocks(source, cache.group)
-    running = isinstance(cache, RunningCache)
-    if blocks is None or running:
+    if blocks is None or isinstance(cache, RunningCache):
         program.phase(source.count if source.rows else 0)
-        program.call(
-            backward_running_kernel if running else backward_kernel, source.operand,
-            cotangent.operand, dz.operand, gamma, *rowwise, dgamma, dbeta, source.rows, cache.group,
+        emit = emit_backward_running if isinstance(cache, RunningCache) else emit_backward
+        emit(
+            program, source.operand, cotangent.operand, dz.operand, gamma, *moments, dgamma, dbeta,
+            source.rows, cache.group,
         )  # fmt: skip
         return program, dz, dgamma, dbeta
     images, pixels = blocks
     rows, dy, out = (matrix.row_blocks(pixels) for matrix in (source, cotangent, dz))
-    count = -(-pixels // BLOCK_ROWS) * images
-    parts = [aligned((count, source.columns), source.dtype) for _ in range(2)]
+    parts = Parts.room(program, images, pixels, source.columns, source.dtype)
     program.phase(images)
-    program.call(image_gradient_sums_kernel, rows, dy, *rowwise, *parts, pixels)
-    program.phase(source.columns // lanes(source.dtype))
-    program.call(join_sums_kernel, *parts, dbeta, dgamma, images, pixels)
+    emit_image_sums(program, rows, dy, *moments, parts, pixels)
+    emit_join_sums(program, parts, dbeta, dgamma, images, pixels)
     program.phase(images)
-    program.call(
-        image_input_gradient_kernel, rows, dy, out, gamma, *rowwise, dgamma, dbeta, images, pixels
+    emit_image_backward(
+        program, rows, dy, out, gamma, *moments, dgamma, dbeta, images * pixels, pixels
     )
     return program, dz, dgamma, dbeta
 
@@ -570,7 +783,8 @@ def _backward(dy, cache):
         raise ValueError(f"dy: got shape {dy.shape}, expected {source.shape}")
     program, dz, dgamma, dbeta = _backward_program(Columns.of(dy), cache)
     program.run(thread_count=thread_count(8 * dy.size))
-    return dz.result(), dgamma[: source.columns], dbeta[: source.columns]
+    units = source.columns
+    return dz.result(), dgamma.array[:units], dbeta.array[:units]
 
 
 def backward(dy, cache):
@@ -587,7 +801,8 @@ def programs(z, gamma, beta, eps, dy):
     The first is the forward pass, whose result is y, the second the backward pass for dy and dz.
     """
     source, group = Columns.of(z), _group(z.shape)
-    forward, y, mean, var, inverse = _forward_program(source, gamma, beta, eps, group)
+    forward, y, statistics = _forward_program(source, gamma, beta, eps, group)
+    mean, var, inverse = (operand.array for operand in statistics)
     cache = Cache(source, gamma, inverse, mean, group, mean, var)
     backward, dz, _, _ = _backward_program(Columns.of(dy), cache)
     return (forward, y), (backward, dz)
@@ -600,15 +815,14 @@ def forward_running(z, gamma, beta, mean, var, eps):
     """
     z, gamma, beta, mean, var = floating(z=z, gamma=gamma, beta=beta, mean=mean, var=var)
     _check(z, gamma=gamma, beta=beta, mean=mean, var=var)
-    if eps == 0 and np.any(var == 0):
-        raise zero_variance(var, "units (running variance)")
+    std = standard_deviation(var, eps, "units (running variance)")
     source = Columns.of(z)
-    y = source.empty()
-    padded_mean, inverse = source.vector(mean), source.vector(1 / np.sqrt(var + z.dtype.type(eps)))
+    padded_mean, inverse = source.vector(mean), source.vector(1 / std)
     program = Program().phase(source.count if source.rows else 0)
-    program.call(
-        forward_running_kernel, source.operand, y.operand, source.vector(gamma),
-        source.vector(beta), padded_mean, inverse, source.rows,
+    y = source.empty(program)
+    emit_forward_running(
+        program, source.operand, y.operand, source.vector(gamma), source.vector(beta), padded_mean,
+        inverse, source.rows,
     )  # fmt: skip
     program.run(thread_count=thread_count(8 * z.size))
     return y.result(), RunningCache(source, gamma, inverse, padded_mean, _group(z.shape))
@@ -627,8 +841,11 @@ def update_running(running_mean, running_var, mean, var, count, momentum):
     """
     arrays = floating(running_mean=running_mean, running_var=running_var, mean=mean, var=var)
     units = arrays[0].size
-    padded = [Columns((1, units), arrays[0].dtype).vector(array) for array in arrays]
-    one = [_one(value, arrays[0].dtype) for value in (count / (count - 1), momentum)]
-    program = Program().phase(1).call(update_running_kernel, *padded, *one, padded[0].size)
+    program = Program().phase(1)
+    padded = [panel_vector(array) for array in arrays]
+    running = [program.kept(array) for array in padded[:2]]
+    emit_update_running(
+        program, *running, *map(Operand, padded[2:]), count, momentum, padded[0].size
+    )
     program.run()
     return padded[0][:units], padded[1][:units]

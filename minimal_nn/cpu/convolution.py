@@ -32,10 +32,22 @@ from minimal_nn.cpu import affine
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
-from minimal_nn.cpu.machine.microkernel import TILE_ROWS, TRANSPOSED_ROWS, tile, tile_transposed
+from minimal_nn.cpu.machine.footprints import (
+    axis,
+    collects,
+    each,
+    panel_rows,
+    places,
+    reads,
+    shared_out,
+    steps,
+    updates,
+    writes,
+)
+from minimal_nn.cpu.machine.microkernel import TILE_ROWS, tile, tile_transposed, transposed_rows
+from minimal_nn.cpu.machine.operands import Operand, image_numbers, image_pixels
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, load, pointer_at, store, transpose_square
-from minimal_nn.cpu.machine.workspace import elements
+from minimal_nn.cpu.machine.vectors import fill, load, pointer_at, store, transpose_square
 
 GROUPS = 16  # of images, each with its own sum of weight gradients
 ROWS = 4  # image rows in one block of that sum
@@ -59,7 +71,27 @@ def place(source, target, height, width, pitch, channels, source_channels):
                     to[x * channels + c] = at[x * source_channels + c]
 
 
-@kernel
+def _image_misfit(image, channels):
+    """Return what is wrong where an image does not have so many channels."""
+    if image.channels not in (0, channels):
+        return f"images of {image.channels} channels are taken for such of {channels}"
+
+
+def _inside_border(k):
+    """The inside of an image with a border, of whose `channels` the first `source_channels`."""
+    lines, corner = axis(k.height, k.pitch * k.channels), (k.pitch + 1) * k.channels
+    if k.source_channels == k.channels:
+        return writes(lines, k.width * k.channels, start=corner)
+    return writes(lines, axis(k.width, k.channels), k.source_channels, start=corner)
+
+
+@kernel(
+    fits=lambda k: (
+        _image_misfit(k.source, k.source_channels) or _image_misfit(k.target, k.channels)
+    ),
+    source=lambda k: reads(each(k.source_step), k.height * k.width * k.source_channels),
+    target=_inside_border,
+)
 def place_kernel(
     step, thread, unit, source, source_step, target, height, width, pitch, channels, source_channels
 ):
@@ -67,14 +99,22 @@ def place_kernel(
     place(source + unit * source_step, target, height, width, pitch, channels, source_channels)
 
 
-@kernel
+@kernel(
+    source=lambda k: reads(each(k.source_step), workspace.round_up(k.count, k.source.lanes)),
+    target=lambda k: writes(workspace.round_up(k.count, k.source.lanes)),
+)
 def copy_kernel(step, thread, unit, source, source_step, target, count):
     """Image `unit` into the thread's space."""
     for i in range(0, count, source.lanes):
         store(target + i, load(source + (unit * source_step + i)))
 
 
-@kernel
+@kernel(
+    fits=lambda k: _image_misfit(k.target, k.channels),
+    data=lambda k: reads(1),
+    batches=lambda k: reads(steps(k.images), each(1)),
+    target=_inside_border,
+)
 def gather_kernel(
     step, thread, unit, data, batches, target, images, height, width, pitch, channels,
     source_channels,
@@ -85,9 +125,23 @@ def gather_kernel(
     place(source, target, height, width, pitch, channels, source_channels)
 
 
-@kernel
+def _pixels(mode, k):
+    if k.channels == k.padded:
+        return mode(k.pixels * k.padded)
+    return mode(axis(k.pixels, k.padded), k.channels)
+
+
+def _features(mode, k, whole):
+    return panel_rows(mode, k.x, k.x_step, k.units, k.pixels * k.channels, 1, whole)
+
+
+@kernel(
+    fits=lambda k: _image_misfit(k.image, k.padded),
+    image=lambda k: _pixels(reads, k),
+    x=lambda k: _features(writes, k, whole=True),
+)
 def flatten_kernel(step, thread, unit, image, x, x_step, pixels, channels, padded):
-    """An image as row `unit` of panels, without the channels of padding."""
+    """An image as row `unit` of panels, without the channels of padding; columns of padding 0."""
     row = x + unit * x.row
     if channels == padded and channels % x.row == 0:
         for first in range(0, pixels * channels, x.row):
@@ -99,9 +153,17 @@ def flatten_kernel(step, thread, unit, image, x, x_step, pixels, channels, padde
             for c in range(channels):
                 feature = i * channels + c
                 row[(feature // x.row) * x_step + feature % x.row] = image[i * padded + c]
+        features = pixels * channels
+        last = row + (features // x.row) * x_step
+        for column in range(features % x.row, x.row if features % x.row else 0):
+            last[column] = 0.0
 
 
-@kernel
+@kernel(
+    fits=lambda k: _image_misfit(k.image, k.padded),
+    x=lambda k: _features(reads, k, whole=False),
+    image=lambda k: _pixels(writes, k),
+)
 def unflatten_kernel(step, thread, unit, x, x_step, image, pixels, channels, padded):
     """Row `unit` of panels as an image; its channels of padding stay 0."""
     row = x + unit * x.row
@@ -117,7 +179,22 @@ def unflatten_kernel(step, thread, unit, x, x_step, image, pixels, channels, pad
                 image[i * padded + c] = row[(feature // x.row) * x_step + feature % x.row]
 
 
-@kernel
+def _forward_misfit(k):
+    if k.width < TILE_ROWS:
+        return f"rows of {k.width} pixels are shorter than a tile of {TILE_ROWS}"
+    if k.depth != 3 * k.x.row or k.w_step != 3 * k.depth * k.w.row:
+        rows = k.w_step // k.w.row
+        return f"weights in panels of {rows} rows are not those of {k.x.row} channels"
+    if k.panels * k.w.row != k.z.row:
+        return f"weights for {k.panels * k.w.row} channels are not those of {k.z.row}"
+
+
+@kernel(
+    fits=_forward_misfit,
+    x=lambda k: reads((k.height + 2) * (k.width + 2) * k.x.row),
+    w=lambda k: reads(axis(k.panels, k.w_step), 3 * k.depth * k.w.row),
+    z=lambda k: writes(each(k.z_step), k.height * k.width * k.z.row),
+)
 def forward_kernel(step, thread, unit, x, w, w_step, z, z_step, depth, height, width, panels):
     """An image of z: x with its border, w panels [3][depth rows][panel width]."""
     row = (width + 2) * x.row
@@ -134,7 +211,29 @@ def forward_kernel(step, thread, unit, x, w, w_step, z, z_step, depth, height, w
                 )  # fmt: skip
 
 
-@kernel
+def _weight_gradient_misfit(k):
+    if k.panels * k.dw.row != k.dz.row:
+        return f"sums for {k.panels * k.dw.row} channels are not those of {k.dz.row}"
+    if k.depth != 3 * k.x.row:
+        return f"sums of {k.depth} rows are not those of {k.x.row} channels"
+
+
+def _bordered(k, image):
+    return (k.height + 2) * (k.width + 2) * image.row
+
+
+@kernel(
+    fits=_weight_gradient_misfit,
+    x=lambda k: reads(_bordered(k, k.x)),
+    dz=lambda k: reads(
+        axis(k.height, (k.width + 2) * k.dz.row), k.width * k.dz.row,
+        start=(k.width + 3) * k.dz.row,
+    ),
+    dw=lambda k: collects(
+        each(k.group_step, k.grain), axis(k.panels, k.panel_step), axis(3, k.depth * k.dw.row),
+        workspace.round_up(3 * k.x.row, transposed_rows(k.x)) * k.dw.row, group=k.grain,
+    ),
+)
 def weight_gradient_kernel(
     step, thread, unit, x, dz, dw, group_step, panel_step, depth, height, width, panels, grain
 ):
@@ -151,29 +250,49 @@ def weight_gradient_kernel(
             for a in range(3):
                 left = x + (first + a) * row
                 target = group + (panel * panel_step + a * depth * dw.row)
-                for k in range(0, 3 * x.row, TRANSPOSED_ROWS):
+                for k in range(0, 3 * x.row, transposed_rows(x)):
                     tile_transposed(
                         left + k, row, right, dz_row, target + k * dw.row, count, width, add
                     )
 
 
-@kernel
-def sum_groups_kernel(step, thread, unit, groups, group_step, panel_step, dw, dw_step, depth, used,
-                      count):  # fmt: skip
-    """A panel of dW: the sum of the groups' in order; rows of padding (after `used`) stay 0."""
+@kernel(
+    groups=lambda k: reads(
+        axis(k.count, k.group_step), each(k.panel_step), 3 * k.depth * k.dw.row
+    ),
+    dw=lambda k: writes(each(k.dw_step), 3 * k.depth * k.dw.row),
+)
+def sum_groups_kernel(
+    step, thread, unit, groups, group_step, panel_step, dw, dw_step, depth, count
+):
+    """A panel of dW: the sum of the groups' in order."""
     source = groups + unit * panel_step
     target = dw + unit * dw_step
-    for a in range(3):
-        for k in range(used):
-            for column in range(0, dw.row, dw.lanes):
-                at = (a * depth + k) * dw.row + column
-                total = fill(dw, 0.0)
-                for group in range(count):
-                    total = total + load(source + (group * group_step + at))
-                store(target + at, total)
+    for at in range(0, 3 * depth * dw.row, dw.lanes):
+        total = fill(dw, 0.0)
+        for group in range(count):
+            total = total + load(source + (group * group_step + at))
+        store(target + at, total)
 
 
-@kernel
+def _turn_misfit(k):
+    if k.channels % k.w.lanes or k.channels % k.t.row:
+        return f"{k.channels} channels are not whole vectors and panels of {k.t.row}"
+    if k.w_step != 9 * k.channels * k.w.row:
+        rows = k.w_step // k.w.row
+        return f"weights in panels of {rows} rows are not those of {k.channels} channels"
+    if k.depth != 3 * k.units * k.w.row:
+        return f"panels of 3 x {k.depth} rows are not those of {k.units * k.w.row} channels"
+
+
+@kernel(
+    fits=_turn_misfit,
+    w=lambda k: reads(each(k.w_step), 9 * k.channels * k.w.row),
+    t=lambda k: writes(
+        axis(k.channels // k.t.row, k.t_step), axis(9, k.depth // 3 * k.t.row),
+        shared_out(k.depth // 3, k.t.row, k.w.row), k.t.row,
+    ),
+)
 def turn_kernel(step, thread, unit, w, w_step, t, t_step, depth, channels):
     """From panel `unit` of W: its channels' rows of the panels of W turned, channels exchanged.
 
@@ -191,7 +310,10 @@ def turn_kernel(step, thread, unit, w, w_step, t, t_step, depth, channels):
                     transpose_square(source + column, target + column * t.row)
 
 
-@kernel
+@kernel(
+    z=lambda k: updates(each(k.z_step), k.pixels * k.z.row),
+    bias=lambda k: reads(k.z.row),
+)
 def bias_kernel(step, thread, unit, z, z_step, bias, pixels):
     """An image of z + b."""
     for column in range(0, z.row, z.lanes):
@@ -201,17 +323,36 @@ def bias_kernel(step, thread, unit, z, z_step, bias, pixels):
             store(where, load(where) + b)
 
 
-@kernel
+@kernel(
+    dz=lambda k: reads(k.pixels * k.dz.row),
+    sums=lambda k: writes(each(k.dz.row), k.dz.row),
+)
 def bias_gradient_kernel(step, thread, unit, dz, sums, pixels):
     """An image's part of db; dz with its border (of zeros, which the sum may contain)."""
     for column in range(0, dz.row, dz.lanes):
         store(sums + (unit * dz.row + column), affine.column_sum(dz + column, pixels))
 
 
-class Shape:
-    """The sizes of a 3x3 convolution in this layout, and the calls that its parts are made of."""
+@kernel(
+    rows=lambda k: reads(k.count * k.rows.row),
+    total=lambda k: writes(k.rows.row),
+)
+def sum_rows_kernel(step, thread, unit, rows, total, count):
+    """The sums of the columns of a small matrix."""
+    for column in range(0, rows.row, rows.lanes):
+        store(total + column, affine.column_sum(rows + column, count))
 
-    def __init__(self, images, height, width, inputs, outputs, dtype, algorithm="direct"):
+
+class Shape:
+    """The sizes of a 3x3 convolution in this layout, and the calls that its parts are made of.
+
+    few: whether few input channels are packed as they are, which leaves their weights in panels
+    that cannot be turned, as dx needs.
+    """
+
+    def __init__(
+        self, images, height, width, inputs, outputs, dtype, algorithm="direct", few=True
+    ):
         self.images, self.height, self.width = images, height, width
         self.pixels = height * width
         self.inputs, self.outputs, self.dtype = inputs, outputs, np.dtype(dtype)
@@ -223,59 +364,71 @@ class Shape:
         tile_size = 1 if self.winograd is None else self.winograd.size
         self.pitch = workspace.round_up(width, tile_size) + 2  # pixels in a row with its border
         self.bordered_pixels = (workspace.round_up(height, tile_size) + 2) * self.pitch
-        few = inputs <= FEW and self.winograd is None
-        self.input_channels = FEW if few else padded_channels(inputs, dtype)
+        self.few = few and inputs <= FEW and self.winograd is None
+        self.input_channels = FEW if self.few else padded_channels(inputs, dtype)
         self.output_channels = padded_channels(outputs, dtype)
         self.panels = workspace.panel_count(outputs, dtype)
         self.panel_width = workspace.width(outputs, dtype)
-        self.used = 3 * self.input_channels
-        self.depth = workspace.round_up(self.used, TRANSPOSED_ROWS)
+        self.depth = 3 * self.input_channels  # rows of a panel for each image row of the kernel
         self.grain = max(1, -(-images // GROUPS))
         self.groups = -(-images // self.grain)
-        self.panel_size = self.unit_size = 3 * self.depth * self.panel_width
+        self.panel_size = self.unit_size = self.unit_count = 3 * self.depth * self.panel_width
 
     def bordered(self, channels):
-        """Return the shape of an image with its border, and slack that tiles may read beyond it."""
-        return (self.bordered_pixels + TRANSPOSED_ROWS, channels)
+        """Return the shape of an image with its border."""
+        return (self.bordered_pixels, channels)
+
+    def inside(self, channels, real):
+        """Return the span of the first `real` channels of the pixels within the border."""
+        corner = (self.pitch + 1) * channels
+        lines = axis(self.height, self.pitch * channels)
+        return places(lines, axis(self.width, channels), real, start=corner)
+
+    def panels_of_weights(self):
+        """Return the shape of the panels [panel][3 depth][width] of weights."""
+        return (self.panels, 3 * self.depth, self.panel_width)
 
     def room(self):
-        """Return zeroed panels [panel][3 depth][width] for weights."""
-        shape = (self.panels, 3 * self.depth, self.panel_width)
-        return workspace.aligned(shape, self.dtype)
+        """Return zeroed panels for weights."""
+        return workspace.aligned(self.panels_of_weights(), self.dtype)
 
-    def turned(self):
-        """Return room for the turned weights, whose inputs are the outputs."""
-        width = workspace.width(self.inputs, self.dtype)
+    def gradient_room(self, program):
+        """Return an operand for the panels of dW."""
+        return program.made(self.panels_of_weights(), self.dtype)
+
+    def emit_turned(self, program, packed):
+        """Emit, for a panel as the unit, W turned by 180 degrees, its channels exchanged, and a
+        phase for what `emit_product` takes of it; return that."""
+        wide = workspace.width(self.inputs, self.dtype)
         panels = workspace.panel_count(self.inputs, self.dtype)
-        return workspace.aligned((panels, 9 * self.output_channels, width), self.dtype)
+        turned = program.made((panels, 9 * self.output_channels, wide), self.dtype)
+        program.call(
+            turn_kernel, packed, turned, 3 * self.output_channels, self.input_channels
+        )
+        program.phase(panels)
+        return self.emit_weights(program, turned, turned=True)
 
     def pack(self, W, out=None):
         """Copy W (3, 3, C, K) into panels."""
         out = self.room() if out is None else out
-        view = out.reshape(self.panels, 3, self.depth, self.panel_width)
-        inner = np.zeros((3, 3, self.input_channels, self.outputs), dtype=self.dtype)
-        inner[:, :, : self.inputs] = W
-        inner = inner.reshape(3, self.used, self.outputs)
-        for panel in range(self.panels):
-            columns = inner[:, :, panel * self.panel_width : (panel + 1) * self.panel_width]
-            view[panel, :, : self.used, : columns.shape[2]] = columns
-        return out
+        padded = np.zeros((3, 3, self.input_channels, self.outputs), dtype=self.dtype)
+        padded[:, :, : self.inputs] = W
+        return workspace.pack(padded.reshape(-1, self.outputs), out)
 
     def unpack(self, packed):
         """Return W (3, 3, C, K) from panels."""
-        view = packed.reshape(self.panels, 3, self.depth, self.panel_width)[:, :, : self.used]
-        joined = view.transpose(1, 2, 0, 3).reshape(3, 3, self.input_channels, -1)
-        return np.ascontiguousarray(joined[:, :, : self.inputs, : self.outputs])
+        matrix = workspace.unpack(packed, 3 * self.depth, self.outputs)
+        padded = matrix.reshape(3, 3, self.input_channels, self.outputs)
+        return np.ascontiguousarray(padded[:, :, : self.inputs])
 
-    def weights(self, program, packed, turned=False):
-        """Emit, for a panel as the unit, what `convolve` takes of packed weights; return it."""
+    def emit_weights(self, program, packed, turned=False):
+        """Emit, for a panel as the unit, what `emit_product` takes of packed weights; return it."""
         if self.winograd is None:
             return packed
         channels = self.output_channels if turned else self.input_channels
-        depth = 3 * channels if turned else self.depth
-        return self.winograd.weights(program, packed, depth, channels)
+        return self.winograd.emit_weights(program, packed, 3 * channels, channels)
 
-    def convolve(self, program, space, x, weights, z, turned=False):
+    def emit_product(self, program, space, x, weights, z, turned=False):
         """Emit z = x W for the unit's image x with its border; turned: dx = dz W turned.
 
         space: see `scratch`.
@@ -283,27 +436,95 @@ class Shape:
         if self.winograd is None:
             depth = 3 * self.output_channels if turned else self.depth
             program.call(
-                forward_kernel, x, weights, _image(z), depth, self.height, self.width, len(weights)
-            )
+                forward_kernel, x, weights, image_pixels(z), depth, self.height, self.width,
+                len(weights.array),
+            )  # fmt: skip
             return
         sizes = self.height, self.width, self.pitch
-        self.winograd.convolve(program, space, x, weights, z, *sizes)
+        self.winograd.emit_product(program, space, x, weights, z, *sizes)
 
-    def weight_gradient(self, program, space, x, dz):
+    def emit_weight_gradient(self, program, space, x, dz):
         """Emit the unit's part of dW for images with their borders; return the groups' sums."""
-        groups = workspace.aligned((self.groups, self.panels, self.panel_size), self.dtype)
-        groups = workspace.Operand(groups, row=self.panel_width, step=groups[0].size)
+        shape = self.groups, *self.panels_of_weights()
+        groups = program.made(shape, self.dtype).at(step=self.panels * self.panel_size)
         if self.winograd is None:
             program.call(
                 weight_gradient_kernel, x, dz, groups, self.panel_size, self.depth, self.height,
                 self.width, self.panels, self.grain,
             )  # fmt: skip
         else:
-            self.winograd.weight_gradient(
+            self.winograd.emit_weight_gradient(
                 program, space, x, dz, groups, self.depth, self.height, self.width, self.pitch,
                 self.images, self.grain,
             )  # fmt: skip
         return groups
+
+
+def emit_place(program, source, bordered, sizes, rows, channels, first=0):
+    """Emit `rows` rows of an image of so many channels, into one with a border from row `first`."""
+    padded = bordered.row
+    program.call(
+        place_kernel, source, bordered.at(first * sizes.pitch * padded, row=1), rows, sizes.width,
+        sizes.pitch, padded, channels,
+    )  # fmt: skip
+
+
+def emit_gather(program, data, batches, bordered, sizes):
+    """Emit an image of the step's batch, into one with a border."""
+    program.call(
+        gather_kernel, data, batches, bordered.at(row=1), sizes.images, sizes.height, sizes.width,
+        sizes.pitch, bordered.row, sizes.inputs,
+    )  # fmt: skip
+
+
+def emit_copy(program, source, target, count):
+    """Emit `count` numbers of an image, into the thread's space."""
+    program.call(copy_kernel, source, target.at(row=1), count)
+
+
+def pixels_of(pixels, channels, padded):
+    """Return the spans of the channels of images with more of them, of padding."""
+    return (places(axis(pixels, padded), channels),)
+
+
+def emit_flatten(program, image, x, pixels, channels, padded):
+    """Emit an image as a row of panels, without its channels of padding."""
+    program.call(flatten_kernel, image.at(row=1), x, pixels, channels, padded)
+
+
+def emit_unflatten(program, x, image, pixels, channels, padded):
+    """Emit a row of panels as an image, whose channels of padding stay 0."""
+    program.call(unflatten_kernel, x, image.at(row=1), pixels, channels, padded)
+
+
+def emit_forward(program, space, sizes, x, weights, z, bias=None):
+    """Emit an image of z, given one of x with its border and the weights of `emit_weights`."""
+    sizes.emit_product(program, space, x, weights, z)
+    if bias is not None:
+        program.call(bias_kernel, image_pixels(z), bias, sizes.pixels)
+
+
+def emit_backward(program, space, sizes, x, dz, bias_sums=None):
+    """Emit an image's part of dW and of db, given x and dz with their borders; return dW's sums.
+
+    What follows for dx is `sizes.emit_product(..., turned=True)`.
+    """
+    if bias_sums is not None:
+        program.call(bias_gradient_kernel, dz, bias_sums, sizes.bordered_pixels)
+    return sizes.emit_weight_gradient(program, space, x, dz)
+
+
+def emit_sum_bias(program, bias_sums, db, images):
+    """Emit a phase for db, from the images' sums."""
+    program.phase(1)
+    program.call(sum_rows_kernel, bias_sums, db, images)
+
+
+def emit_sum_groups(program, sizes, groups, dw):
+    """Emit a panel of dW, from the groups' sums."""
+    program.call(
+        sum_groups_kernel, groups, sizes.panel_size, dw, sizes.depth, sizes.groups
+    )
 
 
 def padded_channels(channels, dtype):
@@ -319,8 +540,10 @@ def is_direct(shape, kernel, stride, padding):
 
 
 def scratch(program, dtype):
-    """Return space(name, shape): a thread's scratch space, the same for the same arguments."""
-    return functools.cache(lambda name, shape: program.local(shape, dtype))
+    """Return space(name, shape, valid=None): a thread's scratch space, of which there is one for
+    the same arguments; each call gives an operand for a value of its own."""
+    room = functools.cache(lambda name, *options: program.local(*options[:1], dtype, *options[1:]))
+    return lambda *arguments: room(*arguments).renewed()
 
 
 class TiledCache(NamedTuple):
@@ -414,15 +637,6 @@ def backward(dy, cache):
     return np.ascontiguousarray(dx), dW.reshape(kernel), db
 
 
-def _image(array):
-    """Return images (N, H, W, C) as an operand: rows of pixels, and the step between images."""
-    return workspace.Operand(array, row=array.shape[3], step=array[0].size)
-
-
-def _numbers(array):
-    return elements(array, step=array[0].size)
-
-
 def _inside(images, padding):
     """Return the pixels of an output with padding 1 that are those of one with `padding`."""
     return images if padding else images[:, 1:-1, 1:-1]
@@ -431,23 +645,23 @@ def _inside(images, padding):
 def _tiled_forward(x, W, b, padding, algorithm):
     n, h, w, c = x.shape
     sizes = Shape(n, h, w, c, W.shape[3], x.dtype, algorithm)
-    z = workspace.aligned((n, h, w, sizes.output_channels), x.dtype)
     work = 9 * x.size * W.shape[3]
     program = Program(thread_count(work)).phase(sizes.panels)
-    weights = sizes.weights(program, sizes.pack(W))
+    weights = sizes.emit_weights(program, Operand(sizes.pack(W)))
     program.phase(n)
-    bordered = program.local(sizes.bordered(sizes.input_channels), x.dtype)
-    program.call(
-        place_kernel, _numbers(x), bordered.at(row=1), h, w, sizes.pitch, sizes.input_channels, c
-    )
-    sizes.convolve(program, scratch(program, x.dtype), bordered, weights, z)
-    if b is not None:
-        bias = workspace.padded(sizes.output_channels, x.dtype)
-        bias[: b.size] = b
-        program.call(bias_kernel, _image(z), bias, sizes.pixels)
+    z = program.made((n, h, w, sizes.output_channels), x.dtype)
+    bordered = _bordered_space(program, sizes, sizes.input_channels, c)
+    emit_place(program, image_numbers(x), bordered, sizes, h, c)
+    bias = None if b is None else workspace.panel_vector(b)
+    emit_forward(program, scratch(program, x.dtype), sizes, bordered, weights, z, bias)
     program.run(thread_count=thread_count(work))
     cache = TiledCache(x, W, sizes, b is not None, padding)
-    return _inside(z, padding)[..., : W.shape[3]], cache
+    return _inside(z.array, padding)[..., : W.shape[3]], cache
+
+
+def _bordered_space(program, sizes, channels, real):
+    valid = (sizes.inside(channels, real),)
+    return program.local(sizes.bordered(channels), sizes.dtype, valid)
 
 
 def _tiled_backward(dy, cache):
@@ -463,52 +677,25 @@ def _tiled_backward(dy, cache):
         _inside(dy, padding)[...] = inside
     work = 18 * x.size * W.shape[3]
     program = Program(thread_count(work))
-    packed, turned = sizes.pack(W), sizes.turned()
-    dx = workspace.aligned((n, h, w, padded_channels(c, dtype)), dtype)
-    if sizes.input_channels == dx.shape[3]:
-        program.phase(sizes.panels)
-        program.call(
-            turn_kernel, packed, turned, 3 * sizes.output_channels, sizes.input_channels
-        )
-    else:  # few channels: W turned here
-        flipped = np.ascontiguousarray(W[::-1, ::-1].transpose(0, 1, 3, 2))
-        other = Shape(n, h, w, sizes.output_channels, c, dtype)
-        full = np.zeros((3, 3, sizes.output_channels, c), dtype=dtype)
-        full[:, :, : flipped.shape[2]] = flipped
-        other.pack(full, turned)
-    program.phase(len(turned))
-    weights = sizes.weights(program, turned, turned=True)
-    program.phase(n, grain=sizes.grain)
-    left = program.local(sizes.bordered(sizes.input_channels), dtype)
-    right = program.local(sizes.bordered(sizes.output_channels), dtype)
-    program.call(
-        place_kernel, _numbers(x), left.at(row=1), h, w, sizes.pitch, sizes.input_channels, c
-    )
-    program.call(
-        place_kernel, _numbers(dy), right.at(row=1), h, w, sizes.pitch, sizes.output_channels,
-        dy.shape[3],
-    )  # fmt: skip
-    sums = workspace.aligned((n, sizes.output_channels), dtype)
-    if has_bias:
-        program.call(bias_gradient_kernel, right, sums, sizes.bordered_pixels)
-    space = scratch(program, dtype)
-    groups = sizes.weight_gradient(program, space, left, right)
-    sizes.convolve(program, space, right, weights, dx, turned=True)
-    dW = sizes.room()
+    turnable = Shape(n, h, w, c, W.shape[3], dtype, few=False) if sizes.few else sizes
     program.phase(sizes.panels)
-    program.call(
-        sum_groups_kernel, groups, sizes.panel_size, dW, sizes.depth, sizes.used, sizes.groups
-    )
-    db = workspace.padded(sizes.output_channels, dtype)
+    weights = turnable.emit_turned(program, Operand(turnable.pack(W)))
+    program.phase(n, grain=sizes.grain)
+    dx = program.made((n, h, w, padded_channels(c, dtype)), dtype)
+    left = _bordered_space(program, sizes, sizes.input_channels, c)
+    right = _bordered_space(program, sizes, sizes.output_channels, W.shape[3])
+    emit_place(program, image_numbers(x), left, sizes, h, c)
+    emit_place(program, image_numbers(dy), right, sizes, h, W.shape[3])
+    sums = program.made((n, sizes.output_channels), dtype)
+    space = scratch(program, dtype)
+    groups = emit_backward(program, space, sizes, left, right, sums if has_bias else None)
+    sizes.emit_product(program, space, right, weights, dx, turned=True)
+    dW = sizes.gradient_room(program)
+    program.phase(sizes.panels)
+    emit_sum_groups(program, sizes, groups, dW)
+    db = program.made(sizes.output_channels, dtype)
     if has_bias:
-        program.phase(1)
-        program.call(sum_rows_kernel, sums, db, n)
+        emit_sum_bias(program, sums, db, n)
     program.run(thread_count=thread_count(work))
-    return dx[..., :c], sizes.unpack(dW), db[: W.shape[3]] if has_bias else None
-
-
-@kernel
-def sum_rows_kernel(step, thread, unit, rows, total, count):
-    """The sums of the columns of a small matrix."""
-    for column in range(0, rows.row, rows.lanes):
-        store(total + column, affine.column_sum(rows + column, count))
+    dx, dW, db = dx.array[..., :c], sizes.unpack(dW.array), db.array[: W.shape[3]]
+    return dx, dW, db if has_bias else None

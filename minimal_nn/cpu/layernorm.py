@@ -14,22 +14,30 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn.cpu.affine import BLOCK
-from minimal_nn.cpu.batchnorm import ZERO_VARIANCE, normalize
+from minimal_nn.cpu.batchnorm import (
+    ZERO_VARIANCE,
+    check_inverses,
+    inverse_deviation,
+    normalize,
+    report_zero,
+)
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
+from minimal_nn.cpu.machine.footprints import each, flags, panel_rows, reads, shared_out, writes
+from minimal_nn.cpu.machine.operands import Operand
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import (
+from minimal_nn.cpu.machine.vectors import (
     fill,
     first_lanes,
     fma,
     load,
     scalar,
-    square_root,
     store,
     sum_lanes,
+    where_zero,
 )
-from minimal_nn.errors import ZeroVarianceError
+from minimal_nn.cpu.machine.workspace import round_up
 
 ROWS = 8  # of a unit of work
 
@@ -40,18 +48,29 @@ def centered(z, mean, valid):
     return first_lanes(load(z) - mean, valid, fill(z, 0.0))
 
 
-@kernel
+@kernel(
+    z=lambda k: panel_rows(reads, k.z, k.z_step, k.rows, k.columns, ROWS),
+    y=lambda k: panel_rows(writes, k.y, k.y_step, k.rows, k.columns, ROWS),
+    gamma=lambda k: reads(round_up(k.columns, k.z.row)),
+    beta=lambda k: reads(round_up(k.columns, k.z.row)),
+    mean=lambda k: writes(shared_out(k.rows, 1, ROWS)),
+    inverse=lambda k: writes(shared_out(k.rows, 1, ROWS)),
+    eps=lambda k: reads(1),
+    status=lambda k: flags(1),
+)
 def forward_kernel(
     step, thread, unit, z, z_step, y, y_step, gamma, beta, mean, inverse, eps, rows, columns, status
 ):
     """ROWS rows of y, and each row's mean and 1 / sqrt(var + eps)."""
     panels = (columns + z.row - 1) // z.row
     for i in range(unit * ROWS, min(rows, (unit + 1) * ROWS)):
+        first = fill(z, z[i * z.row])  # of equal numbers the mean is then exact
         total = fill(z, 0.0)
         for panel in range(panels):
             for column in range(0, z.row, z.lanes):
-                total = total + load(z + (panel * z_step + i * z.row + column))
-        m = fill(z, sum_lanes(total) / scalar(z, columns))
+                valid = columns - (panel * z.row + column)
+                total = total + centered(z + (panel * z_step + i * z.row + column), first, valid)
+        m = first + fill(z, sum_lanes(total) / scalar(z, columns))
         total = fill(z, 0.0)
         for panel in range(panels):
             for column in range(0, z.row, z.lanes):
@@ -59,11 +78,8 @@ def forward_kernel(
                 c = centered(z + (panel * z_step + i * z.row + column), m, valid)
                 total = fma(c, c, total)
         var = sum_lanes(total) / scalar(z, columns)
-        deviation = square_root(fill(z, var) + fill(z, eps[0]))
-        s = fill(z, 1.0) / deviation
-        if var + eps[0] == scalar(z, 0.0):
-            status[0] = ZERO_VARIANCE
-            s = fill(z, 0.0)
+        s = inverse_deviation(fill(z, var), fill(z, eps[0]))
+        report_zero(s, 1, status, ZERO_VARIANCE)
         for panel in range(panels):
             for column in range(0, z.row, z.lanes):
                 at = panel * z.row + column
@@ -75,7 +91,14 @@ def forward_kernel(
         inverse[i] = sum_lanes(first_lanes(s, 1, fill(z, 0.0)))
 
 
-@kernel
+@kernel(
+    z=lambda k: panel_rows(reads, k.z, k.z_step, k.rows, k.columns, ROWS),
+    dy=lambda k: panel_rows(reads, k.dy, k.dy_step, k.rows, k.columns, ROWS),
+    dz=lambda k: panel_rows(writes, k.dz, k.dz_step, k.rows, k.columns, ROWS),
+    gamma=lambda k: reads(round_up(k.columns, k.z.row)),
+    mean=lambda k: reads(shared_out(k.rows, 1, ROWS)),
+    inverse=lambda k: reads(shared_out(k.rows, 1, ROWS)),
+)
 def input_gradient_kernel(
     step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, rows, columns
 ):
@@ -87,7 +110,7 @@ def input_gradient_kernel(
         for panel in range(panels):
             for column in range(0, z.row, z.lanes):
                 at = panel * z.row + column
-                h = normalize(load(z + (panel * z_step + i * z.row + column)), m, s)
+                h = centered(z + (panel * z_step + i * z.row + column), m, columns - at) * s
                 a = load(gamma + at) * load(dy + (panel * dy_step + i * dy.row + column))
                 sum_a = sum_a + a
                 sum_ah = fma(a, h, sum_ah)
@@ -96,7 +119,7 @@ def input_gradient_kernel(
         for panel in range(panels):
             for column in range(0, z.row, z.lanes):
                 at = panel * z.row + column
-                h = normalize(load(z + (panel * z_step + i * z.row + column)), m, s)
+                h = centered(z + (panel * z_step + i * z.row + column), m, columns - at) * s
                 a = load(gamma + at) * load(dy + (panel * dy_step + i * dy.row + column))
                 gradient = s * fma(fill(z, 0.0) - h, mean_ah, a - mean_a)
                 gradient = first_lanes(gradient, columns - at, fill(z, 0.0))
@@ -113,13 +136,21 @@ def column_gradient_sums(z, dy, mean, inverse, rows):
             g = load(dy + i * dy.row)
             h = normalize(load(z + i * z.row), fill(z, mean[i]), fill(z, inverse[i]))
             a = a + g
-            b = fma(g, h, b)
+            # Lanes of padding have g = 0, and an h that may have overflowed.
+            b = where_zero(g, b, fma(g, h, b))
         beta = beta + a
         gamma = gamma + b
     return beta, gamma
 
 
-@kernel
+@kernel(
+    z=lambda k: reads(each(k.z_step), k.rows * k.z.row),
+    dy=lambda k: reads(each(k.dy_step), k.rows * k.dy.row),
+    mean=lambda k: reads(k.rows),
+    inverse=lambda k: reads(k.rows),
+    dgamma=lambda k: writes(each(k.z.row), k.z.row),
+    dbeta=lambda k: writes(each(k.z.row), k.z.row),
+)
 def parameter_gradient_kernel(
     step, thread, unit, z, z_step, dy, dy_step, mean, inverse, dgamma, dbeta, rows
 ):
@@ -138,25 +169,38 @@ def row_units(rows):
     return -(-rows // ROWS)
 
 
+def emit_forward(program, z, y, gamma, beta, mean, inverse, eps, rows, columns):
+    """Emit, for blocks of rows as units, y and each row's mean and 1 / sqrt(var + eps)."""
+    program.rows(row_units(rows))
+    program.call(
+        forward_kernel, z, y, gamma, beta, mean, inverse, np.array([eps], z.array.dtype), rows,
+        columns, program.status,
+    )  # fmt: skip
+
+
+def emit_backward(program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, columns):
+    """Emit dz, unless it is None, for blocks of rows, then dgamma and dbeta for panels."""
+    if dz is not None:
+        program.rows(row_units(rows))
+        program.call(input_gradient_kernel, z, dy, dz, gamma, mean, inverse, rows, columns)
+    program.columns(len(z.array))
+    program.call(parameter_gradient_kernel, z, dy, mean, inverse, dgamma, dbeta, rows)
+
+
 class Cache(NamedTuple):
     z: np.ndarray  # panels
     shape: tuple
-    gamma: np.ndarray
+    gamma: np.ndarray  # padded
     mean: np.ndarray
     inverse: np.ndarray  # 1 / sqrt(var + eps)
-
-
-def _padded(vector, packed):
-    out = workspace.aligned(packed.shape[0] * packed.shape[2], packed.dtype)
-    out[: vector.size] = vector
-    return out
 
 
 def forward(z, gamma, beta, eps):
     """Normalize each example over its units: y = gamma (z - mean) / sqrt(var + eps) + beta.
 
     z (N, K), K >= 2; gamma, beta (K,); eps >= 0, inside the root.  Returns y and the cache.
-    Raises ZeroVarianceError at eps = 0 where all units of an example are equal.
+    Raises ZeroVarianceError at eps = 0 where all units of an example are equal, and NonFiniteError
+    where a variance overflows.
     """
     z, gamma, beta = floating(z=z, gamma=gamma, beta=beta)
     shape, columns = z.shape, z.shape[-1]
@@ -166,22 +210,16 @@ def forward(z, gamma, beta, eps):
     z = z.reshape(-1, columns)
     rows = len(z)
     packed = workspace.pack(z)
-    y = np.zeros_like(packed)
-    mean, inverse = workspace.aligned(rows, z.dtype), workspace.aligned(rows, z.dtype)
-    program = Program().phase(row_units(rows))
-    program.call(
-        forward_kernel, packed, y, _padded(gamma, packed), _padded(beta, packed), mean, inverse,
-        np.array([eps], dtype=z.dtype), rows, columns, program.status,
-    )  # fmt: skip
-    if program.run(thread_count=thread_count(8 * z.size)):
-        examples = np.flatnonzero(inverse == 0)
-        raise ZeroVarianceError(
-            f"var: examples {examples[:8].tolist()}{' ...' if examples.size > 8 else ''} have "
-            "variance 0 at eps = 0, where 0/0 is undefined; expected variances > 0 or eps > 0 "
-            "(units die under strong decay; use a smaller decay, or a small eps)"
-        )
-    y = workspace.unpack(y, rows, columns).reshape(shape)
-    return y, Cache(packed, shape, gamma, mean, inverse)
+    program = Program()
+    y = program.panels(rows, columns, z.dtype)
+    mean, inverse = (program.made(rows, z.dtype) for _ in range(2))
+    gamma, beta = workspace.panel_vector(gamma), workspace.panel_vector(beta)
+    emit_forward(program, Operand(packed), y, gamma, beta, mean, inverse, eps, rows, columns)
+    inverse = inverse.array
+    program.run(thread_count=thread_count(8 * z.size))
+    check_inverses(inverse, eps, "examples")
+    y = workspace.unpack(y.array, rows, columns).reshape(shape)
+    return y, Cache(packed, shape, gamma, mean.array, inverse)
 
 
 def backward(dy, cache):
@@ -191,14 +229,13 @@ def backward(dy, cache):
         raise ValueError(f"dy: got shape {dy.shape}, expected {cache.shape}")
     columns = dy.shape[-1]
     rows = dy.size // columns
-    packed = workspace.pack(dy.reshape(rows, columns))
-    dz = np.zeros_like(packed)
-    dgamma, dbeta = _padded(np.zeros(0), packed), _padded(np.zeros(0), packed)
-    rowwise = cache.mean, cache.inverse
-    program = Program().phase(row_units(rows))
-    gamma = _padded(cache.gamma, packed)
-    program.call(input_gradient_kernel, cache.z, packed, dz, gamma, *rowwise, rows, columns)
-    program.phase(len(packed))
-    program.call(parameter_gradient_kernel, cache.z, packed, *rowwise, dgamma, dbeta, rows)
+    program = Program()
+    dz = program.panels(rows, columns, dy.dtype)
+    dgamma, dbeta = (program.made(cache.gamma.size, dy.dtype) for _ in range(2))
+    emit_backward(
+        program, Operand(cache.z), Operand(workspace.pack(dy.reshape(rows, columns))), dz,
+        cache.gamma, cache.mean, cache.inverse, dgamma, dbeta, rows, columns,
+    )  # fmt: skip
     program.run(thread_count=thread_count(8 * dy.size))
-    return workspace.unpack(dz, rows, columns).reshape(dy.shape), dgamma[:columns], dbeta[:columns]
+    dz = workspace.unpack(dz.array, rows, columns).reshape(dy.shape)
+    return dz, dgamma.array[:columns], dbeta.array[:columns]

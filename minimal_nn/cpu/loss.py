@@ -16,26 +16,42 @@ from minimal_nn.cpu.layernorm import ROWS, row_units
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import kernel
+from minimal_nn.cpu.machine.elementary import exponential, logarithm
+from minimal_nn.cpu.machine.footprints import (
+    flags,
+    panel_rows,
+    places,
+    reads,
+    shared_out,
+    steps,
+    writes,
+)
+from minimal_nn.cpu.machine.operands import Operand
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import (
-    exponential,
+from minimal_nn.cpu.machine.vectors import (
     fill,
     first_lanes,
     fma,
     load,
-    logarithm,
     max_lanes,
     maximum,
     scalar,
     store,
     sum_lanes,
 )
+from minimal_nn.cpu.machine.workspace import lanes, round_up
 
 KINDS = ("cross_entropy", "mean_squared_error")
 NON_FINITE = 3  # the status
 
 
-@kernel
+@kernel(
+    s=lambda k: panel_rows(reads, k.s, k.s_step, k.rows, k.columns, ROWS),
+    ds=lambda k: panel_rows(writes, k.ds, k.ds_step, k.rows, k.columns, ROWS, over=("s",)),
+    labels=lambda k: reads(shared_out(k.rows, 1, ROWS)),
+    totals=lambda k: writes(shared_out(k.rows, 1, ROWS)),
+    shifted=lambda k: writes(shared_out(k.rows, 1, ROWS)),
+)
 def cross_entropy_kernel(
     step, thread, unit, s, s_step, ds, ds_step, labels, totals, shifted, rows, columns
 ):
@@ -75,7 +91,12 @@ def cross_entropy_kernel(
         ds[place] = at_label * (scalar(s, 1.0) / scalar(s, rows))
 
 
-@kernel
+@kernel(
+    totals=lambda k: reads(round_up(k.rows, k.totals.lanes)),
+    shifted=lambda k: reads(round_up(k.rows, k.totals.lanes)),
+    losses=lambda k: writes(steps(1)),
+    status=lambda k: flags(1),
+)
 def mean_cross_entropy_kernel(step, thread, unit, totals, shifted, losses, rows, status):
     """losses[step] = the mean over the rows of log(total) - shifted."""
     total = fill(totals, 0.0)
@@ -88,7 +109,12 @@ def mean_cross_entropy_kernel(step, thread, unit, totals, shifted, losses, rows,
         status[0] = NON_FINITE
 
 
-@kernel
+@kernel(
+    s=lambda k: panel_rows(reads, k.s, k.s_step, k.rows, k.columns, ROWS),
+    t=lambda k: panel_rows(reads, k.t, k.t_step, k.rows, k.columns, ROWS),
+    ds=lambda k: panel_rows(writes, k.ds, k.ds_step, k.rows, k.columns, ROWS, over=("s",)),
+    totals=lambda k: writes(shared_out(k.rows, 1, ROWS)),
+)
 def squared_error_kernel(
     step, thread, unit, s, s_step, t, t_step, ds, ds_step, totals, rows, columns
 ):
@@ -106,7 +132,11 @@ def squared_error_kernel(
         totals[i] = sum_lanes(total)
 
 
-@kernel
+@kernel(
+    totals=lambda k: reads(round_up(k.rows, k.totals.lanes)),
+    losses=lambda k: writes(steps(1)),
+    status=lambda k: flags(1),
+)
 def mean_squared_error_kernel(step, thread, unit, totals, losses, rows, columns, status):
     """losses[step] = the sum of the rows' parts / (rows columns)."""
     total = fill(totals, 0.0)
@@ -116,6 +146,28 @@ def mean_squared_error_kernel(step, thread, unit, totals, losses, rows, columns,
     losses[step] = value
     if not value - value == scalar(totals, 0.0):
         status[0] = NON_FINITE
+
+
+def emit_forward(program, kind, scores, targets, ds, losses, rows, columns):
+    """Emit losses[step], and the gradient ds of the mean loss, which may take the scores' place.
+
+    scores and ds in panels; targets: labels, or panels as the scores.  Units are blocks of rows,
+    and in a second phase one for the mean, after which the status says whether it is finite.
+    """
+    size, valid = round_up(rows, lanes(scores.array.dtype)), (places(rows),)
+    totals = program.made(size, scores.array.dtype, valid, value=1)
+    program.rows(row_units(rows))
+    if kind == "cross_entropy":
+        shifted = program.made(size, scores.array.dtype, valid)
+        program.call(
+            cross_entropy_kernel, scores, ds, targets, totals, shifted, rows, columns
+        )
+        program.phase(1, check=True)
+        program.call(mean_cross_entropy_kernel, totals, shifted, losses, rows, program.status)
+    else:
+        program.call(squared_error_kernel, scores, targets, ds, totals, rows, columns)
+        program.phase(1, check=True)
+        program.call(mean_squared_error_kernel, totals, losses, rows, columns, program.status)
 
 
 class Cache(NamedTuple):
@@ -147,17 +199,7 @@ def _cross_entropy(scores, targets):
             f"targets: got labels from {targets.min()} to {targets.max()}, expected 0 to "
             f"{columns - 1}"
         )
-    s = workspace.pack(scores)
-    ds = np.zeros_like(s)
-    labels = targets.astype(np.int64)
-    totals, shifted = workspace.padded(rows, s.dtype, 1), workspace.padded(rows, s.dtype)
-    losses = np.zeros(1, dtype=s.dtype)
-    program = Program().phase(row_units(rows))
-    program.call(cross_entropy_kernel, s, ds, labels, totals, shifted, rows, columns)
-    program.phase(1)
-    program.call(mean_cross_entropy_kernel, totals, shifted, losses, rows, program.status)
-    program.run(thread_count=thread_count(16 * scores.size))
-    return losses[0], Cache(workspace.unpack(ds, rows, columns))
+    return _forward("cross_entropy", scores, targets.astype(np.int64), scores.shape)
 
 
 def _mean_squared_error(scores, targets):
@@ -165,16 +207,20 @@ def _mean_squared_error(scores, targets):
         raise ValueError(f"targets: got shape {targets.shape}, expected {scores.shape}")
     columns = scores.shape[-1]
     rows = scores.size // columns if columns else 0
-    s, t = (workspace.pack(a.reshape(rows, columns)) for a in (scores, targets))
-    ds = np.zeros_like(s)
-    totals = workspace.padded(rows, s.dtype)
-    losses = np.zeros(1, dtype=s.dtype)
-    program = Program().phase(row_units(rows))
-    program.call(squared_error_kernel, s, t, ds, totals, rows, columns)
-    program.phase(1)
-    program.call(mean_squared_error_kernel, totals, losses, rows, columns, program.status)
-    program.run(thread_count=thread_count(8 * scores.size))
-    return losses[0], Cache(workspace.unpack(ds, rows, columns).reshape(scores.shape))
+    scores, t = (array.reshape(rows, columns) for array in (scores, targets))
+    return _forward("mean_squared_error", scores, workspace.pack(t), targets.shape)
+
+
+def _forward(kind, scores, targets, shape):
+    rows, columns = scores.shape
+    program = Program()
+    ds = program.panels(rows, columns, scores.dtype)
+    losses = program.made(1, scores.dtype)
+    emit_forward(
+        program, kind, Operand(workspace.pack(scores)), targets, ds, losses, rows, columns
+    )
+    program.run(thread_count=thread_count(16 * scores.size))
+    return losses.array[0], Cache(workspace.unpack(ds.array, rows, columns).reshape(shape))
 
 
 def backward(dvalue, cache):

@@ -14,9 +14,18 @@ import numpy as np
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
+from minimal_nn.cpu.machine.footprints import each, reads, writes
+from minimal_nn.cpu.machine.operands import image_numbers
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, load, store, where_beats, where_zero
-from minimal_nn.cpu.machine.workspace import elements
+from minimal_nn.cpu.machine.vectors import fill, load, store, where_beats, where_zero
+
+
+def misfit(channels, images):
+    """Return what is wrong where images do not have so many channels, or these no whole vectors."""
+    if images.channels not in (0, channels):
+        return f"images of {images.channels} channels are taken for such of {channels}"
+    if channels % images.lanes:
+        return f"{channels} channels are not whole vectors of {images.lanes}"
 
 
 @inline
@@ -32,7 +41,11 @@ def winner(x, size, row, channels):
     return best, place
 
 
-@kernel
+@kernel(
+    fits=lambda k: misfit(k.channels, k.x),
+    x=lambda k: reads(each(k.x_step), k.height * k.width * k.size**2 * k.channels),
+    y=lambda k: writes(each(k.y_step), k.height * k.width * k.channels),
+)
 def forward_kernel(step, thread, unit, x, x_step, y, y_step, height, width, channels, size):
     """An image of y, height x width."""
     row = width * size * channels
@@ -45,7 +58,12 @@ def forward_kernel(step, thread, unit, x, x_step, y, y_step, height, width, chan
                 store(target + c, best)
 
 
-@kernel
+@kernel(
+    fits=lambda k: misfit(k.channels, k.x),
+    x=lambda k: reads(each(k.x_step), k.height * k.width * k.size**2 * k.channels),
+    dy=lambda k: reads(each(k.dy_step), k.height * k.width * k.channels),
+    dx=lambda k: writes(each(k.dx_step), k.height * k.width * k.size**2 * k.channels),
+)
 def backward_kernel(
     step, thread, unit, x, x_step, dy, dy_step, dx, dx_step, height, width, channels, size
 ):
@@ -65,14 +83,20 @@ def backward_kernel(
                         store(target + (a * row + b * channels), value)
 
 
+def emit_forward(program, x, y, height, width, channels, size):
+    """Emit an image of y, height x width; images as numbers."""
+    program.call(forward_kernel, x, y, height, width, channels, size)
+
+
+def emit_backward(program, x, dy, dx, height, width, channels, size):
+    """Emit an image of dx, given y's height and width."""
+    program.call(backward_kernel, x, dy, dx, height, width, channels, size)
+
+
 class Cache(NamedTuple):
     x: np.ndarray  # channels padded
     channels: int
     size: int
-
-
-def _operand(images):
-    return elements(images, step=images[0].size if len(images) else 0)
 
 
 def forward(x, size):
@@ -85,13 +109,12 @@ def forward(x, size):
     if h % size or w % size:
         raise ValueError(f"x: got height and width {(h, w)}, expected multiples of size = {size}")
     x = workspace.pad_channels(x)
-    y = workspace.aligned((n, h // size, w // size, x.shape[3]), x.dtype)
     program = Program().phase(n)
-    program.call(
-        forward_kernel, _operand(x), _operand(y), h // size, w // size, x.shape[3], size
-    )
+    y = program.made((n, h // size, w // size, x.shape[3]), x.dtype)
+    images = image_numbers(x), image_numbers(y)
+    emit_forward(program, *images, h // size, w // size, x.shape[3], size)
     program.run(thread_count=thread_count(8 * x.size))
-    return y[..., :channels], Cache(x, channels, size)
+    return y.array[..., :channels], Cache(x, channels, size)
 
 
 def backward(dy, cache):
@@ -102,10 +125,9 @@ def backward(dy, cache):
     if dy.shape != (n, height, width, channels):
         raise ValueError(f"dy: got shape {dy.shape}, expected {(n, height, width, channels)}")
     dy = workspace.pad_channels(dy)
-    dx = workspace.aligned(x.shape, x.dtype)
     program = Program().phase(n)
-    program.call(
-        backward_kernel, _operand(x), _operand(dy), _operand(dx), height, width, x.shape[3], size
-    )
+    dx = program.made(x.shape, x.dtype)
+    images = image_numbers(x), image_numbers(dy), image_numbers(dx)
+    emit_backward(program, *images, height, width, x.shape[3], size)
     program.run(thread_count=thread_count(8 * x.size))
-    return dx[..., :channels]
+    return dx.array[..., :channels]

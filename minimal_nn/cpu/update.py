@@ -12,6 +12,8 @@ Formulas that see a unit's weights as a whole (LARS, fixed norms) have kernels f
 matrix, and others for a vector, which is one unit.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from minimal_nn.cpu.affine import BLOCK
@@ -19,8 +21,10 @@ from minimal_nn.cpu.batchnorm import report_zero
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating
 from minimal_nn.cpu.machine.compiler import inline, kernel
+from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, steps, updates
+from minimal_nn.cpu.machine.operands import Operand, elements
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import (
+from minimal_nn.cpu.machine.vectors import (
     fill,
     fma,
     load,
@@ -30,7 +34,8 @@ from minimal_nn.cpu.machine.simd import (
     where_positive,
     where_zero,
 )
-from minimal_nn.cpu.machine.workspace import Columns, elements
+from minimal_nn.cpu.machine.workspace import Columns, round_up
+from minimal_nn.cpu.norms import rescales, scale_of
 from minimal_nn.errors import ZeroNormError
 
 ZERO_NORM = 4  # the status
@@ -62,8 +67,8 @@ def average(mean, decay, rest, value):
     return fma(decay, mean, rest * value)
 
 
-def elementwise(slots):
-    """Make a formula with so many arrays of state a kernel.
+def elementwise(slots, hypers):
+    """Make a formula with so many arrays of state and hyper-parameters a kernel.
 
     formula(w, g, first, second, p, row) -> w, first, second for one vector of weights; g includes
     the penalty; hyper-parameter n is at p + n row; a state that it does not have is 0.
@@ -95,18 +100,31 @@ def elementwise(slots):
                     store(where + 2 * slot_step, second)
 
         loop.__name__ = loop.__qualname__ = formula.__name__
-        return kernel(loop)
+        return declared(loop)
 
+    def hyper(k):
+        rows = steps(k.hyper_step), axis(hypers, k.hyper_row)
+        if k.element_step == 0:
+            return reads(*rows, k.hyper.lanes)
+        return reads(*rows, each(k.w_step), round_up(k.count, k.w.lanes))
+
+    declared = kernel(
+        w=lambda k: updates(
+            axis(1 + slots, k.slot_step), each(k.w_step), round_up(k.count, k.w.lanes)
+        ),
+        g=lambda k: reads(each(k.g_step), round_up(k.count, k.w.lanes)),
+        hyper=hyper,
+    )
     return make
 
 
-@elementwise(slots=0)
+@elementwise(slots=0, hypers=2)
 def sgd_kernel(w, g, first, second, p, row):
     """decay, learning rate"""
     return moved(w, load(p + row), g), first, second
 
 
-@elementwise(slots=0)
+@elementwise(slots=0, hypers=2)
 def sign_sgd_kernel(w, g, first, second, p, row):
     """decay, learning rate"""
     zero, one = fill(w, 0.0), fill(w, 1.0)
@@ -114,14 +132,14 @@ def sign_sgd_kernel(w, g, first, second, p, row):
     return moved(w, load(p + row), sign), first, second
 
 
-@elementwise(slots=1)
+@elementwise(slots=1, hypers=3)
 def momentum_kernel(w, g, buffer, second, p, row):
     """decay, learning rate, momentum"""
     v = fma(load(p + 2 * row), buffer, g)
     return moved(w, load(p + row), v), v, second
 
 
-@elementwise(slots=1)
+@elementwise(slots=1, hypers=3)
 def nesterov_kernel(w, g, buffer, second, p, row):
     """decay, learning rate, momentum"""
     momentum = load(p + 2 * row)
@@ -129,7 +147,7 @@ def nesterov_kernel(w, g, buffer, second, p, row):
     return moved(w, load(p + row), fma(momentum, v, g)), v, second
 
 
-@elementwise(slots=1)
+@elementwise(slots=1, hypers=5)
 def rmsprop_kernel(w, g, square, second, p, row):
     """decay, learning rate, decay of the average, 1 - that, eps"""
     s = average(square, load(p + 2 * row), load(p + 3 * row), g * g)
@@ -137,7 +155,7 @@ def rmsprop_kernel(w, g, square, second, p, row):
     return moved(w, load(p + row), direction), s, second
 
 
-@elementwise(slots=1)
+@elementwise(slots=1, hypers=3)
 def adagrad_kernel(w, g, square, second, p, row):
     """decay, learning rate, eps"""
     s = fma(g, g, square)
@@ -145,7 +163,7 @@ def adagrad_kernel(w, g, square, second, p, row):
     return moved(w, load(p + row), direction), s, second
 
 
-@elementwise(slots=2)
+@elementwise(slots=2, hypers=6)
 def adadelta_kernel(w, g, square, delta_square, p, row):
     """decay, learning rate, decay of the averages, 1 - that, eps_numerator, eps_denominator"""
     decay, rest = load(p + 2 * row), load(p + 3 * row)
@@ -167,14 +185,14 @@ def adam_direction(g, m, v, p, row):
     return m, v, ratio(m * load(p + 7 * row), denominator)
 
 
-@elementwise(slots=2)
+@elementwise(slots=2, hypers=9)
 def adam_kernel(w, g, m, v, p, row):
     """decay, learning rate, and those of adam_direction"""
     m, v, direction = adam_direction(g, m, v, p, row)
     return moved(w, load(p + row), direction), m, v
 
 
-@elementwise(slots=2)
+@elementwise(slots=2, hypers=10)
 def adamw_kernel(w, g, m, v, p, row):
     """decay, learning rate, those of adam_direction, 1 - eta decoupled_weight_decay"""
     m, v, direction = adam_direction(g, m, v, p, row)
@@ -185,107 +203,172 @@ def adamw_kernel(w, g, m, v, p, row):
 
 
 @inline
-def column_norm(w, order, rows):
-    """The norms of one vector of columns, over the rows that `order` lists; blocks of 4 chains."""
+def column_square(w, scale, order, rows):
+    """The sums of (scale w)^2 of one vector of columns, over the rows that `order` lists; blocks of
+    4 chains."""
     total = fill(w, 0.0)
     for start in range(0, rows, BLOCK):
         last = min(rows, start + BLOCK)
         a, b, c, d = fill(w, 0.0), fill(w, 0.0), fill(w, 0.0), fill(w, 0.0)
         i = start
         while i + 4 <= last:
-            value = load(w + order[i] * w.row)
+            value = scale * load(w + order[i] * w.row)
             a = fma(value, value, a)
-            value = load(w + order[i + 1] * w.row)
+            value = scale * load(w + order[i + 1] * w.row)
             b = fma(value, value, b)
-            value = load(w + order[i + 2] * w.row)
+            value = scale * load(w + order[i + 2] * w.row)
             c = fma(value, value, c)
-            value = load(w + order[i + 3] * w.row)
+            value = scale * load(w + order[i + 3] * w.row)
             d = fma(value, value, d)
             i += 4
         while i < last:
-            value = load(w + order[i] * w.row)
+            value = scale * load(w + order[i] * w.row)
             a = fma(value, value, a)
             i += 1
         total = total + ((a + b) + (c + d))
-    return square_root(total)
+    return total
+
+
+@inline
+def column_norm(w, order, rows):
+    """A power of two for each of a vector of columns, and the norms of the columns times it."""
+    one = fill(w, 1.0)
+    square = column_square(w, one, order, rows)
+    scale = scale_of(square)
+    if rescales(scale):
+        square = column_square(w, scale, order, rows)
+    return scale, square_root(square)
+
+
+@inline
+def vector_square(w, scale, count):
+    """The sum of (scale w)^2 of a vector padded with zeros, in every lane."""
+    total = fill(w, 0.0)
+    for i in range(0, count, w.lanes):
+        value = scale * load(w + i)
+        total = fma(value, value, total)
+    return fill(w, sum_lanes(total))
 
 
 @inline
 def vector_norm(w, count):
-    """The norm of a vector padded with zeros, in every lane."""
-    total = fill(w, 0.0)
-    for i in range(0, count, w.lanes):
-        value = load(w + i)
-        total = fma(value, value, total)
-    return square_root(fill(w, sum_lanes(total)))
+    """A power of two, and the norm of the vector times it, in every lane."""
+    one = fill(w, 1.0)
+    square = vector_square(w, one, count)
+    scale = scale_of(square)
+    if rescales(scale):
+        square = vector_square(w, scale, count)
+    return scale, square_root(square)
 
 
-@kernel
+@inline
+def direction_of(g, scale, length, norm):
+    """norm g / |g|, given |scale g| = length; g itself, the step of SGD, where the norm is 0."""
+    return where_zero(norm, g, norm * ratio(scale * g, length))
+
+
+def _lines(k, pointer, step):
+    """A panel's columns in the rows among which `order` chooses."""
+    return each(step), axis(k.lines, pointer.row), k.w.span
+
+
+def _columns_hyper(k):
+    rows = steps(k.hyper_step)
+    if k.element_step == 0:
+        return reads(rows, k.hyper.lanes, start=2 * k.hyper_row)
+    return reads(rows, *_lines(k, k.w, k.w_step), start=2 * k.hyper_row)
+
+
+@kernel(
+    w=lambda k: updates(*_lines(k, k.w, k.w_step)),
+    g=lambda k: reads(*_lines(k, k.g, k.g_step)),
+    hyper=_columns_hyper,
+    order=lambda k: reads(k.rows),
+)
 def normalized_columns_kernel(
     step, thread, unit, w, w_step, g, g_step, hyper, hyper_step, hyper_row, element_step,
-    order, rows, relative,
+    order, rows, lines, relative,
 ):  # fmt: skip
-    """w - eta g / |g|, or with `relative` w - eta |w| g / |g| (LARS), for a panel's columns.
+    """w - eta g / |g|, or with `relative` w - eta |w| g / |g| (LARS; w - eta g at |w| = 0), for a
+    panel's columns.
 
-    Hyper-parameters as in NORMALIZED.
+    The rows, `order[:rows]`, are numbers below `lines`.  Hyper-parameters as in NORMALIZED.
     """
     for column in range(0, w.span, w.lanes):
         base = unit * w_step + column
         gradient = g + (unit * g_step + column)
-        length, factor = column_norm(gradient, order, rows), fill(hyper, 1.0)
+        (scale, length), norm = column_norm(gradient, order, rows), fill(hyper, 1.0)
         if relative != 0:
-            factor = column_norm(w + base, order, rows)
+            weight_scale, weight_length = column_norm(w + base, order, rows)
+            norm = weight_length / weight_scale
         h = hyper + (step * hyper_step + 2 * hyper_row)
         for i in range(rows):
             at = base + order[i] * w.row
-            direction = factor * ratio(load(gradient + order[i] * g.row), length)
+            direction = direction_of(load(gradient + order[i] * g.row), scale, length, norm)
             store(w + at, moved(load(w + at), load(h + at * element_step), direction))
 
 
-@kernel
+@kernel(
+    w=lambda k: updates(round_up(k.count, k.w.lanes)),
+    g=lambda k: reads(round_up(k.count, k.w.lanes)),
+    hyper=lambda k: reads(
+        steps(k.hyper_step), round_up(k.count, k.w.lanes) if k.element_step else k.hyper.lanes,
+        start=2 * k.hyper_row,
+    ),
+)
 def normalized_vector_kernel(
     step, thread, unit, w, g, hyper, hyper_step, hyper_row, element_step, count, relative
 ):
     """The same for a vector."""
-    length, factor = vector_norm(g, count), fill(hyper, 1.0)
+    (scale, length), norm = vector_norm(g, count), fill(hyper, 1.0)
     if relative != 0:
-        factor = vector_norm(w, count)
+        weight_scale, weight_length = vector_norm(w, count)
+        norm = weight_length / weight_scale
     h = hyper + (step * hyper_step + 2 * hyper_row)
     for i in range(0, count, w.lanes):
-        direction = factor * ratio(load(g + i), length)
+        direction = direction_of(load(g + i), scale, length, norm)
         store(w + i, moved(load(w + i), load(h + i * element_step), direction))
 
 
-@kernel
+@kernel(
+    w=lambda k: updates(*_lines(k, k.w, k.w_step)),
+    norm=lambda k: reads(each(k.w.span), k.w.span),
+    order=lambda k: reads(k.rows),
+    status=lambda k: flags(1),
+)
 def normalize_columns_kernel(
-    step, thread, unit, w, w_step, norm, order, rows, columns, status
+    step, thread, unit, w, w_step, norm, order, rows, lines, columns, status
 ):
     """w norm / |w| for a panel's columns; `norm` holds a number for each."""
     for column in range(0, w.span, w.lanes):
         at = unit * w.span + column
         weights = w + (unit * w_step + column)
-        length = column_norm(weights, order, rows)
+        scale, length = column_norm(weights, order, rows)
         report_zero(length, columns - at, status, ZERO_NORM)
         factor = ratio(load(norm + at), length)
         for i in range(rows):
             where = weights + order[i] * w.row
-            store(where, load(where) * factor)
+            store(where, (scale * load(where)) * factor)
 
 
-@kernel
+@kernel(
+    w=lambda k: updates(round_up(k.count, k.w.lanes)),
+    norm=lambda k: reads(round_up(k.count, k.w.lanes)),
+    status=lambda k: flags(1),
+)
 def normalize_vector_kernel(step, thread, unit, w, norm, count, status):
     """The same for a vector; `norm` holds a number for each entry."""
-    length = vector_norm(w, count)
+    scale, length = vector_norm(w, count)
     report_zero(length, 1, status, ZERO_NORM)
     for i in range(0, count, w.lanes):
-        store(w + i, load(w + i) * ratio(load(norm + i), length))
+        store(w + i, (scale * load(w + i)) * ratio(load(norm + i), length))
 
 
 # --- the contract's functions ---------------------------------------------------------------------
 
 
-def _elementwise(kernel, w, g, states, hyper):
-    """Run an elementwise kernel on copies; return the new weights and states."""
+def _elementwise(formula, w, g, states, hyper):
+    """Run an elementwise formula on copies; return the new weights and states."""
     names = ("w", "g", *(f"state {i}" for i in range(len(states))))
     arrays = floating(**dict(zip(names, (w, g, *states), strict=True)))
     w, g, states = arrays[0], arrays[1], arrays[2:]
@@ -296,29 +379,28 @@ def _elementwise(kernel, w, g, states, hyper):
     block = workspace.aligned((1 + len(states), gradient.size), w.dtype)
     for row, array in zip(block, (w, *states), strict=True):
         row[: w.size] = np.ravel(array)
-    table, element_step = hyper_table(hyper, w.shape, w.dtype)
     program = Program().phase(1)
-    program.call(
-        kernel, elements(block, 0), gradient.size, elements(gradient, 0), elements(table), 0,
-        table.shape[-1], element_step, gradient.size,
+    emit_step(
+        program, formula, program.kept(block).at(row=1, step=0), gradient.size,
+        elements(gradient, 0), hyper_table(hyper, w.shape, w.dtype), gradient.size,
     )  # fmt: skip
     program.run()
     return [row[: w.size].reshape(w.shape) for row in block]
 
 
 def hyper_table(row, shape, dtype, pack=workspace.flat):
-    """Return the table [hyper-parameter][numbers] of one step, and element_step.
+    """Return the `Table` of one step.
 
     row: numbers, or arrays that broadcast against `shape`.  pack: how an array of that shape is
     laid out.
     """
     if all(np.ndim(value) == 0 for value in row):
-        return workspace.spread(np.array(row, dtype=np.float64).astype(dtype)), 0
+        return Table.of(workspace.spread(np.array(row, dtype=np.float64).astype(dtype)))
     whole = (np.broadcast_to(value, shape).astype(dtype, order="C") for value in row)
     packed = np.stack([pack(array).reshape(-1) for array in whole])
     out = workspace.aligned(packed.shape, dtype)
     out[...] = packed
-    return out, 1
+    return Table.of(out, element_step=1)
 
 
 CORRECTIONS = slice(7, 9)  # where the bias corrections stand in Adam's row
@@ -370,15 +452,60 @@ KERNELS = {
 NORMALIZED = {"normalized_sgd": False, "lars": True}
 
 
+class Table(NamedTuple):
+    """Hyper-parameters as kernels take them: an operand, and the distances between steps, between
+    hyper-parameters, and between those of neighbouring weights (0 or 1)."""
+
+    hyper: Operand
+    step: int
+    row: int
+    element_step: int
+
+    @classmethod
+    def of(cls, array, element_step=0, by_step=False):
+        """Return that of an array [step][hyper-parameter][numbers], or of one step's."""
+        row = array.shape[-1]
+        return cls(elements(array), array.shape[-2] * row if by_step else 0, row, element_step)
+
+
+def emit_step(program, formula, w, slot_step, g, table, count):
+    """Emit an elementwise formula for `count` numbers of w and its states, `slot_step` apart."""
+    program.call(KERNELS[formula], w, slot_step, g, *table, count)
+
+
+def emit_normalized_step(program, formula, w, g, table, order=None, lines=None):
+    """Emit a step along g / |g| for a panel's columns, w and g in panels, or for a vector.
+
+    order: the numbers of the rows, below `lines`, in the order of their sum; None for a vector.
+    """
+    relative = NORMALIZED[formula]
+    if order is None:
+        program.call(normalized_vector_kernel, w, g, *table, w.array.size, relative)
+    else:
+        program.call(
+            normalized_columns_kernel, w, g, *table, order, order.size, lines, relative
+        )
+
+
+def emit_normalize(program, w, norm, order=None, lines=None, columns=None):
+    """Emit w norm / |w| for a panel's columns, of `columns` in all, or for a vector."""
+    if order is None:
+        program.call(normalize_vector_kernel, w, norm, w.array.size, program.status)
+    else:
+        program.call(
+            normalize_columns_kernel, w, norm, order, order.size, lines, columns, program.status
+        )
+
+
 def _step(formula, w, g, states, t=1, **hyper):
     row = hyper_parameters(formula, t, **hyper)
-    results = _elementwise(KERNELS[formula], w, g, states, row)
+    results = _elementwise(formula, w, g, states, row)
     return results[0] if not states else tuple(results)
 
 
 def add_penalty(g, w, weight_decay):
     """Return g + weight_decay w: the gradient of L + (weight_decay / 2) |w|^2."""
-    (penalized,) = _elementwise(sgd_kernel, g, w, (), [0.0, np.negative(weight_decay)])
+    (penalized,) = _elementwise("sgd", g, w, (), [0.0, np.negative(weight_decay)])
     return penalized
 
 
@@ -448,22 +575,21 @@ def _normalized(formula, w, g, learning_rate):
     w, g = floating(w=w, g=g)
     if g.shape != w.shape:
         raise ValueError(f"g: got shape {g.shape}, expected {w.shape} as w")
-    row, relative = hyper_parameters(formula, 1, learning_rate=learning_rate), NORMALIZED[formula]
+    row = hyper_parameters(formula, 1, learning_rate=learning_rate)
     program = Program()
     if w.ndim < 2:
-        weights, gradient = workspace.flat(w), workspace.flat(g)
-        table, element_step = hyper_table(row, w.shape, w.dtype)
-        program.phase(1).call(
-            normalized_vector_kernel, weights, gradient, elements(table), 0, table.shape[-1],
-            element_step, weights.size, relative,
-        )  # fmt: skip
+        weights = program.kept(workspace.flat(w))
+        table = hyper_table(row, w.shape, w.dtype)
+        program.phase(1)
+        emit_normalized_step(program, formula, weights, workspace.flat(g), table)
         program.run()
-        return weights[: w.size].reshape(w.shape)
-    weights, gradient = Columns.copy_of(w), Columns.of(g)
-    table, element_step = hyper_table(row, w.shape, w.dtype, lambda a: Columns.of(a).array)
-    program.phase(weights.count).call(
-        normalized_columns_kernel, weights.operand, gradient.operand, elements(table), 0,
-        table.shape[-1], element_step, np.arange(weights.rows), weights.rows, relative,
+        return weights.array[: w.size].reshape(w.shape)
+    weights, gradient = Columns.copy_of(w, program), Columns.of(g)
+    table = hyper_table(row, w.shape, w.dtype, lambda a: Columns.of(a).operand.array)
+    program.phase(weights.count)
+    emit_normalized_step(
+        program, formula, weights.operand, gradient.operand, table, np.arange(weights.rows),
+        weights.rows,
     )  # fmt: skip
     program.run()
     return weights.result()
@@ -475,7 +601,10 @@ def normalized_sgd(w, g, learning_rate):
 
 
 def lars(w, g, learning_rate):
-    """Return w - eta |w| g / |g|, unit by unit (a vector as a whole): steps relative to |w|."""
+    """Return w - eta |w| g / |g|, unit by unit (a vector as a whole): steps relative to |w|.
+
+    Where |w| or |g| is 0 it is w - eta g, as in apex and LAMB.
+    """
     return _normalized("lars", w, g, learning_rate)
 
 
@@ -487,17 +616,17 @@ def normalize(w, norm):
     (w,) = floating(w=w)
     program = Program()
     if w.ndim < 2:
-        weights = workspace.flat(w)
+        weights = program.kept(workspace.flat(w))
         norms = workspace.flat(np.full(w.shape, norm, dtype=w.dtype))
-        program.phase(1).call(
-            normalize_vector_kernel, weights, norms, weights.size, program.status
-        )
-        status, result = program.run(), weights[: w.size].reshape(w.shape)
+        program.phase(1)
+        emit_normalize(program, weights, norms)
+        status, result = program.run(), weights.array[: w.size].reshape(w.shape)
     else:
-        weights = Columns.copy_of(w)
-        program.phase(weights.count).call(
-            normalize_columns_kernel, weights.operand, weights.vector(norm),
-            np.arange(weights.rows), weights.rows, weights.columns, program.status,
+        weights = Columns.copy_of(w, program)
+        program.phase(weights.count)
+        emit_normalize(
+            program, weights.operand, weights.vector(norm), np.arange(weights.rows), weights.rows,
+            weights.columns,
         )  # fmt: skip
         status, result = program.run(), weights.result()
     if status:

@@ -13,10 +13,12 @@ from minimal_nn.cpu.affine import BLOCK
 from minimal_nn.cpu.batchnorm import inverse_deviation, report_zero
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
+from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, writes
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, fma, load, store
+from minimal_nn.cpu.machine.vectors import fill, fma, load, store, where_greater, where_zero
 from minimal_nn.cpu.machine.workspace import Columns
-from minimal_nn.errors import ZeroNormError
+from minimal_nn.cpu.norms import rescales, scale_of
+from minimal_nn.reference.extremes import WEIGHT_NORM, check_norm
 
 ZERO_NORM = 2  # the status
 
@@ -42,7 +44,40 @@ def column_product(a, b, rows):
     return total
 
 
-@kernel
+@inline
+def column_square(v, a, rows):
+    """The sum over the rows of (a v)^2, for one vector of columns, as in `column_product`."""
+    total = fill(v, 0.0)
+    for start in range(0, rows, BLOCK):
+        last = min(rows, start + BLOCK)
+        p, q, r, s = fill(v, 0.0), fill(v, 0.0), fill(v, 0.0), fill(v, 0.0)
+        i = start
+        while i + 4 <= last:
+            x = a * load(v + i * v.row)
+            p = fma(x, x, p)
+            x = a * load(v + (i + 1) * v.row)
+            q = fma(x, x, q)
+            x = a * load(v + (i + 2) * v.row)
+            r = fma(x, x, r)
+            x = a * load(v + (i + 3) * v.row)
+            s = fma(x, x, s)
+            i += 4
+        while i < last:
+            x = a * load(v + i * v.row)
+            p = fma(x, x, p)
+            i += 1
+        total = total + ((p + q) + (r + s))
+    return total
+
+
+@kernel(
+    v=lambda k: reads(each(k.v_step), axis(k.rows, k.v.row), k.v.span),
+    g=lambda k: reads(each(k.v.span), k.v.span),
+    w=lambda k: writes(each(k.w_step), axis(k.rows, k.w.row), k.v.span),
+    inverse=lambda k: writes(each(k.v.span), k.v.span),
+    eps=lambda k: reads(1),
+    status=lambda k: flags(1),
+)
 def forward_kernel(
     step, thread, unit, v, v_step, g, w, w_step, inverse, eps, rows, columns, status
 ):
@@ -51,15 +86,29 @@ def forward_kernel(
         at = unit * v.span + column
         source = v + (unit * v_step + column)
         target = w + (unit * w_step + column)
-        s = inverse_deviation(column_product(source, source, rows), fill(v, eps[0]))
+        one, e = fill(v, 1.0), fill(v, eps[0])
+        square = column_square(source, one, rows)
+        a = scale_of(square)
+        # Small squares do not count beside an eps, which must not overflow.
+        a = where_zero(e, a, where_greater(a, one, one, a))
+        if rescales(a):
+            square = column_square(source, a, rows)
+        s = inverse_deviation(square, a * (a * e))
         report_zero(s, columns - at, status, ZERO_NORM)
-        store(inverse + at, s)
+        store(inverse + at, a * s)
         factor = load(g + at)
         for i in range(rows):
-            store(target + i * w.row, factor * (load(source + i * v.row) * s))
+            store(target + i * w.row, factor * ((a * load(source + i * v.row)) * s))
 
 
-@kernel
+@kernel(
+    v=lambda k: reads(each(k.v_step), axis(k.rows, k.v.row), k.v.span),
+    dw=lambda k: reads(each(k.dw_step), axis(k.rows, k.dw.row), k.v.span),
+    dv=lambda k: writes(each(k.dv_step), axis(k.rows, k.dv.row), k.v.span, over=("dw",)),
+    g=lambda k: reads(each(k.v.span), k.v.span),
+    inverse=lambda k: reads(each(k.v.span), k.v.span),
+    dg=lambda k: writes(each(k.v.span), k.v.span),
+)
 def backward_kernel(
     step, thread, unit, v, v_step, dw, dw_step, dv, dv_step, g, inverse, dg, rows
 ):  # fmt: skip
@@ -79,34 +128,51 @@ def backward_kernel(
             store(target + i * dv.row, factor * gradient)
 
 
+def emit_forward(program, v, g, w, inverse, eps, rows, columns):
+    """Emit a panel of W, and 1 / sqrt(|v|^2 + eps) of its columns."""
+    program.call(
+        forward_kernel, v, g, w, inverse, np.array([eps], v.array.dtype), rows, columns,
+        program.status,
+    )  # fmt: skip
+
+
+def emit_backward(program, v, dw, dv, g, inverse, dg, rows):
+    """Emit a panel of dv, which may take dW's place, and of dg."""
+    program.call(backward_kernel, v, dw, dv, g, inverse, dg, rows)
+
+
 class Cache(NamedTuple):
     v: Columns
     g: np.ndarray
     inverse: np.ndarray  # 1 / sqrt(|v|^2 + eps), padded
 
 
+def check_inverses(inverse):
+    """Refuse what `check_norm` does, told from inverse = 1 / sqrt(|v|^2 + eps), or 0 or NaN."""
+    with np.errstate(over="ignore"):
+        length = np.divide(1, inverse, out=np.zeros_like(inverse), where=inverse != 0)
+    check_norm(length, *WEIGHT_NORM)
+
+
 def forward(v, g, eps):
     """Return W = g v / sqrt(|v|^2 + eps), with |v| over all axes but the last, and the cache.
 
     v (D, K) or a kernel (kh, kw, C, K); g (K,); eps >= 0, 0 by default in the layer.
-    Raises ZeroNormError at eps = 0 where a column of v is 0.
+    Raises ZeroNormError at eps = 0 where a column of v is 0, NonFiniteError where |v| overflows.
     """
     v, g = floating(v=v, g=g)
     if g.shape != v.shape[-1:]:
         raise ValueError(f"g: got shape {g.shape}, expected {v.shape[-1:]}")
     source = Columns.of(v)
-    w, inverse = source.empty(), source.vector()
     program = Program().phase(source.count)
-    program.call(
-        forward_kernel, source.operand, source.vector(g), w.operand, inverse,
-        np.array([eps], dtype=v.dtype), source.rows, source.columns, program.status,
+    w, room = source.empty(program), source.room(program)
+    emit_forward(
+        program, source.operand, source.vector(g), w.operand, room, eps, source.rows,
+        source.columns,
     )  # fmt: skip
-    if program.run(thread_count=thread_count(8 * v.size)):
-        columns = np.flatnonzero(inverse[: source.columns] == 0)
-        raise ZeroNormError(
-            f"v: the weight vectors of units {columns[:8].tolist()} have norm 0 at eps = 0, where "
-            "v/|v| is undefined; expected norms > 0 or eps > 0"
-        )
+    program.run(thread_count=thread_count(8 * v.size))
+    inverse = room.array
+    check_inverses(inverse[: source.columns])
     return w.result(), Cache(source, g, inverse)
 
 
@@ -119,11 +185,11 @@ def backward(dW, cache):
     source = cache.v
     if dW.shape != source.shape:
         raise ValueError(f"dW: got shape {dW.shape}, expected {source.shape}")
-    cotangent, dv, dg = Columns.of(dW), source.empty(), source.vector()
     program = Program().phase(source.count)
-    program.call(
-        backward_kernel, source.operand, cotangent.operand, dv.operand,
-        source.vector(cache.g), cache.inverse, dg, source.rows,
+    dv, dg = source.empty(program), source.room(program)
+    emit_backward(
+        program, source.operand, Columns.of(dW).operand, dv.operand, source.vector(cache.g),
+        cache.inverse, dg, source.rows,
     )  # fmt: skip
     program.run(thread_count=thread_count(8 * dW.size))
-    return dv.result(), dg[: source.columns]
+    return dv.result(), dg.array[: source.columns]

@@ -15,9 +15,9 @@ F(4x4, 3x3) 4 times.
     dx    the same with dy for x, W turned by 180 degrees and its channels exchanged
     dW    G^T [ sum_tiles (B^T d B) * (A dy A^T) ] G, the sum over all tiles of an image group
 
-A transform takes a vector of channels at a time, in registers.  An image is taken in strips of
-tiles whose transforms stay in the second cache.  Tiles that reach beyond the image meet zeros, and
-only the part of their output within the image is written.
+A transform takes a vector of channels at a time, in registers as far as there are enough.  An image
+is taken in strips of tiles whose transforms stay in the second cache.  Tiles that reach beyond the
+image meet zeros, and only the part of their output within the image is written.
 
 Accuracy.  The transforms multiply rounding errors.  With u the unit round-off, C channels, t = m+2
 and gamma_n = n u / (1 - n u), counting the roundings that a term passes (two transforms on each
@@ -49,15 +49,16 @@ from fractions import Fraction
 
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.compiler import kernel
+from minimal_nn.cpu.machine.footprints import axis, collects, each, reads, skims, spoils, writes
 from minimal_nn.cpu.machine.microkernel import (
     TILE_ROWS,
-    TRANSPOSED_ROWS,
     make_transform,
     tile,
     tile_transposed,
+    transposed_rows,
 )
-from minimal_nn.cpu.machine.simd import load, store
-from minimal_nn.cpu.machine.workspace import Operand
+from minimal_nn.cpu.machine.operands import image_pixels
+from minimal_nn.cpu.machine.vectors import load, store
 
 POINTS = {
     2: (Fraction(0), Fraction(1), Fraction(-1)),
@@ -93,7 +94,23 @@ def _with_roots(roots):
     return product
 
 
-@kernel
+@kernel(
+    v=lambda k: (
+        reads(axis(k.planes, k.v_plane), k.tiles * k.v.row),
+        skims(
+            axis(k.planes, k.v_plane), max(0, TILE_ROWS - k.tiles) * k.v.row,
+            start=k.tiles * k.v.row,
+        ),
+    ),
+    u=lambda k: reads(axis(k.panels, k.u_step), k.planes * k.v.row * k.u.row),
+    m=lambda k: (
+        writes(axis(k.planes, k.m_plane), axis(k.tiles, k.m.row), k.panels * k.u.row),
+        spoils(
+            axis(k.planes, k.m_plane), axis(max(0, TILE_ROWS - k.tiles), k.m.row),
+            k.panels * k.u.row, start=k.tiles * k.m.row,
+        ),
+    ),
+)
 def product_kernel(
     step, thread, unit, v, v_plane, u, u_step, m, m_plane, tiles, planes, panels
 ):
@@ -109,16 +126,26 @@ def product_kernel(
                 )  # fmt: skip
 
 
-@kernel
+@kernel(
+    v=lambda k: reads(axis(k.planes, k.v_plane), k.tiles * k.v.row),
+    m=lambda k: reads(
+        axis(k.planes, k.m_plane), axis(k.tiles, k.m.row), k.panels * k.sums.row
+    ),
+    sums=lambda k: collects(
+        axis(k.panels * k.planes, k.v.row * k.sums.row),
+        workspace.round_up(k.v.row, transposed_rows(k.v)) * k.sums.row,
+        group=k.grain, begins=k.first == 0,
+    ),
+)
 def gradient_product_kernel(
-    step, thread, unit, v, v_plane, m, m_plane, sums, depth, tiles, planes, panels, first, grain
+    step, thread, unit, v, v_plane, m, m_plane, sums, tiles, planes, panels, first, grain
 ):
     """In each plane, the product over the tiles, added to the sums of the image's group."""
     add = 0 if first == 0 and unit % grain == 0 else 1
     for plane in range(planes):
         for panel in range(panels):
-            target = sums + (panel * planes + plane) * depth * sums.row
-            for k in range(0, v.row, TRANSPOSED_ROWS):
+            target = sums + (panel * planes + plane) * v.row * sums.row
+            for k in range(0, v.row, transposed_rows(v)):
                 tile_transposed(
                     v + (plane * v_plane + k), 0, m + (plane * m_plane + panel * sums.row), 0,
                     target + k * sums.row, 1, tiles, add,
@@ -200,13 +227,13 @@ class Winograd:
                         )  # fmt: skip
 
         def gradient_kernel(
-            step, thread, unit, sums, sums_depth, dw, group_step, panel_step, depth, channels,
-            panels, images, grain,
+            step, thread, unit, sums, dw, group_step, panel_step, depth, channels, panels, images,
+            grain,
         ):  # fmt: skip
             """G^T sums G, the group's dW, when its last image has been added."""
             if unit % grain != grain - 1 and unit != images - 1:
                 return
-            plane = sums_depth * sums.row
+            plane = channels * sums.row
             group = dw + (unit // grain) * group_step
             for panel in range(panels):
                 for c in range(channels):
@@ -217,21 +244,69 @@ class Winograd:
                             group + (panel * panel_step + at), depth * dw.row, channels * dw.row,
                         )  # fmt: skip
 
-        self._weights = self._kernel(weights_kernel)
-        self._input = self._kernel(input_kernel)
-        self._output = self._kernel(output_kernel)
-        self._cotangent = self._kernel(cotangent_kernel)
-        self._gradient = self._kernel(gradient_kernel)
+        def tiles_of(mode, pointer, plane, rows, columns):
+            return mode(axis(side**2, plane), rows * columns * pointer.row)
 
-    def _kernel(self, function):
+        self._weights = self._kernel(
+            weights_kernel,
+            w=lambda k: reads(
+                each(k.w_step), axis(3, k.depth * k.w.row), 3 * k.channels * k.w.row
+            ),
+            u=lambda k: writes(each(k.u_step), side**2 * k.channels * k.w.row),
+        )
+        self._input = self._kernel(
+            input_kernel,
+            x=lambda k: reads(
+                axis(k.rows * size + 2, k.pitch * k.x.row), (k.columns * size + 2) * k.x.row,
+                start=k.first * size * k.pitch * k.x.row,
+            ),
+            v=lambda k: tiles_of(writes, k.x, k.plane, k.rows, k.columns),
+        )
+        self._output = self._kernel(
+            output_kernel,
+            fits=lambda k: (
+                k.m.row != k.z.row and f"tiles of {k.m.row} channels are taken for {k.z.row}"
+            ),
+            m=lambda k: tiles_of(reads, k.m, k.plane, k.rows, k.columns),
+            z=lambda k: writes(
+                each(k.z_step),
+                (min(k.height, (k.first + k.rows) * size) - k.first * size) * k.width * k.z.row,
+                start=k.first * size * k.width * k.z.row,
+            ),
+            edge=lambda k: spoils(
+                size**2 * k.z.lanes
+                if (k.first + k.rows) * size > k.height or k.columns * size > k.width
+                else 0
+            ),
+        )
+        self._cotangent = self._kernel(
+            cotangent_kernel,
+            dz=lambda k: reads(
+                axis(k.rows * size, k.pitch * k.dz.row), k.columns * size * k.dz.row,
+                start=((k.first * size + 1) * k.pitch + 1) * k.dz.row,
+            ),
+            m=lambda k: tiles_of(writes, k.dz, k.plane, k.rows, k.columns),
+        )
+        self._gradient = self._kernel(
+            gradient_kernel,
+            sums=lambda k: reads(
+                k.panels * side**2 * k.channels * k.sums.row
+            ),
+            dw=lambda k: writes(
+                each(k.group_step, k.grain), axis(k.panels, k.panel_step),
+                axis(3, k.depth * k.dw.row), 3 * k.channels * k.dw.row,
+            ),
+        )
+
+    def _kernel(self, function, **declarations):
         # Both sizes' kernels have the same code with other matrices: another name in the cache.
         function.__qualname__ = f"{function.__name__}_{self.size}"
-        return kernel(function)
+        return kernel(**declarations)(function)
 
-    def weights(self, program, packed, depth, channels):
+    def emit_weights(self, program, packed, depth, channels):
         """Emit, for a panel of packed weights as the unit, its transform; return all panels'."""
-        shape = len(packed), self.planes * channels, packed.shape[2]
-        u = workspace.aligned(shape, packed.dtype)
+        panels, _, wide = packed.array.shape
+        u = program.made((panels, self.planes * channels, wide), packed.array.dtype)
         program.call(self._weights, packed, u, depth, channels)
         return u
 
@@ -248,49 +323,49 @@ class Winograd:
         room = []
         for name, channels in (("tiles of inputs", inputs), ("tiles of outputs", outputs)):
             plane = tiles * channels + workspace.ALIGNMENT // dtype.itemsize
-            scratch = space(name, (self.planes * plane + TRANSPOSED_ROWS,))
+            scratch = space(name, (self.planes * plane,))
             room += [scratch.at(row=channels), plane]
         return strips, columns, *room
 
-    def convolve(self, program, space, x, u, z, height, width, pitch):
+    def emit_product(self, program, space, x, u, z, height, width, pitch):
         """Emit the convolution of the unit's image x with transformed weights u, into images z."""
-        inputs, outputs, dtype = x.kinds[0].row, z.shape[3], z.dtype
+        images = image_pixels(z)
         strips, columns, v, v_plane, m, m_plane = self._strips(
-            space, height, width, inputs, outputs, dtype
+            space, height, width, x.row, images.row, z.array.dtype
         )
-        edge = space("cut tile", (self.size**2, workspace.lanes(dtype)))
-        images = Operand(z, row=outputs, step=z[0].size)
+        edge = space("cut tile", (self.size**2, workspace.lanes(z.array.dtype)))
         for first, rows in strips:
+            v, m, edge = v.renewed(), m.renewed(), edge.renewed()
             program.call(self._input, x, v, v_plane, first, rows, columns, pitch)
             program.call(
-                product_kernel, v, v_plane, u, m, m_plane, rows * columns, self.planes, len(u)
-            )
+                product_kernel, v, v_plane, u, m, m_plane, rows * columns, self.planes,
+                len(u.array),
+            )  # fmt: skip
             program.call(
                 self._output, m, m_plane, images, edge, first, rows, columns, height, width
             )
 
-    def weight_gradient(
+    def emit_weight_gradient(
         self, program, space, x, dz, groups, depth, height, width, pitch, images, grain
     ):
-        """Emit the unit's part of dW, groups [group][panel][3 depth width]; dz with a border."""
-        inputs, outputs, dtype = x.kinds[0].row, dz.kinds[0].row, groups.array.dtype
+        """Emit the unit's part of dW, groups [group][panel][3 depth][width]; dz with a border."""
+        inputs, outputs, wide = x.row, dz.row, groups.row
         strips, columns, v, v_plane, m, m_plane = self._strips(
-            space, height, width, inputs, outputs, dtype
+            space, height, width, inputs, outputs, groups.array.dtype
         )
-        width_of_panel = groups.kinds[0].row
-        panels = outputs // width_of_panel
-        sums_depth = workspace.round_up(inputs, TRANSPOSED_ROWS)
-        sums = space("tiles of weights", (panels * self.planes * sums_depth, width_of_panel))
+        panels = outputs // wide
+        sums = space("tiles of weights", (panels * self.planes * inputs, wide))
         for first, rows in strips:
+            v, m = v.renewed(), m.renewed()
             program.call(self._input, x, v, v_plane, first, rows, columns, pitch)
             program.call(self._cotangent, dz, m, m_plane, first, rows, columns, pitch)
             program.call(
-                gradient_product_kernel, v, v_plane, m, m_plane, sums, sums_depth, rows * columns,
-                self.planes, panels, first, grain,
+                gradient_product_kernel, v, v_plane, m, m_plane, sums, rows * columns, self.planes,
+                panels, first, grain,
             )  # fmt: skip
         program.call(
-            self._gradient, sums, sums_depth, groups, 3 * depth * width_of_panel, depth, inputs,
-            panels, images, grain,
+            self._gradient, sums, groups, 3 * depth * wide, depth, inputs, panels,
+            images, grain,
         )  # fmt: skip
 
 

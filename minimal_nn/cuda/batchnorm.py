@@ -29,7 +29,7 @@ from numba import cuda
 
 from minimal_nn.cuda.device.launch import device, empty, kernel, launch, to_host
 from minimal_nn.cuda.parts import reduction
-from minimal_nn.cuda.parts.reduction import THREADS, ZERO_VARIANCE, Cut
+from minimal_nn.cuda.parts.reduction import NOT_FINITE, THREADS, ZERO_VARIANCE, Cut
 from minimal_nn.cuda.parts.vectors import (
     U,
     flatten,
@@ -60,6 +60,7 @@ def kernels(T, width):
     passed = lift(lambda dy, y: T(0) if y <= T(0) else dy, 2, width)
     quotient = lift(lambda a, n: a / n, 2, width)
     no_variance = lift(lambda var: var == T(0), 1, width)
+    not_finite = lift(lambda var: var - var != T(0), 1, width)
     centered = lift(lambda d, mean_d, h, mean_dh: (d - mean_d) - h * mean_dh, 4, width)
     moved = lift(lambda running, value, momentum: running + momentum * (value - running), 3, width)
 
@@ -156,6 +157,8 @@ def kernels(T, width):
             variance = load(var, column)
             if eps == T(0) and any_of(no_variance(variance)):
                 status[ZERO_VARIANCE] = 1
+            if any_of(not_finite(variance)):
+                status[NOT_FINITE] = 1
             first = U(cuda.blockIdx.y) * chunk
             write(
                 z, y, columns, column,
@@ -196,6 +199,8 @@ def kernels(T, width):
                     store(running_var, column, moved(load(running_var, column), unbiased, part))
                 if eps == T(0) and any_of(no_variance(variance)):
                     status[ZERO_VARIANCE] = 1
+                if any_of(not_finite(variance)):
+                    status[NOT_FINITE] = 1
             write(
                 z, y, columns, column, line, y_count, rows,
                 middle, inverse_std(variance, splat(eps)),
@@ -482,13 +487,13 @@ def forward(z, gamma, beta, eps):
     """Normalize over the batch: y = gamma (z - mean) / sqrt(var + eps) + beta.
 
     z (N, K) or images (N, H, W, K); gamma, beta (K,).  Returns y and a cache whose `mean` and `var`
-    (K,) are the batch's, var biased.  Raises ZeroVarianceError at eps = 0 where a unit is constant.
+    (K,) are the batch's, var biased.  Raises ZeroVarianceError at eps = 0 where a unit is constant,
+    NonFiniteError where a variance overflows.
     """
     z, gamma, beta = placed(z, gamma, beta)
     y, mean, var = empty(z.shape, z.dtype), empty(gamma.shape, z.dtype), empty(gamma.shape, z.dtype)
     _run(forward_calls(z, gamma, beta, eps, y, mean, var, reduction.status()))
-    if eps == 0:
-        standard_deviation(to_host(var), eps, "units")
+    standard_deviation(to_host(var), eps, "units")
     return y, Cache(z, gamma, beta, mean, var, eps)
 
 
@@ -500,8 +505,7 @@ def backward(dy, cache):
 def forward_running(z, gamma, beta, mean, var, eps):
     """Normalize with given statistics: y = gamma (z - mean) / sqrt(var + eps) + beta."""
     z, gamma, beta, mean, var = placed(z, gamma, beta, mean, var)
-    if eps == 0:
-        standard_deviation(to_host(var), eps, "units (running variance)")
+    standard_deviation(to_host(var), eps, "units (running variance)")
     y = empty(z.shape, z.dtype)
     _run(running_calls(z, gamma, beta, mean, var, eps, y, reduction.status()))
     return y, RunningCache(z, gamma, beta, mean, var, eps)

@@ -30,7 +30,7 @@ from numba import cuda
 
 from minimal_nn.cuda.device.launch import empty, kernel, launch, to_host
 from minimal_nn.cuda.parts import reduction
-from minimal_nn.cuda.parts.reduction import THREADS, ZERO_VARIANCE, Cut
+from minimal_nn.cuda.parts.reduction import NOT_FINITE, THREADS, ZERO_VARIANCE, Cut
 from minimal_nn.cuda.parts.vectors import (
     U,
     flatten,
@@ -40,7 +40,7 @@ from minimal_nn.cuda.parts.vectors import (
     vector,
     vector_width,
 )
-from minimal_nn.reference.batchnorm import standard_deviation
+from minimal_nn.reference.extremes import check_variance
 
 WARPS_OF_A_BLOCK = {1: 4, 8: 8}  # by the warps that share a row
 BLOCKS = {1: 396, 8: 264}  # of the backward pass: three and two for each multiprocessor of an H200
@@ -107,6 +107,8 @@ def kernels(T, width, warps):
                 inverse[row] = inv
                 if eps == T(0) and var == T(0):
                     status[ZERO_VARIANCE] = 1
+                if var - var != T(0):
+                    status[NOT_FINITE] = 1
             for j in range(U(J)):
                 column = (j * U(lanes) + lane) * U(width)
                 if column < columns:
@@ -230,6 +232,8 @@ def wide_kernels(T, width):
             inverse[row] = inv
             if eps == T(0) and var == T(0):
                 status[ZERO_VARIANCE] = 1
+            if var - var != T(0):
+                status[NOT_FINITE] = 1
         column = t * U(width)
         while column < columns:
             g, b = load(gamma, column), load(beta, column)
@@ -352,16 +356,17 @@ def forward(z, gamma, beta, eps):
     """Normalize each example over its units: y = gamma (z - mean) / sqrt(var + eps) + beta.
 
     z (N, K), K >= 2; gamma, beta (K,).  Returns y and the cache.
-    Raises ZeroVarianceError at eps = 0 where all units of an example are equal.
+    Raises ZeroVarianceError at eps = 0 where all units of an example are equal, NonFiniteError
+    where a variance overflows.
     """
     z, gamma, beta = placed(z, gamma, beta)
     rows = z.size // z.shape[-1]
     y, mean, inverse = empty(z.shape, z.dtype), empty(rows, z.dtype), empty(rows, z.dtype)
     for call in forward_calls(z, gamma, beta, eps, y, mean, inverse, reduction.status()):
         launch(*call)
-    if eps == 0:
-        variances = np.where(np.isinf(to_host(inverse)), 0, 1)  # 1/0 where the variance is 0
-        standard_deviation(variances, eps, "examples")
+    with np.errstate(divide="ignore"):  # 1/0 where the variance overflowed
+        deviation = 1 / to_host(inverse)
+    check_variance(deviation * deviation, eps, "examples")
     return y, Cache(z, gamma, mean, inverse)
 
 

@@ -41,7 +41,7 @@ from minimal_nn.cuda.parts.vectors import (
     vector,
     vector_width,
 )
-from minimal_nn.errors import ZeroNormError
+from minimal_nn.reference.extremes import FIXED_NORM, check_norm
 
 
 class Formula(NamedTuple):
@@ -273,31 +273,43 @@ def unit_kernels(T, width, per_entry):
     load, store, get, put, splat, zero = v.load, v.store, v.get, v.put, v.splat, v.zero
     add, mul, any_of = v.add, v.mul, v.any
     c = reduction.columns_of_block(T, width)
-    products, tree_sum, tree_sums = c.products, c.tree_sum, c.tree_sums
+    squares, out_of_range = c.squares, c.out_of_range
+    tree_sum, tree_sums = c.tree_sum, c.tree_sums
     number, penalized = _reading(T, per_entry)
     penalized = lift(penalized, 3, width)
     length = lift(lambda square: math.sqrt(square), 1, width)
     vanishes = lift(lambda length: length == T(0), 1, width)
     over = lift(lambda norm, length: norm / length, 2, width)
     direction = lift(lambda g, length: T(0) if length == T(0) else g / length, 2, width)
+    relative_to = lift(lambda norm, step, g: g if norm == T(0) else norm * step, 3, width)
     descended = lift(lambda w, rate, step: w - rate * step, 3, width)
     threads, size, stride = reduction.THREADS, reduction.THREADS * width, reduction.THREADS
+    most_x = reduction.MOST_X
     fields = _BLOCK_COLUMNS
 
     @kernel(threads=threads, blocks=8)
     def normalize(w, units, norms, out, lengths, status):
-        """out = w norm / |w| and lengths = |w|, unit by unit."""
+        """out = w norm / |w|, and lengths = |a w| with a a power of two, unit by unit."""
         shared = cuda.shared.array(size, T)
+        flags = cuda.shared.array(most_x, U)
         entry = U(cuda.blockIdx.x) * U(fields)
         start, rows, columns = units[entry], units[entry + U(1)], units[entry + U(2)]
         x, y = U(cuda.threadIdx.x), U(cuda.threadIdx.y)
         x_count, y_count = U(cuda.blockDim.x), U(cuda.blockDim.y)
         column = units[entry + U(3)] + x * U(width)
         unit = units[entry + U(4)] + column
-        own = zero()
-        if column < columns:
-            own = products(w, w, columns, start + column, y, y_count, rows)
-        tree_sum(own, shared, y * x_count + x, x_count, y, y_count)
+        scale = splat(T(1))
+        turn, again = U(0), U(1)
+        while again > U(0):
+            own = zero()
+            if column < columns:
+                own = squares(w, scale, columns, start + column, y, y_count, rows)
+            tree_sum(own, shared, y * x_count + x, x_count, y, y_count)
+            again = U(0)
+            if turn == U(0):
+                square = get(shared, x, U(stride))
+                again, scale = out_of_range(square, column < columns, flags, x, x_count, y)
+            turn += U(1)
         if column < columns:
             r = length(get(shared, x, U(stride)))
             if y == U(0):
@@ -308,13 +320,14 @@ def unit_kernels(T, width, per_entry):
             row = y
             while row < rows:
                 i = start + row * columns + column
-                store(out, i, mul(load(w, i), factor))
+                store(out, i, mul(mul(scale, load(w, i)), factor))
                 row += y_count
 
     def stepping(relative):
         def step(w, g, units, table, place, out):
             shared_g = cuda.shared.array(size, T)
             shared_w = cuda.shared.array(size, T)
+            flags = cuda.shared.array(most_x, U)
             entry = U(cuda.blockIdx.x) * U(fields)
             start, rows, columns = units[entry], units[entry + U(1)], units[entry + U(2)]
             n = U(w.size)
@@ -322,12 +335,15 @@ def unit_kernels(T, width, per_entry):
             x_count, y_count = U(cuda.blockDim.x), U(cuda.blockDim.y)
             column = units[entry + U(3)] + x * U(width)
             line = place[0] * U(2)
-            own_g = zero()
-            own_w = zero()
-            row = y
             next_row = y_count * columns
-            if column < columns:
-                while row < rows:
+            scale_g = splat(T(1))
+            scale_w = splat(T(1))
+            turn, again = U(0), U(1)
+            while again > U(0):
+                own_g = zero()
+                own_w = zero()
+                row = y
+                while column < columns and row < rows:
                     i = start + row * columns + column
                     if row + U(3) * y_count < rows:  # four loads of each on their way at once
                         w0, g0 = load(w, i), load(g, i)
@@ -339,6 +355,12 @@ def unit_kernels(T, width, per_entry):
                         g1 = penalized(g1, w1, splat(number(table, line, 0, n, i1)))
                         g2 = penalized(g2, w2, splat(number(table, line, 0, n, i2)))
                         g3 = penalized(g3, w3, splat(number(table, line, 0, n, i3)))
+                        g0, g1, g2, g3 = (
+                            mul(scale_g, g0), mul(scale_g, g1), mul(scale_g, g2), mul(scale_g, g3)
+                        )
+                        w0, w1, w2, w3 = (
+                            mul(scale_w, w0), mul(scale_w, w1), mul(scale_w, w2), mul(scale_w, w3)
+                        )
                         own_g = add(own_g, add(add(mul(g0, g0), mul(g1, g1)),
                                                add(mul(g2, g2), mul(g3, g3))))
                         own_w = add(own_w, add(add(mul(w0, w0), mul(w1, w1)),
@@ -347,21 +369,32 @@ def unit_kernels(T, width, per_entry):
                     else:
                         w_i = load(w, i)
                         g_i = penalized(load(g, i), w_i, splat(number(table, line, 0, n, i)))
+                        g_i, w_i = mul(scale_g, g_i), mul(scale_w, w_i)
                         own_g = add(own_g, mul(g_i, g_i))
                         own_w = add(own_w, mul(w_i, w_i))
                         row += y_count
-            tree_sums(own_g, own_w, shared_g, shared_w, y * x_count + x, x_count, y, y_count)
+                tree_sums(own_g, own_w, shared_g, shared_w, y * x_count + x, x_count, y, y_count)
+                square_g = get(shared_g, x, U(stride))
+                square_w = get(shared_w, x, U(stride))
+                again = U(0)
+                if turn == U(0):
+                    exists = column < columns
+                    of_g, scale_g = out_of_range(square_g, exists, flags, x, x_count, y)
+                    cuda.syncthreads()
+                    of_w, scale_w = out_of_range(square_w, exists, flags, x, x_count, y)
+                    again = of_g | of_w
+                turn += U(1)
             if column < columns:
-                length_g = length(get(shared_g, x, U(stride)))
-                length_w = length(get(shared_w, x, U(stride)))
+                length_g = length(square_g)
+                norm_w = over(length(square_w), scale_w)
                 row = y
                 while row < rows:
                     i = start + row * columns + column
                     w_i = load(w, i)
                     g_i = penalized(load(g, i), w_i, splat(number(table, line, 0, n, i)))
-                    step = direction(g_i, length_g)
+                    step = direction(mul(scale_g, g_i), length_g)
                     if relative:
-                        step = mul(length_w, step)
+                        step = relative_to(norm_w, step, g_i)
                     rate = splat(number(table, line, 1, n, i))
                     store(out, i, descended(w_i, rate, step))
                     row += y_count
@@ -535,7 +568,10 @@ def normalized_sgd(w, g, learning_rate):
 
 
 def lars(w, g, learning_rate):
-    """Return w - eta |w| g / |g|, unit by unit (a vector as a whole): steps relative to |w|."""
+    """Return w - eta |w| g / |g|, unit by unit (a vector as a whole): steps relative to |w|.
+
+    Where |w| or |g| is 0 it is w - eta g, as in apex and LAMB.
+    """
     return _unit_step("lars", w, g, learning_rate)
 
 
@@ -554,10 +590,5 @@ def normalize(w, norm):
         flat_w, units, asarray(units.table.ravel()), norms, lengths, reduction.status(), flat_out
     ):
         launch(*call)
-    zero = np.flatnonzero(to_host(lengths) == 0)
-    if zero.size:
-        raise ZeroNormError(
-            f"w: the weights of units {zero[:8].tolist()} are all 0 after the step, where w/|w| is "
-            "undefined; expected norms > 0: use a smaller learning rate or decay"
-        )
+    check_norm(to_host(lengths), *FIXED_NORM)
     return out

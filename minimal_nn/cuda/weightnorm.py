@@ -21,7 +21,7 @@ from numba import cuda
 
 from minimal_nn.cuda.device.launch import device, empty, kernel, launch, to_host
 from minimal_nn.cuda.parts import reduction
-from minimal_nn.cuda.parts.reduction import THREADS, ZERO_NORM, Cut
+from minimal_nn.cuda.parts.reduction import NOT_FINITE, THREADS, ZERO_NORM, Cut
 from minimal_nn.cuda.parts.vectors import (
     U,
     flatten,
@@ -31,7 +31,9 @@ from minimal_nn.cuda.parts.vectors import (
     vector,
     vector_width,
 )
-from minimal_nn.errors import ZeroNormError
+from minimal_nn.reference.extremes import WEIGHT_NORM, check_norm
+
+SMALLEST = {name: float(np.finfo(name).tiny) for name in ("float32", "float64")}
 
 
 @functools.cache
@@ -41,22 +43,29 @@ def kernels(T, width):
     load, store, get, splat, zero = v.load, v.store, v.get, v.splat, v.zero
     mul, any_of = v.mul, v.any
     c = reduction.columns_of_block(T, width)
-    products, tree_sum = c.products, c.tree_sum
-    size, stride = THREADS * width, THREADS
+    products, squares, out_of_range, tree_sum = c.products, c.squares, c.out_of_range, c.tree_sum
+    size, stride, most_x = THREADS * width, THREADS, reduction.MOST_X
 
     root = lift(lambda square, eps: math.sqrt(square + eps), 2, width)
     inverse_of = lift(lambda r: T(1) / r, 1, width)
     vanishes = lift(lambda r: r == T(0), 1, width)
-    scaled = lift(lambda w, inverse, g: (w * inverse) * g, 3, width)
+    not_finite = lift(lambda r: r - r != T(0), 1, width)
+    # Beside an eps, which must not overflow, small squares do not count.
+    allowed = lift(lambda a, eps: T(1) if eps > T(0) and a > T(1) else a, 2, width)
+    scaled_eps = lift(lambda a, eps: a * (a * eps), 2, width)
+    scaled = lift(lambda w, a, inverse, g: ((a * w) * inverse) * g, 4, width)
+    over = lift(lambda r, a: r / a, 2, width)
+    tiny = T(SMALLEST[T.name])
+    whole = lift(lambda square, eps: T(0) if square + eps < tiny else square, 2, width)
     projected = lift(
         lambda dw, w, inverse, dg, factor: factor * (dw - (w * inverse) * dg), 5, width
     )
 
     @device
-    def write(a, out, columns, column, row, step, end, inverse, g):
+    def write(a, scale, out, columns, column, row, step, end, inverse, g):
         while row < end:
             i = row * columns + column
-            store(out, i, scaled(load(a, i), inverse, g))
+            store(out, i, scaled(load(a, i), scale, inverse, g))
             row += step
 
     @device
@@ -71,21 +80,34 @@ def kernels(T, width):
     def forward_columns(a, g, eps, rows, columns, W, norm, status):
         """W = g v / r and norm = r for v = a, one block for the columns."""
         shared = cuda.shared.array(size, T)
+        flags = cuda.shared.array(most_x, U)
         x, y = U(cuda.threadIdx.x), U(cuda.threadIdx.y)
         x_count, y_count = U(cuda.blockDim.x), U(cuda.blockDim.y)
         column = (U(cuda.blockIdx.x) * x_count + x) * U(width)
-        own = zero()
+        scale = splat(T(1))
+        turn, again = U(0), U(1)
+        while again > U(0):
+            own = zero()
+            if column < columns:
+                own = squares(a, scale, columns, column, y, y_count, rows)
+            tree_sum(own, shared, y * x_count + x, x_count, y, y_count)
+            square = get(shared, x, U(stride))
+            again = U(0)
+            if turn == U(0):
+                again, scale = out_of_range(square, column < columns, flags, x, x_count, y)
+                scale = allowed(scale, splat(eps))
+            turn += U(1)
         if column < columns:
-            own = products(a, a, columns, column, y, y_count, rows)
-        tree_sum(own, shared, y * x_count + x, x_count, y, y_count)
-        if column < columns:
-            r = root(get(shared, x, U(stride)), splat(eps))
+            r = root(square, scaled_eps(scale, splat(eps)))
+            length = over(r, scale)
             if y == U(0):
-                store(norm, column, r)
+                store(norm, column, length)
                 if any_of(vanishes(r)):
                     status[ZERO_NORM] = 1
+                if any_of(not_finite(length)):
+                    status[NOT_FINITE] = 1
             inverse = inverse_of(r)
-            write(a, W, columns, column, y, y_count, rows, inverse, load(g, column))
+            write(a, scale, W, columns, column, y, y_count, rows, inverse, load(g, column))
 
     @kernel(threads=THREADS, blocks=8)
     def backward_columns(dW, a, g, norm, rows, columns, dv, dg):
@@ -115,14 +137,16 @@ def kernels(T, width):
             y = U(cuda.threadIdx.y)
             first = U(cuda.blockIdx.y) * chunk
             end = min(first + chunk, rows)
-            r = root(load(square, column), splat(eps))
+            r = root(whole(load(square, column), splat(eps)), splat(eps))
             if first == U(0) and y == U(0):
                 store(norm, column, r)
                 if any_of(vanishes(r)):
                     status[ZERO_NORM] = 1
+                if any_of(not_finite(r)):
+                    status[NOT_FINITE] = 1
             inverse = inverse_of(r)
-            step = U(cuda.blockDim.y)
-            write(a, W, columns, column, first + y, step, end, inverse, load(g, column))
+            step, one = U(cuda.blockDim.y), splat(T(1))
+            write(a, one, W, columns, column, first + y, step, end, inverse, load(g, column))
 
     @kernel(threads=THREADS, blocks=8)
     def scale_gradient(dW, a, product, g, norm, rows, columns, chunk, dv, dg):
@@ -199,19 +223,17 @@ def backward_calls(dW, cache, dv, dg):
 def forward(v, g, eps):
     """Return W = g v / sqrt(|v|^2 + eps), with |v| over all axes but the last, and the cache.
 
-    v (D, K) or a kernel (kh, kw, C, K); g (K,).  Raises ZeroNormError at eps = 0 where |v| = 0.
+    v (D, K) or a kernel (kh, kw, C, K); g (K,).  Raises ZeroNormError at eps = 0 where |v| = 0, and
+    NonFiniteError where it overflows, or with more than `reduction.SHORT` rows its square.
     """
     v, g = placed(v, g)
     W, norm = empty(v.shape, v.dtype), empty(g.shape, v.dtype)
     for call in forward_calls(v, g, eps, W, norm, reduction.status()):
         launch(*call)
-    if eps == 0:
-        columns = np.flatnonzero(to_host(norm) == 0)
-        if columns.size:
-            raise ZeroNormError(
-                f"v: the weight vectors of units {columns[:8].tolist()} have norm 0 at eps = 0, "
-                "where v/|v| is undefined; expected norms > 0 or eps > 0"
-            )
+    whose, zero = WEIGHT_NORM
+    if v.size // v.shape[-1] > reduction.SHORT:
+        zero = "have norm 0 at eps = 0, or one whose square underflows; expected larger ones"
+    check_norm(to_host(norm), whose, zero)
     return W, Cache(v, g, norm)
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from minimal_nn.data.sets import CIFAR10_FOLDER, CIFAR10_TEST, CIFAR10_TRAIN, FETCH, MNIST_FILES
+from minimal_nn.data.cifar import CIFAR10_FOLDER, CIFAR10_TEST, CIFAR10_TRAIN
+from minimal_nn.data.idx import MNIST_FILES
 
+COMMAND = "`python -m minimal_nn.data`"
 EXTRA = "pip install 'l2-versus-normalization[data]'"
 MEMBERS = (*CIFAR10_TRAIN, CIFAR10_TEST, "batches.meta.txt")
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
@@ -298,6 +300,6 @@ def main(arguments=None):
             print(f"{name}: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print(f"{name}: interrupted; {FETCH} goes on from there", file=sys.stderr)
+            print(f"{name}: interrupted; {COMMAND} goes on from there", file=sys.stderr)
             return 130
     return 0

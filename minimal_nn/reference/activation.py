@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimal_nn.reference.arguments import arrays, expect_shape
+
 KINDS = ("relu", "tanh", "identity")
 
 
@@ -41,6 +43,7 @@ def passes(z):
 
 def forward(z, kind):
     """Return y = f(z), f one of `KINDS`, in the shape and dtype of z, and the cache."""
+    (z,) = arrays(z=z)
     if kind == "relu":
         mask = passes(z)
         return np.where(mask, z, 0), Cache(kind, mask)
@@ -54,6 +57,9 @@ def forward(z, kind):
 
 def backward(dy, cache):
     """Return dz = f'(z) dy."""
+    (dy,) = arrays(dy=dy)
+    if cache.saved is not None:
+        expect_shape("dy", dy, cache.saved.shape)
     if cache.kind == "relu":
         return np.where(cache.saved, dy, 0)
     if cache.kind == "tanh":

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimal_nn.reference.arguments import arrays, expect_affine, expect_shape
+
 
 class Cache(NamedTuple):
     x: np.ndarray
@@ -24,6 +26,8 @@ def forward(x, W, b=None):
 
     x (N, D), W (D, K), b (K,) or None -> y (N, K), in the dtype of the arguments.
     """
+    x, W, b = arrays(x=x, W=W, b=b)
+    expect_affine(x, W, b)
     y = x @ W
     if b is not None:
         y = y + b
@@ -35,6 +39,8 @@ def backward(dy, cache):
 
     dx = dy W^T, dW = x^T dy, db = sum_i dy_i, for the cotangent dy (N, K).
     """
+    (dy,) = arrays(dy=dy)
+    expect_shape("dy", dy, (cache.x.shape[0], cache.W.shape[1]))
     dx = dy @ cache.W.T
     dW = cache.x.T @ dy
     db = dy.sum(axis=0) if cache.has_bias else None

@@ -20,13 +20,17 @@ orthogonal to both.  With eps > 0, mean(h^2) = var / (var + eps) < 1, and the se
 leaks.
 
 With running statistics (evaluation) mean and var are constants, and only dL/dc_i = a_i / s is left.
+
+The mean is computed as z_1 + sum_i (z_i - z_1) / n: of equal numbers it is then that number itself,
+however n of them would round, and their variance is exactly 0.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.errors import ZeroVarianceError
+from minimal_nn.reference.arguments import alike, arrays, expect_shape, expect_units
+from minimal_nn.reference.extremes import check_variance
 
 
 class Cache(NamedTuple):
@@ -49,14 +53,8 @@ def _over_batch(z):
 
 
 def standard_deviation(var, eps, what):
-    """Return sqrt(var + eps), refusing a variance of 0 at eps = 0 (`what` names whose it is)."""
-    if eps == 0 and np.any(var == 0):
-        units = np.flatnonzero(var == 0)
-        raise ZeroVarianceError(
-            f"var: {what} {units[:8].tolist()}{' ...' if units.size > 8 else ''} have variance 0 "
-            "at eps = 0, where 0/0 is undefined; expected variances > 0 or eps > 0 "
-            "(units die under strong decay; use a smaller decay, or a small eps)"
-        )
+    """Return sqrt(var + eps), refusing what `check_variance` does (`what` names whose it is)."""
+    check_variance(var + eps, eps, what)
     return np.sqrt(var + eps)
 
 
@@ -65,12 +63,17 @@ def forward(z, gamma, beta, eps):
 
     z (N, K) or images (N, H, W, K); gamma, beta (K,); eps >= 0, inside the root.
     Returns y and a cache whose `mean` and `var` (K,) are the batch's, var biased.
-    Raises ZeroVarianceError at eps = 0 where a unit is constant over the batch.
+    Raises ZeroVarianceError at eps = 0 where a unit is constant over the batch, and NonFiniteError
+    where a variance overflows.
     """
+    z, gamma, beta = arrays(z=z, gamma=gamma, beta=beta)
+    expect_units(z, gamma=gamma, beta=beta)
     axes, n = _over_batch(z)
-    mean = z.sum(axis=axes) / n
-    centered = z - mean
-    var = (centered * centered).sum(axis=axes) / n
+    first = z[(0,) * len(axes)]
+    with np.errstate(over="ignore", invalid="ignore"):  # `standard_deviation` refuses what comes
+        mean = first + (z - first).sum(axis=axes) / n
+        centered = z - mean
+        var = (centered * centered).sum(axis=axes) / n
     std = standard_deviation(var, eps, "units")
     normalized = centered / std
     return gamma * normalized + beta, Cache(normalized, gamma, std, mean, var)
@@ -82,6 +85,8 @@ def backward(dy, cache):
     dz = (a - mean(a) - h mean(a h)) / s with a = gamma dy; dgamma = sum dy h; dbeta = sum dy.
     """
     normalized, gamma, std = cache.normalized, cache.gamma, cache.std
+    (dy,) = arrays(dy=dy)
+    expect_shape("dy", dy, normalized.shape)
     axes, n = _over_batch(dy)
     dbeta = dy.sum(axis=axes)
     dgamma = (dy * normalized).sum(axis=axes)
@@ -95,6 +100,8 @@ def forward_running(z, gamma, beta, mean, var, eps):
 
     mean, var (K,) are constants: running averages over past batches (see `update_running`).
     """
+    z, gamma, beta, mean, var = arrays(z=z, gamma=gamma, beta=beta, mean=mean, var=var)
+    expect_units(z, gamma=gamma, beta=beta, mean=mean, var=var)
     std = standard_deviation(var, eps, "units (running variance)")
     normalized = (z - mean) / std
     return gamma * normalized + beta, RunningCache(normalized, gamma, std)
@@ -102,6 +109,8 @@ def forward_running(z, gamma, beta, mean, var, eps):
 
 def backward_running(dy, cache):
     """Return dz, dgamma and dbeta of `forward_running`: dz = gamma dy / s, as s is a constant."""
+    (dy,) = arrays(dy=dy)
+    expect_shape("dy", dy, cache.normalized.shape)
     axes, _ = _over_batch(dy)
     dz = (cache.gamma / cache.std) * dy
     return dz, (dy * cache.normalized).sum(axis=axes), dy.sum(axis=axes)
@@ -113,6 +122,9 @@ def update_running(running_mean, running_var, mean, var, count, momentum):
     The variance enters unbiased, var count / (count - 1) with count the numbers per unit, as in
     PyTorch: normalization itself uses the biased variance, the running average the unbiased one.
     """
+    running_mean, running_var, mean, var = alike(
+        running_mean=running_mean, running_var=running_var, mean=mean, var=var
+    )
     unbiased = var * count / (count - 1)
     return (
         running_mean + momentum * (mean - running_mean),

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimal_nn.reference.arguments import arrays, expect_convolution, expect_shape
+
 
 class Cache(NamedTuple):
     padded: np.ndarray
@@ -35,6 +37,8 @@ def forward(x, W, b=None, stride=1, padding=1, algorithm="direct"):
 
     algorithm: a choice of the cpu wing; here always the sum itself, which differs by rounding only.
     """
+    x, W, b = arrays(x=x, W=W, b=b)
+    expect_convolution(x, W, b, stride, padding)
     kh, kw, _, channels = W.shape
     n, h, w, c = x.shape
     padded = np.zeros((n, h + 2 * padding, w + 2 * padding, c), dtype=x.dtype)
@@ -53,7 +57,10 @@ def backward(dy, cache):
     """Return dx (N, H, W, C), dW (kh, kw, C, K) and db (K,), None where there was no bias."""
     padded, W, stride, padding = cache.padded, cache.W, cache.stride, cache.padding
     kh, kw, c, channels = W.shape
-    _, height, width, _ = dy.shape
+    (dy,) = arrays(dy=dy)
+    n, h, w, _ = padded.shape
+    height, width = output_size(h, kh, stride, 0), output_size(w, kw, stride, 0)
+    expect_shape("dy", dy, (n, height, width, channels))
     dpadded = np.zeros(padded.shape, dtype=dy.dtype)
     dW = np.zeros(W.shape, dtype=dy.dtype)
     flat_dy = dy.reshape(-1, channels)
@@ -63,6 +70,5 @@ def backward(dy, cache):
             dW[a, b] = view.reshape(-1, c).T @ flat_dy
             target = _view(dpadded, a, b, stride, height, width)
             target[...] = target + dy @ W[a, b].T
-    _, h, w, _ = padded.shape
     dx = dpadded[:, padding : h - padding, padding : w - padding]
     return dx, dW, dy.sum(axis=(0, 1, 2)) if cache.has_bias else None

@@ -10,12 +10,15 @@ Backward: the derivation of batchnorm.py for a row, with a_ik = gamma_k dy_ik.  
 along the axis of the means, so it stays inside them:
 
     dz_ik = (a_ik - mean_k(a_i) - h_ik mean_k(a_i h_i)) / s_i
+
+As there, the mean is taken relative to the first number, here of the row.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
+from minimal_nn.reference.arguments import arrays, expect_shape, expect_units
 from minimal_nn.reference.batchnorm import standard_deviation
 
 
@@ -29,12 +32,17 @@ def forward(z, gamma, beta, eps):
     """Normalize each example over its units: y = gamma (z - mean) / sqrt(var + eps) + beta.
 
     z (N, K), K >= 2; gamma, beta (K,); eps >= 0, inside the root.  Returns y and the cache.
-    Raises ZeroVarianceError at eps = 0 where all units of an example are equal.
+    Raises ZeroVarianceError at eps = 0 where all units of an example are equal, and NonFiniteError
+    where a variance overflows.
     """
+    z, gamma, beta = arrays(z=z, gamma=gamma, beta=beta)
     units = z.shape[-1]
-    mean = z.sum(axis=-1, keepdims=True) / units
-    centered = z - mean
-    var = (centered * centered).sum(axis=-1, keepdims=True) / units
+    expect_units(z, gamma=gamma, beta=beta)
+    first = z[..., :1]
+    with np.errstate(over="ignore", invalid="ignore"):  # `standard_deviation` refuses what comes
+        mean = first + (z - first).sum(axis=-1, keepdims=True) / units
+        centered = z - mean
+        var = (centered * centered).sum(axis=-1, keepdims=True) / units
     std = standard_deviation(var, eps, "examples")
     normalized = centered / std
     return gamma * normalized + beta, Cache(normalized, gamma, std)
@@ -43,6 +51,8 @@ def forward(z, gamma, beta, eps):
 def backward(dy, cache):
     """Return dz (N, K), dgamma (K,) and dbeta (K,) for the cotangent dy (N, K)."""
     normalized, std = cache.normalized, cache.std
+    (dy,) = arrays(dy=dy)
+    expect_shape("dy", dy, normalized.shape)
     units = dy.shape[-1]
     a = cache.gamma * dy
     mean_a = a.sum(axis=-1, keepdims=True) / units

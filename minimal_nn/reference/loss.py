@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimal_nn.reference.arguments import alike, arrays, labels
+
 KINDS = ("cross_entropy", "mean_squared_error")
 
 
@@ -24,10 +26,12 @@ def forward(scores, targets, kind):
     """Return the mean loss, a scalar of the scores' dtype, and the cache.
 
     cross_entropy: scores (N, K), integer targets (N,) in 0 ... K-1.
-    mean_squared_error: scores and targets (N, K).
+    mean_squared_error: scores and targets of one shape.
     """
     if kind == "cross_entropy":
+        (scores,) = arrays(scores=scores)
         n = len(scores)
+        targets = labels(targets, *scores.shape)
         # Any shift is right; object arrays (balls, symbols) cannot overflow and need none.
         shift = 0 if scores.dtype == object else scores.real.max(axis=1, keepdims=True)
         shifted = scores - shift
@@ -39,6 +43,7 @@ def forward(scores, targets, kind):
         dscores[rows, targets] = dscores[rows, targets] - 1
         return value, Cache(dscores / n)
     if kind == "mean_squared_error":
+        scores, targets = alike(scores=scores, targets=targets)
         difference = scores - targets
         return (difference * difference).sum() / scores.size, Cache(2 * difference / scores.size)
     raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimal_nn.reference.arguments import arrays, expect_pooling, expect_shape
+
 
 class Cache(NamedTuple):
     winner: np.ndarray  # (N, H/size, W/size, C): the row-major position within the window
@@ -28,10 +30,8 @@ def forward(x, size):
     A ball whose window has no certain winner is refused, as is a height or width that `size`
     does not divide.
     """
-    if x.shape[1] % size or x.shape[2] % size:
-        raise ValueError(
-            f"x: got height and width {x.shape[1:3]}, expected multiples of size = {size}"
-        )
+    (x,) = arrays(x=x)
+    expect_pooling(x, size)
     windows = _windows(x, size)
     best = windows[..., 0, :]
     winner = np.zeros(best.shape, dtype=np.intp)
@@ -60,6 +60,8 @@ def _larger(a, b):
 
 def backward(dy, cache):
     """Return dx (N, H, W, C): each entry of dy at its window's winner, 0 elsewhere."""
+    (dy,) = arrays(dy=dy)
+    expect_shape("dy", dy, cache.winner.shape)
     n, h, w, c = dy.shape
     size = cache.size
     windows = np.zeros((n, h, w, size * size, c), dtype=dy.dtype)

@@ -1,13 +1,60 @@
 r"""The optimizers' formulas: one update each, as a pure function of weights, gradient and state.
 
 w, g and the state have one shape; t counts the steps from 1; hyper-parameters are Python numbers,
-or arrays that broadcast against w (a learning rate for each column).  eta is the learning rate.  A
-quotient 0/0, which eps = 0 makes possible, is a zero step.
+or arrays that broadcast against w (a learning rate for each column), in float64 where they need its
+digits: 1 - beta is computed before anything is rounded to w's dtype, which every result has.  eta
+is the learning rate.  A quotient 0/0, which eps = 0 makes possible, is a zero step.
 """
+
+import functools
+import inspect
 
 import numpy as np
 
-from minimal_nn.errors import ZeroNormError
+from minimal_nn.reference.arguments import alike, expect_norm
+from minimal_nn.reference.extremes import FIXED_NORM, check_norm, power_of_two
+
+ARRAYS = ("w", "g", "buffer", "square", "delta_square", "m", "v")
+
+
+def _formula(function):
+    """Make a formula check its arrays, and round its results to the dtype of the first."""
+    names = tuple(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def checked(*arguments, **named):
+        given = {**dict(zip(names, arguments, strict=False)), **named}
+        arrays = {name: given[name] for name in names if name in ARRAYS and name in given}
+        given.update(zip(arrays, alike(**arrays), strict=True))
+        first = given[next(iter(arrays))]
+        for name, value in given.items():
+            if name not in arrays and isinstance(value, np.ndarray) and name != "norm":
+                _expect_broadcast(name, value, first)
+        results = function(**given)
+        if isinstance(results, tuple):
+            return tuple(_rounded(result, first) for result in results)
+        return _rounded(results, first)
+
+    return checked
+
+
+def _expect_broadcast(name, value, w):
+    shape = tuple(getattr(w, "shape", ()))
+    try:
+        fits = np.broadcast_shapes(value.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name}: got shape {value.shape}, expected one that broadcasts to w's, {shape}"
+        )
+
+
+def _rounded(result, w):
+    """Return a result in w's dtype, where a hyper-parameter of a wider one has widened it."""
+    if isinstance(w, np.ndarray) and isinstance(result, np.ndarray) and result.dtype != w.dtype:
+        return result.astype(w.dtype)
+    return result
 
 
 def _ratio(numerator, denominator):
@@ -16,40 +63,47 @@ def _ratio(numerator, denominator):
     return np.where(zero, 0, numerator / np.where(zero, 1, denominator))
 
 
+@_formula
 def add_penalty(g, w, weight_decay):
     """Return g + weight_decay w: the gradient of L + (weight_decay / 2) |w|^2."""
     return g + weight_decay * w
 
 
+@_formula
 def sgd(w, g, learning_rate):
     """Return w - eta g."""
     return w - learning_rate * g
 
 
+@_formula
 def momentum(w, g, buffer, learning_rate, momentum):
     """Heavy ball (Polyak, 1964): v = momentum v + g; w - eta v.  Returns w and v."""
     buffer = momentum * buffer + g
     return w - learning_rate * buffer, buffer
 
 
+@_formula
 def nesterov(w, g, buffer, learning_rate, momentum):
     """Nesterov's form (Sutskever et al., 2013): v = momentum v + g; w - eta (g + momentum v)."""
     buffer = momentum * buffer + g
     return w - learning_rate * (g + momentum * buffer), buffer
 
 
+@_formula
 def rmsprop(w, g, square, learning_rate, decay, eps):
     """RMSprop: s = decay s + (1 - decay) g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
     square = decay * square + (1 - decay) * (g * g)
     return w - learning_rate * _ratio(g, np.sqrt(square) + eps), square
 
 
+@_formula
 def adagrad(w, g, square, learning_rate, eps):
     """Adagrad (Duchi et al., 2011): s = s + g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
     square = square + g * g
     return w - learning_rate * _ratio(g, np.sqrt(square) + eps), square
 
 
+@_formula
 def adadelta(
     w, g, square, delta_square, learning_rate, decay, eps_numerator, eps_denominator
 ):
@@ -72,6 +126,7 @@ def _adam_step(g, m, v, t, learning_rate, beta1, beta2, eps):
     return learning_rate * _ratio(corrected_m, np.sqrt(corrected_v) + eps), m, v
 
 
+@_formula
 def adam(w, g, m, v, t, learning_rate, beta1, beta2, eps):
     """Adam (Kingma & Ba, 2015): w - eta m' / (sqrt(v') + eps).  Returns w, m and v.
 
@@ -82,46 +137,59 @@ def adam(w, g, m, v, t, learning_rate, beta1, beta2, eps):
     return w - step, m, v
 
 
+@_formula
 def adamw(w, g, m, v, t, learning_rate, beta1, beta2, eps, decoupled_weight_decay):
     """AdamW (Loshchilov & Hutter, 2019): (1 - eta decoupled_weight_decay) w - Adam's step."""
     step, m, v = _adam_step(g, m, v, t, learning_rate, beta1, beta2, eps)
     return (1 - learning_rate * decoupled_weight_decay) * w - step, m, v
 
 
+@_formula
 def sign_sgd(w, g, learning_rate):
     """Return w - eta sign(g)."""
     return w - learning_rate * np.sign(g)
 
 
-def _norm(w):
-    """Return each unit's norm: over all axes but the last, or of a vector as a whole."""
+def _scaled_norm(w):
+    """Return for each unit a power of two a, a w, and |a w|, whose squares stay within the range.
+
+    Over all axes but the last, or of a vector as a whole.
+    """
     axes = tuple(range(w.ndim - 1)) if w.ndim > 1 else None
-    return np.sqrt((w * w).sum(axis=axes))
+    a = power_of_two(w, axes)
+    w = a * w
+    return a, w, np.sqrt((w * w).sum(axis=axes))
 
 
+@_formula
 def normalized_sgd(w, g, learning_rate):
     """Return w - eta g / |g|, unit by unit (a vector, such as a bias, as a whole)."""
-    return w - learning_rate * _ratio(g, _norm(g))
+    _, g, length = _scaled_norm(g)
+    return w - learning_rate * _ratio(g, length)
 
 
+@_formula
 def lars(w, g, learning_rate):
     """Return w - eta |w| g / |g|, unit by unit (a vector as a whole): steps relative to |w|.
 
-    The trust-ratio step of LARS (You, Gitman & Ginsburg, 2017) without momentum.
+    The trust-ratio step of LARS (You, Gitman & Ginsburg, 2017) without momentum.  Where |w| or |g|
+    is 0 the ratio is 1, as in apex and LAMB, and the step -eta g: what starts at 0, such as a bias,
+    can leave it.  A penalty is part of g: with the smallest decay a unit that has no other gradient
+    takes a whole step towards 0.
     """
-    return w - learning_rate * (_norm(w) * _ratio(g, _norm(g)))
+    a, _, w_length = _scaled_norm(w)
+    _, scaled_g, g_length = _scaled_norm(g)
+    norm = w_length / a
+    return w - learning_rate * np.where(norm == 0, g, norm * _ratio(scaled_g, g_length))
 
 
+@_formula
 def normalize(w, norm):
     """Return w norm / |w|, unit by unit: "Normalizing Weights", section 5.5 of the paper.
 
     Raises ZeroNormError where a unit's weights are all 0.
     """
-    length = _norm(w)
-    if np.any(length == 0):
-        raise ZeroNormError(
-            f"w: the weights of units {np.flatnonzero(length == 0)[:8].tolist()} are all 0 after "
-            "the step, where w/|w| is undefined; expected norms > 0: use a smaller learning rate "
-            "or decay"
-        )
+    expect_norm(norm, w)
+    _, w, length = _scaled_norm(w)
+    check_norm(length, *FIXED_NORM)
     return w * (norm / length)

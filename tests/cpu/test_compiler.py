@@ -73,6 +73,86 @@ def test_a_damaged_cache_costs_one_warning_and_no_wrong_result(copy, tmp_path):
     assert "RuntimeWarning" not in result.stderr, "the damaged files were not replaced"
 
 
+def test_an_edited_file_in_any_room_changes_the_key(copy, tmp_path):
+    """Operations, the plan and the machine: every folder of the wing."""
+    code = (
+        "import pathlib\n"
+        "from minimal_nn.cpu.machine import compiler\n"
+        "keys = [compiler.cache_key()]\n"
+        "rooms = {}\n"
+        "for path in sorted(pathlib.Path('minimal_nn/cpu').rglob('*.py')):\n"
+        "    rooms.setdefault(path.parent, path)\n"
+        "for path in rooms.values():\n"
+        "    path.write_text(path.read_text() + '# edited\\n')\n"
+        "    compiler.cache_key.cache_clear()\n"
+        "    keys.append(compiler.cache_key())\n"
+        "assert len(set(keys)) == len(keys), keys\n"
+        "print(*sorted(room.name for room in rooms))"
+    )
+    assert run(code, copy, tmp_path).stdout.split() == ["cpu", "machine", "plan"]
+
+
+def test_a_file_under_another_name_is_not_taken(copy, tmp_path):
+    """Neither another kernel's file nor one of another key: both would run and be wrong."""
+    cache = tmp_path / "cache"
+    both = "; from minimal_nn.cpu import activation; activation.forward(np.ones(1), 'tanh')"
+    run(RELU, copy, cache)
+    (relu,) = cache.rglob("*relu_kernel*")
+    run(RELU + both, copy, cache)
+    (tanh,) = cache.rglob("*tanh_kernel*")
+    shutil.copy(tanh, relu)
+    result = run(RELU, copy, cache)
+    assert result.stdout.strip() == "[0.0, 0.0, 3.0]"
+    assert result.stderr.count("RuntimeWarning") == 1 and "damaged" in result.stderr
+    for entry in entries(cache):
+        other = entry.parents[1] / "of another key" / entry.name
+        other.parent.mkdir(exist_ok=True)
+        shutil.copy(entry, other)
+    code = "from minimal_nn.cpu.machine import compiler; compiler.cache_key = lambda: %r; " + RELU
+    result = run(code % other.parent.name, copy, cache)
+    assert result.stdout.strip() == "[0.0, 0.0, 3.0]" and "damaged" in result.stderr
+
+
+def test_a_full_disk_costs_one_warning_and_leaves_nothing(copy, tmp_path):
+    cache = tmp_path / "cache"
+    full = (
+        "import builtins, errno, io\n"
+        "class Full(io.FileIO):\n"
+        "    def write(self, data):\n"
+        "        super().write(data[:100])\n"
+        "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "plain = open\n"
+        "def limited(path, mode='r', *arguments, **options):\n"
+        "    if mode == 'xb':\n"
+        "        return Full(path, mode)\n"
+        "    return plain(path, mode, *arguments, **options)\n"
+        "builtins.open = limited\n"
+    )
+    result = run(full + RELU, copy, cache)
+    assert result.stdout.strip() == "[0.0, 0.0, 3.0]"
+    assert result.stderr.count("RuntimeWarning") == 1 and "No space left" in result.stderr
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("kept", (True, False))
+def test_the_notice_promises_a_cache_only_where_there_is_one(copy, tmp_path, kept):
+    code = "from minimal_nn.cpu.machine import compiler; compiler.NOTICE_SECONDS = 0; " + RELU
+    result = run(code, copy, tmp_path / "cache" if kept else "")
+    assert ("later starts take them from a cache" in result.stderr) == kept
+    assert ("they are not kept" in result.stderr) != kept
+
+
+def test_disabled_compilation_is_named(copy, tmp_path):
+    code = (
+        "import numpy as np\n"
+        "from minimal_nn.cpu import activation\n"
+        "try: activation.forward(np.ones(1), 'relu')\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    said = run(code, copy, tmp_path, NUMBA_DISABLE_JIT="1").stdout
+    assert said.startswith("NUMBA_DISABLE_JIT is set") and said.count("\n") == 1
+
+
 def test_a_cache_that_cannot_be_written_costs_one_warning(copy, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a directory")
@@ -94,8 +174,9 @@ def test_another_processor_has_another_cache(copy, tmp_path):
         run(code, copy, cache).stdout,
         run(code, copy, cache, NUMBA_CPU_NAME="x86-64-v3").stdout,
         run(code, copy, cache, NUMBA_OPT="2").stdout,
+        run(code, copy, cache, MINIMAL_NN_VECTORS="128x32").stdout,
     }
-    assert len(keys) == 3
+    assert len(keys) == 4
 
 
 def test_importing_compiles_nothing(copy, tmp_path):
@@ -113,10 +194,10 @@ def test_the_vector_width_does_not_change_exact_results(copy, tmp_path):
     """256-bit and 128-bit code, with and without fused multiply-add, on this processor."""
     code = (
         "import numpy as np; from minimal_nn.cpu import affine, batchnorm; "
-        "from minimal_nn.cpu.machine import simd; "
+        "from minimal_nn.cpu.machine import processor; "
         "x = np.arange(70, dtype=np.float32).reshape(7, 10) % 9; W = x.T @ x; "
         "y = affine.forward(x, W)[0]; assert np.array_equal(y, x @ W); "
-        "print(simd.VECTOR_BYTES, simd.HAS_FMA, y.sum())"
+        "print(processor.VECTOR_BYTES, processor.HAS_FMA, y.sum())"
     )
     seen = set()
     for features in (None, "+sse2,+avx,+avx2,+fma", "+sse2,+sse4.1"):

@@ -27,13 +27,14 @@ def one_thread():
 def test_product(benchmark, rng, dtype, depth, columns):
     x = rng.standard_normal((BATCH, depth)).astype(dtype)
     W = rng.standard_normal((depth, columns)).astype(dtype)
-    z = workspace.panels(BATCH, columns, dtype)
-    program = Program(1).phase(len(z))
+    program = Program(1)
+    z = program.panels(BATCH, columns, dtype)
+    program.phase(len(z.array))
     left, right = workspace.pack(x), workspace.pack(W, tiles=False)
-    program.call(affine.forward_kernel, left, right, z, z.shape[1], depth)
+    affine.emit_forward(program, left, right, z, BATCH, depth)
     benchmark.extra_info["flops"] = 2 * BATCH * depth * columns
     assert benchmark(program.run) == 0
-    assert_same_bits(workspace.unpack(z, BATCH, columns), affine.forward(x, W)[0], "x W")
+    assert_same_bits(workspace.unpack(z.array, BATCH, columns), affine.forward(x, W)[0], "x W")
 
 
 def test_batchnorm_forward_and_backward(benchmark, rng):

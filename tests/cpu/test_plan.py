@@ -8,6 +8,7 @@ from minimal_nn import (
     LARS,
     SGD,
     Adam,
+    AdamW,
     BatchNorm,
     Conv2d,
     Dense,
@@ -22,8 +23,9 @@ from minimal_nn import (
     WeightNorm,
     fit,
 )
-from minimal_nn.cpu.machine import simd, threads
+from minimal_nn.cpu.machine import processor, threads
 from minimal_nn.cpu.machine.compiler import kernel
+from minimal_nn.cpu.machine.footprints import each, writes
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.optimizers import ALL as OPTIMIZERS
@@ -121,7 +123,10 @@ def check_bits(name, optimizer, dtype):
         Group([first], learning_rate=0.02, l2=1e-3),
         Group([name for name in fixed if name != first], fixed_norm=1.5),
     ]
-    ours, theirs = (optimizer(learning_rate=0.01, weight_decay=1e-3, groups=groups) for _ in "12")
+    hyper = {"learning_rate": 0.01, "weight_decay": 1e-3}
+    if optimizer is AdamW:
+        hyper["decoupled_weight_decay"] = 0.01  # both by name, or the penalty is refused
+    ours, theirs = (optimizer(**hyper, groups=groups) for _ in "12")
     plan = compiled(network, ours)
     losses = [*plan.run(network, ours, X, targets, batches()[:2])]
     losses += [*plan.run(network, ours, X, targets, batches()[2:])]
@@ -302,15 +307,16 @@ def test_denormal_weights_are_flushed_in_the_loop_and_nowhere_else():
         )
         # Denormal numbers exist in this thread, and in the workers, after the run as before.
         assert np.float32(1e-40) * np.float32(0.5) > 0
-        assert _states(count) == [state & ~simd.FLUSH_DENORMALS for state in _states(count)]
+        assert _states(count) == [state & ~processor.FLUSH_DENORMALS for state in _states(count)]
 
 
-@kernel
+@kernel(out=lambda k: writes(each(1)))
 def state_kernel(step, thread, unit, out):
-    out[unit] = simd.floating_point_state()
+    out[unit] = processor.floating_point_state()
 
 
 def _states(count):
-    out = np.zeros(count, dtype=np.int64)
-    Program(count).phase(count).call(state_kernel, out).run(thread_count=count)
-    return out.tolist()
+    program = Program(count).phase(count)
+    out = program.made(count, np.int64)
+    program.call(state_kernel, out).run(thread_count=count)
+    return out.array.tolist()

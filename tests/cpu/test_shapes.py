@@ -162,6 +162,14 @@ def test_elementary_functions_over_their_range(rng):
         assert np.max(error / np.maximum(p, np.finfo(dtype).tiny)) < 40 * np.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_tanh_keeps_the_sign_of_zero(dtype):
+    z = np.array([-0.0, 0.0, -1e-30, np.nan], dtype)
+    y = activation.forward(z, "tanh")[0]
+    assert np.array_equal(y, z, equal_nan=True)
+    assert np.array_equal(np.signbit(y[:3]), [True, False, True])
+
+
 def test_weightnorm_scales_exactly(rng):
     v, g = rng.standard_normal((37, 5)), np.ones(5)
     W = weightnorm.forward(v, g, 0.0)[0]

@@ -4,6 +4,7 @@ import concurrent.futures
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -66,6 +67,38 @@ def test_programs_in_several_python_threads_at_once(always_threaded):
         for job in jobs:
             for a, b in zip(expected, job.result(timeout=120), strict=True):
                 assert np.array_equal(a, b)
+
+
+def test_two_computations_at_once_share_no_worker():
+    """The second one runs as one thread, and the workers are there again after the first."""
+    begun, finish, seen = threading.Event(), threading.Event(), []
+
+    def wait(thread, count):
+        begun.set()
+        assert finish.wait(60)
+
+    def note(thread, count):
+        seen.append((thread, count))
+
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        first = executor.submit(threads.together, wait, 2)
+        assert begun.wait(60)
+        threads.together(note, 3)
+        assert seen == [(0, 1)]
+        finish.set()
+        first.result(timeout=60)
+    threads.together(note, 3)
+    assert sorted(seen[1:]) == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_a_computation_that_fails_gives_its_workers_back():
+    def fail(thread, count):
+        if thread == count - 1:
+            raise ArithmeticError("of one thread")
+
+    for _ in range(2):
+        with pytest.raises(ArithmeticError):
+            threads.together(fail, 2)
 
 
 def test_the_faster_number_of_threads_is_found_and_found_again():

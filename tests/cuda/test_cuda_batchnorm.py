@@ -8,7 +8,7 @@ from agreement import assert_same_bits, assert_within, wide
 from minimal_nn.cuda import batchnorm
 from minimal_nn.cuda.device import launch
 from minimal_nn.cuda.parts import reduction
-from minimal_nn.errors import ZeroVarianceError
+from minimal_nn.errors import NonFiniteError, ZeroVarianceError
 from minimal_nn.gradcheck import unit_roundoff
 from minimal_nn.reference import batchnorm as reference
 from theory.numbers.bounded import running
@@ -140,21 +140,26 @@ def test_a_constant_column_has_variance_zero_exactly(place, rng, kind):
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.5])
-def test_the_status_word_tells_of_a_zero_variance(place, rng, eps):
+@pytest.mark.parametrize("value", [3, 1e20])
+def test_the_status_word_tells_of_a_variance_of_zero_or_infinity(place, rng, eps, value):
     z, gamma, beta, _ = draw(rng, (70, 9), np.float32)
     z[:, 8] = 3
+    z[4, 8] = value
     z, gamma, beta = on_device((z, gamma, beta))
     y, mean, var = like(z, gamma, gamma)
     status = launch.asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
     for call in batchnorm.forward_calls(z, gamma, beta, eps, y, mean, var, status):
         launch.launch(*call)
-    assert launch.to_host(status).tolist() == [0, int(eps == 0), 0]
+    assert launch.to_host(status).tolist() == [int(value > 3), int(eps == 0 and value == 3), 0]
 
 
-def test_nan_stays_in_its_column(place, rng):
+def test_nan_stays_in_its_column(place, rng, monkeypatch):
     z, gamma, beta, dy = draw(rng, (70, 9), np.float32)
     clean = everything(z, gamma, beta, dy, 1e-5)
     z[33, 4] = np.nan
+    with pytest.raises(NonFiniteError, match=r"units \[4\] have variances that are not finite"):
+        everything(z, gamma, beta, dy, 1e-5)
+    monkeypatch.setattr(batchnorm, "standard_deviation", lambda *_: None)  # the kernels alone
     for name, got, before in zip(NAMES, everything(z, gamma, beta, dy, 1e-5), clean, strict=True):
         if name != "dbeta":
             assert np.isnan(got[..., 4]).all()

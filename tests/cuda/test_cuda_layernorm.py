@@ -8,7 +8,7 @@ from agreement import assert_same_bits, assert_within, wide
 from minimal_nn.cuda import layernorm
 from minimal_nn.cuda.device import launch
 from minimal_nn.cuda.parts import reduction
-from minimal_nn.errors import ZeroVarianceError
+from minimal_nn.errors import NonFiniteError, ZeroVarianceError
 from minimal_nn.reference import layernorm as reference
 from theory.numbers.bounded import running
 
@@ -139,12 +139,22 @@ def test_a_constant_row_has_variance_zero_exactly(place, rng, kind, units):
     for call in layernorm.forward_calls(z, gamma, beta, 0.0, y, mean, inverse, status):
         launch.launch(*call)
     assert launch.to_host(status).tolist() == [0, 1, 0]
+    large = launch.to_host(z)
+    large[0, 1] = np.sqrt(np.finfo(kind).max) * 8
+    for call in layernorm.forward_calls(
+        launch.asarray(large), gamma, beta, 0.0, y, mean, inverse, status
+    ):
+        launch.launch(*call)
+    assert launch.to_host(status).tolist() == [1, 1, 0]
 
 
-def test_nan_stays_in_its_row(place, rng):
+def test_nan_stays_in_its_row(place, rng, monkeypatch):
     z, gamma, beta, dy = draw(rng, (6, 132), np.float32)
     clean = everything(z, gamma, beta, dy, 1e-5)
     z[4, 131] = np.nan
+    with pytest.raises(NonFiniteError, match=r"examples \[4\] have variances that are not finite"):
+        everything(z, gamma, beta, dy, 1e-5)
+    monkeypatch.setattr(layernorm, "check_variance", lambda *_: None)  # the kernels alone
     y, dz, _, dbeta = everything(z, gamma, beta, dy, 1e-5)
     assert np.isnan(y[4]).all() and np.isnan(dz[4]).all()
     others = [0, 1, 2, 3, 5]

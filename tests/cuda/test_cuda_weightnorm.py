@@ -8,7 +8,7 @@ from agreement import assert_same_bits, assert_within, wide
 from minimal_nn.cuda import weightnorm
 from minimal_nn.cuda.device import launch
 from minimal_nn.cuda.parts import reduction
-from minimal_nn.errors import ZeroNormError
+from minimal_nn.errors import NonFiniteError, ZeroNormError
 from minimal_nn.reference import weightnorm as reference
 from theory.numbers.bounded import running
 
@@ -22,6 +22,7 @@ def path(request, monkeypatch):
     """Few rows take one launch, many take two stages; here both take every shape."""
     if request.param == "two stages":
         monkeypatch.setattr(reduction, "SHORT", 0)
+    return request.param
 
 
 def draw(rng, shape, kind):
@@ -97,10 +98,40 @@ def test_a_zero_column_at_eps_zero_is_refused(place, rng):
     assert launch.to_host(status).tolist() == [0, 0, 1]
 
 
-def test_nan_stays_in_its_column(place, rng):
+def test_squares_beyond_the_range(place, path, rng):
+    """One launch takes them once more, scaled; two stages refuse them."""
+    v, g, dW = draw(rng, (9, 8), np.float32)
+    expected = everything(v, g, dW, 0.0)
+    for size, kind in ((1e-25, ZeroNormError), (2.0**70, NonFiniteError)):
+        scale = np.float32(2.0 ** round(np.log2(size)))
+        if path == "two stages":
+            with pytest.raises(kind, match=r"v: .* units \[0, 1, .*\] have norm"):
+                everything(scale * v, g, dW, 0.0)
+        else:
+            W, dv, dg = everything(scale * v, g, dW, 0.0)
+            for name, got, same in zip(NAMES, (W, scale * dv, dg), expected, strict=True):
+                assert_same_bits(got, same, name)
+
+
+@pytest.mark.parametrize("value", [np.float32(2) ** 70, np.nan])
+def test_the_status_word_tells_of_a_norm_that_is_not_finite(place, path, rng, value):
+    v, g, _ = draw(rng, (9, 8), np.float32)
+    v[:, 2] = np.inf if path == "one launch" and np.isfinite(value) else value
+    v, g = (launch.asarray(x) for x in (v, g))
+    W, norm = launch.empty(v.shape, v.dtype), launch.empty(g.shape, v.dtype)
+    status = launch.asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
+    for call in weightnorm.forward_calls(v, g, 0.0, W, norm, status):
+        launch.launch(*call)
+    assert launch.to_host(status).tolist() == [1, 0, 0]
+
+
+def test_nan_stays_in_its_column(place, rng, monkeypatch):
     v, g, dW = draw(rng, (9, 8), np.float32)
     clean = everything(v, g, dW, 1e-5)
     v[5, 2] = np.nan
+    with pytest.raises(NonFiniteError, match=r"units \[2\] have norms that are not finite"):
+        everything(v, g, dW, 1e-5)
+    monkeypatch.setattr(weightnorm, "check_norm", lambda *_: None)  # the kernels alone
     for name, got, before in zip(NAMES, everything(v, g, dW, 1e-5), clean, strict=True):
         assert np.isnan(got[..., 2]).all()
         got[..., 2] = before[..., 2] = 0

@@ -1,10 +1,16 @@
 """The command: every figure is drawn, from runs, from the store and from an archive alike."""
 
+import errno
 import json
+import os
 import re
+import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 
 from figures import __main__ as command
 from figures import presets, style
@@ -81,10 +87,106 @@ def test_archive_of_another_preset_is_refused(folder, monkeypatch):
         call(folder, "x", "--only", "rate_exponents", "--archive", str(archive))
 
 
+REFUSED_BEFORE_COMPUTING = {
+    "out": ("--out", "occupied/figures", "--out: .*occupied/figures cannot be written"),
+    "store": ("--store", "occupied/store", "--store: .*occupied/store cannot be used"),
+    "kept runs": ("--write-archive", "occupied/runs.xz", "--write-archive: .* cannot be written"),
+    "a folder": ("--write-archive", ".", "--write-archive: .* is a folder"),
+    "archive": ("--archive", "missing.xz", "--archive: .*missing.xz cannot be read"),
+    "damaged": ("--archive", "occupied", "damaged"),
+    "data": ("--data", "missing", "missing"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_BEFORE_COMPUTING.values(), ids=REFUSED_BEFORE_COMPUTING)
+def test_what_cannot_be_read_or_written_is_said_before_anything_runs(case, tmp_path, monkeypatch):
+    """`occupied` is a file, so that no folder below it can be made, by root neither."""
+    option, name, message = case
+
+    def computes(*_, **__):
+        raise AssertionError("computed before it was refused")
+
+    (tmp_path / "occupied").write_text("a file")
+    monkeypatch.setattr(command.runner, "run", computes)
+    own = [option, str(tmp_path / name)]
+    if option == "--data":
+        own += ["--preset", "laptop"]
+    with pytest.raises(SystemExit, match=message) as refused:
+        call(tmp_path, "out", "--only", "rate_exponents", *own)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--jobs"])
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_numbers_that_are_none_are_refused(option, number, capsys):
+    with pytest.raises(SystemExit):
+        command.main([option, number])
+    assert f"argument {option}: got '{number}', expected a whole number" in capsys.readouterr().err
+
+
+def test_home_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    chosen = command.parser().parse_args(
+        [
+            "--out",
+            "~/o",
+            "--store",
+            "~/s",
+            "--archive",
+            "~/a",
+            "--write-archive",
+            "~/w",
+            "--data",
+            "~/d",
+        ]
+    )
+    paths = (chosen.out, chosen.store, chosen.archive, chosen.write_archive, chosen.data)
+    assert [str(path) for path in paths] == [str(tmp_path / name) for name in "osawd"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_full_disk_leaves_whole_figures_or_none(tmp_path, before):
+    """A limit on the size of files stands for the disk: both let a write fail half way."""
+    figure, axes = plt.subplots()
+    axes.plot([1, 2])
+    if before:
+        style.save(figure, tmp_path, "old")
+        for path in tmp_path.glob("old.*"):
+            path.rename(path.with_stem("new"))
+    old = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(OSError):
+            style.save(figure, tmp_path, "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+def test_full_disk_is_said_in_a_sentence(tmp_path, monkeypatch, capsys):
+    def no_space(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "results/ab/abc.json")
+
+    monkeypatch.setattr(command.runner, "run", no_space)
+    assert call(tmp_path, "out", "--only", "rate_exponents") == 1
+    said = capsys.readouterr().err
+    assert "No space left on device" in said and "the same command goes on" in said
+
+
 def test_list_names_every_figure(capsys):
     assert command.main(["--list"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in (*command.FIGURES, *presets.ALL))
+
+
+def test_list_into_a_closed_pipe_ends_quietly():
+    program = [sys.executable, "-m", "figures", "--list"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.stderr == ""
 
 
 def test_missing_data_is_said(capsys):

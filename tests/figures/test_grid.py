@@ -1,6 +1,7 @@
 """The grid: whatever is killed, shared, lost or raised, the store ends with the same numbers."""
 
 import concurrent.futures
+import errno
 import functools
 import os
 import random
@@ -12,11 +13,12 @@ import time
 
 import pytest
 
-from figures.grid import runner
+from figures.grid import executors, runner, store
 from figures.grid.store import Store
 
 import toy  # isort: skip
 
+TWO_PROCESSES = functools.partial(executors.processes, 2)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
@@ -79,6 +81,21 @@ def test_damaged_result_is_computed_again(tmp_path, uninterrupted):
     assert toy.contents(tmp_path) == uninterrupted
 
 
+def test_file_system_without_locks_does_not_wait_for_ever(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(store.fcntl, "lockf", no_locks)
+    with pytest.warns(UserWarning, match="keeps no locks"):
+        assert run(tmp_path, configurations=toy.configurations(3)).computed == 3
+
+
+def test_journal_says_where_runs_were_computed(tmp_path):
+    run(tmp_path, configurations=toy.configurations(2))
+    with Store(tmp_path, toy.CODE) as kept:
+        assert kept.processors(toy.configurations(2)) == [executors.processor()]
+
+
 def test_given_executor_is_left_open(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(2) as executor:
         run(tmp_path, configurations=toy.configurations(2), executor=executor)
@@ -88,9 +105,13 @@ def test_given_executor_is_left_open(tmp_path):
 def test_worker_processes_give_the_same_bytes_and_progress(tmp_path, uninterrupted, capsys):
     with Store(tmp_path, toy.CODE) as store:
         runner.run(
-            toy.run, toy.configurations(), store, functools.partial(runner.processes, 2),
-            cost=lambda c: c["steps"], describe=lambda c: f"seed {c['seed']}",
-        )  # fmt: skip
+            toy.run,
+            toy.configurations(),
+            store,
+            TWO_PROCESSES,
+            cost=lambda c: c["steps"],
+            describe=lambda c: f"seed {c['seed']}",
+        )
     assert toy.contents(tmp_path) == uninterrupted
     shown = capsys.readouterr().err
     assert "24/24 runs" in shown and "seed 5" in shown and "960/960" in shown
@@ -123,16 +144,14 @@ def test_dead_worker_is_replaced(tmp_path):
     flags = tmp_path / "flags"
     flags.mkdir()
     runs = toy.configurations(11, flags=str(flags))
-    report = run(tmp_path / "a", toy.run_fatal_once, runs, functools.partial(runner.processes, 2))
+    report = run(tmp_path / "a", toy.run_fatal_once, runs, TWO_PROCESSES)
     assert report.computed == 11 and not report.failures
     run(tmp_path / "b", toy.run, runs)
     assert toy.contents(tmp_path / "a") == toy.contents(tmp_path / "b")
 
 
 def test_run_that_kills_its_worker_is_named_and_no_other(tmp_path):
-    report = run(
-        tmp_path, toy.run_fatal, toy.configurations(6), functools.partial(runner.processes, 2)
-    )
+    report = run(tmp_path, toy.run_fatal, toy.configurations(6), TWO_PROCESSES)
     [(configuration, error)] = report.failures
     assert configuration["seed"] == 3 and isinstance(error, runner.WorkerLost)
     # How often it died beside others depends on timing; alone, three times decide.
@@ -140,7 +159,7 @@ def test_run_that_kills_its_worker_is_named_and_no_other(tmp_path):
 
 
 def test_broken_executor_that_cannot_be_made_again_is_an_error(tmp_path):
-    pool = runner.processes(1)
+    pool = executors.processes(1)
     with pytest.raises(runner.WorkerLost, match="function that makes an"):
         run(tmp_path, toy.run_fatal, toy.configurations(5), pool)
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from figures.grid import runner
+from figures.grid import executors, runner
 from figures.grid.store import Store
 
 import toy  # isort: skip
@@ -33,7 +33,7 @@ def cluster(monkeypatch):
 
 
 def run(folder, function, configurations, address):
-    with Store(folder, toy.CODE) as store, runner.dask(address) as executor:
+    with Store(folder, toy.CODE) as store, executors.dask(address) as executor:
         return runner.run(function, configurations, store, executor, show_progress=False)
 
 
@@ -46,7 +46,11 @@ def test_cluster_with_a_worker_killed_gives_the_same_numbers(tmp_path, cluster):
     assert not any(worker.process.pid == victim for worker in cluster.workers.values())
     with Store(tmp_path / "whole", toy.CODE) as store:
         runner.run(
-            toy.run, toy.configurations(), store, lambda: runner.processes(2), show_progress=False
+            toy.run,
+            toy.configurations(),
+            store,
+            lambda: executors.processes(2),
+            show_progress=False,
         )
     assert toy.contents(tmp_path / "killed") == toy.contents(tmp_path / "whole")
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 
-from figures.grid import runner
+from figures.grid import executors, runner
 from figures.grid.store import Store
 
 CODE = "toy"
@@ -66,9 +66,12 @@ def contents(folder):
 def main(folder, jobs):
     with Store(folder, CODE) as store:
         report = runner.run(
-            run, configurations(), store, functools.partial(runner.processes, jobs),
+            run,
+            configurations(),
+            store,
+            functools.partial(executors.processes, jobs),
             show_progress=False,
-        )  # fmt: skip
+        )
     print(report.found, report.computed)
 
 

@@ -2,16 +2,16 @@
 
 import importlib
 
-import catalogue
 import ordinary
 import pytest
 
+from minimal_nn import mutants
 from minimal_nn.backend import OPERATIONS
 
 
-@pytest.mark.parametrize("mutant", catalogue.MUTANTS, ids=lambda m: f"{m.module}:{m.name}")
+@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda m: f"{m.module}:{m.name}")
 def test_mutant_is_caught(mutant):
-    modules = {mutant.module: catalogue.load(mutant.module, mutant.edits, mutant.name)}
+    modules = {mutant.module: mutants.load(mutant.module, mutant.edits, mutant.name)}
     tests = ordinary.tests_of(mutant.tested_by).values()
     assert any(ordinary.catches(function, modules) for function in tests), (
         f"the mutant {mutant.name!r} of {mutant.module}.py survives "
@@ -22,7 +22,7 @@ def test_mutant_is_caught(mutant):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_the_unmutated_module_is_not_caught(operation):
     """Loaded in the same way and run by the same runner, the module itself passes every test."""
-    modules = {operation: catalogue.load(operation)}
+    modules = {operation: mutants.load(operation)}
     cases = [ordinary.run(function, modules) for function in ordinary.tests_of(operation).values()]
     assert len(cases) >= 5 and sum(cases) >= 20, "the runner found hardly any tests"
 
@@ -40,7 +40,7 @@ def test_the_runner_finds_what_pytest_finds(request):
 
 
 def test_every_operation_has_mutants_and_no_name_twice():
-    names = [(mutant.module, mutant.name) for mutant in catalogue.MUTANTS]
+    names = [(mutant.module, mutant.name) for mutant in mutants.MUTANTS]
     assert len(set(names)) == len(names)
     assert {module for module, _ in names} == {*OPERATIONS, "optimizers"}
 
@@ -49,11 +49,11 @@ def test_an_edit_that_no_longer_fits_is_named():
     with pytest.raises(
         ValueError, match="mutant 'old': 'no such line' stands 0 times in affine.py"
     ):
-        catalogue.load("affine", [("no such line", "")], "old")
+        mutants.load("affine", [("no such line", "")], "old")
 
 
 def test_a_mutant_that_crashes_is_not_called_caught():
     """A kill is an assertion that fails, not a mutant that cannot run."""
-    broken = catalogue.load("affine", [("y = x @ W\n", "raise TypeError\n")])
+    broken = mutants.load("affine", [("y = x @ W\n", "raise TypeError\n")])
     tests = ordinary.tests_of("affine").values()
     assert not any(ordinary.catches(function, {"affine": broken}) for function in tests)

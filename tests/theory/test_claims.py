@@ -8,15 +8,8 @@ import pytest
 from minimal_nn.reference import batchnorm
 from theory import CLAIMS, Claim, Measurement, Verdict, select
 from theory.claim import claim
-from theory.subjects.networks import (
-    DTYPES,
-    LEAST_RANGE,
-    NORMALIZATIONS,
-    Options,
-    differing,
-    exact_range,
-    network_subject,
-)
+from theory.measures.bits import LEAST_RANGE, differing, exact_range
+from theory.subjects.networks import DTYPES, NORMALIZATIONS, Options, network_subject
 
 SPINE = (
     "scale-invariance",
@@ -250,7 +243,7 @@ def test_the_registry_is_in_the_papers_order_and_refuses_a_second_of_a_name():
     ):
         claim(id="norm-growth", assumptions=(), **fields)(lambda subject: None)
     with pytest.raises(
-        ValueError, match=r"claims: got \['no'\], expected some of scale-invariance, "
+        ValueError, match=r"claims: got \['no'\], expected some of gradient-of-loss, "
     ):
         select(["no"])
 

@@ -158,7 +158,7 @@ def test_a_control_that_does_not_fail_is_exit_status_1(capsys, monkeypatch, fres
 @pytest.mark.parametrize(
     "arguments, message",
     (
-        (("--only", "no-such-claim"), r"claims: got ['no-such-claim'], expected some of scale-inv"),
+        (("--only", "no-such-claim"), r"claims: got ['no-such-claim'], expected some of gradient"),
         (("--seed", "-1"), "--seed: got -1, expected an integer >= 0"),
     ),
 )

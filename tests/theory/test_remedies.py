@@ -10,7 +10,8 @@ from minimal_nn.reference import update
 from theory import CLAIMS
 from theory.claims.flow import flow, flow_subjects
 from theory.claims.gamma_beta import affine_groups, affine_subject, gamma_beta_subjects
-from theory.claims.remedies import CircleSubject, circle_angle, circle_run
+from theory.claims.remedies.momentum import CircleSubject, circle_run
+from theory.laws import circle_angle
 from theory.subjects.networks import Options, network_subject
 
 REMEDIES = (
@@ -74,7 +75,7 @@ def test_momentum_on_the_circle_is_the_scalar_equation_and_its_limit():
     for share in (0.0, 0.1, 0.6):
         decay = share * (1 - momentum) ** 2 / eta
         angles = circle_run(eta, momentum, decay, 2.0**-10, 400)
-        exact = circle_angle(eta, momentum, decay, 2.0**-10)
+        exact = circle_angle(eta, decay, 2.0**-10, momentum)
         assert angles[-1] - angles[-2] == pytest.approx(exact, rel=1e-9)
         law = eta * 2.0**-10 / (1 - momentum) / (1 - share)
         assert abs(exact) == pytest.approx(law, rel=1e-4)
@@ -82,7 +83,7 @@ def test_momentum_on_the_circle_is_the_scalar_equation_and_its_limit():
 
 def test_the_law_of_the_circle_without_momentum_is_that_of_sgd():
     eta, decay, slope = 0.25, 2.0, 2.0**-10
-    assert abs(circle_angle(eta, 0.0, decay, slope)) == pytest.approx(
+    assert abs(circle_angle(eta, decay, slope)) == pytest.approx(
         eta / (1 - eta * decay) * slope, rel=1e-5
     )
 

@@ -4,11 +4,21 @@ import numpy as np
 import pytest
 
 from theory.claim import CLAIMS
-from theory.claims import second_order
-from theory.claims.identities import directional, symbol_subject
+from theory.claims.second_order.curvature import curvatures, second_order_steps
+from theory.claims.second_order.newton import newton_step
+from theory.measures.derivatives import (
+    bounded_directional,
+    directional,
+    hessian,
+    hessian_error,
+    jacobian,
+    vector,
+)
 from theory.numbers import arithmetic
 from theory.numbers.jet import Jet
+from theory.subjects.exact import symbol_subject
 from theory.subjects.networks import NORMALIZATIONS, Options, invariant_weights, weight_groups
+from theory.subjects.smooth import smooth_subject
 
 IDS = (
     "hessian-scaling",
@@ -21,7 +31,7 @@ IDS = (
 
 @pytest.fixture(params=NORMALIZATIONS)
 def subject(request):
-    return second_order.smooth_subject(request.param)
+    return smooth_subject(request.param)
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -35,8 +45,8 @@ def test_claims_hold_and_their_controls_fail(id):
 
 
 def test_the_hessian_is_symmetric(subject):
-    H = second_order.hessian(subject.network, subject.X, subject.targets)
-    _, E = second_order.hessian_error(subject.network, subject.X, subject.targets, H)
+    H = hessian(subject.network, subject.X, subject.targets)
+    _, E = hessian_error(subject.network, subject.X, subject.targets, H)
     assert np.all(np.abs(H - H.T) <= E + E.T)
 
 
@@ -46,8 +56,8 @@ def ball_network(subject, balls):
 
 def test_the_hessian_agrees_with_an_enclosure(subject):
     balls = arithmetic.Balls(200)
-    H = second_order.hessian(subject.network, subject.X, subject.targets)
-    _, E = second_order.hessian_error(subject.network, subject.X, subject.targets, H)
+    H = hessian(subject.network, subject.X, subject.targets)
+    _, E = hessian_error(subject.network, subject.X, subject.targets, H)
     (name,) = invariant_weights(subject.network)
     with balls.working():
         network, X = ball_network(subject, balls)
@@ -63,8 +73,8 @@ def test_the_hessian_agrees_with_an_enclosure(subject):
 
 def test_the_hessian_agrees_with_central_differences_of_the_loss_in_balls(subject):
     balls = arithmetic.Balls(1000)
-    H = second_order.hessian(subject.network, subject.X, subject.targets)
-    _, E = second_order.hessian_error(subject.network, subject.X, subject.targets, H)
+    H = hessian(subject.network, subject.X, subject.targets)
+    _, E = hessian_error(subject.network, subject.X, subject.targets, H)
     (name,) = invariant_weights(subject.network)
     with balls.working():
         network, X = ball_network(subject, balls)
@@ -113,9 +123,9 @@ def test_the_newton_step_doubles_w_and_learns_nothing(subject):
     verdict = CLAIMS["newton-step"].verify(subject)
     details = verdict.measurement.details
     assert details["loss after"] == pytest.approx(details["loss before"], rel=1e-12)
-    w = second_order.vector(network, network.parameters)
+    w = vector(network, network.parameters)
     rank = len(w) - subject.flat.shape[1]
-    step, _, _ = second_order.newton_step(network, *data, rank)
+    step, _, _ = newton_step(network, *data, rank)
     if not subject.flat.size:
         np.testing.assert_allclose(step, w, rtol=1e-9)
 
@@ -134,7 +144,7 @@ def test_the_flat_directions_change_no_output():
 
 def test_the_null_space_is_that_of_the_flat_directions():
     for subject in CLAIMS["newton-step"].subjects(Options()):
-        H = second_order.hessian(subject.network, subject.X, subject.targets)
+        H = hessian(subject.network, subject.X, subject.targets)
         values = np.sort(np.abs(np.linalg.eigvalsh((H + H.T) / 2)))
         flat = subject.flat.shape[1]
         assert np.all(values[:flat] <= 1e-13 * values[-1])
@@ -147,8 +157,8 @@ def test_the_null_space_is_that_of_the_flat_directions():
 def test_gauss_newton_is_the_hessian_of_the_linearized_scores(subject):
     """G is J^T S J, with S the cross-entropy's Hessian, example by example."""
     network = subject.network
-    G, F, gradient = second_order.curvatures(network, subject.X, subject.targets)
-    J = second_order.jacobian(network, subject.X)
+    G, F, gradient = curvatures(network, subject.X, subject.targets)
+    J = jacobian(network, subject.X)
     scores = network.forward(subject.X, train=True)
     p = np.exp(scores - scores.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
@@ -165,10 +175,10 @@ def test_gauss_newton_is_the_hessian_of_the_linearized_scores(subject):
 
 def test_gauss_newton_and_fisher_steps_are_orthogonal_to_w_and_learn(subject):
     network, data = subject.network, (subject.X, subject.targets)
-    w = second_order.vector(network, network.parameters)
-    gradient = second_order.curvatures(network, *data)[2]
+    w = vector(network, network.parameters)
+    gradient = curvatures(network, *data)[2]
     for name in ("Gauss-Newton", "Fisher"):
-        step = second_order.second_order_steps(network, *data, damping=0.0)[name]
+        step = second_order_steps(network, *data, damping=0.0)[name]
         assert abs(step @ w) <= 1e-8 * np.linalg.norm(step) * np.linalg.norm(w)
         assert step @ gradient < 0
 
@@ -190,27 +200,27 @@ def without_variance_term(power):
 
 @pytest.mark.parametrize("id", ["hessian-radial", "newton-step"])
 def test_a_backward_pass_of_another_degree_is_seen(id, monkeypatch):
-    subject = second_order.smooth_subject("batch")
+    subject = smooth_subject("batch")
     monkeypatch.setattr(subject.network.backend.batchnorm, "backward", without_variance_term(0))
     assert not CLAIMS[id].verify(subject).holds
 
 
 def test_a_dropped_variance_term_is_seen(monkeypatch):
     """It leaves H w = -grad L, both being of degree -1, but H is no longer symmetric."""
-    subject = second_order.smooth_subject("batch")
+    subject = smooth_subject("batch")
     monkeypatch.setattr(subject.network.backend.batchnorm, "backward", without_variance_term(-1))
-    H = second_order.hessian(subject.network, subject.X, subject.targets)
-    _, E = second_order.hessian_error(subject.network, subject.X, subject.targets, H)
+    H = hessian(subject.network, subject.X, subject.targets)
+    _, E = hessian_error(subject.network, subject.X, subject.targets, H)
     assert np.any(np.abs(H - H.T) > 100 * (E + E.T))
     assert not CLAIMS["newton-step"].verify(subject).holds
 
 
 def test_jets_of_bounded_numbers_bound_the_rounding(subject):
     """The float32 values differ from the enclosures by less than their running errors."""
-    small = second_order.smooth_subject(subject.name.split()[0], "float32")
+    small = smooth_subject(subject.name.split()[0], "float32")
     (name,) = invariant_weights(small.network)
     direction = {name: small.network.parameters[name]}
-    values, products = second_order.bounded_directional(
+    values, products = bounded_directional(
         small.network, direction, small.X, small.targets
     )
     balls = arithmetic.Balls(200)

@@ -1,26 +1,41 @@
-"""The claims, in the paper's order.  Importing this package registers all of them."""
+"""The claims, in the paper's order.  Importing this package registers all of them.
+
+    derivative      the gradient is the gradient of the loss
+    invariance      outputs and objective (section 2)
+    gradients       scaling and orthogonality (section 3)
+    effective_rate  SGD's, as a symmetry of runs (sections 3 and 4)
+    optimizers/     every optimizer's (section 5)
+    second_order/   Hessian, Newton, Gauss-Newton, Fisher (section 5)
+    norm_dynamics   how |w| moves (section 4)
+    flow            the limit of small steps
+    equilibrium/    growth without decay, equilibrium with it, on a random walk
+    rotation        the angle between successive w
+    in_training     equilibrium in training runs
+    remedies/       fixed norms, weight norm, LARS (section 5.5, discussion)
+    gamma_beta      which of them are really regularized (discussion)
+
+No chapter knows another: what they share is in theory.measures.  A claim's form in balls and
+symbols stands below it, by `@that_claim.exactly`.
+"""
 
 # isort: off
-from theory.claims import invariance, gradients, effective_rate, optimizer_symmetry
-from theory.claims import second_order
-from theory.claims import norm_dynamics, flow, equilibrium, in_training
+from theory.claims import derivative, invariance, gradients, effective_rate, optimizers
+from theory.claims import second_order, norm_dynamics, flow, equilibrium, rotation, in_training
 from theory.claims import remedies, gamma_beta
-from theory.claims import identities, exact_runs, exact_second_order
 # isort: on
 
 __all__ = [
+    "derivative",
     "effective_rate",
     "equilibrium",
-    "exact_runs",
-    "exact_second_order",
     "flow",
     "gamma_beta",
     "gradients",
-    "identities",
     "in_training",
     "invariance",
     "norm_dynamics",
-    "optimizer_symmetry",
+    "optimizers",
     "remedies",
+    "rotation",
     "second_order",
 ]

@@ -3,87 +3,28 @@ r"""The effective learning rate eta/|w|^2 as a symmetry of whole runs (sections 
 import numpy as np
 
 import minimal_nn as nn
-from theory.claim import EXPRESSIONS, UNDERFLOWS, Measurement, claim
-from theory.claims.invariance import EXACT, limits
-from theory.subjects.networks import differing, exact_range, numbers, weight_groups
-
-STEPS = 12
-
-
-class Run:
-    """A training run from given weights: what is compared between two runs."""
-
-    def __init__(self, network, losses):
-        self.parameters = numbers(network, network.parameters)
-        self.state = numbers(network, network.state)
-        self.losses = np.asarray(losses, dtype=network.dtype)
-
-
-def run(subject, network, optimizer, steps=STEPS, batch=16):
-    """Train a copy of `network` on fixed batches of the subject's data; return the Run."""
-    network = network.with_parameters()
-    batch = min(batch, len(subject.X))
-    losses = []
-    for step in range(subject.steps(steps)):
-        rows = (np.arange(batch) + step * batch) % len(subject.X)
-        loss, gradients, state = network.loss_and_gradients(subject.X[rows], subject.targets[rows])
-        network.state = state
-        optimizer.step(network, gradients)
-        losses.append(loss)
-    return Run(network, losses)
-
-
-def factors_of(network, factor):
-    """Return {name: factor} for the invariant weights: a number, or `factor(group)` per unit."""
-    return {
-        name: factor(group) if callable(factor) else factor
-        for group in weight_groups(network)
-        for name in group.parameters
-    }
-
-
-def scaled_start(network, factors):
-    """Return `network` with weights times a, and the absorbing batch norms' mean * a, var * a^2."""
-    dtype = network.dtype
-    parameters, state = {}, {}
-    for name, a in factors.items():
-        array = network.backend.to_numpy(network.parameters[name])
-        parameters[name] = array * np.asarray(a, dtype=dtype)
-    for group in weight_groups(network):
-        mean, var = f"{group.absorbed_by}.mean", f"{group.absorbed_by}.var"
-        if mean in network.state:
-            a = np.asarray(factors[group.parameters[0]], dtype=dtype)
-            state[mean] = network.backend.to_numpy(network.state[mean]) * a
-            state[var] = network.backend.to_numpy(network.state[var]) * (a * a)
-    return network.with_parameters(parameters, state)
-
-
-def differing_runs(network, original, scaled, factors):
-    """Return how many numbers of the scaled run are not `a` times (or equal to) the original's."""
-    wrong = differing(scaled.losses, original.losses)
-    for name, array in original.parameters.items():
-        a = np.asarray(factors.get(name, 1.0), dtype=array.dtype)
-        wrong += differing(scaled.parameters[name], array * a)
-    for group in weight_groups(network):
-        for local, power in (("mean", 1), ("var", 2)):
-            name = f"{group.absorbed_by}.{local}"
-            if name in original.state:
-                array = original.state[name]
-                a = np.asarray(factors[group.parameters[0]], dtype=array.dtype) ** power
-                wrong += differing(scaled.state[name], array * a)
-    return wrong
-
-
-ETA, LAMBDA = 0.25, 2.0**-7
-
-
-def _sgd(factors, eta=ETA, l2=LAMBDA):
-    """SGD with (a^2 eta, lambda/a^2) for each invariant parameter, and eta elsewhere."""
-    groups = [
-        nn.Group([name], learning_rate=eta * np.square(a), l2=l2 / np.square(a))
-        for name, a in factors.items()
-    ]
-    return nn.SGD(eta, groups=groups)
+from theory import laws
+from theory.claim import EXPRESSIONS, UNDERFLOWS, WORST_CASE, claim
+from theory.measures.bits import Search, limits
+from theory.measures.closest import Closest
+from theory.measures.derivatives import bounded_gradients
+from theory.measures.exact_runs import UPDATE, symmetry_identity
+from theory.measures.groups import group_sum
+from theory.measures.identity import Identity
+from theory.measures.measurement import Measurement
+from theory.measures.runs import (
+    STEPS,
+    differing_runs,
+    factors_of,
+    per_unit_factors,
+    plain_sgd,
+    rescaled_optimizer,
+    run,
+    scaled_start,
+)
+from theory.numbers.bounded import Bounded, gamma, unit_roundoff
+from theory.subjects.networks import gradients_of, invariant_weights, weight_groups
+from theory.subjects.smooth import float_subjects
 
 
 @claim(
@@ -114,42 +55,151 @@ So of $\eta$, $\lambda$ and $|w_0|$ only $\eta / |w|^2$ and $\eta \lambda$ are f
 )
 def effective_learning_rate(subject):
     """Numbers of the scaled run that are not a times (or equal to) those of the plain run."""
-    least, limit = limits(subject)
-    low, high, wrong, control = -limit, limit, 0, 0
+    search, control = Search(*limits(subject)), 0
     rng = np.random.default_rng(0)
     for network in subject.states:
         one = factors_of(network, 1.0)
-        original = run(subject, network, _sgd(one))
+        original = run(subject, network, rescaled_optimizer(plain_sgd(), one))
 
-        def count(k, network=network, original=original):
-            factors = factors_of(network, 2.0**k)
-            scaled = run(subject, scaled_start(network, factors), _sgd(factors))
+        def differ(factors, optimizer, network=network, original=original):
+            scaled = run(subject, scaled_start(network, factors), optimizer)
             return differing_runs(network, original, scaled, factors)
 
-        state_wrong, state_low, state_high = exact_range(count, least, limit)
-        wrong += state_wrong
-        low, high = max(low, state_low), min(high, state_high)
+        def count(k, network=network, differ=differ):
+            factors = factors_of(network, 2.0**k)
+            return differ(factors, rescaled_optimizer(plain_sgd(), factors))
 
-        def per_unit(group, network=network):
-            if not group.per_unit:
-                return 2.0 ** rng.integers(-8, 9)
-            units = network.parameters[group.parameters[0]].shape[-1]
-            return 2.0 ** rng.integers(-8, 9, size=units)
+        search.run(count)
+        factors = per_unit_factors(network, rng, 8)
+        search.wrong += differ(factors, rescaled_optimizer(plain_sgd(), factors))
+        control += differ(factors_of(network, 2.0), rescaled_optimizer(plain_sgd(), one))
+    return search.measurement(control, steps=STEPS)
 
-        factors = factors_of(network, per_unit)
-        for group in weight_groups(network):  # a joint group has one factor
-            for name in group.parameters:
-                factors[name] = factors[group.parameters[0]]
-        scaled = run(subject, scaled_start(network, factors), _sgd(factors))
-        wrong += differing_runs(network, original, scaled, factors)
-        factors = factors_of(network, 2.0)
-        shared = run(subject, scaled_start(network, factors), _sgd(one))
-        control += differing_runs(network, original, shared, factors)
-    return Measurement(
-        measured=wrong,
-        bound=0,
-        how=EXACT,
-        control=control,
-        control_least=1,
-        details={"exact for k": [low, high], "steps": STEPS},
+
+@effective_learning_rate.exactly
+def _(subject):
+    return symmetry_identity(subject, [plain_sgd()], [plain_sgd()])
+
+
+# The rate itself
+
+_STEP, _DECAY, _FACTOR = 2.0, 0.25, 3  # x = 1/2, exact in every dtype; |w| is 3 times |v|
+_BATCHES = 8
+
+
+def _groups_of(network, array):
+    """Return the units of the invariant weights as columns, or the whole as one."""
+    (group,) = weight_groups(network)
+    return array.reshape(-1, array.shape[-1]) if group.per_unit else array.reshape(-1, 1)
+
+
+def _direction(array):
+    """Return the columns divided by their lengths, in the array's arithmetic."""
+    return array / np.sqrt((array * array).sum(axis=0, keepdims=True))
+
+
+def _turns(network, X, targets):
+    """Return the direction after a step from w = 3 v, those predicted from grad L(v), and a bound.
+
+    Predicted by the law of the direction and without its factor 1 - x; each (weights, groups).
+    """
+    (name,) = invariant_weights(network)
+    v = network.parameters[name].astype(np.float16).astype(network.dtype)  # so that 3 v is exact
+    network, w = network.with_parameters({name: v}), _FACTOR * v
+    large = network.with_parameters({name: w})
+    after = large.with_parameters()
+    nn.SGD(_STEP, weight_decay=_DECAY).step(after, large.loss_and_gradients(X, targets).gradients)
+    moved = _groups_of(network, after.parameters[name].astype(np.longdouble))
+    errors, gradients = [], []
+    for at in (large, network):
+        exact = bounded_gradients(at, X, targets)[name]
+        g = gradients_of(at, X, targets)[name]
+        gradients.append(g)
+        errors.append(np.abs(g.astype(np.longdouble) - exact.value) + exact.error)
+    step = Bounded(w) - _STEP * (Bounded(gradients[0], errors[0]) + _DECAY * Bounded(w))
+    g = gradients[1].astype(np.longdouble)
+    rates = [laws.direction_rate(_FACTOR, _STEP, decay) for decay in (_DECAY, 0.0)]
+    predicted = [_groups_of(network, v.astype(np.longdouble) - rate * g) for rate in rates]
+    # An error e of a vector turns it by at most 2 |e|/|vector|.
+    bound = sum(
+        2 * _lengths(_groups_of(network, error)) / _lengths(vector)
+        for error, vector in ((step.error, moved), (rates[0] * errors[1], predicted[0]))
     )
+    bound = bound + 2 * gamma(len(moved) + 8, unit_roundoff(np.longdouble))
+    return _direction(moved), *map(_direction, predicted), bound
+
+
+def _lengths(columns):
+    return np.sqrt((columns * columns).sum(axis=0))
+
+
+@claim(
+    id="direction-rate",
+    statement=r"u' = \frac{u - \Phi \nabla L(u)}{|u - \Phi \nabla L(u)|}, \quad u = \frac{w}{|w|}, "
+    r"\; \Phi = \frac{\eta}{(1 - 2 \eta \lambda) |w|^2}",
+    source="van Laarhoven 2017, sec. 4, made exact",
+    cite="vL17 s4",
+    assumptions=("SGD with L2, 2 eta lambda < 1", "eps = 0", "for every unit, or layer norm's w"),
+    control="the rate eta/|w|^2, without the factor 1 - 2 eta lambda",
+    derivation=r"""
+$w' = (1 - 2 \eta \lambda) w - \eta \nabla L(w)$ is $(1 - 2 \eta \lambda) |w|$ times $u - \Phi |w|
+\nabla L(w)$, and $|w| \nabla L(w) = \nabla L(u)$ (gradient-scaling). So the direction makes a step
+of plain gradient descent on the sphere, at the rate $\Phi$, and of $\eta$, $\lambda$ and $|w|$
+nothing else is felt: this is the effective learning rate, with the constant.
+
+Measured: the direction after a step from $3 v$ against that predicted from $\nabla L(v)$ at the
+rate $\Phi$ of $|w|/|v| = 3$, whatever $|v|$ is. Bound: the running errors of the two gradients and
+of the update, as angles.
+""",
+    subjects=float_subjects,
+    unfit=(
+        (WORST_CASE, "float16"),
+        ("a quotient of roots of sums of roots, which no remainder decides", "symbol"),
+    ),
+    numpy_only="sums that carry bounds run through its lines alone",
+)
+def direction_rate(subject):
+    """|u' - predicted| of the unit and batch that come closest to their bound, in radians."""
+    closest, control = Closest(), 0.0
+    for X, targets in subject.batches[:_BATCHES]:
+        after, predicted, without, bound = _turns(subject.network, X, targets)
+        closest.offer(_lengths(after - predicted).astype(float), bound.astype(float))
+        control = max(control, float(_lengths(after - without).max()))
+    return Measurement(
+        measured=closest.residual,
+        bound=closest.bound,
+        how="running error of both gradients and of the update, 2 |error|/|vector|",
+        control=control,
+        control_least=100 * closest.bound,
+        details={"2 eta lambda": _STEP * _DECAY},
+    )
+
+
+def _norm(arrays, per_unit):
+    """Return |w| of a group, (groups,), in any numbers."""
+    return np.sqrt(group_sum([array * array for array in arrays], per_unit))
+
+
+@direction_rate.exactly
+def _(subject):
+    """With w itself divided by |w|, group by group."""
+    identity, data = Identity(), (subject.X, subject.targets)
+    eta, decay = map(subject.numbers.number, (_STEP, _DECAY))
+    for network in subject.states:
+        gradients = gradients_of(network, *data)
+        for group in weight_groups(network):
+            w = {name: network.parameters[name] for name in group.parameters}
+            norm = _norm(w.values(), group.per_unit)
+            u = {name: array / norm for name, array in w.items()}
+            sphere = gradients_of(network.with_parameters(u), *data)
+            after = [
+                UPDATE.sgd(array, UPDATE.add_penalty(gradients[name], array, decay), eta)
+                for name, array in w.items()
+            ]
+            for of_rate, judge in ((decay, identity.vanishes), (0 * decay, identity.remains)):
+                rate = laws.direction_rate(norm, eta, of_rate)
+                predicted = [u[name] - rate * sphere[name] for name in w]
+                lengths = [_norm(arrays, group.per_unit) for arrays in (after, predicted)]
+                for moved, expected in zip(after, predicted, strict=True):
+                    judge(moved / lengths[0] - expected / lengths[1])
+    return identity

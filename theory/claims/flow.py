@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 
 import minimal_nn as nn
-from theory.claim import TOO_LONG, Measurement, claim
-from theory.subjects.networks import NORMALIZATIONS, network_subject, numbers, weight_groups
+from theory.claim import TOO_LONG, claim
+from theory.measures.closest import Closest
+from theory.measures.measurement import Measurement
+from theory.subjects.networks import NORMALIZATIONS, network_subject, to_numpy, weight_groups
 
 TOLERANCE = 1e-7  # the solver's rtol
 _TIME = 1.0
@@ -40,7 +42,7 @@ def flow_subjects(options):
         block = {
             "batch": [dense, nn.BatchNorm(0.0)],
             "layer": [dense, nn.LayerNorm(0.0)],
-            "weight": [nn.WeightNorm(dense, 0.0)],
+            "weight": [nn.WeightNorm(dense, eps=0.0)],
         }[normalization]
         network = nn.Network(
             [*block, nn.Tanh(), *block, nn.Tanh(), nn.Dense(10)],
@@ -68,7 +70,7 @@ def flow(network, X, targets, l2, tolerance=TOLERANCE, time=_TIME):
 
     groups = weight_groups(network)
     names = [name for group in groups for name in group.parameters]
-    start = numbers(network, network.parameters)
+    start = to_numpy(network, network.parameters)
     cuts = np.cumsum([start[name].size for name in names])[:-1]
 
     def velocity(t, y):
@@ -78,7 +80,7 @@ def flow(network, X, targets, l2, tolerance=TOLERANCE, time=_TIME):
                 for name, part in zip(names, np.split(y, cuts), strict=True)
             }
         )
-        gradients = numbers(moved, moved.loss_and_gradients(X, targets).gradients)
+        gradients = to_numpy(moved, moved.loss_and_gradients(X, targets).gradients)
         return -np.concatenate([gradients[name].ravel() for name in names]) - 2 * l2 * y
 
     y0 = np.concatenate([start[name].ravel() for name in names])
@@ -89,7 +91,7 @@ def flow(network, X, targets, l2, tolerance=TOLERANCE, time=_TIME):
         return np.add.reduceat(y * y, edges)
 
     solver = RK45(velocity, 0.0, y0, time, rtol=tolerance, atol=1e-3 * tolerance)
-    first, bound, worst, largest, steps = squares(y0), 0.0, (0.0, 0.0), 0.0, 0
+    first, bound, closest, largest, steps = squares(y0), 0.0, Closest(), 0.0, 0
     while solver.status == "running":
         solver.step()
         error = (solver.t - solver.t_old) * (solver.K.T @ solver.E)
@@ -97,12 +99,10 @@ def flow(network, X, targets, l2, tolerance=TOLERANCE, time=_TIME):
         growth = np.exp(4 * l2 * solver.t) / first
         bound = bound + (2 * np.sqrt(weight * error) + error) * growth
         residual = np.abs(weight * growth - 1)
-        at = int(np.argmax(residual / bound))
-        if residual[at] * worst[1] >= worst[0] * bound[at]:
-            worst = (float(residual[at]), float(bound[at]))
+        closest.offer(residual, bound)
         largest = max(largest, float(np.max(residual)))
         steps += 1
-    return *worst, largest, steps
+    return closest.residual, closest.bound, largest, steps
 
 
 @claim(
@@ -134,7 +134,7 @@ def gradient_flow(subject):
     """||w|^2 - exp(-4 lambda t) |w_0|^2| / |w|^2 at the end of the flow, the worst of the
     groups.
     """
-    worst, follows, accepted = (0.0, 0.0), True, 0
+    closest, follows, accepted = Closest(), True, 0
     for l2 in (0.0, _LAMBDA):
         residual, bound, _, steps = flow(subject.network, subject.X, subject.targets, l2)
         finer, finer_bound, _, _ = flow(
@@ -142,16 +142,15 @@ def gradient_flow(subject):
         )
         follows &= finer <= residual / 10 and finer <= finer_bound
         accepted += steps
-        if residual * worst[1] >= worst[0] * bound:
-            worst = (residual, bound)
+        closest.offer(residual, bound)
     leaky = subject.network.with_eps(0.5)
     _, _, control, _ = flow(leaky, subject.X, subject.targets, 0.0)
     return Measurement(
-        measured=worst[0],
-        bound=worst[1],
+        measured=closest.residual,
+        bound=closest.bound,
         how="the solver's error estimates of its steps, 2 |w| |e| + |e|^2, added up",
         control=control,
-        control_least=100 * worst[1],
+        control_least=100 * closest.bound,
         control_as_predicted=bool(follows),
         details={"rtol": TOLERANCE, "accepted steps": accepted, "finer residual": finer},
     )

@@ -6,12 +6,16 @@ import numpy as np
 
 import minimal_nn as nn
 from minimal_nn.data import digits
-from theory.claim import EXPRESSIONS, UNDERFLOWS, Measurement, claim
-from theory.claims.effective_rate import run
-from theory.claims.invariance import EXACT, limits, scores
-from theory.subjects.networks import NetworkSubject, differing, numbers, weight_groups
+from theory.claim import EXPRESSIONS, UNDERFLOWS, claim
+from theory.measures.bits import bit_exact, differing, limits
+from theory.measures.exact_runs import rescaled_runs
+from theory.measures.identity import Identity, size_of
+from theory.measures.runs import plain_sgd, rescaled_optimizer, run
+from theory.numbers.balls import Balls
+from theory.subjects.exact import BATCH, FACTOR, WIDTH, ExactSubject
+from theory.subjects.networks import NORMALIZATIONS, NetworkSubject, to_numpy, weight_groups
 
-ETA, LAMBDA, _STEPS = 0.25, 2.0**-7, 8
+_STEPS = 8
 
 
 @functools.lru_cache(maxsize=16)
@@ -34,7 +38,7 @@ def affine_subject(normalization, dtype, *, backend="reference", seed=0, width=2
     rng = np.random.default_rng([seed, 1])
     drawn = {
         name: (1 + 0.2 * rng.standard_normal(array.shape)).astype(dtype)
-        for name, array in numbers(network, network.parameters).items()
+        for name, array in to_numpy(network, network.parameters).items()
         if name.endswith((".gamma", ".beta"))
     }
     network = network.with_parameters(drawn)
@@ -64,9 +68,13 @@ def affine_groups(network):
     return [group for group in network.invariance_groups() if group not in weights]
 
 
+def _scores(network, X):
+    return network.backend.to_numpy(network.forward(X, train=True))
+
+
 def times(network, names, a):
     """Return `network` with some parameters multiplied by a."""
-    arrays = numbers(network, network.parameters)
+    arrays = to_numpy(network, network.parameters)
     return network.with_parameters({n: arrays[n] * arrays[n].dtype.type(a) for n in names})
 
 
@@ -78,8 +86,7 @@ def _run(subject, network, group, a, start_state):
         name = f"{group.absorbed_by}.{local}"
         if name in network.state:
             state[name] = start_state[name] * network.dtype.type(a**power)
-    own = nn.Group(group.parameters, learning_rate=ETA * a * a, l2=LAMBDA / a / a)
-    optimizer = nn.SGD(ETA, groups=[own])
+    optimizer = rescaled_optimizer(plain_sgd(), dict.fromkeys(group.parameters, a))
     return run(subject, network.with_parameters({}, state), optimizer, steps=_STEPS)
 
 
@@ -130,27 +137,65 @@ def gamma_beta(subject):
     least, _ = limits(subject)
     wrong, controls = 0, []
     for network in subject.states:
-        plain = scores(network, subject.X)
+        plain = _scores(network, subject.X)
         (group,) = affine_groups(network)
         for k in (-least, -1, 1, least):
             scaled = times(network, group.parameters, 2.0**k)
-            wrong += differing(scores(scaled, subject.X), plain)
-        state = numbers(network, network.state)
+            wrong += differing(_scores(scaled, subject.X), plain)
+        state = to_numpy(network, network.state)
         original = _run(subject, network, group, 1.0, state)
         for a in (2.0**-6, 4.0):
             wrong += _differing_runs(group, original, _run(subject, network, group, a, state), a)
         last = [n for n in network.parameters if n.endswith((".gamma", ".beta"))][-2:]
         for names in (last, group.parameters[:1]):
-            controls.append(differing(scores(times(network, names, 2.0), subject.X), plain))
-    return Measurement(
-        measured=wrong,
-        bound=0,
-        how=EXACT,
-        control=min(controls),
-        control_least=1,
-        details={
-            "group": ", ".join(group.parameters),
-            "regularized": ", ".join(last),
-            "tried at k": [-least, -1, 1, least],
-        },
-    )
+            controls.append(differing(_scores(times(network, names, 2.0), subject.X), plain))
+    details = {
+        "group": ", ".join(group.parameters),
+        "regularized": ", ".join(last),
+        "tried at k": [-least, -1, 1, least],
+    }
+    return bit_exact(wrong, min(controls), details)
+
+
+def _exact_subjects(options):
+    """Return networks whose first (gamma, beta) a later normalization absorbs, in balls."""
+    balls = Balls(options.bits)
+    results = []
+    for normalization in NORMALIZATIONS[:2]:
+        floats = affine_subject(
+            normalization, "float64", seed=options.seed, width=WIDTH, batch=BATCH
+        )
+        results.append(
+            ExactSubject(
+                normalization,
+                balls,
+                tuple(network.converted(balls.array, object) for network in floats.states),
+                None,
+                balls.array(floats.X),
+                floats.targets,
+                balls.number(FACTOR),
+            )
+        )
+    return results
+
+
+@gamma_beta.exactly(subjects=_exact_subjects)
+def _(subject):
+    identity = Identity()
+    for network in subject.states:
+        plain = _scores(network, subject.X)
+        size = size_of(subject, plain)
+        (group,) = affine_groups(network)
+
+        def difference(names, network=network, plain=plain):
+            scaled = {name: network.parameters[name] * subject.a for name in names}
+            return _scores(network.with_parameters(scaled), subject.X) - plain
+
+        identity.vanishes(difference(group.parameters), size)
+        factors = dict.fromkeys(group.parameters, subject.a)
+        for residual, of in rescaled_runs(subject, network, plain_sgd(), factors):
+            identity.vanishes(residual, of)
+        last = [n for n in network.parameters if n.endswith((".gamma", ".beta"))][-2:]
+        for names in (last, group.parameters[:1]):
+            identity.remains(difference(names), size)
+    return identity

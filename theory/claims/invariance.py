@@ -2,33 +2,20 @@ r"""Scale invariance of the outputs and of the objective (the paper's section 2)
 
 import numpy as np
 
-from theory.claim import Measurement, claim
+from theory.claim import claim
+from theory.measures.bits import EXACT, Search, differing, limits
+from theory.measures.closest import Closest
+from theory.measures.identity import Identity, size_of
+from theory.measures.measurement import Measurement
+from theory.measures.runs import LAMBDA
+from theory.subjects.exact import EPS, FACTOR
 from theory.subjects.networks import (
-    LEAST_RANGE,
-    differing,
-    exact_range,
     invariant_weights,
-    numbers,
     penalty,
     rescaled,
+    to_numpy,
     weight_groups,
 )
-
-_LIMIT = {"float16": 14, "float32": 140, "float64": 1040}
-EXACT = (
-    "0: a = 2^k only shifts exponents, so every rounding is the same as before, in any order of "
-    "summation, as long as nothing over- or underflows"
-)
-
-
-def limits(subject):
-    """Return the least and the largest |k| that a scaling by 2^k is tried with.
-
-    A simulated wing is too slow to search for the largest exact one.
-    """
-    dtype = subject.arithmetic
-    least = LEAST_RANGE.get(dtype, 4)
-    return least, least if subject.network.backend.simulated else _LIMIT.get(dtype, 1040)
 
 
 def scores(network, X):
@@ -67,35 +54,54 @@ With $a = 2^k$ no rounding changes: the scores must have the same bits.
 )
 def scale_invariance(subject):
     """Scores that differ from those of w, over a = 2^k and a = -2^k, untrained and trained."""
-    least, limit = limits(subject)
-    low, high, wrong, signs = -limit, limit, 0, 0
+    search = Search(*limits(subject))
     for network in subject.states:
         plain = scores(network, subject.X)
         negative = scores(_with_negative_gamma(network), subject.X)
 
-        def count(k, network=network, plain=plain):
-            return differing(scores(rescaled(network, 2.0**k), subject.X), plain)
+        def count(k, sign=1, network=network, expected=plain):
+            return differing(scores(rescaled(network, sign * 2.0**k), subject.X), expected)
 
-        def count_negative(k, network=network, negative=negative):
-            return differing(scores(rescaled(network, -(2.0**k)), subject.X), negative)
-
-        state_wrong, state_low, state_high = exact_range(count, least, limit)
-        wrong += state_wrong
-        signs += sum(count_negative(k) for k in (-least, 0, least))
-        low, high = max(low, state_low), min(high, state_high)
+        search.run(count)
+        search.wrong += sum(
+            count(k, sign=-1, expected=negative) for k in (-search.least, 0, search.least)
+        )
     control = subject.unnormalized()
     weights = control.network.weights()[:2]
     scaled = control.network.with_parameters(
-        {name: 2 * numbers(control.network, control.network.parameters)[name] for name in weights}
+        {name: 2 * to_numpy(control.network, control.network.parameters)[name] for name in weights}
     )
-    return Measurement(
-        measured=wrong + signs,
-        bound=0,
-        how=EXACT,
+    return search.measurement(
         control=differing(scores(scaled, control.X), scores(control.network, control.X)),
-        control_least=1,
-        details={"exact for k": [low, high], "entries": len(subject.X) * 10},
+        entries=len(subject.X) * 10,
     )
+
+
+@scale_invariance.exactly
+def _(subject):
+    identity, a, X = Identity(), subject.a, subject.X
+    for network in subject.states:
+        plain = scores(network, X)
+        mirrored = scores(_with_negative_gamma(network), X)
+        size = size_of(subject, plain)
+        identity.vanishes(scores(rescaled(network, a), X) - plain, size)
+        identity.vanishes(scores(rescaled(network, -a), X) - mirrored, size)
+    control = subject.control
+    plain = scores(control, X)
+    name = control.weights()[0]
+    scaled = control.with_parameters({name: control.parameters[name] * a})
+    identity.remains(scores(scaled, X) - plain, size_of(subject, plain))
+    return identity
+
+
+def _objective(network, subject, l2, names=None):
+    """Return L + l2 |w|^2, |w|^2 over the invariant weights or `names`, in its own numbers."""
+    names = invariant_weights(network) if names is None else names
+    arrays = [network.backend.to_numpy(network.parameters[name]) for name in names]
+    square = sum((w * w).sum() for w in arrays)
+    if network.dtype != object:
+        l2 = network.dtype.type(l2)
+    return network.loss(subject.X, subject.targets) + l2 * square
 
 
 @claim(
@@ -128,60 +134,62 @@ def penalty_rescaling(subject):
     infimum.
     """
     least, limit = limits(subject)
-    l2 = 2.0**-6
-    low, high, wrong = -limit, limit, 0
-    infimum, infimum_bound = 0.0, 0.0
+    search, closest = Search(least, limit), Closest()
+    l2, attained = 2.0**-6, 0
     for network in subject.states:
         loss = network.loss(subject.X, subject.targets)
         dtype = np.dtype(subject.arithmetic).type
 
-        def objective(network, coefficient, dtype=dtype):
-            """L + coefficient |w|^2, in the subject's own arithmetic."""
-            arrays = [
-                network.backend.to_numpy(network.parameters[name])
-                for name in invariant_weights(network)
-            ]
-            square = sum((w * w).sum() for w in arrays)
-            return network.loss(subject.X, subject.targets) + dtype(coefficient) * square
+        def count(k, network=network):
+            left = _objective(rescaled(network, 2.0**k), subject, l2)
+            return differing(left, _objective(network, subject, l2 * 4.0**k))
 
-        def count(k, network=network, objective=objective):
-            left = objective(rescaled(network, 2.0**k), l2)
-            return differing(left, objective(network, l2 * 4.0**k))
-
-        state_wrong, state_low, state_high = exact_range(count, least, max(least, limit // 4))
-        wrong += state_wrong
-        low, high = max(low, state_low), min(high, state_high)
+        search.run(count, max(least, limit // 4))
         size = sum(network.parameters[name].size for name in invariant_weights(network))
         u = float(np.finfo(dtype).eps) / 2
         for k in range(0, least + 1, max(least // 6, 1)):
-            value = objective(rescaled(network, 2.0**-k), l2)
+            value = _objective(rescaled(network, 2.0**-k), subject, l2)
             predicted = l2 * 4.0**-k * penalty(network)
-            residual = abs(float(value - loss) - predicted)
             bound = 2 * u * float(value) + (size + 2) * u * predicted
-            if residual * infimum_bound >= infimum * bound:
-                infimum, infimum_bound = residual, bound
+            closest.offer(abs(float(value - loss) - predicted), bound)
             # Not attained: the objective stays above L until the penalty is below L's last digit.
-            wrong += not (value > loss or predicted <= u * float(loss))
+            attained += not (value > loss or predicted <= u * float(loss))
     control = subject.unnormalized().network
     weights = control.weights()[:2]
     doubled = control.with_parameters(
-        {name: 2 * numbers(control, control.parameters)[name] for name in weights}
+        {name: 2 * to_numpy(control, control.parameters)[name] for name in weights}
     )
     data = subject.X, subject.targets
     left = float(doubled.loss(*data)) + l2 * penalty(doubled, weights)
     right = float(control.loss(*data)) + 4 * l2 * penalty(control, weights)
+    approached = closest.residual <= closest.bound
     return Measurement(
-        measured=wrong + (0 if infimum <= infimum_bound else infimum),
+        measured=search.wrong + attained + (0 if approached else closest.residual),
         bound=0,
         how=EXACT + "; second half: one rounding of the sum and gamma_n of |w|^2",
         control=abs(left - right),
-        control_least=100 * infimum_bound,
+        control_least=100 * closest.bound,
         details={
-            "exact for k": [low, high],
-            "infimum residual": infimum,
-            "infimum bound": infimum_bound,
+            "exact for k": [search.low, search.high],
+            "infimum residual": closest.residual,
+            "infimum bound": closest.bound,
         },
     )
+
+
+@penalty_rescaling.exactly
+def _(subject):
+    identity, a = Identity(), subject.a
+    for network in subject.states:
+        right = _objective(network, subject, LAMBDA * (a * a))
+        size = right if subject.numbers.name == "ball" else 1
+        identity.vanishes(_objective(rescaled(network, a), subject, LAMBDA) - right, size)
+    control = subject.control
+    names = control.weights()[:1]
+    scaled = control.with_parameters({name: a * control.parameters[name] for name in names})
+    left = _objective(scaled, subject, LAMBDA, names)
+    identity.remains(left - _objective(control, subject, LAMBDA * (a * a), names), size)
+    return identity
 
 
 @claim(
@@ -202,27 +210,29 @@ the same bits, for $\varepsilon = 10^{-5}$ and for $\varepsilon = 0.5$.
 )
 def eps_rescaling(subject):
     """Scores of 2^k w at eps that differ from those of w at eps / 4^k, eps = 1e-5 and 0.5."""
-    least, limit = limits(subject)
-    low, high, wrong, control = -limit, limit, 0, 0
+    search, control = Search(*limits(subject)), 0
     for network in subject.states:
         for eps in (1e-5, 0.5):
+            one_eps = network.with_eps(eps)
 
-            def count(k, network=network, eps=eps):
-                left = scores(rescaled(network.with_eps(eps), 2.0**k), subject.X)
+            def count(k, network=network, one_eps=one_eps, eps=eps):
+                left = scores(rescaled(one_eps, 2.0**k), subject.X)
                 return differing(left, scores(network.with_eps(eps / 4.0**k), subject.X))
 
-            state_wrong, state_low, state_high = exact_range(count, least, limit)
-            wrong += state_wrong
-            low, high = max(low, state_low), min(high, state_high)
-            one_eps = network.with_eps(eps)
+            search.run(count)
             control += differing(
                 scores(rescaled(one_eps, 2.0), subject.X), scores(one_eps, subject.X)
             )
-    return Measurement(
-        measured=wrong,
-        bound=0,
-        how=EXACT,
-        control=control,
-        control_least=1,
-        details={"exact for k": [low, high], "eps": [1e-5, 0.5]},
-    )
+    return search.measurement(control, eps=[1e-5, 0.5])
+
+
+@eps_rescaling.exactly
+def _(subject):
+    identity, factor = Identity(), subject.numbers.number(FACTOR)
+    for network in subject.states:
+        scaled = rescaled(network.with_eps(FACTOR**2 * EPS), factor)
+        right = scores(network.with_eps(EPS), subject.X)
+        size = size_of(subject, right)
+        identity.vanishes(scores(scaled, subject.X) - right, size)
+        identity.remains(scores(scaled.with_eps(EPS), subject.X) - right, size)
+    return identity

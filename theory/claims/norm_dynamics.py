@@ -3,21 +3,23 @@ r"""How |w| moves: the exact recursion of SGD with L2 (the paper's section 4).""
 import numpy as np
 
 import minimal_nn as nn
-from theory.claim import WORST_CASE, Measurement, claim
-from theory.claims.gradients import orthogonality
+from theory.claim import WORST_CASE, claim
+from theory.measures.closest import Closest
+from theory.measures.exact_runs import UPDATE
+from theory.measures.groups import group_sum
+from theory.measures.identity import Identity
+from theory.measures.measurement import Measurement
+from theory.measures.orthogonality import leak_of, orthogonality
+from theory.measures.runs import ETA, LAMBDA
 from theory.numbers.bounded import Bounded, gamma, unit_roundoff
+from theory.subjects.exact import EPS
 
-STEPS = 10
-ETA, LAMBDA = 0.25, 2.0**-7
+_STEPS = 5
 
 
 def _squares(arrays, per_unit):
     """Return |w|^2 for each unit, or of the group as a whole, in longdouble."""
-    total = 0
-    for w in arrays:
-        axes = tuple(range(w.ndim - 1)) if per_unit else None
-        total = total + np.square(w.astype(np.longdouble)).sum(axis=axes)
-    return np.atleast_1d(total)
+    return group_sum([np.square(w.astype(np.longdouble)) for w in arrays], per_unit)
 
 
 def _step_bound(network, group, gradients, after, residual_bound):
@@ -73,17 +75,6 @@ def norm_residuals(network, X, targets, groups=None):
     return new, rows
 
 
-def _worst(rows):
-    """Return residual/size and bound/size at the largest residual/bound, over groups and units."""
-    residual, bound, size, without = (np.concatenate([row[i] for row in rows]) for i in range(4))
-    at = int(np.argmax(np.abs(residual) / bound))
-    return (
-        abs(residual[at]) / size[at],
-        bound[at] / size[at],
-        float(np.max(np.abs(without) / size)),
-    )
-
-
 @claim(
     id="norm-growth",
     statement=r"|w_{t+1}|^2 = (1 - 2 \eta \lambda)^2 |w_t|^2 + \eta^2 |\nabla L(w_t)|^2 \; "
@@ -109,28 +100,59 @@ that of the cross term.
 )
 def norm_growth(subject):
     """||w'|^2 - predicted| / |w'|^2 of the group and step that come closest to their bound."""
-    worst, control, control_bound = (0.0, 0.0), 0.0, 0.0
+    closest, control, control_bound = Closest(), 0.0, 0.0
     steps = 0
     for network in subject.states:
-        for eps in (0.0, 0.5):
+        for eps in (0.0, EPS):
             current = network.with_eps(eps)
-            for step in range(subject.steps(STEPS // 2)):
+            for step in range(subject.steps(_STEPS)):
                 rows = (np.arange(24) + 24 * step) % len(subject.X)
                 current, results = norm_residuals(
                     current, subject.X[rows], subject.targets[rows]
                 )
-                measured, bound, without_leak = _worst(results)
                 steps += 1
-                if measured * worst[1] >= worst[0] * bound:
-                    worst = (measured, bound)
+                residual, bound, size, without_leak = map(
+                    np.concatenate, zip(*results, strict=True)
+                )
+                here = Closest()
+                here.offer(np.abs(residual) / size, bound / size)
+                closest.offer(here.residual, here.bound)
                 if eps:
-                    control = max(control, without_leak)
-                    control_bound = max(control_bound, bound)
+                    control = max(control, float(np.max(np.abs(without_leak) / size)))
+                    control_bound = max(control_bound, here.bound)
     return Measurement(
-        measured=worst[0],
-        bound=worst[1],
+        measured=closest.residual,
+        bound=closest.bound,
         how="running error of update and cross term, relative to |w'|^2",
         control=control,
-        control_least=100 * max(worst[1], control_bound),
+        control_least=100 * max(closest.bound, control_bound),
         details={"steps": steps, "unit round-off": unit_roundoff(subject.network.dtype)},
     )
+
+
+@norm_growth.exactly
+def _(subject):
+    identity = Identity()
+    shrink = 1 - 2 * ETA * LAMBDA  # exact: powers of two
+    for network in subject.states:
+        for eps in (0.0, EPS):
+            leaky = network.with_eps(eps)
+            trace = leaky.trace(subject.X, subject.targets)
+            for group in leaky.invariance_groups():
+                old = [leaky.parameters[name] for name in group.parameters]
+                grad = [trace.gradients[name] for name in group.parameters]
+                new = [
+                    UPDATE.sgd(w, UPDATE.add_penalty(g, w, 2 * LAMBDA), ETA)
+                    for w, g in zip(old, grad, strict=True)
+                ]
+                after, before, step = (
+                    group_sum([w * w for w in arrays], group.per_unit)
+                    for arrays in (new, old, grad)
+                )
+                plain = after - shrink**2 * before - ETA**2 * step
+                cross = 2 * ETA * shrink * leak_of(leaky, group, trace) if eps else 0
+                size = after if subject.numbers.name == "ball" else 1
+                identity.vanishes(plain + cross, size)
+                if eps:
+                    identity.remains(plain, size)
+    return identity

@@ -17,10 +17,6 @@ from minimal_nn.data import digits
 
 NORMALIZATIONS = ("batch", "layer", "weight")
 DTYPES = ("float32", "float64")
-EXACT_ARITHMETICS = ("ball", "symbol")
-
-# Scalings by 2^k must be exact at least for |k| up to this; the whole range is measured.
-LEAST_RANGE = {"float16": 2, "float32": 12, "float64": 100}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +24,7 @@ class Options:
     """What `python -m theory` was asked for, as far as it decides on subjects.
 
     thorough: also the long runs.  arithmetic: "ball" or "symbol" asks for the claims' identities
-    (identities.py) in place of `dtypes`; bits: the balls' precision.
+    (see Claim.exactly) in place of `dtypes`; bits: the balls' precision.
     """
 
     backend: str = "reference"
@@ -37,6 +33,11 @@ class Options:
     thorough: bool = False
     arithmetic: str | None = None
     bits: int = 1000
+
+
+def dtype_name(dtype):
+    """Return an arithmetic's name; longdouble's where it is wider than float64."""
+    return "longdouble" if dtype == np.longdouble and dtype.itemsize > 8 else str(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +64,7 @@ class NetworkSubject:
 
     @property
     def arithmetic(self):
-        dtype = self.network.dtype
-        return "longdouble" if dtype == np.longdouble and dtype.itemsize > 8 else str(dtype)
+        return dtype_name(self.network.dtype)
 
     @property
     def states(self):
@@ -94,7 +94,7 @@ def layers(normalization, width, eps):
     elif normalization == "layer":
         block = [nn.Dense(width), nn.LayerNorm(eps), nn.ReLU()]
     elif normalization == "weight":
-        block = [nn.WeightNorm(nn.Dense(width), eps), nn.ReLU()]
+        block = [nn.WeightNorm(nn.Dense(width), eps=eps), nn.ReLU()]
     elif normalization == "none":
         block = [nn.Dense(width), nn.ReLU()]
     else:
@@ -209,6 +209,16 @@ def invariant_weights(network):
     return tuple(name for group in weight_groups(network) for name in group.parameters)
 
 
+def matrices(network):
+    """Return the names of the invariant matrices: what the paper's section 5.5 normalizes."""
+    return [group.parameters[0] for group in weight_groups(network)]
+
+
+def weights_of(network):
+    """Return {name: array} of the invariant weights, in the wing's arrays."""
+    return {name: network.parameters[name] for name in invariant_weights(network)}
+
+
 def rescaled(network, factor, groups=None):
     """Return `network` with its invariant weights multiplied by `factor`.
 
@@ -224,9 +234,14 @@ def rescaled(network, factor, groups=None):
     return network.with_parameters(changes)
 
 
-def numbers(network, arrays):
+def to_numpy(network, arrays):
     """Return a dict of a wing's arrays as NumPy arrays."""
     return {name: network.backend.to_numpy(array) for name, array in arrays.items()}
+
+
+def gradients_of(network, X, targets):
+    """Return the gradients of the mean loss by name, as NumPy arrays."""
+    return to_numpy(network, network.loss_and_gradients(X, targets).gradients)
 
 
 def penalty(network, names=None):
@@ -238,45 +253,3 @@ def penalty(network, names=None):
         for x in network.backend.to_numpy(network.parameters[name]).ravel()
     ]
     return math.fsum(squares)
-
-
-def differing(a, b):
-    """Return how many entries of two arrays do not have the same bits (the sign of 0 included)."""
-    a, b = np.asarray(a), np.asarray(b)
-    if a.shape != b.shape or a.dtype != b.dtype:
-        raise ValueError(
-            f"a, b: got {a.shape} {a.dtype} and {b.shape} {b.dtype}, expected the same"
-        )
-    same = (a == b) & (np.signbit(a) == np.signbit(b))
-    return int(a.size - np.count_nonzero(same))
-
-
-def exact_range(count_differing, least, limit):
-    """Return the largest interval [low, high] of k around 0 in which `count_differing(k)` is 0.
-
-    Each end is searched by doubling and bisection from `least` outwards, up to `limit`; the entries
-    that differ at +-1, +-least/2 and +-least are counted first.  Returns (differing, low, high).
-    """
-    inner = sorted({1, max(least // 2, 1), least})
-    with np.errstate(all="ignore"):
-        wrong = sum(count_differing(sign * k) for k in inner for sign in (1, -1))
-        ends = []
-        first = 2 ** int(math.log2(max(least // 4, 1)))  # halving it ends at 1 and misses no k
-        for sign in (-1, 1):
-            good, step = (least, first) if wrong == 0 else (0, 1)
-            while wrong == 0 and _exact_at(count_differing, sign, good + step, limit):
-                good, step = good + step, 2 * step
-            while step > 1 and wrong == 0:
-                step //= 2
-                if _exact_at(count_differing, sign, good + step, limit):
-                    good += step
-            ends.append(sign * good)
-    return wrong, ends[0], ends[1]
-
-
-def _exact_at(count_differing, sign, k, limit):
-    """Return whether no bit differs at sign k, and no over- or underflow ends in an exception."""
-    try:
-        return k <= limit and count_differing(sign * k) == 0
-    except (ValueError, ArithmeticError):
-        return False

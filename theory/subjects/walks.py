@@ -16,18 +16,27 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn import backend
-from theory.claim import Measurement, Refused
-
-CONFIDENCE = 0.999
-TOLERANCE = 0.01  # the relative error that a statistical claim allows, its interval included
-LEAST_LENGTH = 10  # of a chain, in integrated autocorrelation times
 
 
 class Path(NamedTuple):
-    """What a walk recorded, (steps, chains) each: |w| before the step, and the step's angle."""
+    """What a walk recorded, (steps, chains) each.
+
+    norms: |w| before the step.  after: |w'| after it.  moved: |w' - w|^2.  gradients: |g|^2.
+    remembered: <b, g>, b the optimizer's buffer before g comes in (momentum's v, Adam's m), 0
+    where there is none; with the weights 1/v where the optimizer divides by sqrt(v), in units in
+    which <g, g> is |g|^2.
+    """
 
     norms: np.ndarray
-    angles: np.ndarray
+    after: np.ndarray
+    moved: np.ndarray
+    gradients: np.ndarray
+    remembered: np.ndarray
+
+    @property
+    def cosines(self):
+        """The cosine of w and w', by the theorem of cosines."""
+        return (self.norms**2 + self.after**2 - self.moved) / (2 * self.norms * self.after)
 
 
 def columns_norm(w):
@@ -45,139 +54,38 @@ def walk(optimizer, start, *, dims, steps, seed, skip=0, s=1.0, wing="reference"
     w *= np.asarray(start) / columns_norm(w)
     wing = backend.get(wing)
     model = SimpleNamespace(parameters={"w": wing.asarray(w)}, backend=wing)
-    norms, angles = np.empty((2, steps, len(start)))
+    path = Path(*np.zeros((5, steps, len(start))))
     deviation = s / math.sqrt(dims - 1)
     norm = columns_norm(w)
-    u = w / norm
     for step in range(-skip, steps):
-        xi = rng.standard_normal(w.shape)
-        xi -= u * (u * xi).sum(axis=0)
-        xi *= deviation / norm
-        optimizer.step(model, {"w": wing.asarray(xi)})
-        w = wing.to_numpy(model.parameters["w"])
-        new = columns_norm(w)
-        before, u = u, w / new
+        g = rng.standard_normal(w.shape)
+        u = w / norm
+        g -= u * (u * g).sum(axis=0)
+        g *= deviation / norm
+        buffer = kept(optimizer, "w", "buffer", "m")
+        optimizer.step(model, {"w": wing.asarray(g)})
+        before, w = w, wing.to_numpy(model.parameters["w"])
+        length, norm = norm, columns_norm(w)
         if step >= 0:
-            norms[step] = norm
-            chord = columns_norm(u - before)
-            angles[step] = 2 * np.arcsin(np.minimum(chord / 2, 1))
-        norm = new
-    return Path(norms, angles)
+            path.norms[step], path.after[step] = length, norm
+            path.moved[step] = ((w - before) ** 2).sum(axis=0)
+            path.gradients[step] = (g * g).sum(axis=0)
+            weighted = g / second_moment(optimizer, "w")
+            share = (buffer * weighted).sum(axis=0) / (g * weighted).sum(axis=0)
+            path.remembered[step] = share * path.gradients[step]
+    return path
 
 
-def autocorrelation_time(series):
-    """Return the integrated autocorrelation time of (steps, chains), 1 + 2 sum of correlations.
+def kept(optimizer, parameter, *names):
+    """Return what an optimizer keeps of a parameter under one of some names, 0 if under none."""
+    state = optimizer.state.get(parameter, {})
+    found = [np.asarray(state[name]) for name in names if name in state]
+    return found[0] if found else np.zeros(1)
 
-    Sokal's automatic window: the sum stops at the first lag beyond 5 times the result so far.
 
-    >>> noise = np.random.default_rng(0).standard_normal((20000, 4))
-    >>> bool(0.9 < autocorrelation_time(noise) < 1.1)
-    True
-    """
-    centered = series - series.mean(axis=0)
-    size = 2 ** math.ceil(math.log2(2 * len(series)))
-    spectrum = np.fft.rfft(centered, size, axis=0)
-    covariance = np.fft.irfft(np.abs(spectrum) ** 2, size, axis=0)[: len(series)].sum(axis=1)
-    if covariance[0] <= 0:
+def second_moment(optimizer, parameter):
+    """Return Adam's corrected v of a parameter, 1 for an optimizer without."""
+    if not optimizer.counts_steps:
         return 1.0
-    times = 2 * np.cumsum(covariance / covariance[0]) - 1
-    window = np.flatnonzero(np.arange(len(times)) >= 5 * times)
-    return float(max(times[window[0]] if len(window) else times[-1], 1.0))
-
-
-def interval(samples, confidence=CONFIDENCE):
-    """Return the mean of independent samples and the half-width of its t interval."""
-    from scipy.special import stdtrit  # on first use: scipy is slow to import
-
-    samples = np.asarray(samples, dtype=float)
-    error = samples.std(ddof=1) / math.sqrt(len(samples))
-    return float(samples.mean()), float(stdtrit(len(samples) - 1, (1 + confidence) / 2) * error)
-
-
-def chain_means(series, slowest=1.0):
-    """Return the mean of each chain of (steps, chains), and the integrated autocorrelation time.
-
-    Chains are independent, so their means need no correction; but each must be long enough to have
-    been everywhere.  slowest: an autocorrelation time that is known, since a series cannot show one
-    that is longer than itself.  Raises Refused for chains shorter than ten times the longer one.
-    """
-    tau = max(autocorrelation_time(series), slowest)
-    if len(series) < LEAST_LENGTH * tau:
-        raise Refused(
-            f"the run is too short: {len(series)} steps are {len(series) / tau:.1f} integrated "
-            f"autocorrelation times of {tau:.0f} steps, expected at least {LEAST_LENGTH}"
-        )
-    return series.mean(axis=0), tau
-
-
-def judged(samples, law, wrong, *, how, details=None, transform=float):
-    """Return the Measurement of a statistical claim: samples whose mean should be `law`.
-
-    measured: the end of the confidence interval that is farther from the law, relative to it;
-    bound: 1 %.  control: how far the interval is from the `wrong` law.  transform: from a mean to
-    what the law is about.  Raises Refused where the interval is wider than the bound, or straddles
-    it, and where the run leaves the two laws too close to each other.
-    """
-    if abs(wrong / law - 1) < 3 * TOLERANCE:
-        raise Refused(
-            f"the run is too short: the law, {law:.4g}, and the wrong one, {wrong:.4g}, differ by "
-            f"less than {3 * TOLERANCE:.0%}, which no run to 1 % tells apart"
-        )
-    return _judged(samples, law, wrong, how=how, details=details, transform=transform)
-
-
-def _judged(samples, law, wrong, *, how, details=None, transform=float):
-    mean, half = interval(samples)
-    ends = [transform(mean - half) / law - 1, transform(mean + half) / law - 1]
-    width = abs(ends[1] - ends[0]) / 2
-    farther, nearer = max(map(abs, ends)), min(map(abs, ends))
-    if ends[0] * ends[1] < 0:
-        nearer = 0.0
-    if width > TOLERANCE or (nearer <= TOLERANCE < farther):
-        raise Refused(
-            f"the run is too short: the {CONFIDENCE:.1%} interval of the relative error, "
-            f"{min(ends):+.2%} to {max(ends):+.2%}, does not tell whether it is below "
-            f"{TOLERANCE:.0%}"
-        )
-    away = [transform(mean - half) / wrong - 1, transform(mean + half) / wrong - 1]
-    control = 0.0 if away[0] * away[1] < 0 else min(map(abs, away))
-    return Measurement(
-        measured=farther,
-        bound=TOLERANCE,
-        how=how,
-        control=control,
-        control_least=2 * TOLERANCE,
-        details={
-            "law": float(law),
-            "mean": transform(mean),
-            "interval": sorted(float(law * (1 + end)) for end in ends),
-            "samples": len(samples),
-            **(details or {}),
-        },
-    )
-
-
-def judged_exponents(samples, law, wrong, details):
-    """Return the Measurement of fitted exponents, samples (n, exponents), with the laws' pairs.
-
-    measured: the largest relative error of an exponent at the far end of its interval.  control:
-    the largest one of the wrong pair, at the near end.  Raises Refused as `judged` does.
-    """
-    each = [
-        _judged(column, right, other, how="")
-        for column, right, other in zip(np.transpose(samples), law, wrong, strict=True)
-    ]
-    worst = max(each, key=lambda m: m.measured)
-    return Measurement(
-        measured=worst.measured,
-        bound=TOLERANCE,
-        how="1 % of each exponent, with the 99.9 % t interval over independent fits inside it",
-        control=max(m.control for m in each),
-        control_least=2 * TOLERANCE,
-        details={
-            "exponents": [m.details["mean"] for m in each],
-            "laws": list(law),
-            "intervals": [m.details["interval"] for m in each],
-            **details,
-        },
-    )
+    beta2 = optimizer.hyper_parameters(parameter)["beta2"]
+    return kept(optimizer, parameter, "v") / (1 - beta2**optimizer.t)

@@ -247,8 +247,7 @@ def _row(model, here, names, word, found, rules):
         elif norm > 0:
             s = float(np.sqrt(np.mean(np.square(w * g)[alive]))) if alive.any() else nan
             rate = own[0].effective_rate(norm)
-            rest = own[0].at_rest(s, partition.size(model.parameters))
-            note = own[0].without
+            rest, note = own[0].at_rest(s, partition.size(model.parameters))
     return Row(
         partition.parameters,
         word,

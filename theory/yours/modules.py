@@ -130,16 +130,16 @@ def rule_of(optimizer, group):
     if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
         decoupled = group.get("decoupled_weight_decay", type(optimizer) is torch.optim.AdamW)
         return Rule(
-            "adamw" if decoupled else "adam",
+            "AdamW" if decoupled else "Adam",
             eta,
             decay,
-            momentum=float(group["betas"][0]),
-            without="amsgrad: no law" if group["amsgrad"] else "",
+            memory=float(group["betas"][0]),
+            without="no law for amsgrad" if group["amsgrad"] else "",
         )
     if type(optimizer) is torch.optim.SGD:
         if group["momentum"] == 0:
-            return Rule("sgd", eta, decay)
-        kind = "nesterov" if group["nesterov"] else "momentum"
+            return Rule("SGD", eta, decay)
+        kind = "Nesterov" if group["nesterov"] else "Momentum"
         return Rule(kind, eta, decay, float(group["momentum"]), float(group["dampening"]))
     raise TypeError(f"optimizer: got {type(optimizer).__name__}, {_REFUSED}")
 
@@ -161,16 +161,13 @@ def optimizer_of(optimizer):
     if refused:
         raise ValueError(
             f"optimizer: got {refused[0]}={group[refused[0]]!r}, which minimal_nn's "
-            f"{type(optimizer).__name__} does not have, expected it off"
+            f"{rule.optimizer} does not have, expected it off"
         )
-    if rule.kind in ("adam", "adamw"):
-        beta1, beta2 = group["betas"]
-        kind, decay = (
-            (nn.AdamW, "decoupled_weight_decay") if rule.kind == "adamw" else (nn.Adam, "weight_decay")
-        )
-        eta = rule.learning_rate
-        return kind(eta, beta1=beta1, beta2=beta2, eps=group["eps"], **{decay: rule.decay})
-    if rule.kind == "sgd":
-        return nn.SGD(rule.learning_rate, weight_decay=rule.decay)
-    kind = nn.Nesterov if rule.kind == "nesterov" else nn.Momentum
-    return kind(rule.learning_rate, momentum=rule.momentum, weight_decay=rule.decay)
+    kind, eta, decay = getattr(nn, rule.optimizer), rule.learning_rate, rule.decay
+    if rule.optimizer == "SGD":
+        return kind(eta, weight_decay=decay)
+    if rule.optimizer in ("Momentum", "Nesterov"):
+        return kind(eta, momentum=rule.memory, weight_decay=decay)
+    beta1, beta2 = group["betas"]
+    name = "decoupled_weight_decay" if rule.optimizer == "AdamW" else "weight_decay"
+    return kind(eta, beta1=beta1, beta2=beta2, eps=group["eps"], **{name: decay})

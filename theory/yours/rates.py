@@ -4,62 +4,55 @@ import math
 from typing import NamedTuple
 
 from minimal_nn.optimizers import SGD, Adam, AdamW, Momentum, Nesterov
-from theory.claims import equilibrium
-
-NAMES = "SGD, Momentum, Nesterov, Adam, AdamW"
+from theory import laws
 
 
 class Rule(NamedTuple):
     """How one parameter is updated, as far as the laws of its norm take it.
 
-    kind: "sgd", "momentum", "nesterov", "adam" (decay in the gradient) or "adamw" (decoupled).
-    decay: the frameworks' weight decay, 2 l2.  momentum: also beta1.  dampening: the share of the
+    optimizer: its name in theory.laws.  decay: the weight decay that the laws take: decoupled for
+    AdamW, else in the gradient, 2 l2.  memory: the momentum, or beta1.  dampening: the share of the
     gradient that does not enter the buffer.  fixed_norm: |w| is set to it at every step.  without:
     why there is no law of |w| at rest, "" if there is one.
     """
 
-    kind: str
+    optimizer: str
     learning_rate: float
     decay: float
-    momentum: float = 0.0
+    memory: float = 0.0
     dampening: float = 0.0
     fixed_norm: float | None = None
     without: str = ""
 
     def effective_rate(self, norm):
-        """Return eta/|w|^(1 + nu), with what the buffer adds up: eta (1 - d)/(1 - mu)."""
-        if self.kind in ("adam", "adamw"):
-            return self.learning_rate / norm
-        gain = (1 - self.dampening) / (1 - self.momentum) if self.momentum else 1.0
-        return self.learning_rate * gain / norm**2
+        """Return the effective learning rate at |w| = norm."""
+        momentum = 0.0 if self.optimizer in ("Adam", "AdamW") else self.memory
+        return laws.effective_rate(self.optimizer, norm, self._rate, momentum)
 
     def at_rest(self, s, dims):
-        """Return |w| where growth and decay balance; s: the root mean square of |w| |g|.
+        """Return |w| where growth and decay balance, and why there is none where that is NaN.
 
-        NaN without decay, and where there is no law.
+        s: the root mean square of |w| |g|.  dims: how many numbers the group has.
         """
         if self.fixed_norm is not None:
-            return self.fixed_norm
+            return float(self.fixed_norm), ""
         if self.without or not self.decay > 0 or not s > 0:
-            return math.nan
-        return _at_rest(self, s, dims)
+            return math.nan, self.without
+        try:
+            rest = laws.equilibrium(
+                self.optimizer, self._rate, self.decay, s=s, dims=dims, memory=self.memory
+            )
+        except ValueError:
+            return math.nan, "learning rate times decay is too large"
+        return float(rest.norm), ""
+
+    @property
+    def _rate(self):
+        # With its penalty a gradient enters the buffer (1 - dampening)-fold: a smaller rate.
+        return self.learning_rate * (1 - self.dampening)
 
 
-def _at_rest(rule, s, dims):
-    """Return the equilibrium norm: the one place that asks the laws."""
-    eta, decay = rule.learning_rate, rule.decay
-    if rule.kind in ("momentum", "nesterov"):
-        # A gradient that enters the buffer (1 - dampening)-fold, with its penalty, is a smaller eta.
-        eta *= 1 - rule.dampening
-        return equilibrium.momentum_norm(eta, decay, s, dims, momentum=rule.momentum)
-    if rule.kind == "adam":
-        return equilibrium.adam_norm(eta, decay, s, dims)
-    if rule.kind == "adamw":
-        return equilibrium.adamw_norm(eta, decay, s, dims, beta1=rule.momentum)
-    return equilibrium.sgd_norm(eta, decay, s, dims)
-
-
-_KINDS = {SGD: "sgd", Momentum: "momentum", Nesterov: "nesterov", Adam: "adam", AdamW: "adamw"}
+_KINDS = (SGD, Momentum, Nesterov, Adam, AdamW)
 
 
 def rules_of(optimizer, names):
@@ -69,26 +62,26 @@ def rules_of(optimizer, names):
     for hyper-parameters that are arrays.
     """
     if type(optimizer) not in _KINDS:
-        raise TypeError(f"optimizer: got {optimizer!r}, expected one of {NAMES} of minimal_nn")
+        kinds = ", ".join(kind.__name__ for kind in _KINDS)
+        raise TypeError(f"optimizer: got {optimizer!r}, expected one of {kinds} of minimal_nn")
     optimizer.check_names(dict.fromkeys(names))
-    rules = {}
-    for name in names:
-        hyper = optimizer.hyper_parameters(name)
-        arrays = [key for key, value in hyper.items() if getattr(value, "shape", ())]
-        if arrays:
+    return {name: _rule(optimizer, name) for name in names}
+
+
+def _rule(optimizer, name):
+    kind, hyper = type(optimizer).__name__, optimizer.hyper_parameters(name)
+    for key, value in hyper.items():
+        if getattr(value, "shape", ()):
             raise ValueError(
-                f"optimizer: got an array as {arrays[0]} of {name!r}, expected a number: the "
-                "audit's laws take one for each group"
+                f"optimizer: got an array as {key} of {name!r}, expected a number: the audit's "
+                "laws take one for each group"
             )
-        kind = _KINDS[type(optimizer)]
-        rules[name] = Rule(
-            kind,
-            float(hyper["learning_rate"]),
-            float(hyper["decoupled_weight_decay" if kind == "adamw" else "weight_decay"]),
-            momentum=float(hyper.get("momentum", hyper.get("beta1", 0.0))),
-            fixed_norm=hyper["fixed_norm"],
-            without="coupled and decoupled decay together"
-            if kind == "adamw" and hyper["weight_decay"]
-            else "",
-        )
-    return rules
+    both = kind == "AdamW" and hyper["weight_decay"]
+    return Rule(
+        kind,
+        float(hyper["learning_rate"]),
+        float(hyper["decoupled_weight_decay" if kind == "AdamW" else "weight_decay"]),
+        memory=float(hyper.get("momentum", hyper.get("beta1", 0.0))),
+        fixed_norm=hyper["fixed_norm"],
+        without="no law for coupled and decoupled decay together" if both else "",
+    )

@@ -7,21 +7,22 @@ the network uses and no others, and each only once for all networks of that numb
 
 The cache.  Numba's own cache looks at the file of the function alone, so an edit of a function that
 it calls goes unnoticed.  Here the directory's name is a hash of all that the machine code depends
-on: the sources of the whole wing, Python, Numba, llvmlite, the processor's name and features, and
-the thread policy.  Each file starts with a checksum of the rest.  A cache that cannot be written,
-or a file that cannot be read back, costs compilations and one warning, never a wrong result.
+on: the sources of the whole wing, Python, Numba, llvmlite, the processor's name, features and
+vectors.  Each file starts with a checksum of that hash, its own name and the rest, so a file under
+another name is not taken.  A cache that cannot be written, or a file that cannot be read back,
+costs compilations and one warning, never a wrong result.
 
 Set MINIMAL_NN_CACHE_DIR to move the cache; an empty value turns it off.
 """
 
 import functools
 import hashlib
+import inspect
 import logging
 import os
 import pickle
 import platform
 import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -33,11 +34,12 @@ from numba.core.caching import NullCache
 from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
 
-from minimal_nn.cpu.machine import simd
+from minimal_nn.cpu.machine import processor
+from minimal_nn.cpu.machine.footprints import Declarations
+from minimal_nn.files import whole_file
 
 OPTIONS = {"error_model": "numpy", "boundscheck": False}
 NOTICE_SECONDS = 3.0
-THREAD_POLICY = "static shares, own barrier, BLAS on one thread"
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +67,10 @@ def cache_key():
         numba.__version__,
         llvmlite.__version__,
         platform.machine(),
-        os.environ.get("NUMBA_CPU_NAME") or simd.llvm.get_host_cpu_name(),
-        ",".join(sorted(simd.features())),
+        processor.name(),
+        ",".join(sorted(processor.features())),
+        f"{processor.VECTOR_BYTES} {processor.REGISTERS}",
         os.environ.get("NUMBA_OPT", ""),
-        THREAD_POLICY,
     )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
@@ -105,11 +107,18 @@ def _warn_once(what, error):
         )
 
 
+def _checksum(path, payload):
+    """Return the checksum of a file's content, bound to the place where it lies."""
+    place = f"{path.parent.name}/{path.name}\0"
+    return hashlib.sha256(place.encode() + payload).digest()
+
+
 class _Cache(NullCache):
     """One file for a kernel and the types of its operands: a checksum, then a pickle."""
 
     def __init__(self, function):
         self.function = function
+        self.saved = False
 
     def _path(self, signature):
         directory = cache_directory()
@@ -127,7 +136,7 @@ class _Cache(NullCache):
         try:
             content = path.read_bytes()
             checksum, payload = content[:32], content[32:]
-            if hashlib.sha256(payload).digest() != checksum:
+            if _checksum(path, payload) != checksum:
                 raise ValueError(f"{path.name} is damaged")
             return CompileResult._rebuild(target_context, *pickle.loads(payload))
         except FileNotFoundError:
@@ -143,9 +152,9 @@ class _Cache(NullCache):
         try:
             payload = pickle.dumps(data._reduce(), protocol=pickle.HIGHEST_PROTOCOL)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                file.write(hashlib.sha256(payload).digest() + payload)
-            os.replace(file.name, path)  # one step: a reader sees the old file or the new one
+            with whole_file(path) as file:
+                file.write(_checksum(path, payload) + payload)
+            self.saved = True
         except OSError as error:
             _warn_once("cannot be written", error)
 
@@ -154,23 +163,24 @@ _spent = 0.0
 _noticed = False
 
 
-def _notice(seconds):
+def _notice(seconds, saved):
+    """Say once, when it takes long, that kernels are compiled, and whether they are kept."""
     global _spent, _noticed
     _spent += seconds
     if _spent > NOTICE_SECONDS and not _noticed:
         _noticed = True
-        print(
-            "minimal_nn: compiling kernels for this processor; later starts take them from a cache",
-            file=sys.stderr,
-        )
+        kept = "later starts take them from a cache" if saved else "they are not kept"
+        print(f"minimal_nn: compiling kernels for this processor; {kept}", file=sys.stderr)
 
 
 class Kernel:
-    """A kernel and its compiled forms, one for each combination of operand types."""
+    """A kernel, what it declares, and its compiled forms, one for each combination of types."""
 
-    def __init__(self, function):
+    def __init__(self, function, fits, footprints):
         self.function = function
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        parameters = tuple(inspect.signature(function).parameters)[3:]
+        self.declarations = Declarations(self.name, parameters, fits, footprints)
         self._compiled = {}
 
     def __repr__(self):
@@ -185,18 +195,27 @@ class Kernel:
         return found.address
 
     def _compile(self, operand_types):
+        if numba.config.DISABLE_JIT:
+            raise RuntimeError(
+                "NUMBA_DISABLE_JIT is set, but the cpu wing consists of compiled kernels; unset "
+                'it, or use backend="reference"'
+            )
         arguments = (types.int64,) * 3 + operand_types
         function = CFunc(self.function, (arguments, types.void), {}, OPTIONS)
-        function._cache = _Cache(self.function)
+        function._cache = cache = _Cache(self.function)
         start = time.perf_counter()
         function.compile()
         seconds = time.perf_counter() - start
         if not function.cache_hits:
             logger.debug("compiled %s in %.2f s", self.name, seconds)
-            _notice(seconds)
+            _notice(seconds, cache.saved)
         return function
 
 
-def kernel(function):
-    """Make a module-level function (step, thread, unit, operands...) a `Kernel`."""
-    return Kernel(function)
+def kernel(fits=None, **footprints):
+    """Make a module-level function (step, thread, unit, operands...) a `Kernel`.
+
+    footprints: for each pointer a function of the arguments that says what the units do with it;
+    fits: one that returns what is wrong with the arguments, or None; see footprints.py.
+    """
+    return lambda function: Kernel(function, fits, footprints)

@@ -18,30 +18,61 @@ into calls with `add` therefore splits the chain, and nothing else (not the tile
 vector width) changes a bit of C.
 """
 
+import math
+
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core import cgutils, errors
+from numba.extending import intrinsic, overload
 
-from minimal_nn.cpu.machine import simd
-from minimal_nn.cpu.machine.simd import I64, LANES, REGISTERS, VECTORS, constant
+from minimal_nn.cpu.machine.processor import I64, REGISTERS
+from minimal_nn.cpu.machine.vectors import (
+    LANES,
+    VECTORS,
+    PointerType,
+    address,
+    aligned_load,
+    aligned_store,
+    broadcast,
+    constant,
+    multiply_add,
+)
 
 # Rows of the tile: as many as registers hold, two vectors each, beside two of B and one of A.
 TILE_ROWS = 8 if REGISTERS == 32 else 6
-# The transposed tile's rows divide a panel's width.
-TRANSPOSED_ROWS = 8 if REGISTERS == 32 else 4
+MOST_TRANSPOSED_ROWS = 8 if REGISTERS == 32 else 4
 TILE_VECTORS = 2
 
 
-def make_tile(rows, transposed):
-    """Return the intrinsic tile(a, a_step, b, b_step, c, outer, inner, add) for rows of C."""
+def transposed_rows(a):
+    """transposed_rows(a): rows of the tile of a transposed matrix A, columns of A as it lies.
+
+    They divide the length of A's rows, which is as short as one vector: whatever the width of
+    vectors, whole tiles end where the rows end.
+    """
+    return math.gcd(MOST_TRANSPOSED_ROWS, a.row)
+
+
+@overload(transposed_rows)
+def _overload_transposed_rows(a):
+    if isinstance(a, PointerType):
+        rows = transposed_rows(a)
+        return lambda a: rows
+
+
+def make_tile(transposed):
+    """Return the intrinsic tile(a, a_step, b, b_step, c, outer, inner, add)."""
 
     @intrinsic
     def tile(typing, a, a_step, b, b_step, c, outer, inner, add):
         dtype = a.dtype
         lanes = LANES[dtype]
-        vectors = min(TILE_VECTORS, b.row // lanes, c.row // lanes)
+        rows = transposed_rows(a) if transposed else TILE_ROWS
         a_row, a_column = (1, a.row) if transposed else (a.row, 1)
+        panel = c.row if transposed else b.row
+        vectors = panel // lanes
+        if panel % lanes or vectors not in (1, TILE_VECTORS):
+            raise errors.TypingError(f"a panel of {panel} numbers is not 1 or 2 vectors wide")
         vector = VECTORS[dtype].llvm
         number = vector.element
 
@@ -50,7 +81,7 @@ def make_tile(rows, transposed):
 
             def c_at(i, j):
                 row = signature.args[4].row
-                return simd.address(builder, c, i * row + j * lanes, dtype, vector)
+                return address(builder, c, i * row + j * lanes, dtype, vector)
 
             cells = [(i, j) for i in range(rows) for j in range(vectors)]
             total = {cell: cgutils.alloca_once(builder, vector) for cell in cells}
@@ -66,21 +97,21 @@ def make_tile(rows, transposed):
                 with cgutils.for_range(builder, inner):
                     left, right = builder.load(a_inner), builder.load(b_inner)
                     columns = [
-                        simd.aligned_load(
+                        aligned_load(
                             builder,
-                            simd.address(builder, right, j * lanes, dtype, vector),
+                            address(builder, right, j * lanes, dtype, vector),
                             dtype,
                         )
                         for j in range(vectors)
                     ]
                     for i in range(rows):
-                        where = simd.address(builder, left, i * a_row, dtype, number)
-                        factor = simd.broadcast(
-                            builder, simd.aligned_load(builder, where, dtype), vector
+                        where = address(builder, left, i * a_row, dtype, number)
+                        factor = broadcast(
+                            builder, aligned_load(builder, where, dtype), vector
                         )
                         for j in range(vectors):
                             before = builder.load(total[i, j])
-                            after = simd.multiply_add(builder, factor, columns[j], before)
+                            after = multiply_add(builder, factor, columns[j], before)
                             builder.store(after, total[i, j])
                     _advance(builder, a_inner, left, a_column, dtype)
                     _advance(builder, b_inner, right, signature.args[2].row, dtype)
@@ -90,13 +121,13 @@ def make_tile(rows, transposed):
                 with then:
                     for cell in cells:
                         where = c_at(*cell)
-                        before = simd.aligned_load(builder, where, dtype)
+                        before = aligned_load(builder, where, dtype)
                         after = builder.fadd(before, builder.load(total[cell]))
-                        simd.aligned_store(builder, after, where, dtype)
+                        aligned_store(builder, after, where, dtype)
                 with other:
                     for cell in cells:
                         value = builder.load(total[cell])
-                        simd.aligned_store(builder, value, c_at(*cell), dtype)
+                        aligned_store(builder, value, c_at(*cell), dtype)
             return context.get_dummy_value()
 
         integer = types.int64
@@ -107,12 +138,12 @@ def make_tile(rows, transposed):
 
 
 def _advance(builder, variable, before, count, dtype):
-    after = simd.address(builder, before, count, dtype, ir.IntType(8))
+    after = address(builder, before, count, dtype, ir.IntType(8))
     builder.store(after, variable)
 
 
-tile = make_tile(TILE_ROWS, transposed=False)
-tile_transposed = make_tile(TRANSPOSED_ROWS, transposed=True)
+tile = make_tile(transposed=False)
+tile_transposed = make_tile(transposed=True)
 
 
 def make_transform(matrix):
@@ -120,7 +151,7 @@ def make_transform(matrix):
 
     It writes M S M^T for one vector of channels, for a matrix M known when it is compiled: S[i, j]
     is the vector at source + i row + j column, and its transform goes to target in the same way.
-    Everything in between stays in registers.
+    What lies in between is not stored, unless there are too few registers.
     """
     matrix = [[float(entry) for entry in entries] for entries in matrix]
 
@@ -136,19 +167,19 @@ def make_transform(matrix):
                 offset = builder.add(
                     builder.mul(i_step, constant(I64, i)), builder.mul(j_step, constant(I64, j))
                 )
-                return simd.address(builder, base, offset, dtype, vector)
+                return address(builder, base, offset, dtype, vector)
 
             count = range(len(matrix[0]))
             columns = []
             for j in count:
                 places = [at(source, i, row, j, column) for i in count]
-                values = [simd.aligned_load(builder, place, dtype) for place in places]
+                values = [aligned_load(builder, place, dtype) for place in places]
                 columns.append([_combine(builder, entries, values) for entries in matrix])
             for i in range(len(matrix)):
                 values = [columns[j][i] for j in count]
                 for j, entries in enumerate(matrix):
                     place = at(target, i, target_row, j, target_column)
-                    simd.aligned_store(builder, _combine(builder, entries, values), place, dtype)
+                    aligned_store(builder, _combine(builder, entries, values), place, dtype)
             return context.get_dummy_value()
 
         integer = types.int64
@@ -170,5 +201,5 @@ def _combine(builder, entries, values):
         elif entry == -1:
             total = builder.fsub(total, value)
         else:
-            total = simd.multiply_add(builder, constant(total.type, entry), value, total)
+            total = multiply_add(builder, constant(total.type, entry), value, total)
     return total

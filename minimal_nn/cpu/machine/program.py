@@ -6,7 +6,8 @@ each unit in turn, all calls of the phase.  So what one call writes is still in 
 when the next one reads it, which is what fusing operations by hand would gain, while each operation
 stays a kernel of its own.  Between phases all threads wait for each other.  Two rules make a
 program right: within a phase a unit reads only what the same unit wrote, and no two units write the
-same place.
+same place.  They are not trusted but checked, with what else can go wrong, when a program is built:
+checks.py.
 
 A training loop is the same list, run many times: kernels are told the step.
 
@@ -19,9 +20,20 @@ import ctypes
 
 import numpy as np
 
-from minimal_nn.cpu.machine import threads
+from minimal_nn.cpu.machine import threads, workspace
+from minimal_nn.cpu.machine.checks import verify
 from minimal_nn.cpu.machine.compiler import kernel
-from minimal_nn.cpu.machine.simd import (
+from minimal_nn.cpu.machine.operands import (
+    INTEGER,
+    KEPT,
+    MADE,
+    OWN,
+    STATUS,
+    Operand,
+    Room,
+    address,
+)
+from minimal_nn.cpu.machine.processor import (
     FLUSH_DENORMALS,
     MAX_SLOTS,
     atomic_add,
@@ -30,20 +42,21 @@ from minimal_nn.cpu.machine.simd import (
     floating_point_state,
     give_way,
     pause,
-    pointer_type,
     set_floating_point_state,
 )
-from minimal_nn.cpu.machine.workspace import INTEGER, Operand, address, aligned
+from minimal_nn.cpu.machine.vectors import pointer_type
+from minimal_nn.cpu.machine.workspace import aligned
+from minimal_nn.errors import ProgramError
 
 CALL_SLOTS = MAX_SLOTS + 4  # a call's row of the table: address, count, operands, padding
 PHASE_SLOTS = 5  # units, first call, last call, whether to look at the status, grain
-STATUS = 8  # `state[0]` is the barrier's count; the status has a cache line of its own
+STATUS_SLOT = 8  # `state[0]` is the barrier's count; the status has a cache line of its own
 FINISHED = 16
 STATE_SLOTS = 24
 SPINS = 500
 
 
-@kernel
+@kernel()
 def execute(
     first, thread, thread_count, phases, calls, state, phase_count, call_count, steps, flush
 ):
@@ -75,7 +88,7 @@ def execute(
                         give_way()
             # Kernels set the status before this barrier and none sets it soon after it, so all
             # threads read the same value.
-            if phase[3] != 0 and state[STATUS] != 0:
+            if phase[3] != 0 and state[STATUS_SLOT] != 0:
                 running = False
                 break
         if running:
@@ -100,20 +113,65 @@ def _compiled_loop():
 
 
 class Program:
-    """A list of phases for up to `max_threads` threads; see the module's text."""
+    """A list of phases for up to `max_threads` threads and `max_steps` steps; see above."""
 
-    def __init__(self, max_threads=None):
+    def __init__(self, max_threads=None, max_steps=1):
         self.max_threads = max_threads or threads.get_num_threads()
+        self.max_steps = max_steps
         self._phases = []
-        self._calls = []
-        self._arrays = []  # what the table points into must stay alive
+        self._shared = None  # what the units of the open phase are
+        self._calls = []  # rows of the table
+        self._forms = []  # the calls as `verify` takes them
+        self._rooms = {}  # by id: the number and the room, which stays alive as long as the program
+        self._values = {}  # likewise, the values that were renewed
+        self._before = []
+        self._given = {}  # by id: the array and its operand
+        self._memory = {}  # of arrays of the program
+        self._checked = False
         self._tables = {}  # by the number of threads
         self.state = np.zeros(STATE_SLOTS, dtype=np.int64)
+        self._status = None
 
-    def local(self, shape, dtype):
+    # Arrays
+
+    def made(self, shape, dtype, valid=None, value=0):
+        """Return an operand for an array that kernels write in each step before they read it.
+
+        valid: spans of what they write (footprints.places), where that is not all: the rest is
+        padding and keeps `value`.
+        """
+        array = aligned(shape, dtype)
+        if value:
+            array[...] = value
+        return self._own(array, MADE, valid)
+
+    def kept(self, array):
+        """Return an operand for an array that is given, and that a step leaves to the next one."""
+        return self._own(array, KEPT)
+
+    def local(self, shape, dtype, valid=None):
         """Return an operand for scratch space of which every thread has its own."""
-        array = aligned((self.max_threads, *shape), dtype)
-        return Operand(array, row=shape[-1], local=array[0].size)
+        return self._own(aligned((self.max_threads, *shape), dtype), OWN, valid)
+
+    def panels(self, rows, columns, dtype):
+        """Return an operand for the panels of a matrix."""
+        count, wide = workspace.panel_count(columns, dtype), workspace.width(columns, dtype)
+        shape = count, workspace.padded_rows(rows), wide
+        return self.made(shape, dtype, workspace.panel_places(rows, shape))
+
+    def _own(self, array, kind, valid=None):
+        base = array if array.base is None else array.base
+        self._memory[id(base)] = base
+        return Operand(array, room=Room(array, kind, valid))
+
+    @property
+    def status(self):
+        """An operand: where kernels write that something is wrong, and what."""
+        if self._status is None:
+            self._status = Operand(self.state, start=STATUS_SLOT, room=Room(self.state, STATUS))
+        return self._status
+
+    # Phases and calls
 
     def phase(self, units, check=False, grain=1):
         """Begin a phase.
@@ -121,24 +179,48 @@ class Program:
         check: stop after it when a kernel has set the status.  grain: so many neighbouring units
         are always done by one thread, in order.
         """
+        if self._phases and self._phases[-1][1] == self._phases[-1][2] and not self._phases[-1][3]:
+            self._phases.pop()  # nothing came of it
         self._phases.append([units, len(self._calls), len(self._calls), int(check), grain])
+        self._shared = None
+        return self
+
+    def columns(self, panels, new=False):
+        """Go on with a phase whose units are so many panels of columns, or begin one."""
+        return self._going_on(("columns", panels), panels, new)
+
+    def rows(self, blocks):
+        """Go on with a phase whose units are so many blocks of rows, or begin one."""
+        return self._going_on(("rows", blocks), blocks, False)
+
+    def _going_on(self, shared, units, new):
+        if new or self._shared != shared:
+            self.phase(units)
+            self._shared = shared
         return self
 
     def call(self, kernel, *operands):
-        """Add a kernel to the phase.  Operands: arrays, `Operand`s and integers."""
-        kinds, values, strides = [], [], []
+        """Add a kernel to the phase.  Operands: integers, `Operand`s, and arrays to be read."""
+        kinds, values, strides, arguments, places = [], [], [], [], []
         for operand in operands:
             if isinstance(operand, np.ndarray):
-                operand = Operand(operand)
+                operand = self._read_only(operand)
             if isinstance(operand, Operand):
-                self._arrays.append(operand.array)
-                kinds += operand.kinds
-                values += operand.values
-                strides += [operand.local * operand.array.itemsize] + [0] * (len(operand.kinds) - 1)
-            else:
-                kinds.append(INTEGER)
-                values.append(int(operand))
-                strides.append(0)
+                room, array = operand.room, operand.array
+                kinds.append(operand.kind)
+                values.append(room.address + operand.start * array.itemsize)
+                strides.append(room.stride)
+                arguments.append(operand.form)
+                places.append((self._number(room), self._value(operand), operand.start))
+                operand = operand.step
+                if operand is None:
+                    continue
+            operand = int(operand)
+            kinds.append(INTEGER)
+            values.append(operand)
+            strides.append(0)
+            arguments.append(operand)
+        kernel.declarations.check_number(arguments)
         padding = [0] * (CALL_SLOTS - 2 - len(values))
         self._calls.append(
             (
@@ -146,14 +228,58 @@ class Program:
                 [0, 0, *strides, *padding],
             )
         )
+        self._forms.append((kernel.declarations, tuple(arguments), tuple(places)))
         self._phases[-1][2] += 1
+        self._checked = False
         self._tables.clear()
         return self
 
-    @property
-    def status(self):
-        """An operand: where kernels write that something is wrong, and what."""
-        return Operand(self.state, start=STATUS)
+    def _read_only(self, array):
+        found = self._given.get(id(array))
+        if found is None:
+            base = array if array.base is None else array.base
+            if id(base) in self._memory:
+                raise ProgramError(
+                    f"got an array of the program, of shape {array.shape}; expected its operand, "
+                    "which says whose value is meant"
+                )
+            found = self._given[id(array)] = Operand(array)
+        return found
+
+    def _number(self, room):
+        found = self._rooms.get(id(room))
+        if found is None:
+            found = self._rooms[id(room)] = len(self._rooms), room
+        return found[0]
+
+    def _value(self, operand):
+        """Return the number of an operand's value, see `checks.verify`."""
+        return self._numbered(operand.value)
+
+    def _numbered(self, value):
+        if isinstance(value, Room):
+            return self._number(value)
+        found = self._values.get(id(value))
+        if found is None:
+            before = self._numbered(value.before)
+            found = self._values[id(value)] = -1 - len(self._values), value
+            self._before.append(before)
+        return found[0]
+
+    def check(self):
+        """Raise ProgramError where a kernel would read or write what is not its own: checks.py."""
+        if not self._checked:
+            verify(
+                tuple((units, first, last, grain) for units, first, last, _, grain in self._phases),
+                tuple(self._forms),
+                tuple((room.kind, room.size, room.valid) for _, room in self._rooms.values()),
+                tuple(self._before),
+                self.max_steps,
+            )
+            self._checked = True
+        return self
+
+    # Running
 
     @property
     def finished(self):
@@ -175,6 +301,9 @@ class Program:
 
         Returns the status, 0 when all is well.
         """
+        if steps > self.max_steps:
+            raise ValueError(f"steps: got {steps}, expected at most {self.max_steps}")
+        self.check()
         thread_count = min(thread_count, self.max_threads)
         tables = self._frozen(thread_count)
         loop = _compiled_loop()
@@ -186,4 +315,4 @@ class Program:
             loop(0, thread, together, *addresses, *sizes, steps, int(flush))
 
         threads.together(job, thread_count)
-        return int(self.state[STATUS])
+        return int(self.state[STATUS_SLOT])

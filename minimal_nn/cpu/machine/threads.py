@@ -9,9 +9,6 @@ A program (program.py) is split into units; thread i of n does units i U / n ...
 Which thread does a unit never changes what it computes, and no two threads add into one place, so
 results are the same bits for any n.  That is also why a program may run on fewer threads than
 allowed, whenever it is too small to gain, or when another program holds the workers.
-
-While workers run, BLAS is held to one thread: two pools that spin on the same cores were measured
-to slow each other down 38 to 50 times.
 """
 
 import collections
@@ -98,15 +95,6 @@ def _after_fork():
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-@contextlib.contextmanager
-def one_blas_thread():
-    """Hold BLAS to one thread within the block."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, "blas"):
-        yield
 
 
 def together(job, threads):

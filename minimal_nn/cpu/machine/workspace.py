@@ -10,14 +10,14 @@ tiles.
 The padding is zero, and every kernel keeps it so or does not read it.
 """
 
-import functools
 import math
 
 import numpy as np
-from numba import types
 
-from minimal_nn.cpu.machine import simd
+from minimal_nn.cpu.machine import vectors
+from minimal_nn.cpu.machine.footprints import axis, places
 from minimal_nn.cpu.machine.microkernel import TILE_ROWS, TILE_VECTORS
+from minimal_nn.cpu.machine.operands import Operand, address
 
 ALIGNMENT = 64
 
@@ -35,14 +35,9 @@ def aligned(shape, dtype):
     return np.ndarray(shape, dtype, memory, offset=-address(memory) % ALIGNMENT)
 
 
-def address(array):
-    """Return where an array begins."""
-    return array.__array_interface__["data"][0]
-
-
 def lanes(dtype):
     """Return how many numbers of `dtype` a vector holds."""
-    return simd.LANES[simd.NUMBA_DTYPES[np.dtype(dtype)]]
+    return vectors.LANES[vectors.NUMBA_DTYPES[np.dtype(dtype)]]
 
 
 def width(columns, dtype):
@@ -66,6 +61,12 @@ def panels(rows, columns, dtype, tiles=True):
     (weights)."""
     rows = padded_rows(rows) if tiles else max(rows, 1)
     return aligned((panel_count(columns, dtype), rows, width(columns, dtype)), dtype)
+
+
+def panel_places(rows, shape):
+    """Return the spans of the first rows of panels [panel][row][column]."""
+    count, padded, wide = shape
+    return (places(axis(count, padded * wide), rows * wide),)
 
 
 def pack(matrix, out=None, tiles=True):
@@ -103,6 +104,14 @@ def padded(size, dtype, value=0):
     return out
 
 
+def panel_vector(vector):
+    """Copy a vector of columns, padded to whole panels."""
+    wide = width(vector.size, vector.dtype)
+    out = aligned(round_up(vector.size, wide), vector.dtype)
+    out[: vector.size] = vector
+    return out
+
+
 def spread(table):
     """Return [..., n] as [..., n, lanes]: each number in every lane of a vector of its own."""
     out = aligned((*table.shape, lanes(table.dtype)), table.dtype)
@@ -125,106 +134,69 @@ def pad_channels(images):
     return out
 
 
-@functools.cache
-def _pointer(dtype, row):
-    return simd.pointer_type(simd.NUMBA_DTYPES[dtype], row)
-
-
-class Operand:
-    """What a kernel is given of an array: a pointer, and for panels the step from one to the next.
-
-    A 3-D array is taken as panels: a pointer with rows of shape[2] numbers, and the step.  A 2-D
-    array is a pointer with rows of shape[1], a 1-D array one with rows of 1.  local: numbers
-    between one thread's part of the array and the next one's.
-    """
-
-    __slots__ = ("array", "kinds", "values", "local")
-
-    def __init__(self, array, row=None, step=None, start=0, local=0):
-        self.array, self.local = array, local
-        if row is None:
-            row = array.shape[-1] if array.ndim > 1 else 1
-        if step is None and array.ndim == 3 and not local:
-            step = array.shape[1] * array.shape[2]
-        self.kinds = (_pointer(array.dtype, row),)
-        self.values = (address(array) + start * array.itemsize,)
-        if step is not None:
-            self.kinds += (INTEGER,)
-            self.values += (step,)
-
-    def at(self, start=0, row=None, step=None):
-        """Return an operand of the same array from another number on, or with other rows."""
-        first = (self.values[0] - address(self.array)) // self.array.itemsize
-        row = self.kinds[0].row if row is None else row
-        return Operand(self.array, row, step, first + start, self.local)
-
-
-def elements(array, step=None):
-    """Return the operand of a kernel that takes numbers one by one, whatever their layout."""
-    return Operand(array.reshape(-1), row=1, step=step)
-
-
 class Columns:
-    """A matrix (N, K), or images (N, H, W, K) with their pixels as rows, in the layout of its
-    columns.
+    """The layout of the columns of a matrix (N, K), or of images (N, H, W, K), pixels as rows.
 
     Small matrices are copied into panels, so that one compiled kernel serves all sizes.  A large
     one whose rows are whole panels stays where it is (a copy would cost as much as the operation),
     and kernels are compiled for its row length.
     """
 
-    def __init__(self, shape, dtype, source=None):
+    def __init__(self, shape, dtype):
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.columns = shape[-1]
         self.rows = math.prod(shape[:-1])
-        wide = width(self.columns, dtype)
-        self.direct = self.columns % wide == 0 and self.rows * self.columns >= DIRECT
-        if self.direct:
-            self.span, self.count = wide, self.columns // wide
-            if source is None:
-                self.array = aligned((self.rows, self.columns), dtype)
-            else:
-                self.array = np.ascontiguousarray(source).reshape(self.rows, self.columns)
-            self.operand = Operand(self.array, step=wide)
-        else:
-            if source is None:
-                self.array = panels(self.rows, self.columns, dtype)
-            else:
-                self.array = pack(source.reshape(self.rows, self.columns))
-            self.count, _, self.span = self.array.shape
-            self.operand = Operand(self.array)
+        self.span, self.count = width(self.columns, dtype), panel_count(self.columns, dtype)
+        self.direct = self.columns % self.span == 0 and self.rows * self.columns >= DIRECT
+        self.operand = None
 
     @classmethod
     def of(cls, array):
-        """Return the layout of an array for reading."""
-        return cls(array.shape, array.dtype, array)
+        """Return an array in the layout, for reading."""
+        return cls(array.shape, array.dtype)._with(Operand, array)
 
     @classmethod
-    def copy_of(cls, array):
-        """Return the layout of a copy that may be written to."""
-        return cls(array.shape, array.dtype, array.copy())
+    def copy_of(cls, array, program):
+        """Return a copy that the program changes."""
+        return cls(array.shape, array.dtype)._with(program.kept, array.copy())
 
-    def empty(self):
+    def empty(self, program):
         """Return room for a result of the same shape."""
-        return Columns(self.shape, self.dtype)
+        out = Columns(self.shape, self.dtype)
+        if self.direct:
+            operand = program.made((self.rows, self.columns), self.dtype)
+            out.operand = operand.at(step=self.span)
+        else:
+            out.operand = program.panels(self.rows, self.columns, self.dtype)
+        return out
+
+    def _with(self, operand, array):
+        matrix = np.ascontiguousarray(array).reshape(self.rows, self.columns)
+        if self.direct:
+            self.operand = operand(matrix).at(step=self.span)
+        else:
+            self.operand = operand(pack(matrix))
+        return self
 
     def row_blocks(self, rows):
         """Return a matrix that stays where it is as an operand whose units are blocks of rows."""
-        return Operand(self.array, step=rows * self.columns)
+        return self.operand.at(step=rows * self.columns)
 
     def result(self):
         """Return the numbers as an array of the shape."""
         if self.direct:
-            return self.array.reshape(self.shape)
-        return unpack(self.array, self.rows, self.columns).reshape(self.shape)
+            return self.operand.array.reshape(self.shape)
+        return unpack(self.operand.array, self.rows, self.columns).reshape(self.shape)
 
-    def vector(self, values=None):
+    def vector(self, values):
         """Return a vector of K numbers, padded to whole panels."""
         out = aligned(self.count * self.span, self.dtype)
-        if values is not None:
-            out[: self.columns] = values
+        out[: self.columns] = values
         return out
+
+    def room(self, program):
+        """Return room for such a vector."""
+        return program.made(self.count * self.span, self.dtype)
 
 
 DIRECT = 1 << 18
-INTEGER = types.int64

@@ -16,37 +16,8 @@ that what one kernel writes is in the nearest cache when the next one reads it.
 
 from typing import NamedTuple
 
-import numpy as np
-
 from minimal_nn.cpu import activation, batchnorm, convolution, pooling
-from minimal_nn.cpu.machine import workspace
-from minimal_nn.cpu.machine.workspace import Operand, elements
-
-
-def supported(operations):
-    """Return whether the operations up to the first flatten can be compiled."""
-    for index, operation in enumerate(operations):
-        options = operation.options
-        if operation.module == "flatten":
-            return index > 0
-        if operation.module == "convolution":
-            name = operation.parameters.get("W")
-            size = (3, 3) if "kernel" not in options else (options["kernel"],) * 2
-            direct = convolution.is_direct(
-                (1, *operation.input_shape), size, options["stride"], options["padding"]
-            )
-            # The output has the input's size for a 3x3 kernel alone.
-            same = operation.input_shape[:2] == operation.output_shape[:2]
-            winograd = options["algorithm"] != "direct"  # the layer has checked the rest
-            if name is None or not (direct or winograd) or not same or "weightnorm_eps" in options:
-                return False
-        elif operation.module == "batchnorm":
-            if index == 0 or operations[index - 1].module != "convolution":
-                return False
-        elif operation.module not in ("activation", "pooling") or index == 0:
-            return False
-    return False
-
+from minimal_nn.cpu.machine.operands import image_numbers, image_pixels
 
 PART_BYTES = 1 << 14  # of an image: half of a first cache of 32 KiB
 
@@ -64,6 +35,15 @@ class Part(NamedTuple):
         return self.index * (total // self.count)
 
 
+class Stage(NamedTuple):
+    """An activation or a pooling, and the places of its input and output in a thread's space."""
+
+    number: int
+    operation: tuple
+    before: object
+    after: object
+
+
 class Layer:
     """One convolution and what follows it."""
 
@@ -71,14 +51,22 @@ class Layer:
         self.operation = operation
         self.norm = None
         self.after = []  # activations and poolings, in order
-        self.stages = []  # (operation, place of its input, place of its output), as in `after`
+        self.normalized = self.stages = None  # of the output as it was computed last
+
+    @property
+    def output_shape(self):
+        return [self.operation, *self.after][-1].output_shape
+
+    @property
+    def output(self):
+        return self.stages[-1].after if self.stages else self.normalized
 
 
 class ImageLayers:
     """The phases of the convolutional layers of a `TrainingLoop`."""
 
     def __init__(self, loop, operations):
-        self.loop, self.program = loop, loop.program
+        self.loop, self.program, self.updates = loop, loop.program, loop.updates
         self.dtype, self.rows = loop.dtype, loop.rows
         self.layers = []
         for operation in operations:
@@ -86,343 +74,314 @@ class ImageLayers:
                 self.layers.append(Layer(operation))
             elif operation.module == "batchnorm":
                 self.layers[-1].norm = operation
-            elif operation.module in ("activation", "pooling"):
+            elif operation.options.get("kind") != "identity" and operation.module != "flatten":
                 self.layers[-1].after.append(operation)
         self._space = convolution.scratch(self.program, self.dtype)  # layers share it
-
-    def _bordered(self, name, sizes, channels):
-        """Return a thread's image with a border, which stays 0: for images of one size."""
-        name = f"{name} {sizes.height} x {sizes.width}"
-        return self._space(name, sizes.bordered(channels))
 
     # Forward
 
     def forward(self):
         """Emit the forward phases; return the panels of the features."""
+        program = self.program
         for index, layer in enumerate(self.layers):
             self._prepare(layer, index)
-            self.loop.new_phase(self.rows)
-            if index == 0:
-                self._gather(layer)
-            else:
-                self._place_output(self.layers[index - 1], layer)
-            self._convolve(layer)
+            program.phase(self.rows)
+            bordered = self._input(index)
+            sizes, bias = layer.sizes, layer.bias and layer.bias.operand
+            convolution.emit_forward(
+                program, self._space, sizes, bordered, layer.forward_weights, layer.z, bias
+            )
+            if layer.norm is not None:
+                batchnorm.emit_image_moments(
+                    program, image_pixels(layer.z), layer.parts, sizes.pixels
+                )
+                batchnorm.emit_join_moments(
+                    program, layer.parts, layer.statistics, layer.norm.options["eps"], self.rows,
+                    sizes.pixels, sizes.outputs,
+                )  # fmt: skip
+        return self._features()
+
+    def _features(self):
         last = self.layers[-1]
-        height, width, channels = self._output_shape(last)
-        panels = workspace.panels(self.rows, height * width * channels, self.dtype)
-        self.loop.new_phase(self.rows)
-        for part in self._parts(last):
-            self._output(last, part)
-        padded = last.sizes.output_channels
-        self.program.call(
-            convolution.flatten_kernel, last.output.at(row=1), panels, height * width, channels,
-            padded,
-        )  # fmt: skip
+        height, width, channels = last.output_shape
+        panels = self.program.panels(self.rows, height * width * channels, self.dtype)
+        self.program.phase(self.rows)
+        self._outputs(last)
+        convolution.emit_flatten(
+            self.program, last.output, panels, height * width, channels, last.sizes.output_channels
+        )
         return panels
 
     def _prepare(self, layer, index):
-        operation = layer.operation
+        """Make the layer's arrays, and emit phases for what is computed of its weights."""
+        operation, loop, program = layer.operation, self.loop, self.program
         height, width, inputs = operation.input_shape
         outputs = operation.output_shape[2]
-        algorithm = operation.options["algorithm"]
-        sizes = convolution.Shape(
-            self.rows, height, width, inputs, outputs, self.dtype, algorithm
-        )
-        layer.sizes = sizes
-        self._places(layer)
-        self.loop.work += 27 * self.rows * sizes.pixels * inputs * outputs
-        layer.z = workspace.aligned((self.rows, height, width, sizes.output_channels), self.dtype)
-        layer.weights = self.loop.parameter(operation, "W", sizes)
+        layer.sizes = sizes = convolution.Shape(
+            self.rows, height, width, inputs, outputs, self.dtype,
+            operation.options["algorithm"], few=index == 0,
+        )  # fmt: skip
+        loop.work += 27 * self.rows * sizes.pixels * inputs * outputs
+        layer.z = program.made((self.rows, height, width, sizes.output_channels), self.dtype)
+        layer.weights = loop.parameter(operation, "W", sizes)
         layer.bias = None
         if "b" in operation.parameters:
-            layer.bias = self.loop.parameter(operation, "b", outputs)
-        layer.bordered = self._bordered("input", sizes, sizes.input_channels)
-        packed = layer.weights.arrays[0]
-        self.loop.new_phase(sizes.panels)
-        layer.forward_weights = sizes.weights(self.program, packed)
+            layer.bias = loop.parameter(operation, "b", outputs)
+        program.phase(sizes.panels)
+        layer.forward_weights = sizes.emit_weights(program, layer.weights.operand)
         if index:
-            turned = sizes.turned()
-            self.program.call(
-                convolution.turn_kernel, packed, turned, 3 * sizes.output_channels,
-                sizes.input_channels,
-            )  # fmt: skip
-            self.loop.new_phase(len(turned))
-            layer.backward_weights = sizes.weights(self.program, turned, turned=True)
-            shape = self.rows, *self._output_shape(self.layers[index - 1])[:2], sizes.input_channels
-            layer.dx = workspace.aligned(shape, self.dtype)
+            layer.backward_weights = sizes.emit_turned(program, layer.weights.operand)
+            shape = *self.layers[index - 1].output_shape[:2], sizes.input_channels
+            layer.dx = program.made((self.rows, *shape), self.dtype)
         if layer.norm is not None:
-            layer.gamma = self.loop.parameter(layer.norm, "gamma", outputs)
-            layer.beta = self.loop.parameter(layer.norm, "beta", outputs)
-            blocks = -(-sizes.pixels // batchnorm.BLOCK_ROWS)
             channels = sizes.output_channels
-            layer.blocks = [
-                workspace.aligned((self.rows * blocks, channels), self.dtype) for _ in range(2)
-            ]
-            layer.mean, layer.var, layer.inverse, layer.dgamma, layer.dbeta = (
-                workspace.aligned(channels, self.dtype) for _ in range(5)
+            vectors = [program.made(channels, self.dtype) for _ in range(5)]
+            layer.gamma = loop.parameter(layer.norm, "gamma", outputs)
+            layer.beta = loop.parameter(layer.norm, "beta", outputs)
+            layer.parts = batchnorm.Parts.room(
+                program, self.rows, sizes.pixels, channels, self.dtype
             )
-            layer.running = [workspace.aligned(channels, self.dtype) for _ in range(2)]
-            for local, array in zip(("mean", "var"), layer.running, strict=True):
-                self.loop.state[layer.norm.state[local]] = array
+            layer.statistics = batchnorm.Statistics(*vectors[:3])
+            layer.dgamma, layer.dbeta = vectors[3:]
+            layer.running = loop.running(layer.norm, channels)
+            inverse = layer.statistics.inverse.array
+            loop.statistics[layer.norm.layer] = ("variance", inverse, outputs)
 
-    def _gather(self, layer):
-        sizes = layer.sizes
-        self.program.call(
-            convolution.gather_kernel, self.loop.data, elements(self.loop.batches),
-            layer.bordered.at(row=1), self.rows, sizes.height, sizes.width, sizes.pitch,
-            sizes.input_channels, sizes.inputs,
-        )  # fmt: skip
+    def _bordered(self, name, sizes, channels, real):
+        """Return a thread's image with a border, which stays 0, as do channels beyond the real."""
+        valid = (sizes.inside(channels, real),)
+        return self._space(name, sizes.bordered(channels), valid)
 
-    def _convolve(self, layer):
-        sizes = layer.sizes
-        z = _images(layer.z)
-        sizes.convolve(self.program, self._space, layer.bordered, layer.forward_weights, layer.z)
-        if layer.bias is not None:
-            self.program.call(convolution.bias_kernel, z, layer.bias.arrays[0], sizes.pixels)
-        if layer.norm is None:
-            return
-        self.program.call(batchnorm.image_moments_kernel, z, *layer.blocks, sizes.pixels)
-        self.loop.new_phase(sizes.output_channels // workspace.lanes(self.dtype))
-        eps = np.array([layer.norm.options["eps"]], dtype=self.dtype)
-        self.program.call(
-            batchnorm.join_moments_kernel, *layer.blocks, layer.mean, layer.var, layer.inverse, eps,
-            self.rows, sizes.pixels, sizes.outputs, self.program.status,
-        )  # fmt: skip
-        self.loop.statistics[layer.norm.layer] = ("variance", layer.inverse, sizes.outputs)
-
-    @staticmethod
-    def _output_shape(layer):
-        operations = [layer.operation, *layer.after]
-        return operations[-1].output_shape
-
-    def _places(self, layer):
-        """Give batch norm's output and what follows it their places in a thread's space."""
-        height, width, channels = *layer.operation.output_shape[:2], layer.sizes.output_channels
-        layer.normalized = layer.output = self._space("normalized", (height * width, channels))
-        for number, operation in enumerate(layer.after):
-            before = layer.output
-            if operation.module == "pooling":
-                height, width, _ = operation.output_shape
-                layer.output = self._space(f"pooled {number}", (height * width, channels))
-            layer.stages.append((operation, before, layer.output))
+    def _input(self, index):
+        """Emit the unit's image of a layer's input; return it with its border."""
+        sizes = self.layers[index].sizes
+        channels = sizes.input_channels
+        if index == 0:
+            bordered = self._bordered("example", sizes, channels, sizes.inputs)
+            convolution.emit_gather(self.program, *self.loop.source, bordered, sizes)
+            return bordered
+        before = self.layers[index - 1]
+        bordered = self._bordered("input", sizes, channels, channels)
+        self._begin_output(before)
+        for part in self._parts(before):
+            self._output(before, part)
+            shape = sizes.height, sizes.width
+            numbers = _part(before.output, shape, before.sizes.output_channels, part)
+            self._place(numbers, bordered, sizes, part)
+        return bordered
 
     def _parts(self, layer):
         """Return the parts of an image: whole rows of the layer's output and of all before it."""
-        rows = self._output_shape(layer)[0]
-        least = layer.z[0].nbytes / PART_BYTES
+        rows = layer.output_shape[0]
+        least = layer.z.array[0].nbytes / PART_BYTES
         count = min(n for n in range(1, rows + 1) if rows % n == 0 and n >= min(least, rows))
         return [Part(index, count) for index in range(count)]
 
+    def _begin_output(self, layer):
+        """Give what follows a convolution places in a thread's space.
+
+        An activation takes the place of its input, where no backward pass reads that.
+        """
+        height, width, channels = *layer.operation.output_shape[:2], layer.sizes.output_channels
+        place = layer.normalized = self._space("normalized", (height * width, channels))
+        layer.stages, read_later = [], False
+        for number, operation in enumerate(layer.after):
+            before = place
+            if operation.module == "pooling":
+                height, width, _ = operation.output_shape
+                place = self._space(f"pooled {number}", (height * width, channels))
+            elif read_later:
+                place = self._space(f"activated {number}", (height * width, channels))
+            else:
+                place = before.renewed()
+            read_later = operation.module == "activation"
+            layer.stages.append(Stage(number, operation, before, place))
+
+    def _outputs(self, layer):
+        """Emit what follows a convolution, for the unit's image."""
+        self._begin_output(layer)
+        for part in self._parts(layer):
+            self._output(layer, part)
+
     def _output(self, layer, part):
         """Emit what follows a convolution, for a part of the unit's image."""
-        sizes, channels = layer.sizes, layer.sizes.output_channels
-        pixels = sizes.pixels
-        start, size = (channels * f(pixels) for f in (part.start, part.size))
+        program, sizes, channels = self.program, layer.sizes, layer.sizes.output_channels
+        start, size = (channels * f(sizes.pixels) for f in (part.start, part.size))
+        z = image_pixels(layer.z)
         if layer.norm is not None:
-            self.program.call(
-                batchnorm.normalize_image_kernel, _images(layer.z, start),
-                layer.normalized.at(start, step=0), layer.gamma.arrays[0], layer.beta.arrays[0],
-                layer.mean, layer.inverse, part.size(pixels),
+            mean, _, inverse = layer.statistics
+            batchnorm.emit_image_forward(
+                program, z.at(start, step=z.step), layer.normalized.at(start, step=0),
+                layer.gamma.operand, layer.beta.operand, mean, inverse, part.size(sizes.pixels),
             )  # fmt: skip
         else:
-            self.program.call(
-                convolution.copy_kernel, _numbers(layer.z, start),
-                layer.normalized.at(start, row=1), size,
-            )  # fmt: skip
-        for operation, before, after in layer.stages:
+            numbers = z.at(start, row=1, step=z.step)
+            convolution.emit_copy(program, numbers, layer.normalized.at(start), size)
+        for _, operation, before, after in layer.stages:
             height, width, _ = operation.output_shape
             numbers = _part(before, operation.input_shape, channels, part)
             result = _part(after, operation.output_shape, channels, part)
             if operation.module == "pooling":
-                self.program.call(
-                    pooling.forward_kernel, numbers, result, part.size(height), width, channels,
+                pooling.emit_forward(
+                    program, numbers, result, part.size(height), width, channels,
                     operation.options["size"],
                 )  # fmt: skip
-            elif operation.options["kind"] != "identity":
-                kernel = activation.FORWARD[operation.options["kind"]]
+            else:
                 count = part.size(height) * width * channels
-                self.program.call(kernel, numbers, numbers, count)
-
-    def _place_output(self, before, layer):
-        """Emit the layer's input, the output of the one before it, into the image with a border."""
-        sizes, channels = layer.sizes, layer.sizes.input_channels
-        shape = sizes.height, sizes.width
-        for part in self._parts(before):
-            self._output(before, part)
-            self._place(_part(before.output, shape, channels, part), layer.bordered, sizes, part)
+                activation.emit_forward(
+                    program, operation.options["kind"], numbers, result, count
+                )
 
     def _place(self, numbers, bordered, sizes, part):
-        channels = bordered.kinds[0].row
-        first = part.start(sizes.height) * sizes.pitch * channels
-        self.program.call(
-            convolution.place_kernel, numbers, bordered.at(first, row=1), part.size(sizes.height),
-            sizes.width, sizes.pitch, channels, channels,
+        convolution.emit_place(
+            self.program, numbers, bordered, sizes, part.size(sizes.height), bordered.row,
+            part.start(sizes.height),
         )  # fmt: skip
 
     # Backward
 
     def backward(self, dpanels):
         """Emit the backward phases, given the gradient of the features."""
+        program, last = self.program, self.layers[-1]
         for index in range(len(self.layers) - 1, -1, -1):
             layer = self.layers[index]
             sizes = layer.sizes
-            gradient = dpanels if index == len(self.layers) - 1 else self.layers[index + 1].dx
+            gradient = dpanels if layer is last else image_numbers(self.layers[index + 1].dx)
             if layer.norm is not None:
-                if index == len(self.layers) - 1:
-                    self.loop.new_phase(self.rows)
-                    self._sums(layer, gradient, again=True)
-                self._join_sums(layer)
-            self.loop.new_phase(self.rows, grain=sizes.grain)
-            dz = self._input_gradient(layer, gradient)
-            if index == 0:
-                self._gather(layer)
-            else:
-                self._place_output(self.layers[index - 1], layer)
-            self._weight_gradient(layer, dz)
-            if index:
-                sizes.convolve(
-                    self.program, self._space, dz, layer.backward_weights, layer.dx, turned=True
+                if layer is last:
+                    program.phase(self.rows)
+                    self._outputs(layer)
+                    self._sums(layer, gradient)
+                batchnorm.emit_join_sums(
+                    program, layer.parts, layer.dbeta, layer.dgamma, self.rows, sizes.pixels
                 )
-                if self.layers[index - 1].norm is not None:
-                    self._sums(self.layers[index - 1], layer.dx, again=False)
-            self._updates(layer)
+            program.phase(self.rows, grain=sizes.grain)
+            dz = self._input_gradient(layer, gradient)
+            bordered, bias_sums = self._input(index), None
+            if layer.bias is not None:
+                bias_sums = program.made((self.rows, sizes.output_channels), self.dtype)
+            groups = convolution.emit_backward(
+                program, self._space, sizes, bordered, dz, bias_sums
+            )
+            if index:
+                sizes.emit_product(
+                    program, self._space, dz, layer.backward_weights, layer.dx, turned=True
+                )
+                before = self.layers[index - 1]
+                if before.norm is not None:
+                    self._sums(before, image_numbers(layer.dx))
+            self._updates(layer, groups, bias_sums)
 
     def _gradient(self, layer, gradient):
         """Return the gradient of the layer's output as numbers, of the unit's image."""
-        if gradient.ndim == 4:
-            return _numbers(gradient)
+        if layer is not self.layers[-1]:
+            return gradient
         channels = layer.sizes.output_channels  # panels of the flattened features
-        height, width, outputs = self._output_shape(layer)
-        image = self._space("features", (height * width, channels))
-        self.program.call(
-            convolution.unflatten_kernel, gradient, image.at(row=1), height * width, outputs,
-            channels,
-        )  # fmt: skip
+        height, width, outputs = layer.output_shape
+        valid = convolution.pixels_of(height * width, outputs, channels)
+        image = self._space("features", (height * width, channels), valid)
+        convolution.emit_unflatten(
+            self.program, gradient, image, height * width, outputs, channels
+        )
         return image.at(row=1, step=0)
 
-    def _back_through(self, layer, current, part):
+    def _back_through(self, layer, dy, places, part):
         """Emit dy back to the output of batch norm, or of the convolution; return its place.
 
-        current: dy of the layer's output.  All are numbers of whole images.
+        dy: the gradient of the layer's output; all are numbers of whole images.
         """
-        channels = layer.sizes.output_channels
-        shape = self._output_shape(layer)
-        for number, (operation, before, after) in reversed([*enumerate(layer.stages)]):
+        channels, shape = layer.sizes.output_channels, layer.output_shape
+        for number, operation, before, after in reversed(layer.stages):
             height, width, _ = operation.input_shape
-            size = operation.options.get("size")
-            if operation.options.get("kind") == "identity":
-                continue
-            space = self._space(f"gradient {number}", (height * width, channels))
-            target = _part(space, operation.input_shape, channels, part)
-            dy = _later(current, part.start(shape[0]) * shape[1] * channels)
+            place = places[number]
+            here = _later(dy, part.start(shape[0]) * shape[1] * channels)
+            target = _part(place, operation.input_shape, channels, part)
             if operation.module == "pooling":
-                self.program.call(
-                    pooling.backward_kernel, _part(before, operation.input_shape, channels, part),
-                    dy, target, part.size(height) // size, width // size, channels, size,
+                size = operation.options["size"]
+                pooling.emit_backward(
+                    self.program, _part(before, operation.input_shape, channels, part), here,
+                    target, part.size(height) // size, width // size, channels, size,
                 )  # fmt: skip
             else:
-                self.program.call(
-                    activation.BACKWARD[operation.options["kind"]],
-                    _part(after, operation.output_shape, channels, part), dy, target,
+                activation.emit_backward(
+                    self.program, operation.options["kind"],
+                    _part(after, operation.output_shape, channels, part), here, target,
                     part.size(height) * width * channels,
                 )  # fmt: skip
-            current, shape = space.at(row=1, step=0), operation.input_shape
-        return current
+            dy, shape = place.at(row=1, step=0), operation.input_shape
+        return dy
 
-    def _sums(self, layer, gradient, again):
-        """Emit the sums for gamma and beta.
+    def _places(self, layer):
+        """Return places for the gradients of what the stages take."""
+        channels = layer.sizes.output_channels
+        return [
+            self._space(f"gradient {number}", (height * width, channels))
+            for number, (height, width, _) in enumerate(op.input_shape for op in layer.after)
+        ]
 
-        again: compute the layer's output again (else the thread's spaces hold it still).
-        """
-        gradient = self._gradient(layer, gradient)
+    def _sums(self, layer, gradient):
+        """Emit the sums for gamma and beta; the threads' spaces hold the layer's output still."""
+        gradient, places = self._gradient(layer, gradient), self._places(layer)
         for part in self._parts(layer):
-            if again:
-                self._output(layer, part)
-            dy = self._back_through(layer, gradient, part)
-        self.program.call(
-            batchnorm.image_gradient_sums_kernel, _images(layer.z), _pixels(layer, dy), layer.mean,
-            layer.inverse, *layer.blocks, layer.sizes.pixels,
-        )  # fmt: skip
-
-    def _join_sums(self, layer):
-        sizes = layer.sizes
-        self.loop.new_phase(sizes.output_channels // workspace.lanes(self.dtype))
-        self.program.call(
-            batchnorm.join_sums_kernel, *layer.blocks, layer.dbeta, layer.dgamma, self.rows,
-            sizes.pixels,
+            dy = self._back_through(layer, gradient, places, part)
+        mean, _, inverse = layer.statistics
+        layer.parts = layer.parts.renewed()
+        batchnorm.emit_image_sums(
+            self.program, image_pixels(layer.z), _pixels(layer, dy), mean, inverse, layer.parts,
+            layer.sizes.pixels,
         )  # fmt: skip
 
     def _input_gradient(self, layer, gradient):
         """Emit dz of the unit's image, with a border; return the operand."""
-        sizes, channels = layer.sizes, layer.sizes.output_channels
-        gradient = self._gradient(layer, gradient)
-        bordered = self._bordered("dz", sizes, channels)
-        dz = self._space("dz", (sizes.pixels, channels))
+        program, sizes, channels = self.program, layer.sizes, layer.sizes.output_channels
+        gradient, places = self._gradient(layer, gradient), self._places(layer)
+        bordered = self._bordered("dz", sizes, channels, channels)
+        dz, z = self._space("dz", (sizes.pixels, channels)), image_pixels(layer.z)
+        self._begin_output(layer)
         for part in self._parts(layer):
             self._output(layer, part)
-            dy = self._back_through(layer, gradient, part)
+            dy = self._back_through(layer, gradient, places, part)
             start = part.start(sizes.pixels) * channels
             if layer.norm is not None:
-                self.program.call(
-                    batchnorm.image_input_gradient_kernel, _images(layer.z, start),
-                    _pixels(layer, _later(dy, start)), dz.at(start, step=0), layer.gamma.arrays[0],
-                    layer.mean, layer.inverse, layer.dgamma, layer.dbeta,
-                    self.rows * part.count, part.size(sizes.pixels),
+                mean, _, inverse = layer.statistics
+                batchnorm.emit_image_backward(
+                    program, z.at(start, step=z.step), _pixels(layer, _later(dy, start)),
+                    dz.at(start, step=0), layer.gamma.operand, mean, inverse, layer.dgamma,
+                    layer.dbeta, self.rows * sizes.pixels, part.size(sizes.pixels),
                 )  # fmt: skip
                 dy = dz.at(row=1, step=0)
             self._place(_later(dy, start), bordered, sizes, part)
         return bordered
 
-    def _weight_gradient(self, layer, dz):
-        sizes = layer.sizes
+    def _updates(self, layer, groups, bias_sums):
+        program, sizes, updates = self.program, layer.sizes, self.updates
         if layer.bias is not None:
-            layer.bias_sums = workspace.aligned((self.rows, sizes.output_channels), self.dtype)
-            self.program.call(
-                convolution.bias_gradient_kernel, dz, layer.bias_sums, sizes.bordered_pixels
-            )
-        layer.groups = sizes.weight_gradient(self.program, self._space, layer.bordered, dz)
-
-    def _updates(self, layer):
-        sizes = layer.sizes
+            db = program.made(sizes.output_channels, self.dtype)
+            convolution.emit_sum_bias(program, bias_sums, db, self.rows)
+        program.phase(sizes.panels)
+        gradient = sizes.gradient_room(program)
+        convolution.emit_sum_groups(program, sizes, groups, gradient)
+        updates.emit(layer.weights, gradient)
         if layer.bias is not None:
-            db = workspace.aligned(sizes.output_channels, self.dtype)
-            self.loop.new_phase(1)
-            self.program.call(convolution.sum_rows_kernel, layer.bias_sums, db, self.rows)
-        self.loop.new_phase(sizes.panels)
-        gradient = sizes.room()
-        self.program.call(
-            convolution.sum_groups_kernel, layer.groups, sizes.panel_size, gradient, sizes.depth,
-            sizes.used, sizes.groups,
-        )  # fmt: skip
-        self.loop.update(layer.weights, gradient)
-        if layer.bias is not None:
-            self.loop.update(layer.bias, db)
+            updates.emit(layer.bias, db)
         if layer.norm is not None:
-            count = self.rows * sizes.pixels
-            self.loop.update_running(
-                layer.norm, layer.running, layer.mean, layer.var, count, sizes.panel_width
-            )
-            self.loop.update(layer.gamma, layer.dgamma)
-            self.loop.update(layer.beta, layer.dbeta)
-
-
-def _images(array, start=0):
-    """Return images as an operand with rows of pixels."""
-    return Operand(array, row=array.shape[3], step=array[0].size, start=start)
-
-
-def _numbers(array, start=0):
-    return Operand(array, row=1, step=array[0].size, start=start)
+            mean, var, _ = layer.statistics
+            batchnorm.emit_update_running(
+                program, *layer.running, mean, var, self.rows * sizes.pixels,
+                layer.norm.options["momentum"], sizes.panel_width,
+            )  # fmt: skip
+            updates.emit(layer.gamma, layer.dgamma)
+            updates.emit(layer.beta, layer.dbeta)
 
 
 def _later(numbers, start):
     """Return numbers with a step from image to image, from the number `start` on."""
-    return numbers.at(start, step=numbers.values[1])
+    return numbers.at(start, step=numbers.step)
 
 
 def _pixels(layer, numbers):
     """Return such numbers as rows of pixels."""
-    return numbers.at(row=layer.sizes.output_channels, step=numbers.values[1])
+    return numbers.at(row=layer.sizes.output_channels, step=numbers.step)
 
 
 def _part(space, shape, channels, part):

@@ -30,16 +30,16 @@ import time
 
 import numpy as np
 
-from minimal_nn.cpu import activation, affine, batchnorm, layernorm, loss, update, weightnorm
-from minimal_nn.cpu.batchnorm import ZERO_VARIANCE
-from minimal_nn.cpu.layernorm import ROWS, row_units
+from minimal_nn.cpu import batchnorm, update, weightnorm
 from minimal_nn.cpu.machine import threads, workspace
-from minimal_nn.cpu.machine.compiler import kernel
+from minimal_nn.cpu.machine.operands import elements
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import load, pointer_at, store
-from minimal_nn.cpu.machine.workspace import Operand, elements
-from minimal_nn.cpu.plan import images
-from minimal_nn.cpu.weightnorm import ZERO_NORM
+from minimal_nn.cpu.plan.dense import DenseLayers
+from minimal_nn.cpu.plan.gather import emit_gather
+from minimal_nn.cpu.plan.images import ImageLayers
+from minimal_nn.cpu.plan.layouts import Parameter, Vector
+from minimal_nn.cpu.plan.reasons import parts, why_not
+from minimal_nn.cpu.plan.updates import Updates
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 
 CHUNK = 256  # steps between two looks at the host's tables
@@ -50,74 +50,15 @@ CHUNK = 256  # steps between two looks at the host's tables
 WORTH_THREADS = 1 << 21
 
 
-@kernel
-def gather_kernel(step, thread, unit, data, batches, x, x_step, rows, columns):
-    """ROWS examples of the step's batch, from X (at address data[0]) into panels."""
-    source = pointer_at(x, data[0])
-    for i in range(unit * ROWS, min(rows, (unit + 1) * ROWS)):
-        example = source + batches[step * rows + i] * columns
-        for first in range(0, columns, x.row):
-            target = x + ((first // x.row) * x_step + i * x.row)
-            if first + x.row <= columns:
-                for column in range(0, x.row, x.lanes):
-                    store(target + column, load(example + (first + column)))
-            else:
-                for column in range(columns - first):
-                    target[column] = example[first + column]
-
-
-@kernel
-def gather_labels_kernel(step, thread, unit, data, batches, labels, rows):
-    """The step's labels, from the targets at address data[1]."""
-    source = pointer_at(batches, data[1])
-    for i in range(unit * ROWS, min(rows, (unit + 1) * ROWS)):
-        labels[i] = source[batches[step * rows + i]]
-
-
-@kernel
-def gather_targets_kernel(step, thread, unit, data, batches, t, t_step, rows, columns):
-    """ROWS target vectors of the step's batch, from the targets at address data[1] into panels."""
-    source = pointer_at(t, data[1])
-    for i in range(unit * ROWS, min(rows, (unit + 1) * ROWS)):
-        example = source + batches[step * rows + i] * columns
-        for column in range(columns):
-            t[(column // t.row) * t_step + i * t.row + column % t.row] = example[column]
-
-
 def plan(program, optimizer, batch_size):
     """Return the compiled training loop of a network and an optimizer, or None if there is none.
 
     program: a network's `Program`; optimizer: an `Optimizer`; batch_size: examples in most batches.
+    `why_not` says why there is none.
     """
-    dtype = np.dtype(program.dtype)
-    if dtype not in (np.float32, np.float64):
+    if why_not(program, optimizer) is not None:
         return None
-    if optimizer.formula not in {*update.KERNELS, *update.NORMALIZED}:
-        return None
-    on_images, dense = _parts(program.operations)
-    if on_images and not images.supported(on_images):
-        return None
-    supported = {"affine", "batchnorm", "layernorm", "activation", "flatten"}
-    for operation in dense:
-        if operation.module not in supported or len(operation.output_shape) != 1:
-            return None
-    if not any(operation.parameters for operation in program.operations):
-        return None
-    for operation in program.operations:
-        for name in operation.parameters.values():
-            if any(np.ndim(value) for value in optimizer.hyper_parameters(name).values()):
-                return None
     return Plan(program, optimizer, batch_size)
-
-
-def _parts(operations):
-    """Return the operations on images, up to a flatten, and those on vectors."""
-    for index, operation in enumerate(operations):
-        if operation.module == "flatten" and index > 0:
-            return operations[: index + 1], operations[index + 1 :]
-        if len(operation.output_shape) == 1:
-            return (), operations
-    return operations, ()
 
 
 class Plan:
@@ -155,481 +96,61 @@ class Plan:
         return loop.run(network, optimizer, X, targets, batches)
 
 
-class Vector:
-    """The layout of a vector: padded to whole panels."""
-
-    def __init__(self, size, dtype):
-        self.size, self.dtype = size, dtype
-        self.unit_size = workspace.width(size, dtype)
-
-    def room(self):
-        return workspace.aligned(workspace.round_up(self.size, self.unit_size), self.dtype)
-
-    def pack(self, array, out):
-        out[: self.size] = array
-
-    def unpack(self, packed):
-        return packed[: self.size].copy()
-
-
-class Matrix:
-    """The layout of a weight matrix: panels, with rows for whole panels of the layer's input."""
-
-    def __init__(self, depth, columns, dtype):
-        self.depth, self.columns, self.dtype = depth, columns, dtype
-        rows = workspace.round_up(depth, workspace.width(depth, dtype))
-        width = workspace.width(columns, dtype)
-        self.shape = (workspace.panel_count(columns, dtype), rows, width)
-        self.unit_size = rows * width
-
-    def room(self):
-        return workspace.aligned(self.shape, self.dtype)
-
-    def pack(self, array, out):
-        workspace.pack(array, out)
-
-    def unpack(self, packed):
-        return workspace.unpack(packed, self.depth, self.columns)
-
-
-class Parameter:
-    """A parameter and its optimizer state, one behind the other, in the loop's layout."""
-
-    def __init__(self, name, layout, slots, dtype):
-        self.name, self.layout = name, layout
-        self.arrays = workspace.aligned((1 + len(slots), *layout.room().shape), dtype)
-        self.shape = layout.unpack(self.arrays[0]).shape
-        self.unit_size = layout.unit_size  # numbers that one unit updates
-        self.table = self.norm = None
-
-    def row_order(self):
-        """Return where the rows of a matrix or kernel, in their order, lie in a panel."""
-        rows = self.shape[:-1]
-        numbers = np.arange(1, math.prod(rows) + 1, dtype=self.arrays.dtype)
-        panels = self.layout.room()
-        self.layout.pack(np.broadcast_to(numbers.reshape(*rows, 1), self.shape), panels)
-        number = panels[0, :, 0]  # 0 in rows of padding
-        return np.argsort(number, kind="stable")[np.count_nonzero(number == 0) :]
-
-    def load(self, sources):
-        for source, out in zip(sources, self.arrays, strict=True):
-            self.layout.pack(source, out)
-
-    def saved(self):
-        """Return weights and state as new arrays."""
-        return [self.layout.unpack(array) for array in self.arrays]
-
-
 class TrainingLoop:
     """The program of one training step for one batch size, with all its arrays."""
 
     def __init__(self, network, optimizer, batch_size):
         self.dtype = np.dtype(network.dtype)
         self.rows = batch_size
-        self.formula = optimizer.formula
         self.slots = optimizer.slots
-        on_images, self.operations = _parts(network.operations)
         self.parameters, self.state, self.statistics = {}, {}, {}
-        self.program = Program()
+        self.program = Program(max_steps=CHUNK)
+        self.updates = Updates(self.program, optimizer.formula, self.dtype, CHUNK)
         self.work = 0
         self.data = np.zeros(2, dtype=np.int64)
         self.batches = np.zeros((CHUNK, batch_size), dtype=np.int64)
-        self.losses = np.zeros(CHUNK, dtype=self.dtype)
+        self.source = self.data, elements(self.batches)
+        self.losses = self.program.made(CHUNK, self.dtype)
         self.pace, self.warm = threads.Pace(), False
-        self.units = None  # how many panels the open phase works on
-        self.whole = []  # vectors, with their gradients, that an update takes as one unit
-        self._pending = None
-        sizes = [
-            Matrix(*self._matrix(operation), self.dtype).unit_size
-            for operation in self.operations
-            if operation.module == "affine"
-        ]
-        self.scratch = self.program.local((max(sizes, default=1),), self.dtype)
-        self.images = images.ImageLayers(self, on_images) if on_images else None
-        if on_images:
-            x = self.images.forward()
-        else:
-            x = self._gather(math.prod(network.operations[0].input_shape))
-        self.saved = []
-        for operation in self.operations:
-            x = self._forward(operation, x)
-        (columns,) = network.operations[-1].output_shape
-        dy = self._loss(network.loss, x, columns)
+        self._emit(network)
+        self.updates.emit_end(self.parameters.values(), optimizer)
+        self.program.check()
+
+    def _emit(self, network):
+        """Emit the forward pass, the loss, and the backward pass with the updates."""
+        on_images, operations = parts(network.operations)
         # Gradients are needed down to the first layer that has parameters.
-        with_parameters = [i for i, op in enumerate(self.operations) if op.parameters]
+        with_parameters = [i for i, op in enumerate(operations) if op.parameters]
         first = -1 if on_images else min(with_parameters)
-        for index in range(len(self.operations) - 1, max(first, 0) - 1, -1):
-            dy = self._backward(self.operations[index], self.saved[index], dy, index > first)
-        self._flush_pending()
+        dense = DenseLayers(self, operations, first)
         if on_images:
-            self.images.backward(dy)
-        self._update_whole(optimizer)
-
-    def _gather(self, columns):
-        x = workspace.panels(self.rows, columns, self.dtype)
-        self.program.phase(row_units(self.rows))
-        self.program.call(
-            gather_kernel, self.data, elements(self.batches), x, self.rows, columns
-        )
-        return x
-
-    # Phases
-
-    def _columns(self, array):
-        """Make the open phase's units the panels of `array`."""
-        if self.units is None or len(array) != self.units:
-            self.units = len(array)
-            self.program.phase(self.units)
-
-    def new_phase(self, units, **options):
-        self.units = None
-        self.program.phase(units, **options)
-
-    def _vector(self, panels):
-        return workspace.aligned(panels.shape[0] * panels.shape[2], self.dtype)
-
-    @staticmethod
-    def _matrix(operation):
-        return operation.input_shape[0], operation.output_shape[0]
+            images = ImageLayers(self, on_images)
+            x = images.forward()
+        else:
+            columns = math.prod(network.operations[0].input_shape)
+            x = self.program.panels(self.rows, columns, self.dtype)
+            emit_gather(self.program, *self.source, x, self.rows, columns)
+        scores = dense.forward(x)
+        (columns,) = network.operations[-1].output_shape
+        dx = dense.backward(dense.loss(network.loss, scores, columns))
+        if on_images:
+            images.backward(dx)
 
     def parameter(self, operation, local, layout):
         """Return room for a parameter; an int stands for a vector of so many numbers."""
         name = operation.parameters[local]
         if isinstance(layout, int):
             layout = Vector(layout, self.dtype)
-        found = self.parameters[name] = Parameter(name, layout, self.slots, self.dtype)
+        found = Parameter(self.program, name, layout, self.slots, self.dtype)
+        self.parameters[name] = found
         return found
 
-    # Forward
-
-    def _forward(self, operation, x):
-        emit = getattr(self, f"_{operation.module}")
-        y, saved = emit(operation, x)
-        self.saved.append(saved)
-        return y
-
-    def _flatten(self, operation, x):
-        return x, None
-
-    def _affine(self, operation, x):
-        depth, columns = self._matrix(operation)
-        self.work += 3 * self.rows * depth * columns
-        z = workspace.panels(self.rows, columns, self.dtype)
-        self.new_phase(len(z))
-        self.units = len(z)
-        saved = {"x": x, "z": z}
-        eps = operation.options.get("weightnorm_eps")
-        if eps is None:
-            weights = self.parameter(operation, "W", Matrix(depth, columns, self.dtype))
-            w = weights.arrays[0]
-        else:
-            weights = self.parameter(operation, "v", Matrix(depth, columns, self.dtype))
-            w = weights.layout.room()
-            g = self.parameter(operation, "g", columns)
-            inverse = self._vector(z)
-            self.program.call(
-                weightnorm.forward_kernel, weights.arrays[0], g.arrays[0], w, inverse,
-                np.array([eps], dtype=self.dtype), depth, columns, self.program.status,
-            )  # fmt: skip
-            saved.update(g=g, inverse=inverse)
-            self.statistics[operation.layer] = ("norm", inverse, columns)
-        saved["weights"] = weights
-        before = self.operations[: len(self.saved)]
-        if self.images is not None or any(op.parameters for op in before):
-            width = workspace.width(depth, self.dtype)
-            rows = len(z) * z.shape[2]
-            transposed = workspace.aligned(
-                (workspace.panel_count(depth, self.dtype), rows, width), self.dtype
-            )
-            self.program.call(affine.transpose_kernel, w, transposed, w.shape[1])
-            saved["transposed"] = transposed
-        self.program.call(affine.forward_kernel, x, w, z, z.shape[1], depth)
-        if "b" in operation.parameters:
-            bias = self.parameter(operation, "b", columns)
-            self.program.call(affine.bias_kernel, z, bias.arrays[0], self.rows)
-            saved["bias"] = bias
-        return z, saved
-
-    def _batchnorm(self, operation, z):
-        (columns,) = operation.input_shape
-        self._columns(z)
-        y = workspace.aligned(z.shape, self.dtype)
-        gamma = self.parameter(operation, "gamma", columns)
-        beta = self.parameter(operation, "beta", columns)
-        mean, var, inverse = (self._vector(z) for _ in range(3))
-        running = [self._vector(z) for _ in range(2)]
-        for local, array in zip(("mean", "var"), running, strict=True):
+    def running(self, operation, size):
+        """Return operands of batch norm's running mean and variance."""
+        arrays = [workspace.aligned(size, self.dtype) for _ in range(2)]
+        for local, array in zip(("mean", "var"), arrays, strict=True):
             self.state[operation.state[local]] = array
-        eps = np.array([operation.options["eps"]], dtype=self.dtype)
-        self.program.call(
-            batchnorm.forward_kernel, z, y, gamma.arrays[0], beta.arrays[0], mean, var, inverse,
-            eps, self.rows, self.rows, columns, self.program.status,
-        )  # fmt: skip
-        self.statistics[operation.layer] = ("variance", inverse, columns)
-        saved = {"z": z, "gamma": gamma, "beta": beta, "mean": mean, "inverse": inverse}
-        saved["var"], saved["running"] = var, running
-        return y, saved
-
-    def _layernorm(self, operation, z):
-        (columns,) = operation.input_shape
-        self.new_phase(row_units(self.rows))
-        y = workspace.aligned(z.shape, self.dtype)
-        gamma = self.parameter(operation, "gamma", columns)
-        beta = self.parameter(operation, "beta", columns)
-        mean, inverse = (workspace.padded(self.rows, self.dtype) for _ in range(2))
-        eps = np.array([operation.options["eps"]], dtype=self.dtype)
-        self.program.call(
-            layernorm.forward_kernel, z, y, gamma.arrays[0], beta.arrays[0], mean, inverse, eps,
-            self.rows, columns, self.program.status,
-        )  # fmt: skip
-        self.statistics[operation.layer] = ("example", inverse, self.rows)
-        return y, {"z": z, "gamma": gamma, "beta": beta, "mean": mean, "inverse": inverse}
-
-    def _activation(self, operation, z):
-        self._columns(z)
-        kind = operation.options["kind"]
-        y = z
-        if kind != "identity":
-            target = _numbers(z)
-            self.program.call(activation.FORWARD[kind], target, target, self.rows * z.shape[2])
-        return y, {"y": y, "kind": kind}
-
-    # Loss
-
-    def _loss(self, kind, scores, columns):
-        self.new_phase(row_units(self.rows))
-        totals = workspace.padded(self.rows, self.dtype, 1)
-        arguments = self.data, elements(self.batches)
-        if kind == "cross_entropy":
-            labels = np.zeros(self.rows, dtype=np.int64)
-            shifted = workspace.padded(self.rows, self.dtype)
-            self.program.call(gather_labels_kernel, *arguments, labels, self.rows)
-            self.program.call(
-                loss.cross_entropy_kernel, scores, scores, labels, totals, shifted, self.rows,
-                columns,
-            )  # fmt: skip
-            self.new_phase(1, check=True)
-            self.program.call(
-                loss.mean_cross_entropy_kernel, totals, shifted, self.losses, self.rows,
-                self.program.status,
-            )  # fmt: skip
-        else:
-            t = workspace.panels(self.rows, columns, self.dtype)
-            self.program.call(gather_targets_kernel, *arguments, t, self.rows, columns)
-            self.program.call(
-                loss.squared_error_kernel, scores, t, scores, totals, self.rows, columns
-            )
-            self.new_phase(1, check=True)
-            self.program.call(
-                loss.mean_squared_error_kernel, totals, self.losses, self.rows, columns,
-                self.program.status,
-            )  # fmt: skip
-        return scores
-
-    # Backward: `dy` becomes dz in its own place wherever that is possible.
-
-    def _backward(self, operation, saved, dy, needed):
-        return getattr(self, f"_{operation.module}_backward")(operation, saved, dy, needed)
-
-    def _flatten_backward(self, operation, saved, dy, needed):
-        return dy
-
-    def _activation_backward(self, operation, saved, dy, needed):
-        self._columns(dy)
-        if saved["kind"] != "identity":
-            gradient = _numbers(dy)
-            self.program.call(
-                activation.BACKWARD[saved["kind"]], _numbers(saved["y"]), gradient, gradient,
-                self.rows * dy.shape[2],
-            )  # fmt: skip
-        return dy
-
-    def _batchnorm_backward(self, operation, saved, dy, needed):
-        self._columns(dy)
-        dgamma, dbeta = self._vector(dy), self._vector(dy)
-        gamma, beta = saved["gamma"], saved["beta"]
-        self.program.call(
-            batchnorm.backward_kernel, saved["z"], dy, dy, gamma.arrays[0], saved["mean"],
-            saved["inverse"], dgamma, dbeta, self.rows, self.rows,
-        )  # fmt: skip
-        self.update_running(
-            operation, saved["running"], saved["mean"], saved["var"], self.rows, dy.shape[2]
-        )
-        self.update(gamma, dgamma)
-        self.update(beta, dbeta)
-        return dy
-
-    def _layernorm_backward(self, operation, saved, dy, needed):
-        (columns,) = operation.input_shape
-        z, gamma, beta = saved["z"], saved["gamma"], saved["beta"]
-        rowwise = saved["mean"], saved["inverse"]
-        dz = workspace.aligned(dy.shape, self.dtype)
-        if needed:
-            self.new_phase(row_units(self.rows))
-            self.program.call(
-                layernorm.input_gradient_kernel, z, dy, dz, gamma.arrays[0], *rowwise, self.rows,
-                columns,
-            )  # fmt: skip
-        self.new_phase(len(dy))
-        self.units = len(dy)
-        dgamma, dbeta = self._vector(dy), self._vector(dy)
-        self.program.call(
-            layernorm.parameter_gradient_kernel, z, dy, *rowwise, dgamma, dbeta, self.rows
-        )
-        self.update(gamma, dgamma)
-        self.update(beta, dbeta)
-        return dz
-
-    def _affine_backward(self, operation, saved, dz, needed):
-        x = saved["x"]
-        self._columns(dz)
-        if "bias" in saved:
-            db = self._vector(dz)
-            self.program.call(affine.bias_gradient_kernel, dz, db, self.rows)
-            self.update(saved["bias"], db)
-        by_column = "g" in saved or self.formula in update.NORMALIZED
-        split = len(dz) == 1 and len(x) > 1 and not by_column
-        if split:
-            self._pending = saved, dz
-        else:
-            self._weight_gradient(saved, dz, splits=1)
-        if not needed:
-            return None
-        depth, columns = self._matrix(operation)
-        dx = workspace.panels(self.rows, depth, self.dtype)
-        self.new_phase(len(dx))
-        self.units = len(dx)
-        self._flush_pending(phase=False)
-        self.program.call(affine.forward_kernel, dz, saved["transposed"], dx, dx.shape[1], columns)
-        return dx
-
-    def _flush_pending(self, phase=True):
-        """Emit the weight gradient of a layer of one panel, with panels of its input as units."""
-        if self._pending is None:
-            return
-        saved, dz = self._pending
-        self._pending = None
-        if phase:
-            self.new_phase(len(saved["x"]))
-        self._weight_gradient(saved, dz, splits=len(saved["x"]))
-
-    def _weight_gradient(self, saved, dz, splits):
-        x, weights = saved["x"], saved["weights"]
-        stored = weights.arrays[0]
-        gradient = self.scratch.at(row=stored.shape[2], step=0)
-        self.program.call(
-            affine.weight_gradient_kernel, x, dz, gradient, self.rows, len(x), splits
-        )
-        weights.unit_size = stored[0].size // splits
-        if "g" in saved:
-            dg = self._vector(dz)
-            self.program.call(
-                weightnorm.backward_kernel, stored, gradient, gradient, saved["g"].arrays[0],
-                saved["inverse"], dg, weights.layout.depth,
-            )  # fmt: skip
-            self.update(saved["g"], dg)
-        self.update(weights, self.scratch.at(row=1, step=0))
-
-    # Updates
-
-    def update_running(self, operation, running, mean, var, count, width):
-        """Update the unit's part of the running statistics."""
-        unbias, momentum = (
-            np.array([value], dtype=self.dtype)
-            for value in (count / max(count - 1, 1), operation.options["momentum"])
-        )
-        self.program.call(
-            batchnorm.update_running_kernel, *running, mean, var, unbias, momentum, width
-        )
-
-    def update(self, parameter, gradient):
-        """Update the unit's part of a parameter; `gradient`: of all units, or an operand."""
-        count = parameter.unit_size
-        numbers = gradient
-        if isinstance(gradient, np.ndarray):
-            numbers = elements(gradient, count)
-        rows = len(update.hyper_parameters(self.formula, 1, **_UNIT_HYPER))
-        parameter.per_step = self.formula in ("adam", "adamw")
-        lanes = workspace.lanes(self.dtype)
-        parameter.table = workspace.aligned(
-            (CHUNK if parameter.per_step else 1, rows, lanes), self.dtype
-        )
-        hyper_step = rows * lanes if parameter.per_step else 0
-        table = elements(parameter.table), hyper_step, lanes, 0
-        w = parameter.arrays[0]
-        if self.formula in update.KERNELS:
-            self.program.call(
-                update.KERNELS[self.formula], elements(w, count), w.size, numbers, *table, count
-            )
-        elif w.ndim == 1:
-            self.whole.append((parameter, gradient, table))
-        else:
-            if isinstance(gradient, Operand):
-                gradient = gradient.at(row=w.shape[2], step=0)
-            order = parameter.row_order()
-            self.program.call(update.sgd_kernel, numbers, 0, elements(w, count), *table, count)
-            self.program.call(
-                update.normalized_columns_kernel, w, gradient, *table, order, order.size,
-                update.NORMALIZED[self.formula],
-            )  # fmt: skip
-
-    def _update_whole(self, optimizer):
-        """Emit what comes after all updates: those of vectors as one unit, and fixed norms."""
-        fixed = [
-            parameter
-            for parameter in self.parameters.values()
-            if optimizer.hyper_parameters(parameter.name)["fixed_norm"] is not None
-        ]
-        if self.whole or fixed:
-            self.new_phase(1)
-        for parameter, gradient, table in self.whole:
-            w = parameter.arrays[0]
-            self.program.call(
-                update.sgd_kernel, elements(gradient, 0), 0, elements(w, 0), *table, w.size
-            )
-            self.program.call(
-                update.normalized_vector_kernel, w, gradient, *table, w.size,
-                update.NORMALIZED[self.formula],
-            )  # fmt: skip
-        for parameter in sorted(fixed, key=lambda parameter: len(parameter.shape)):
-            w = parameter.arrays[0]
-            if w.ndim == 1:
-                parameter.norm = workspace.aligned(w.shape, self.dtype)
-                self.program.call(
-                    update.normalize_vector_kernel, w, parameter.norm, w.size, self.program.status
-                )
-                continue
-            parameter.norm = workspace.aligned(len(w) * w.shape[2], self.dtype)
-            order = parameter.row_order()
-            self.new_phase(len(w))
-            self.program.call(
-                update.normalize_columns_kernel, w, parameter.norm, order, order.size,
-                parameter.shape[-1], self.program.status,
-            )  # fmt: skip
-        if fixed:
-            self.new_phase(0, check=True)  # in which nobody sets the status
-
-    def _fill_tables(self, optimizer, first, steps):
-        """Write the hyper-parameters of the next steps, whose first is step first + 1."""
-        corrections = {}
-        for parameter in self.parameters.values():
-            if parameter.table is None:
-                continue
-            hyper = optimizer.hyper_parameters(parameter.name)
-            fixed_norm = hyper.pop("fixed_norm")
-            if parameter.norm is not None:
-                parameter.norm[:] = fixed_norm
-            values = update.hyper_parameters(self.formula, first + 1, **hyper)
-            parameter.table[:] = np.array(values, dtype=np.float64)[:, None]
-            if parameter.per_step:
-                betas = hyper["beta1"], hyper["beta2"]
-                if betas not in corrections:
-                    corrections[betas] = [
-                        update.bias_corrections(t, *betas)
-                        for t in range(first + 1, first + steps + 1)
-                    ]
-                rows = np.array(corrections[betas])[..., None]
-                parameter.table[:steps, update.CORRECTIONS] = rows
+        return [self.program.kept(array) for array in arrays]
 
     # Running
 
@@ -646,14 +167,15 @@ class TrainingLoop:
         while done < len(batches) and not status:
             count, steps = self._pace(min(CHUNK, len(batches) - done))
             self.batches[:steps] = batches[done : done + steps]
-            self._fill_tables(optimizer, optimizer.t + done, steps)
+            parameters = self.parameters.values()
+            self.updates.fill_tables(parameters, optimizer, optimizer.t + done, steps)
             start = time.perf_counter()
             status = self.program.run(steps, count, flush=True)
             if self.warm:  # the first run compiles, and touches its memory for the first time
                 self.pace.record(count, (time.perf_counter() - start) / steps)
             self.warm = True
             finished = self.program.finished
-            losses[done : done + finished] = self.losses[:finished]
+            losses[done : done + finished] = self.losses.array[:finished]
             done += finished
         if status == update.ZERO_NORM:
             error = self._zero_norm(network.parameters)
@@ -662,7 +184,7 @@ class TrainingLoop:
             raise error
         self._save(network, optimizer, done)
         if status:
-            self._raise(status)
+            self._raise()
         return losses
 
     def _zero_norm(self, names):
@@ -698,36 +220,18 @@ class TrainingLoop:
             network.state[name] = padded[: network.state[name].size].copy()
         optimizer.t += steps
 
-    def _raise(self, status):
+    def _raise(self):
         """Raise the exception for what stopped the loop, naming the first layer concerned."""
-        if status in (ZERO_VARIANCE, ZERO_NORM):
-            for layer, (what, inverse, count) in self.statistics.items():
-                zero = np.flatnonzero(inverse[:count] == 0)
-                if zero.size == 0:
-                    continue
-                where = f"{zero[:8].tolist()}{' ...' if zero.size > 8 else ''}"
+        for layer, (what, inverse, count) in self.statistics.items():
+            try:
                 if what == "norm":
-                    raise ZeroNormError(
-                        f"{layer}: v: the weight vectors of units {where} have norm 0 at eps = 0, "
-                        "where v/|v| is undefined; expected norms > 0 or eps > 0"
-                    )
-                who = "units" if what == "variance" else "examples"
-                raise ZeroVarianceError(
-                    f"{layer}: var: {who} {where} have variance 0 at eps = 0, where 0/0 is "
-                    "undefined; expected variances > 0 or eps > 0 (units die under strong decay; "
-                    "use a smaller decay, or a small eps)"
-                )
+                    weightnorm.check_inverses(inverse[:count])
+                else:
+                    who = "units" if what == "variance" else "examples"
+                    batchnorm.check_inverses(inverse[:count], 0, who)
+            except (NonFiniteError, ZeroNormError, ZeroVarianceError) as error:
+                raise type(error)(f"{layer}: {error}") from None
         raise NonFiniteError(
-            f"loss: got {self.losses[self.program.finished]}, expected a finite number: the "
+            f"loss: got {self.losses.array[self.program.finished]}, expected a finite number: the "
             "parameters or activations have overflowed (a smaller learning rate keeps them finite)"
         )
-
-
-_UNIT_HYPER = dict.fromkeys(
-    ("learning_rate", "momentum", "decay", "eps", "eps_numerator", "eps_denominator"), 0.0
-) | {"beta1": 0.5, "beta2": 0.5, "decoupled_weight_decay": 0.0}
-
-
-def _numbers(panels):
-    """Return panels as an operand of a kernel that takes numbers one by one."""
-    return elements(panels, step=panels.shape[1] * panels.shape[2])

@@ -48,6 +48,13 @@ from minimal_nn.cuda.device.launch import device, empty, kernel
 from minimal_nn.cuda.parts.vectors import U, lift, number_type, vector
 
 THREADS = 128
+MOST_X = 8  # threads side by side in a block that has its columns to itself (see `Cut`)
+# Sums of squares between the first two are right as they are; those outside are taken once more, of
+# numbers times the third (too small) or the fourth (too large), as in reference/extremes.py.
+SQUARES = {
+    "float32": (2.0**-80, 2.0**120, 2.0**100, 2.0**-100),
+    "float64": (2.0**-800, 2.0**1000, 2.0**900, 2.0**-900),
+}
 FINISH_THREADS = 256
 FINISH_ROWS = 64  # of a block of the second stage, for that many chunks or more
 # Four blocks for each of the 132 multiprocessors of an H200: enough loads on their way to fill its
@@ -114,6 +121,9 @@ def columns_of_block(T, width, threads=THREADS):
 
     moments(z, columns, column, row, step, end)   (n, mean, M2) of rows row, row + step, ... < end
     products(a, b, columns, column, row, step, end)   the sum of a b over these rows
+    squares(a, scale, columns, column, row, step, end)   the sum of (scale a)^2, in the same order
+    out_of_range(square, exists, flags, x, x count, y)   whether a column of the block has a sum of
+        squares that under- or overflows, and the power of two for one's own columns
     tree_moments(n, mean, square, shared arrays ..., t, x count, y, y count)   over the block's rows
     tree_sum(a, shared array, t, x count, y, y count), tree_sums(a, b, shared arrays ..., the same)
     """
@@ -232,8 +242,49 @@ def columns_of_block(T, width, threads=THREADS):
                 row += step
         return total
 
+    @device
+    def squares(a, scale, columns, column, row, step, end):
+        total = zero()
+        next_row = step * columns
+        while row < end:
+            i = row * columns + column
+            s0 = mul(scale, load(a, i))
+            if row + U(3) * step < end:
+                s1 = mul(scale, load(a, i + next_row))
+                s2 = mul(scale, load(a, i + U(2) * next_row))
+                s3 = mul(scale, load(a, i + U(3) * next_row))
+                pair = add(mul(s0, s0), mul(s1, s1))
+                total = add(total, add(pair, add(mul(s2, s2), mul(s3, s3))))
+                row += U(4) * step
+            else:
+                total = add(total, mul(s0, s0))
+                row += step
+        return total
+
+    little, big, up, down = (T(number) for number in SQUARES[T.name])
+    scale_of = lift(
+        lambda square: up if square < little else (down if square > big else T(1)), 1, width
+    )
+    any_other = v.any
+    is_scaled = lift(lambda scale: scale != T(1), 1, width)
+
+    @device
+    def out_of_range(square, exists, flags, x, x_count, y):
+        scale = scale_of(square) if exists else splat(T(1))
+        if y == U(0):
+            flags[x] = U(1) if any_other(is_scaled(scale)) else U(0)
+        cuda.syncthreads()
+        found = U(0)
+        i = U(0)
+        while i < x_count:
+            found |= flags[i]
+            i += U(1)
+        return found, scale
+
     return types.SimpleNamespace(
         products=products,
+        squares=squares,
+        out_of_range=out_of_range,
         merge=merge,
         moments=moments,
         tree_moments=tree_moments,

@@ -1,0 +1,92 @@
+"""Which networks and optimizers have a compiled loop."""
+
+import numpy as np
+
+from minimal_nn.cpu import activation, convolution, update
+
+DENSE = ("affine", "batchnorm", "layernorm", "activation", "flatten")
+IMAGES = ("convolution", "batchnorm", "activation", "pooling")
+
+
+def parts(operations):
+    """Return the operations on images, up to a flatten, and those on vectors."""
+    for index, operation in enumerate(operations):
+        if operation.module == "flatten" and index > 0:
+            return operations[: index + 1], operations[index + 1 :]
+        if len(operation.output_shape) == 1:
+            return (), operations
+    return operations, ()
+
+
+def why_not(program, optimizer):
+    """Return why a network and an optimizer have no compiled loop, as a sentence; None if they do.
+
+    program: a network's `Program`; optimizer: an `Optimizer`.
+
+    >>> from minimal_nn import SGD, Conv2d, Dense, Flatten, Network
+    >>> network = Network([Conv2d(3, kernel=5, padding=2), Flatten(), Dense(2)], (8, 8, 1))
+    >>> why_not(network.program(), SGD())
+    'conv1: loops are compiled for 3x3 kernels with stride 1 and padding 1'
+    >>> why_not(Network([Dense(2)], (8,)).program(), SGD()) is None
+    True
+    """
+    if np.dtype(program.dtype) not in (np.float32, np.float64):
+        return f"loops are compiled for float32 and float64, not {np.dtype(program.dtype)}"
+    if optimizer.formula not in {*update.KERNELS, *update.NORMALIZED}:
+        return f"there is no kernel for the optimizer's formula {optimizer.formula!r}"
+    on_images, dense = parts(program.operations)
+    for operations, reason in ((on_images, _not_on_images), (dense, _not_dense)):
+        for index, operation in enumerate(operations):
+            found = reason(operations, index)
+            if found:
+                return f"{operation.layer}: {found}"
+    if on_images and on_images[-1].module != "flatten":
+        return f"{on_images[-1].layer}: loops are compiled for outputs that are vectors"
+    names = [name for op in program.operations for name in op.parameters.values()]
+    if not names:
+        return "there is nothing to train"
+    for name in names:
+        for hyper, value in optimizer.hyper_parameters(name).items():
+            if np.ndim(value):
+                return f"{name}: loops are compiled for a {hyper} that is one number"
+    return None
+
+
+def _not_dense(operations, index):
+    operation = operations[index]
+    if operation.module not in DENSE:
+        return f"there are no kernels for {operation.module} on vectors in a loop"
+    if len(operation.output_shape) != 1:
+        return f"loops are compiled for vectors, not outputs of shape {operation.output_shape}"
+    return _no_activation(operation)
+
+
+def _no_activation(operation):
+    kind = operation.options.get("kind")
+    if operation.module == "activation" and kind not in activation.KINDS:
+        return f"there is no kernel for the activation {kind!r}"
+    return None
+
+
+def _not_on_images(operations, index):
+    operation, options = operations[index], operations[index].options
+    if operation.module == "flatten":
+        return None
+    if operation.module not in IMAGES:
+        return f"there are no kernels for {operation.module} on images in a loop"
+    if index == 0 and operation.module != "convolution":
+        return "loops on images begin with a convolution"
+    if operation.module == "batchnorm" and operations[index - 1].module != "convolution":
+        return "loops are compiled for batch norm on images right behind a convolution"
+    if operation.module != "convolution":
+        return _no_activation(operation)
+    # With stride 1 and padding 1 the output has the input's size for a 3x3 kernel alone.
+    same = operation.input_shape[:2] == operation.output_shape[:2]
+    if options["stride"] != 1 or options["padding"] != 1 or not same:
+        return "loops are compiled for 3x3 kernels with stride 1 and padding 1"
+    if "weightnorm_eps" in options:
+        return "loops are not compiled for weight norm of a convolution"
+    shape = (1, *operation.input_shape)
+    if options["algorithm"] == "direct" and not convolution.is_direct(shape, (3, 3), 1, 1):
+        return f"rows of {shape[2]} pixels are shorter than the register tile"
+    return None

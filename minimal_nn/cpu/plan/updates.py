@@ -1,0 +1,113 @@
+"""The optimizer's step in a loop: the update of each unit's part of a parameter, right behind its
+gradient, and at the end of a step what needs a parameter as a whole.
+"""
+
+import numpy as np
+
+from minimal_nn.cpu import update
+from minimal_nn.cpu.machine import workspace
+from minimal_nn.cpu.machine.operands import OWN
+
+_ANY = dict.fromkeys(
+    ("learning_rate", "momentum", "decay", "eps", "eps_numerator", "eps_denominator"), 0.0
+) | {"beta1": 0.5, "beta2": 0.5, "decoupled_weight_decay": 0.0}
+
+
+class Updates:
+    """The updates of a loop with at most so many steps between two looks at the host's tables."""
+
+    def __init__(self, program, formula, dtype, steps):
+        self.program, self.formula, self.dtype, self.steps = program, formula, dtype, steps
+        self.by_column = formula in update.NORMALIZED
+        self._whole = []  # (vector, its gradient, table) that are taken as one unit
+
+    def emit(self, parameter, gradient):
+        """Emit the update of the unit's part of a parameter.
+
+        gradient: of all units, or in a thread's space of this one.
+        """
+        program, size, count = self.program, parameter.unit_size, parameter.unit_count
+        table, weights = self._table(parameter), parameter.operand
+        if self.by_column and weights.array.ndim == 1:
+            self._whole.append((parameter, gradient, table))
+            return
+        step = 0 if gradient.room.kind == OWN else size
+        if not self.by_column:
+            w = parameter.renewed().at(row=1, step=size)
+            numbers = gradient.at(row=1, step=step)
+            update.emit_step(
+                program, self.formula, w, weights.array.size, numbers, table, count
+            )
+            return
+        penalized = gradient.renewed()
+        update.emit_step(
+            program, "sgd", penalized.at(row=1, step=step), 0, weights.at(row=1, step=size), table,
+            count,
+        )  # fmt: skip
+        panels, order = penalized.at(row=weights.row, step=step), parameter.row_order()
+        update.emit_normalized_step(
+            program, self.formula, parameter.renewed(), panels, table, order, parameter.lines
+        )
+
+    def _table(self, parameter):
+        rows = len(update.hyper_parameters(self.formula, 1, **_ANY))
+        parameter.per_step = self.formula in ("adam", "adamw")
+        parameter.table = workspace.aligned(
+            (self.steps if parameter.per_step else 1, rows, workspace.lanes(self.dtype)), self.dtype
+        )
+        return update.Table.of(parameter.table, by_step=parameter.per_step)
+
+    def emit_end(self, parameters, optimizer):
+        """Emit what comes after all updates: those of vectors as one unit, and fixed norms."""
+        program = self.program
+        fixed = [
+            parameter
+            for parameter in parameters
+            if optimizer.hyper_parameters(parameter.name)["fixed_norm"] is not None
+        ]
+        program.phase(1)
+        for parameter, gradient, table in self._whole:
+            penalized, w = gradient.renewed(), parameter.operand
+            update.emit_step(
+                program, "sgd", penalized.at(step=0), 0, w.at(step=0), table, w.array.size
+            )
+            update.emit_normalized_step(
+                program, self.formula, parameter.renewed(), penalized, table
+            )
+        for parameter in sorted(fixed, key=lambda parameter: len(parameter.shape)):
+            w = parameter.renewed()
+            if w.array.ndim == 1:
+                parameter.norm = workspace.aligned(w.array.shape, self.dtype)
+                update.emit_normalize(program, w, parameter.norm)
+                continue
+            panels, _, width = w.array.shape
+            parameter.norm = workspace.aligned(panels * width, self.dtype)
+            program.phase(panels)
+            update.emit_normalize(
+                program, w, parameter.norm, parameter.row_order(), parameter.lines,
+                parameter.shape[-1],
+            )  # fmt: skip
+        if fixed:
+            program.phase(0, check=True)  # in which nobody sets the status
+
+    def fill_tables(self, parameters, optimizer, first, steps):
+        """Write the hyper-parameters of the next steps, whose first is step first + 1."""
+        corrections = {}
+        for parameter in parameters:
+            if parameter.table is None:
+                continue
+            hyper = optimizer.hyper_parameters(parameter.name)
+            fixed_norm = hyper.pop("fixed_norm")
+            if parameter.norm is not None:
+                parameter.norm[:] = fixed_norm
+            values = update.hyper_parameters(self.formula, first + 1, **hyper)
+            parameter.table[:] = np.array(values, dtype=np.float64)[:, None]
+            if parameter.per_step:
+                betas = hyper["beta1"], hyper["beta2"]
+                if betas not in corrections:
+                    corrections[betas] = [
+                        update.bias_corrections(t, *betas)
+                        for t in range(first + 1, first + steps + 1)
+                    ]
+                rows = np.array(corrections[betas])[..., None]
+                parameter.table[:steps, update.CORRECTIONS] = rows

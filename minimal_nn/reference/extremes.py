@@ -1,0 +1,96 @@
+r"""The ends of a dtype's range: what scaling makes right, and what no formula can make right.
+
+A norm is computed from numbers that `power_of_two` has brought near 1, so that their squares
+neither overflow nor underflow: |v| = |a v| / a, and with a = 2^k every product by a is exact, hence
+the bits are those of the plain formula wherever that one stays within the range.
+
+A variance is returned as it is, so it must fit its dtype; `check_variance` refuses one that does
+not, instead of a quotient c / inf = 0 or 0 / 0.  Objects (balls, symbols) have no such ends.
+"""
+
+import numpy as np
+
+from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
+
+
+def power_of_two(w, axes, eps=0):
+    """Return for each unit the a = 2^k with which the largest |a w| over `axes` is about 1.
+
+    eps: what is added to the squares; where it is not 0, a stays <= 1, since a^2 eps must not
+    overflow, and squares that underflow do not count beside it.
+    """
+    if w.dtype == object:
+        return 1
+    real = w.real.real  # the second one: of a jet of running errors
+    largest = np.maximum(real.max(axis=axes), -real.min(axis=axes))
+    limits = np.finfo(real.dtype)
+    exponent = np.clip(np.frexp(largest)[1], 0 if eps else limits.minexp, limits.maxexp - 1)
+    return np.ldexp(np.ones_like(largest), -exponent)
+
+
+def check_variance(square, eps, what):
+    """Refuse square = var + eps where it is not finite, 0 or subnormal.
+
+    `what` names whose the variances are: "units".
+    """
+    if square.dtype == object:
+        _refuse(square == 0, ZeroVarianceError, f"var: {what}", _zero_variance(0))
+        return
+    limits = np.finfo(square.dtype)
+    _refuse(
+        ~np.isfinite(square),
+        NonFiniteError,
+        f"var: {what}",
+        f"have variances that are not finite: their numbers are NaN or infinite, or their squares "
+        f"overflow {limits.dtype}; expected |z - mean| below {float(limits.max) ** 0.5:.3g} (a "
+        "smaller learning rate keeps activations small)",
+    )
+    real = square.real
+    _refuse(real == 0, ZeroVarianceError, f"var: {what}", _zero_variance(eps))
+    _refuse(
+        np.greater(limits.tiny, real),
+        ZeroVarianceError,
+        f"var: {what}",
+        f"have variances below {limits.tiny:.3g} at eps = {eps:g}, where {limits.dtype} loses its "
+        "digits; expected larger variances, or a larger eps",
+    )
+
+
+def _zero_variance(eps):
+    return (
+        f"have variance 0 at eps = {eps:g}, where 0/0 is undefined; expected variances > 0 or "
+        "eps > 0 (units die under strong decay; use a smaller decay, or a small eps)"
+    )
+
+
+# Whose norms `check_norm` refuses, and what it says of those that are 0.
+WEIGHT_NORM = (
+    "v: the weight vectors of units",
+    "have norm 0 at eps = 0, where v/|v| is undefined; expected norms > 0 or eps > 0",
+)
+FIXED_NORM = (
+    "w: the weights of units",
+    "are all 0 after the step, where w/|w| is undefined; expected norms > 0: use a smaller "
+    "learning rate or decay",
+)
+
+
+def check_norm(norm, whose, zero):
+    """Refuse norms that are 0, and norms that are not finite: check_norm(norm, *WEIGHT_NORM)."""
+    _refuse(norm == 0, ZeroNormError, whose, zero)
+    if norm.dtype != object:
+        _refuse(
+            ~np.isfinite(norm),
+            NonFiniteError,
+            whose,
+            f"have norms that are not finite in {norm.dtype}; expected finite ones (a smaller "
+            "learning rate keeps weights finite)",
+        )
+
+
+def _refuse(wrong, kind, whose, told):
+    """Raise `kind`, naming the first few of those that are wrong, if any is."""
+    numbers = np.flatnonzero(wrong)
+    if numbers.size:
+        first = f"{numbers[:8].tolist()}{' ...' if numbers.size > 8 else ''}"
+        raise kind(f"{whose} {first} {told}")

@@ -1,0 +1,174 @@
+"""Every sequence of layers: the compiled loop has the bits of layer-by-layer training.
+
+In what order layers stand decides which numbers a backward pass still needs when another layer
+could write over them.  Nobody chooses these orders: all sequences of up to four layers are tried
+with --nightly, a sample of them drawn by a seed in each run of the suite.
+"""
+
+import itertools
+import random
+import zlib
+
+import numpy as np
+import pytest
+
+from minimal_nn import (
+    LARS,
+    SGD,
+    Adam,
+    BatchNorm,
+    Conv2d,
+    Dense,
+    Flatten,
+    LayerNorm,
+    MaxPool2d,
+    Nesterov,
+    Network,
+    ReLU,
+    Tanh,
+    WeightNorm,
+)
+from minimal_nn.cpu.machine import threads
+from minimal_nn.cpu.plan import images, why_not
+from minimal_nn.training import StepByStep
+
+LONGEST = 4
+DENSE = {
+    "dense": lambda: Dense(17, bias=False),
+    "dense with bias": lambda: Dense(5),
+    "weight norm": lambda: WeightNorm(Dense(9), eps=1e-4),
+    "batch norm": lambda: BatchNorm(eps=1e-2),
+    "layer norm": lambda: LayerNorm(eps=1e-2),
+    "relu": ReLU,
+    "tanh": Tanh,
+}
+IMAGES = {
+    "few channels": lambda: Conv2d(3, bias=False),
+    "many channels": lambda: Conv2d(17, bias=False),
+    "with bias": lambda: Conv2d(4),
+    "winograd2": lambda: Conv2d(17, algorithm="winograd2"),
+    "winograd4": lambda: Conv2d(3, algorithm="winograd4"),
+    "batch norm": lambda: BatchNorm(eps=1e-2),
+    "relu": ReLU,
+    "tanh": Tanh,
+    "pooling": lambda: MaxPool2d(2),
+}
+OPTIMIZERS = (
+    lambda: SGD(0.05, l2=1e-3), lambda: Nesterov(0.02), lambda: Adam(0.01, eps=1e-3),
+    lambda: LARS(0.01),
+)  # fmt: skip
+EXAMPLES, BATCH, STEPS = 12, 5, 3
+
+
+@pytest.fixture(autouse=True)
+def in_several_parts(monkeypatch):
+    """Take even these small images in parts, on one thread."""
+    monkeypatch.setattr(images, "PART_BYTES", 1 << 10)
+    monkeypatch.setenv(threads.ENVIRONMENT, "1")
+
+
+def sequences(kinds):
+    """Return all sequences of names, the short ones first."""
+    return [
+        names
+        for length in range(1, LONGEST + 1)
+        for names in itertools.product(kinds, repeat=length)
+    ]
+
+
+def network(names, kinds, dtype):
+    """Return a network of these layers with random parameters."""
+    layers = [kinds[name]() for name in names]
+    shape = (16, 16, 2) if kinds is IMAGES else (19,)
+    if kinds is IMAGES:
+        layers.append(Flatten())
+    seed = zlib.crc32(" ".join(names).encode())
+    loss = ("cross_entropy", "mean_squared_error")[seed % 2]
+    built = Network(layers, shape, loss=loss, rng=seed, dtype=dtype, backend="cpu")
+    rng = np.random.default_rng(seed)
+    return built.with_parameters(
+        {
+            name: array + 0.1 * rng.standard_normal(array.shape).astype(dtype)
+            for name, array in built.parameters.items()
+        }
+    )
+
+
+def trained(built, plan, optimizer, seed):
+    """Return everything that training leaves."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((EXAMPLES, *built.input_shape)).astype(built.dtype)
+    outputs = built.shapes[-1]
+    targets = rng.integers(0, outputs[0], EXAMPLES)
+    if built.loss_kind == "mean_squared_error":
+        targets = rng.standard_normal((EXAMPLES, *outputs)).astype(built.dtype)
+    rows = rng.integers(0, EXAMPLES, (STEPS, BATCH))
+    losses = plan.run(built, optimizer, X, targets, rows)
+    found = {"losses": losses, **built.parameters, **built.state}
+    for name, slots in optimizer.state.items():
+        found.update({f"{slot} of {name}": array for slot, array in slots.items()})
+    return found
+
+
+def check(names, kinds, dtype):
+    """Return what differs, "" where nothing does, or None where no loop is compiled."""
+    built, other = network(names, kinds, dtype), network(names, kinds, dtype)
+    seed = zlib.crc32(" ".join(names).encode())
+    ours, theirs = (OPTIMIZERS[seed // 2 % len(OPTIMIZERS)]() for _ in range(2))
+    plan = built.backend.plan(built.program(), ours, BATCH)
+    if plan is None:
+        assert why_not(built.program(), ours)
+        return None
+    compiled = trained(built, plan, ours, seed)
+    expected = trained(other, StepByStep(), theirs, seed)
+    different = [
+        name
+        for name, array in expected.items()
+        if compiled[name].dtype != array.dtype or compiled[name].tobytes() != array.tobytes()
+    ]
+    return f"{', '.join(names)}, {ours!r}, {dtype.__name__}: {different}" if different else ""
+
+
+def sample(kinds, size, dtype):
+    """Return the differences of sequences drawn by a seed, until so many had a compiled loop."""
+    drawn = sequences(kinds)
+    random.Random(size).shuffle(drawn)
+    found = (check(names, kinds, dtype) for names in drawn)
+    return list(itertools.islice((answer for answer in found if answer is not None), size))
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_a_sample_of_dense_layers(dtype):
+    assert not any(sample(DENSE, 60, dtype))
+
+
+def test_a_sample_of_image_layers():
+    assert not any(sample(IMAGES, 30, np.float32))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+@pytest.mark.parametrize("kinds", (DENSE, IMAGES), ids=("dense", "images"))
+def test_every_sequence(kinds, dtype):
+    answers = [check(names, kinds, dtype) for names in sequences(kinds)]
+    compiled = [answer for answer in answers if answer is not None]
+    print(f"{len(answers)} sequences, {len(compiled)} compiled, {sum(map(bool, compiled))} differ")
+    assert not any(compiled)
+    assert len(compiled) > len(answers) // 3
+
+
+SMALLEST = (
+    ("dense", "tanh"),  # the loss overwrote what tanh's backward reads
+    ("dense", "tanh", "tanh", "dense"),
+    ("dense", "relu", "tanh"),
+    ("many channels", "tanh", "tanh"),
+    ("few channels", "many channels"),  # packed for too few channels to be turned
+    ("winograd4", "with bias"),
+    ("winograd2", "relu", "winograd2"),  # shared a border
+)
+
+
+@pytest.mark.parametrize("names", SMALLEST, ids=", ".join)
+def test_what_was_wrong_once(names):
+    kinds = DENSE if names[0] in DENSE else IMAGES
+    assert check(names, kinds, np.float64) == ""

@@ -1,0 +1,266 @@
+"""Invariance groups against the truth: on architectures that nobody chose, loss by loss.
+
+The truth about a layer's scale (and its shift) is measured: the first of the four rescalings, of
+each unit by itself or of the layer as a whole, without the shift or jointly with it, under which
+the loss stays as it is.  Losses are computed in longdouble, where rounding lies far below a change.
+"""
+
+from itertools import product
+
+import numpy as np
+import own
+import pytest
+
+from minimal_nn import (
+    BatchNorm,
+    Conv2d,
+    Dense,
+    Flatten,
+    LayerNorm,
+    MaxPool2d,
+    Network,
+    ReLU,
+    Tanh,
+    WeightNorm,
+)
+
+EXAMPLES = 7
+SAME, OTHER = 1e-13, 1e-7  # relative to the loss; nothing may lie between
+
+
+def image_layers(rng, shape):
+    """Draw layers on images, up to a Flatten."""
+    layers = []
+    for _ in range(int(rng.integers(1, 5))):
+        # A single number would be seen by its sign alone, where a normalization follows.
+        kernel = int(rng.integers(1 if shape[-1] > 1 else 2, 4))
+        padding = int(rng.integers(0, 2)) if kernel > 1 else 0  # no window sees borders alone
+        options = {"kernel": kernel, "padding": padding, "stride": int(rng.integers(1, 3))}
+        layer = Conv2d(int(rng.integers(2, 4)), bias=bool(rng.integers(2)), **options)
+        kinds = [layer, WeightNorm(layer), BatchNorm(0.0), ReLU(), Tanh(), MaxPool2d(2)]
+        kinds.append(own.Residual((Conv2d(shape[-1]), BatchNorm(0.0))))
+        chosen = kinds[int(rng.choice(7, p=[0.35, 0.1, 0.2, 0.15, 0.05, 0.1, 0.05]))]
+        try:
+            output = chosen.output_shape(shape)
+        except ValueError:
+            continue
+        if np.prod(output) > 2:
+            shape = output
+            layers.append(chosen)
+    return [*layers, Flatten()]
+
+
+def vector_layers(rng, width):
+    layers = []
+    for _ in range(int(rng.integers(0, 5))):
+        layer = Dense(int(rng.integers(3, 6)), bias=bool(rng.integers(2)))
+        kinds = [layer, WeightNorm(layer), BatchNorm(0.0), LayerNorm(0.0), ReLU(), Tanh()]
+        kinds.append(own.Residual((Dense(width), BatchNorm(0.0), ReLU())))
+        kinds.append(own.RMSNorm(0.0))
+        chosen = kinds[int(rng.choice(8, p=[0.3, 0.1, 0.2, 0.15, 0.1, 0.05, 0.05, 0.05]))]
+        if isinstance(chosen, LayerNorm) and width < 3:
+            continue  # two numbers become -1 and 1: the loss is constant in pieces
+        (width,) = chosen.output_shape((width,))
+        layers.append(chosen)
+    return layers
+
+
+def drawn(seed):
+    """Return a random network with random numbers at eps = 0, and a batch; None if it cannot be."""
+    rng = np.random.default_rng(seed)
+    if rng.random() < 0.5:
+        shape = (int(rng.integers(1, 6)), int(rng.integers(2, 6)), int(rng.integers(1, 4)))
+        layers = image_layers(rng, shape)
+    else:
+        shape, layers = (int(rng.integers(3, 6)),), []
+    try:
+        width = Network([*layers, Dense(2)], shape).shapes[-2][0]
+        layers = [*layers, *vector_layers(rng, width), Dense(3)]
+        network = Network(layers, shape, dtype=np.float64)
+    except ValueError:
+        return None
+
+    def numbers(array, name):
+        if name.split(".")[-1] in ("W", "v"):
+            return rng.standard_normal(array.shape)
+        return rng.uniform(0.5, 1.5, array.shape)  # shifts that keep units alive through ReLU
+
+    parameters = {k: numbers(a, k) for k, a in network.parameters.items()}
+    X = rng.standard_normal((EXAMPLES, *shape))
+    network = network.with_parameters(parameters).astype(np.longdouble)
+    return network, X.astype(np.longdouble), rng.integers(0, 3, EXAMPLES)
+
+
+def sources(network):
+    """Yield (scale, shift or None) of each layer by full names, looking into layers."""
+    names = set(network.parameters)
+    for scale in network.parameters:
+        stem, _, local = scale.rpartition(".")
+        shift = {"W": "b", "g": "b", "gamma": "beta", "v": None}.get(local, 0)
+        if shift != 0:
+            yield scale, f"{stem}.{shift}" if f"{stem}.{shift}" in names else None
+
+
+def change(network, X, labels, changes):
+    """Return by how much the loss changes, relatively, with these parameters."""
+    changes = {name: array.astype(np.longdouble) for name, array in changes.items()}
+    loss = network.loss(X, labels)
+    try:
+        found = float(abs(network.with_parameters(changes).loss(X, labels) - loss) / loss)
+    except (ValueError, ArithmeticError):
+        return np.inf  # a unit died of it
+    assert found < SAME or found > OTHER, f"{list(changes)}: a change of {found:.3g} says nothing"
+    return found
+
+
+def truth(network, X, labels, scale, shift, rng):
+    """Return the finest rescaling that leaves the loss as it is: (names, per_unit), or None.
+
+    A scale that the loss does not depend on at all, as where all that it reaches is dead, has none.
+    """
+    w = network.parameters[scale]
+    other = np.abs(rng.standard_normal(w.shape))  # a rescaling would keep the signs
+    if max(change(network, X, labels, {scale: sign * other}) for sign in (-1, 1)) < SAME:
+        return None
+    for per_unit, joint in product((True, False), (False, True)):
+        if joint and shift is None:
+            continue
+        names = (scale, shift) if joint else (scale,)
+        if all(
+            change(network, X, labels, {k: network.parameters[k] * by for k in names}) < SAME
+            for by in factors(w.shape[-1], per_unit, rng)
+        ):
+            return names, per_unit
+    return None
+
+
+def factors(units, per_unit, rng):
+    """Return factors, some so far from 1 that a ReLU that let everything pass does so no more."""
+    if not per_unit or units == 1:
+        return 1.7, 9.0, 0.1
+    ends = ((0.6, 1.9), (0.1, 1.2), (0.8, 9.0))
+    return [rng.permutation(np.geomspace(*end, units)) for end in ends]
+
+
+def steady(network, X, labels, rng):
+    """Return whether rounding does not matter, as it would where a variance is rounding alone."""
+    loss = network.loss(X, labels)
+    for _ in range(8):
+        moved = network.with_parameters(
+            {
+                name: w * (1 + np.longdouble(1e-17) * rng.standard_normal(w.shape))
+                for name, w in network.parameters.items()
+            }
+        )
+        if abs(moved.loss(X, labels) - loss) > SAME / 10 * loss:
+            return False
+    return True
+
+
+def check(seed):
+    """Compare derived groups with measured ones; return how many, or None for no network."""
+    found = drawn(seed)
+    if found is None:
+        return None
+    network, X, labels = found
+    rng = np.random.default_rng(seed)
+    what = f"seed {seed}: {network.input_shape} {list(network.layers)}"
+    try:
+        if not steady(network, X, labels, rng):
+            return None
+    except (ValueError, ArithmeticError):
+        return None  # a unit or an example died: a variance of 0
+    derived = {g.parameters[0]: (g.parameters, g.per_unit) for g in network.invariance_groups()}
+    count = 0
+    for scale, shift in sources(network):
+        expected, got = truth(network, X, labels, scale, shift, rng), derived.pop(scale, None)
+        if expected and network.parameters[scale].shape[-1] == 1:  # one unit is the whole
+            expected, got = expected[0], got and got[0]
+        assert got == expected, f"{what}: {scale}: derived {got}, measured {expected}"
+        count += got is not None
+    assert not derived, f"{what}: {list(derived)} are no scales of a layer"
+    return count
+
+
+@pytest.mark.parametrize("first", range(0, 240, 40))
+def test_derived_groups_are_the_finest_true_ones(first):
+    counts = [check(seed) for seed in range(first, first + 40)]
+    made = [count for count in counts if count is not None]
+    assert len(made) > 15 and sum(made) > 15, f"seeds {first} to {first + 39} make too little"
+
+
+@pytest.mark.nightly
+def test_derived_groups_are_the_finest_true_ones_on_many():
+    made = [check(seed) for seed in range(10_000, 14_000)]
+    print(sum(filter(None, made)), "groups of", len(made) - made.count(None), "networks")
+
+
+PIXELS = [
+    *(Conv2d(2, kernel=1, padding=0, bias=False), Conv2d(2), Conv2d(2)),
+    *(Flatten(), BatchNorm(0.0), Dense(3)),
+]
+
+
+def test_an_offset_that_differs_by_pixel_is_absorbed_after_flatten():
+    """A border of zeros makes a bias differ by pixel; flattened, every pixel is a unit."""
+    groups = Network(PIXELS, (4, 4, 2)).invariance_groups()
+    assert [(group.parameters, group.per_unit) for group in groups] == [
+        (("conv1.W",), False),
+        (("conv2.W",), False),
+        (("conv3.W",), True),
+    ]
+
+
+def test_an_offset_that_differs_by_pixel_is_felt_by_batch_norm_over_pixels():
+    layers = [Conv2d(2), Conv2d(2), BatchNorm(0.0), Flatten(), Dense(3)]
+    groups = Network(layers, (4, 4, 2)).invariance_groups()
+    assert [group.parameters for group in groups] == [("conv1.W", "conv1.b"), ("conv2.W",)]
+    one_pixel = Network(layers, (1, 1, 2)).invariance_groups()
+    assert [group.parameters for group in one_pixel] == [("conv1.W",), ("conv2.W",)]
+
+
+# Layers that hold layers
+
+
+def composite():
+    inner = own.Residual((Dense(4), BatchNorm(0.25), ReLU(), Dense(4)))
+    return Network([Dense(4), inner, LayerNorm(0.5), Dense(3)], (5,), dtype=np.float64)
+
+
+def test_weights_and_groups_look_into_composites():
+    network = composite()
+    inner = "residual1.dense1.W", "residual1.dense4.W"
+    assert network.weights() == ("dense1.W", *inner, "dense2.W")
+    assert [(g.parameters, g.absorbed_by) for g in network.invariance_groups()] == [
+        (("residual1.dense1.W",), "residual1.batchnorm2"),
+    ]
+    assert "residual1" in network.summary() and "a factor per unit" in network.summary()
+
+
+def test_eps_is_changed_in_composites(rng):
+    network = composite().with_eps(0.0)
+    norms = [network.layers[1].layers[1], network.layers[2]]
+    assert [layer.eps for layer in norms] == [0.0, 0.0]
+    assert {group.eps for group in network.invariance_groups()} == {0.0}
+    assert composite().layers[1].layers[1].eps == 0.25
+    nested = own.Residual((own.Residual((own.RMSNorm(0.5),)),)).with_eps(0.125)
+    assert nested.layers[0].layers[0].eps == 0.125
+
+
+def test_a_sequence_passes_on_what_leaves_its_last_part():
+    class Sequence(own.Residual):
+        def leaving(self, rescaling):
+            return rescaling
+
+    inner = Sequence((Dense(4, bias=False), ReLU()))
+    network = Network([inner, BatchNorm(0.0), Dense(3)], (4,))
+    assert [(g.parameters, g.per_unit, g.absorbed_by) for g in network.invariance_groups()] == [
+        (("residual1.dense1.W",), True, "batchnorm1")
+    ]
+
+
+def test_layers_say_what_they_normalize_and_need():
+    assert WeightNorm(Dense(3), eps=0.5).normalized() == (("v", 0.5),)
+    assert [layer.least_examples((4,)) for layer in (Dense(3), BatchNorm())] == [1, 2]
+    assert BatchNorm().least_examples((1, 1, 4)) == 2 and BatchNorm().least_examples((2, 1, 4)) == 1
+    assert composite().least_examples() == (2, "residual1")

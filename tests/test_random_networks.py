@@ -1,0 +1,330 @@
+"""Random networks, optimizers, dtypes and batch sizes: PyTorch and every way to train say the same.
+
+Each seed draws layers, shapes, loss, dtype, batch size and optimizer, and trains for 30 steps:
+
+    PyTorch                               autograd and torch.optim, from the same weights
+    reference, cpu                        by `fit`, in the cpu wing by its compiled loop
+    cpu step by step, on two threads, resumed after a random epoch     the same bits
+
+How far two wings, or PyTorch, may lie apart is measured: a multiple of what one unit of round-off
+in the initial weights grows to in the run.  A run in which that becomes large is left out.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+
+import minimal_nn as nn
+from minimal_nn.cpu.machine.threads import get_num_threads
+from minimal_nn.plans import StepByStep
+
+EXAMPLES, STEPS = 24, 30
+NAMES = ("SGD", "Momentum", "Nesterov", "RMSprop", "Adagrad", "Adadelta", "Adam", "AdamW")
+
+
+@pytest.fixture(scope="module")
+def torch():
+    module = pytest.importorskip("torch", reason="PyTorch is the oracle of this test")
+    threads = module.get_num_threads()
+    module.set_num_threads(1)
+    yield module
+    module.set_num_threads(threads)
+
+
+# What is drawn
+
+
+def activations(rng):
+    kinds = [], [nn.ReLU()], [nn.Tanh()], [nn.Tanh(), nn.Tanh()]
+    return kinds[int(rng.choice(4, p=[0.3, 0.3, 0.3, 0.1]))]
+
+
+def image_part(rng, shape):
+    """Draw the layers on images, and a Flatten."""
+    layers = []
+    for _ in range(int(rng.integers(1, 4))):
+        plain = rng.random() < 0.6
+        others = [(1, 1, 0), (2, 2, 1), (5, 1, 2)]
+        kernel, stride, padding = (3, 1, 1) if plain else rng.choice(others)
+        algorithm = str(rng.choice(["direct", "winograd2", "winograd4"])) if plain else "direct"
+        layer = nn.Conv2d(
+            int(rng.choice([1, 3, 4, 8, 17])),
+            kernel=int(kernel), stride=int(stride), padding=int(padding),
+            bias=bool(rng.random() < 0.5), algorithm=algorithm,
+        )  # fmt: skip
+        if rng.random() < 0.1:
+            layer = nn.WeightNorm(layer, eps=1e-4)
+        layers.append(layer)
+        if rng.random() < 0.5:
+            layers.append(nn.BatchNorm(1e-2, momentum=float(rng.uniform(0, 0.5))))
+        layers += activations(rng)
+        if rng.random() < 0.3:
+            layers.append(nn.MaxPool2d(2))
+    kept = []
+    for layer in layers:
+        try:
+            shape = layer.output_shape(shape)
+        except ValueError:
+            continue
+        kept.append(layer)
+    return [*kept, nn.Flatten()]
+
+
+def layers_of(rng):
+    """Draw (layers, input shape, loss)."""
+    layers, shape = [], (int(rng.choice([1, 3, 8, 20, 33])),)
+    if rng.random() < 0.45:
+        shape = (int(rng.integers(3, 9)), int(rng.integers(3, 9)), int(rng.choice([1, 2, 3, 5, 8])))
+        layers = image_part(rng, shape)
+    for _ in range(int(rng.integers(0, 4))):
+        layer = nn.Dense(int(rng.choice([3, 5, 16, 17, 33])), bias=bool(rng.random() < 0.6))
+        layers.append(nn.WeightNorm(layer, eps=1e-4) if rng.random() < 0.2 else layer)
+        if rng.random() < 0.6:
+            norm = nn.BatchNorm(1e-2) if rng.random() < 0.6 else nn.LayerNorm(1e-2)
+            layers.append(norm)
+        layers += activations(rng)
+    loss = str(rng.choice(["cross_entropy", "mean_squared_error"]))
+    if loss == "cross_entropy" or rng.random() < 0.7 or not layers:
+        layers.append(nn.Dense(int(rng.choice([2, 3, 10]))))
+    if rng.random() < 0.3:
+        layers += activations(rng)
+    return layers, shape, loss
+
+
+def optimizer_of(rng):
+    """Draw (a function that makes the optimizer, a function that makes PyTorch's)."""
+    name, decay = str(rng.choice(NAMES)), float(rng.choice([0.0, 0.01]))
+    eta = {"RMSprop": 1e-3, "Adam": 2e-3, "AdamW": 2e-3, "Adadelta": 0.5}.get(name, 0.01)
+    own = {"weight_decay": decay} if name != "AdamW" else {"decoupled_weight_decay": decay}
+    torchs = {"lr": eta, "weight_decay": decay}
+    if name in ("Momentum", "Nesterov"):
+        own["momentum"] = torchs["momentum"] = float(rng.choice([0.5, 0.9]))
+        torchs["nesterov"] = name == "Nesterov"
+    if name == "RMSprop":
+        own["decay"] = torchs["alpha"] = 0.9
+    if name == "Adadelta":
+        own.update(decay=0.9, eps_numerator=1e-3, eps_denominator=1e-3)
+        torchs.update(rho=0.9, eps=1e-3)
+    if name in ("RMSprop", "Adagrad", "Adam", "AdamW"):
+        own["eps"] = torchs["eps"] = 1e-3
+    kind = {"Momentum": "SGD", "Nesterov": "SGD"}.get(name, name)
+
+    def of_torch(torch, parameters):
+        return getattr(torch.optim, kind)(parameters, **torchs)
+
+    return functools.partial(getattr(nn, name), eta, **own), of_torch
+
+
+class Impossible(Exception):
+    """Layers that do not fit each other were drawn: layer norm of one unit, say."""
+
+
+class Trial:
+    """One random network with data, and everything that trains it."""
+
+    def __init__(self, seed):
+        rng = np.random.default_rng(seed)
+        layers, shape, loss = layers_of(rng)
+        self.dtype = np.dtype(np.float64 if rng.random() < 0.7 else np.float32)
+        try:
+            self.network = nn.Network(layers, shape, loss=loss, rng=seed, dtype=self.dtype)
+        except ValueError as error:
+            raise Impossible(str(error)) from None
+        self.network = self.network.with_parameters(
+            {
+                name: (w + 0.1 * rng.standard_normal(w.shape)).astype(self.dtype)
+                for name, w in self.network.parameters.items()
+            }
+        )
+        self.batch_size = int(rng.choice([3, 5, 8, 11, 24]))
+        self.epochs = -(-STEPS // -(-EXAMPLES // self.batch_size))
+        self.interrupted = int(rng.integers(1, self.epochs)) if self.epochs > 1 else 1
+        self.X = rng.standard_normal((EXAMPLES, *shape)).astype(self.dtype)
+        outputs = self.network.shapes[-1]
+        self.targets = (
+            rng.integers(0, outputs[0], EXAMPLES)
+            if loss == "cross_entropy"
+            else rng.standard_normal((EXAMPLES, *outputs)).astype(self.dtype)
+        )
+        self.optimizer, self.of_torch = optimizer_of(rng)
+        self.signs = np.random.default_rng(seed)
+        self.text = (
+            f"seed {seed}: {self.optimizer()!r}, {self.dtype}, batches of {self.batch_size}, "
+            f"{shape}, {loss}, {layers}"
+        )
+
+    def start(self, wing, noise=0):
+        """Return the network in a wing, its weights moved by so many units of round-off."""
+        u = noise * np.finfo(self.dtype).eps
+        parameters = {
+            name: (w * (1 + u * self.signs.choice([-1, 1], w.shape))).astype(self.dtype)
+            for name, w in self.network.parameters.items()
+        }
+        return self.network.with_parameters(parameters).on(wing)
+
+    def fit(self, network, optimizer=None, **options):
+        options = {"epochs": self.epochs, "batch_size": self.batch_size, "rng": 7, **options}
+        optimizer = optimizer or self.optimizer()
+        history = nn.fit(network, optimizer, self.X, self.targets, progress=False, **options)
+        return numbers(history.loss, network.parameters, network.state)
+
+    def batches(self):
+        """Return the rows of every step of `fit` with the seed 7."""
+        rng, least = np.random.default_rng(7), self.network.least_examples()[0]
+        for _ in range(self.epochs):
+            order = rng.permutation(EXAMPLES)
+            for start in range(0, EXAMPLES, self.batch_size):
+                rows = order[start : start + self.batch_size]
+                if len(rows) >= least:
+                    yield rows
+
+    def step_by_step(self, wing):
+        network, optimizer, losses = self.start(wing), self.optimizer(), []
+        for rows in self.batches():
+            step = StepByStep().run(network, optimizer, self.X, self.targets, rows[None])
+            losses.extend(step.tolist())
+        return numbers(losses, network.parameters, network.state)
+
+    def resumed(self, wing, folder):
+        path = folder / f"{wing}.npz"
+        self.fit(self.start(wing), epochs=self.interrupted, checkpoint=path)
+        return self.fit(self.start(wing), checkpoint=path, resume=True)
+
+    def in_torch(self, torch):
+        """Train by autograd and torch.optim on the same batches."""
+        tensors = {
+            name: torch.tensor(w, requires_grad=True)
+            for name, w in self.start("reference").parameters.items()
+        }
+        state = {name: torch.tensor(a) for name, a in self.network.state.items()}
+        X, targets = torch.tensor(self.X), torch.tensor(self.targets)
+        optimizer, losses = self.of_torch(torch, list(tensors.values())), []
+        lost = torch.nn.functional.cross_entropy
+        if self.network.loss_kind == "mean_squared_error":
+            lost = torch.nn.functional.mse_loss
+        for rows in self.batches():
+            optimizer.zero_grad()
+            loss = lost(torch_forward(torch, self.network, tensors, state, X[rows]), targets[rows])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+        return numbers(losses, arrays, {name: a.numpy() for name, a in state.items()})
+
+
+def numbers(losses, *dicts):
+    """Return losses and arrays, one after the other."""
+    arrays = [np.ravel(array) for each in dicts for array in each.values()]
+    return np.concatenate([np.asarray(losses, dtype=float), *arrays]).astype(float)
+
+
+def torch_forward(torch, network, parameters, state, x):
+    """Return a network's scores in training mode, by PyTorch's own functions."""
+    f = torch.nn.functional
+    for name, layer in network.named_layers():
+        own = {k.split(".")[1]: p for k, p in parameters.items() if k.split(".")[0] == name}
+        inner = layer
+        if isinstance(layer, nn.WeightNorm):
+            v, inner = own["v"], layer.layer
+            square = (v * v).sum(dim=tuple(range(v.ndim - 1)))
+            own["W"] = own["g"] * v / torch.sqrt(square + layer.eps)
+        if isinstance(inner, nn.Dense):
+            x = f.linear(x, own["W"].T, own.get("b"))
+        elif isinstance(inner, nn.Conv2d):
+            W = own["W"].permute(3, 2, 0, 1).contiguous()
+            images = x.permute(0, 3, 1, 2).contiguous()
+            x = f.conv2d(images, W, own.get("b"), inner.stride, inner.padding)
+            x = x.permute(0, 2, 3, 1)
+        elif isinstance(layer, nn.BatchNorm):
+            mean, var = state[f"{name}.mean"], state[f"{name}.var"]
+            order = (0, -1, *range(1, x.ndim - 1))  # the units on axis 1
+            x = f.batch_norm(
+                x.permute(order), mean, var, own["gamma"], own["beta"], True, layer.momentum,
+                layer.eps,
+            )  # fmt: skip
+            x = x.permute(0, *range(2, x.ndim), 1)
+        elif isinstance(layer, nn.LayerNorm):
+            x = f.layer_norm(x, x.shape[1:], own["gamma"], own["beta"], layer.eps)
+        elif isinstance(layer, nn.MaxPool2d):
+            x = f.max_pool2d(x.permute(0, 3, 1, 2), layer.size).permute(0, 2, 3, 1)
+        elif isinstance(layer, nn.Flatten):
+            x = x.reshape(len(x), -1)
+        else:
+            x = {"relu": torch.relu, "tanh": torch.tanh}[layer.kind](x)
+    return x
+
+
+# What is compared
+
+
+def check(seed, torch, folder):
+    """Compare all ways to train; return whether the seed makes a network that can be judged."""
+    try:
+        trial = Trial(seed)
+    except Impossible:
+        return False
+    with np.errstate(all="ignore"):
+        base = trial.fit(trial.start("reference"))
+        near = trial.fit(trial.start("reference", noise=1))
+        scale, u = np.abs(base) + 1e-2, np.finfo(trial.dtype).eps
+        grown = max(np.max(np.abs(near - base) / scale), u)
+        if not grown < 1e-2:
+            return False  # chaos: rounding decides
+
+        def assert_near(what, found, factor):
+            apart = np.max(np.abs(found - base) / scale)
+            assert apart <= factor * grown, (
+                f"{trial.text}: {what} and reference lie {apart:.3g} apart, where one unit of "
+                f"round-off grows to {grown:.3g}"
+            )
+
+        winograd = any(getattr(x, "algorithm", "direct") != "direct" for x in trial.network.layers)
+        assert_near("PyTorch", trial.in_torch(torch), 3e3)
+        compiled = trial.fit(trial.start("cpu"))
+        assert_near("cpu", compiled, 3e4 if winograd else 3e3)
+
+        def assert_same(what, found, expected):
+            differ = np.count_nonzero(found != expected)
+            assert differ == 0, f"{trial.text}: {what}: {differ} of {found.size} numbers differ"
+
+        assert_same("reference, step by step", trial.step_by_step("reference"), base)
+        assert_same("reference, resumed", trial.resumed("reference", folder), base)
+        assert_same("cpu, step by step", trial.step_by_step("cpu"), compiled)
+        nn.set_num_threads(1)
+        assert_same("cpu, one thread", trial.fit(trial.start("cpu")), compiled)
+        nn.set_num_threads(2)
+        assert_same("cpu, two threads", trial.fit(trial.start("cpu")), compiled)
+        assert_same("cpu, resumed", trial.resumed("cpu", folder), compiled)
+    return True
+
+
+@pytest.fixture
+def threads():
+    before = get_num_threads()
+    yield
+    nn.set_num_threads(before)
+
+
+@pytest.mark.parametrize("first", range(0, 40, 8))
+def test_all_say_the_same(first, torch, tmp_path, threads):
+    judged = 0
+    for seed in range(first, first + 8):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        judged += check(seed, torch, folder)
+    assert judged >= 4, f"seeds {first} to {first + 7} make {judged} networks that can be judged"
+
+
+@pytest.mark.nightly
+def test_all_say_the_same_for_thousands(torch, tmp_path, threads):
+    judged, wrong = 0, []
+    for seed in range(100_000, 103_000):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        try:
+            judged += check(seed, torch, folder)
+        except AssertionError as error:
+            wrong.append(str(error).splitlines()[0])
+    print(judged, "networks judged,", len(wrong), "differ")
+    assert not wrong, "\n".join(wrong[:20])

@@ -1,0 +1,145 @@
+r"""The gradient is the gradient of the loss: what every other claim takes for granted."""
+
+import dataclasses
+
+import numpy as np
+
+from minimal_nn.gradcheck import complex_step
+from theory.claim import WORST_CASE, claim
+from theory.measures.closest import Closest
+from theory.measures.derivatives import bounded_gradients, with_direction
+from theory.measures.identity import Identity, size_of
+from theory.measures.measurement import Measurement
+from theory.numbers.jet import Jet
+from theory.subjects.networks import gradients_of, invariant_weights
+from theory.subjects.smooth import CLASSES, float_subjects
+
+_BATCHES, _DIRECTIONS = 8, 2
+_TOO_LONG = {"float32": 2.0**-4}  # by how much the control's gradient is too long, else 2^-8
+
+
+def _too_long(arithmetic):
+    return 1 + _TOO_LONG.get(arithmetic, 2.0**-8)
+
+
+def gradient_subjects(options):
+    """Return the smooth networks, in the wing that is asked for."""
+    return [
+        dataclasses.replace(subject, network=subject.network.on(options.backend))
+        for subject in float_subjects(options)
+    ]
+
+
+def loss_derivative(network, name, direction, X, targets):
+    """Return the derivative of the loss along `direction` of one parameter, by a complex step.
+
+    The forward pass of the reference wing alone, in clongdouble.
+    """
+    wide = network.on("reference").astype(np.longdouble)
+
+    def loss(array):
+        moved = wide.astype(array.dtype).with_parameters({name: array})
+        return moved.loss(X.astype(array.dtype), targets)
+
+    return complex_step(loss, wide.parameters[name], direction)
+
+
+def tangent_field(w, matrix):
+    r"""Return (A u - u <u, A u>)/|w|, u = w/|w|: orthogonal to w and of degree -1, no gradient.
+
+    w: an array of any numbers.  matrix: A, of the size of w, not symmetric.
+    """
+    flat = w.reshape(-1)
+    norm = np.sqrt((flat * flat).sum())
+    u = flat / norm
+    image = matrix @ u
+    return ((image - u * (u * image).sum()) / norm).reshape(*w.shape)
+
+
+def _field(network, gradients, rng):
+    """Return the gradients with those of the invariant weights replaced by a tangent field."""
+    (name,) = invariant_weights(network)
+    w, g = network.backend.to_numpy(network.parameters[name]), gradients[name]
+    field = tangent_field(w, rng.standard_normal((w.size, w.size)))
+    length = np.sqrt((g * g).sum() / (field * field).sum())  # a field of the gradient's own length
+    return {**gradients, name: (length * field).astype(g.dtype)}
+
+
+@claim(
+    id="gradient-of-loss",
+    statement=r"\langle \nabla L(w), d \rangle = \lim_{h \to 0} \operatorname{Im} L(w + i h d)/h "
+    r"\quad \text{for every parameter and direction } d",
+    source="the definition; complex steps: Squire & Trapp 1998",
+    cite="defined",
+    assumptions=("a smooth network (tanh)", "statistics of the batch"),
+    control="the gradient times 1 + 2^-8 (float32: 2^-4); the gradient of another label; a random "
+    "field that is orthogonal to w and of degree -1",
+    derivation=r"""
+All that follows from scale invariance holds for every field of vectors that is orthogonal to $w$
+and homogeneous of degree $-1$: orthogonality, scaling, whole symmetries of runs, even $H w =
+-\nabla L$ (Euler's identity). Twice the gradient has these properties, the gradient of another
+label, and a random field made for the purpose. That the field is the gradient of this loss is a
+statement of its own, and it is the first.
+
+The derivative along $d$ comes from the forward pass alone, at a complex point: no subtraction, so
+no step to choose. Bound: $\sum_i |d_i| e_i$ with the rounding errors $e$ of the backward pass, from
+its own lines on numbers that carry them, relative to $|\nabla L|$.
+""",
+    subjects=gradient_subjects,
+    unfit=((WORST_CASE, "float16"),),
+)
+def gradient_of_loss(subject):
+    """|<grad L, d> - dL/dd| / |grad L| of the parameter, batch and direction that come closest to
+    their bound.
+    """
+    network, closest, rng = subject.network, Closest(), np.random.default_rng(0)
+    controls, factor = np.zeros(3), _too_long(subject.arithmetic)
+    for X, targets in subject.batches[:_BATCHES]:
+        gradients = gradients_of(network, X, targets)
+        bounded = bounded_gradients(network, X, targets)
+        others = (
+            {name: g * g.dtype.type(factor) for name, g in gradients.items()},
+            gradients_of(network, X, (targets + 1) % CLASSES),
+            _field(network, gradients, rng),
+        )
+        size = float(np.sqrt(sum((g.astype(float) ** 2).sum() for g in gradients.values())))
+        for name, g in gradients.items():
+            error = np.abs(g.astype(np.longdouble) - bounded[name].value) + bounded[name].error
+            for _ in range(_DIRECTIONS):
+                d = rng.standard_normal(g.shape)
+                derivative = loss_derivative(network, name, d, X, targets)
+                residual, *wrong = (
+                    abs(float((a[name].astype(np.longdouble) * d).sum() - derivative)) / size
+                    for a in (gradients, *others)
+                )
+                closest.offer(residual, float((np.abs(d) * error).sum()) / size)
+                controls = np.maximum(controls, wrong)
+    return Measurement(
+        measured=closest.residual,
+        bound=closest.bound,
+        how="running error of the backward pass, sum |d| error(grad) / |grad|",
+        control=float(controls.min()),
+        control_least=100 * closest.bound,
+        details={
+            "a gradient that is too long": float(controls[0]),
+            "another label": float(controls[1]),
+            "a tangent field": float(controls[2]),
+        },
+    )
+
+
+@gradient_of_loss.exactly
+def _(subject):
+    """Against the forward pass on jets; the control is the gradient times 1 + 2^-8."""
+    identity, rng = Identity(), np.random.default_rng(0)
+    factor = subject.numbers.number(_too_long("ball"))
+    for network in subject.states:
+        gradients = gradients_of(network, subject.X, subject.targets)
+        for name, g in gradients.items():
+            d = subject.numbers.array(rng.integers(1, 8, g.shape).astype(float))
+            jets = with_direction(network, {name: d})
+            derivative = jets.step_gradients(Jet(subject.X), subject.targets).loss.tangent
+            inner, size = (g * d).sum(), size_of(subject, g)
+            identity.vanishes(np.array([inner - derivative]), size)
+            identity.remains(np.array([inner * factor - derivative]), size)
+    return identity

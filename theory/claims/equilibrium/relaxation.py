@@ -1,0 +1,110 @@
+r"""How fast |w| comes to its equilibrium."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from theory import laws
+from theory.claim import TOO_LONG, claim
+from theory.claims.equilibrium.recursion import recursion_subjects, transition
+from theory.claims.equilibrium.stationary import SAMPLED
+from theory.claims.equilibrium.table import DIMS, RULES, S, walk_subjects
+from theory.measures.identity import Identity
+from theory.measures.measurement import Refused
+from theory.measures.statistics import judged
+from theory.subjects.walks import walk
+
+_SHRINKING = [rule for rule in RULES if rule.optimizer in laws.SHRINKS]
+
+
+@claim(
+    id="relaxation-time",
+    statement=r"|w|^{2 + 2 \nu} \to \text{its limit as } e^{-t/\tau}: \; 1/\tau = \frac{8 \eta "
+    r"\lambda}{1 "
+    r"- \rho} \text{ (SGD, momentum)}, \; 2 \eta \lambda_{dec} \text{ (AdamW)}, \; 3 x_e \text{ "
+    r"(Adam + "
+    r"L2, near the limit)}",
+    source="Li, Lyu & Arora 2020, sec. 4; Wan et al. 2021, thm. 2; Adam's are ours",
+    cite="LLA20 s4",
+    assumptions=(
+        "those of equilibrium-norm, with eta lambda small enough for Adam's moments to follow",
+        "chains from |w|^(2 + 2 nu) = 16 times its limit (Adam + L2: |w| = 2 times)",
+    ),
+    control="a wrong law: that of |w|^2 for SGD; momentum without 1/(1 - momentum); AdamW by "
+    "SGD's; "
+    "Adam + L2 by AdamW's",
+    derivation=r"""
+SGD: with $z = r^4$, $z' = (1 - x)^4 z + 2 (1 - x)^2 \eta^2 s^2$ up to $O(x^2)$: the distance to
+the limit shrinks by $(1 - x)^4$ per step. Momentum: without gradients $w$ shrinks by the larger
+root $\alpha$ of $\alpha^2 - (1 + \rho - x) \alpha + \rho = 0$, about $1 - x/(1 - \rho)$, and $z$
+by $\alpha^4$; Nesterov: $\alpha^2 - (1 + \rho - x (1 + \rho)) \alpha + \rho (1 - x) = 0$.
+
+AdamW: $r'^2 = (1 - x)^2 r^2 + \eta^2 C$, rate $2 x$. Adam with L2: $dq/dt = x_e (1/q - q^2)$ for
+$q = r/r_\infty$, $x_e = x r_\infty \sqrt{C}/s$, rate $3 x_e$ near $q = 1$; farther off the clock
+$F(q) = \log|q - 1| - \tfrac{1}{2} \log(q^2 + q + 1) + \sqrt{3} \arctan((2 q + 1)/\sqrt{3})$ falls
+by $3 x_e$ per step. Measured for each chain: how far $F$, or $\log|q^{2 + 2 \nu} - 1|$, falls.
+""",
+    subjects=walk_subjects,
+    unfit=(SAMPLED,),
+    too_long=TOO_LONG,
+)
+def relaxation_time(subject):
+    """The rate at which log |q^p - 1| falls, q = |w| over its limit, against the law, with its
+    interval.
+    """
+    rule = subject.rule
+    eta, decay, _, _, steps = rule.relaxation
+    limit, rate = rule.law(eta, decay).norm, rule.relaxation_rate(eta, decay)
+    steps = int(steps * min(subject.longer, 1.0))  # longer, and nothing is left to fall
+    if steps * rate < 0.25:
+        raise Refused(
+            f"the run is too short: {steps} steps are {steps * rate:.2f} relaxation times, "
+            "expected at least 0.25"
+        )
+    coupled = rule.optimizer == "Adam"
+    factor = 2.0 if coupled else 16 ** (1 / (2 + 2 * rule.degree))
+    norms = _first_and_last(subject, float(limit * factor), steps)
+    first, last = (
+        laws.adam_clock(q) if coupled else laws.power_clock(q, rule.degree) for q in norms / limit
+    )
+    return judged(
+        (first - last) / (steps - 1),
+        rate,
+        rule.wrong_rate(eta, decay),
+        how="1 % of the law, with the 99.9 % t interval over independent chains inside it",
+        details={"eta": eta, "decay": decay, "dims": DIMS, "chains": 12},
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _first_and_last(subject, start, steps):
+    """Return |w| of twelve chains from one norm, first and last, (2, chains)."""
+    eta, decay, beta2, skip, _ = subject.rule.relaxation
+    norms = walk(
+        subject.rule.make(eta, decay, beta2),
+        np.full(12, start),
+        dims=DIMS,
+        steps=steps,
+        skip=skip,
+        seed=[subject.seed, RULES.index(subject.rule), 1],
+        s=S,
+        wing=subject.backend,
+    ).norms
+    return norms[[0, -1]]
+
+
+@relaxation_time.exactly(subjects=lambda options: recursion_subjects(_SHRINKING, options))
+def _(subject):
+    """det(T - shrink) = 0: w and the buffer shrink together by the law's factor."""
+    identity = Identity()
+    x = subject.x * subject.x / 1024 if subject.numbers.name == "ball" else subject.x  # real roots
+    ((a, b), (c, d)), _ = transition(dataclasses.replace(subject, x=x))
+    shrink = laws.SHRINKS[subject.optimizer](x, subject.memory)
+    if subject.optimizer in ("SGD", "AdamW"):  # w alone; b decays by its memory
+        identity.vanishes(np.array([a - shrink]))
+        identity.remains(np.array([a - shrink * shrink]))
+        return identity
+    identity.vanishes(np.array([(a - shrink) * (d - shrink) - b * c]))
+    identity.remains(np.array([(a - shrink) * (d - shrink) + b * c]))
+    return identity

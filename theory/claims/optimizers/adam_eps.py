@@ -1,0 +1,143 @@
+r"""Adam's eps: the exponent of its step goes from 0 to 1 as |w| grows."""
+
+import numpy as np
+
+from theory import laws
+from theory.claim import UNDERFLOWS, claim
+from theory.measures.closest import Closest
+from theory.measures.exact_runs import UPDATE
+from theory.measures.identity import Identity
+from theory.measures.measurement import Measurement
+from theory.numbers.bounded import Bounded
+from theory.subjects.networks import gradients_of, invariant_weights, rescaled
+
+
+def adam_step_law(g, a, eps):
+    """Return |p(a w)| / eta of Adam's first step, and its exponent nu, from g = grad L(w).
+
+    At a w the gradient is g/a: eps is felt as a eps is beside g.  g: array in longdouble.
+    """
+    step = laws.repeated_step("Adam", g, 1, eps=a * eps)
+    return np.sqrt((step * step).sum()), laws.adam_exponent(g, a * eps)
+
+
+_ADAM = {"learning_rate": 1.0, "beta1": 0.9, "beta2": 0.999}
+_CURVE = tuple(range(-12, 13))
+
+
+def _first_step(network, gradient, eps, bounded=False):
+    """Return Adam's first step, taken from w = 0 so that adding it to w rounds nothing away."""
+    convert = Bounded if bounded else network.backend.asarray
+    zero = [convert(np.zeros_like(gradient)) for _ in range(3)]
+    update = network.backend.update.adam
+    w, _, _ = update(zero[0], convert(gradient), zero[1], zero[2], 1, eps=eps, **_ADAM)
+    return w if bounded else network.backend.to_numpy(w)
+
+
+def _gradients_of_weights(network, subject):
+    gradients = gradients_of(network, subject.X, subject.targets)
+    return [gradients[name] for name in invariant_weights(network)]
+
+
+@claim(
+    id="adam-eps",
+    statement=r"|p(a w)|^2 = \eta^2 \sum_i \left(\frac{|g_i|}{|g_i| + a \varepsilon}\right)^2: "
+    r"\quad "
+    r"\nu = \frac{\sum q_i^2 (1 - q_i)}{\sum q_i^2}, \; q_i = \frac{|g_i|}{|g_i| + a \varepsilon}",
+    source="van Laarhoven 2017, sec. 5; the law is ours",
+    cite="vL17 s5",
+    assumptions=("the first step of Adam", "g = grad L(w) at eps = 0 of the normalization"),
+    control="eps/a in place of eps: nu stays 0 for every |w|",
+    derivation=r"""
+At $t = 1$ the corrected moments are $g$ and $g^2$, so the step is $\eta g_i/(|g_i| +
+\varepsilon)$, and at $a w$ the gradient is $g/a$. Hence the length above, and $-d \log|p|/d \log a
+= \sum q_i^2 (1 - q_i)/\sum q_i^2$.
+
+It rises from 0 ($|g| \gg a \varepsilon$: only the sign counts, the effective rate is $\eta/|w|$) to
+1 ($|g| \ll a \varepsilon$: SGD with $\eta/\varepsilon$, effective rate $\eta/(\varepsilon
+|w|^2)$). Adam removes the effect of $|w|$ only in part.
+
+Measured: the mean exponent between $a$ and $2a$, $\log_2 (|p(a w)|/|p(2 a w)|)$, of real steps,
+against the law, which knows the gradient at $w$ alone. Bound: Adam's formula run on numbers that
+carry their rounding error, through the logarithm; the gradients at $2^k w$ are exact.
+""",
+    unfit=(
+        (UNDERFLOWS, "float16"),
+        ("the law has |g|, and a symbol has no sign", "symbol"),
+    ),
+)
+def adam_eps(subject):
+    """The first step's length against the law |g|/(|g| + eps), relative, over all |w| tried."""
+    closest, control = Closest(), np.inf
+    curve, reached, drawn = [], [], []
+    for network in subject.states:
+        gradient = _gradients_of_weights(network, subject)
+        wide = np.concatenate([g.ravel() for g in gradient]).astype(np.longdouble)
+        # The median gradient meets eps in the middle of the curve.
+        eps = float(2.0 ** np.round(np.log2(np.median(np.abs(wide[wide != 0])))))
+        reference = network.on("reference")
+        rows = []
+        for k in (*_CURVE, _CURVE[-1] + 1):
+            scaled = rescaled(network, 2.0**k)
+            at_k = _gradients_of_weights(scaled, subject)
+            steps = [_first_step(scaled, g, eps).astype(np.longdouble).ravel() for g in at_k]
+            length = np.sqrt(sum(np.square(step).sum() for step in steps))
+            fixed = [_first_step(scaled, g, eps / 2.0**k).astype(np.longdouble) for g in at_k]
+            without = np.sqrt(sum(np.square(step).sum() for step in fixed))
+            runs = [_first_step(reference, g, eps, bounded=True) for g in at_k]
+            error = sum((np.abs(b.value).astype(float) * b.error).sum() for b in runs)
+            law, nu = adam_step_law(wide, 2.0**k, eps)
+            rows.append((length, without, error / float(length) ** 2, law, nu))
+        steps = zip(_CURVE, rows, rows[1:], strict=False)
+        for k, (p, q, e, law, nu), (p2, q2, e2, law2, _) in steps:
+            predicted = np.log2(law / law2)
+            closest.offer(abs(np.log2(p / p2) - predicted), (e + e2) / np.log(2))
+            drawn.append([k + 0.5, float(np.log2(p / p2)), float(predicted)])
+            reached.append(float(nu))
+            curve.append((float(np.log2(q / q2)), float(predicted)))
+        control = min(control, max(abs(q - predicted) for q, predicted in curve))
+    flat = max(abs(q) for q, _ in curve)
+    return Measurement(
+        measured=closest.residual,
+        bound=closest.bound,
+        how="running error of Adam's first step, sum |p| error(p) / |p|^2, of both lengths",
+        control=control,
+        control_least=100 * closest.bound,
+        control_as_predicted=flat <= 2 * closest.bound,
+        details={
+            "nu from": min(reached),
+            "nu to": max(reached),
+            "nu with eps/a": flat,
+            # of the trained network: log2 a, nu measured, nu predicted
+            "curve": drawn[-len(_CURVE) :],
+        },
+    )
+
+
+@adam_eps.exactly
+def _(subject):
+    """|p(a w)|^2 of Adam's first step at a w against the law, which knows the gradient at w."""
+    identity = Identity()
+    for network in subject.states:
+        plain, scaled = (
+            _gradients_of_weights(n, subject) for n in (network, subject.rescaled(network))
+        )
+        sizes = np.concatenate([np.abs(g).ravel() for g in plain])
+        # The median gradient meets eps in the middle of the curve.
+        middle = np.median(subject.numbers.midpoints(sizes).astype(float))
+        eps = subject.numbers.number(float(2.0 ** np.round(np.log2(middle))))
+
+        def length(eps, scaled=scaled):
+            hyper = {"learning_rate": 1.0, "beta1": 0.5, "beta2": 0.75, "eps": eps}
+            zeros = [subject.numbers.array(np.zeros(g.shape)) for g in scaled]
+            steps = [
+                UPDATE.adam(zero, g, zero, zero, 1, **hyper)[0]
+                for zero, g in zip(zeros, scaled, strict=True)
+            ]
+            return sum((step * step).sum() for step in steps)
+
+        shares = laws.repeated_step("Adam", sizes, 1, eps=subject.a * eps)
+        law = (shares * shares).sum()
+        identity.vanishes(length(eps) - law, law)
+        identity.remains(length(eps / subject.a) - law, law)
+    return identity

@@ -1,0 +1,209 @@
+r"""The undamped Newton step on scale-invariant weights: from w to 2 w."""
+
+import numpy as np
+
+from theory.claim import claim
+from theory.measures.closest import Closest
+from theory.measures.derivatives import (
+    enclosed_hessian,
+    hessian,
+    hessian_error,
+    pseudo_inverse,
+    solve,
+    vector,
+)
+from theory.measures.identity import Identity, size_of
+from theory.measures.measurement import Measurement
+from theory.numbers.bounded import unit_roundoff
+from theory.subjects.exact import EPS
+from theory.subjects.networks import invariant_weights
+from theory.subjects.smooth import ball_subject, ball_subjects, float_subjects, smooth_subject
+
+
+def newton_subjects(options):
+    """Return also a batch-normalized layer with two pixels that are always 0: H_ww is singular."""
+    return [*float_subjects(options), smooth_subject("batch", seed=options.seed, dead=2)]
+
+
+def newton_step(network, X, targets, rank=None):
+    """Return the undamped Newton step -H^+ grad L in the invariant weights, and H and grad L.
+
+    H and grad L are computed in longdouble and rounded to float64 once, so that what is judged is
+    the step and not the sum of all roundings on the way to H.  The pseudo-inverse is that of
+    (H + H^T)/2; H is returned as it was computed.
+    """
+    wide = network.astype(np.longdouble)
+    X = X.astype(np.longdouble)
+    gradient = vector(wide, wide.loss_and_gradients(X, targets).gradients).astype(np.float64)
+    H = hessian(wide, X, targets).astype(np.float64)
+    return -pseudo_inverse((H + H.T) / 2, rank) @ gradient, H, gradient
+
+
+_NEWTON_BATCHES = 4
+
+
+def _newton_bound(subject, batch, step, H, gradient):
+    """Return the bound on |step - (w - P w)| / |w| from the errors of H and of the gradient.
+
+    On the complement B of the flat directions, B^T H B is nonsingular, so the exact step d = w - P
+    w and the computed one differ by (B^T H B)^{-1} B^T (H step + grad), of which the computed
+    residual and the errors E of H and e of grad are known: |r| + E |step| + e.  The eigenvectors
+    turn out of B by at most (|H flat| + P u |H|)/sigma_min (Davis & Kahan).
+    """
+    network, wide = subject.network, np.longdouble
+    X, targets = batch
+    exact, E = hessian_error(network.astype(wide), X.astype(wide), targets, H.astype(wide))
+    e = (np.abs(exact.value - gradient) + exact.error).astype(np.float64)
+    H, E = (H + H.T) / 2, ((E + E.T) / 2).astype(np.float64)
+    E = E + unit_roundoff(H.dtype) * np.abs(H)  # the sum is rounded
+    residual = np.abs(H.astype(wide) @ step + gradient).astype(np.float64)
+    residual = residual + E @ np.abs(step) + e
+    P = len(H)
+    rank = P - subject.flat.shape[1]
+    basis = np.linalg.svd(np.eye(P) - subject.flat @ subject.flat.T)[0][:, :rank]
+    inverse = np.linalg.inv(basis.T @ H @ basis)
+    lift = basis @ inverse @ basis.T
+    rho = np.linalg.norm(np.abs(lift) @ E, 2)
+    if rho >= 1:
+        return np.inf
+    turned = 0.0
+    if subject.flat.shape[1]:
+        least = 1 / np.linalg.norm(inverse, 2)
+        rounding = P * unit_roundoff(H.dtype) * np.linalg.norm(H, 2)
+        shift = np.linalg.norm(H @ subject.flat, 2) + 2 * rounding
+        turned = np.linalg.norm(step) * shift / least
+    bound = np.linalg.norm(np.abs(lift) @ residual) / (1 - rho) + turned
+    return float(bound / np.linalg.norm(vector(network, network.parameters)))
+
+
+def _off_radius(step, w):
+    """Return the sine of the angle between a step and w."""
+    return float(np.linalg.norm(step - w * (step @ w) / (w @ w)) / np.linalg.norm(step))
+
+
+def joint_step(network, X, targets):
+    """Return the invariant weights' part of the Newton step in all weights of the network."""
+    names = invariant_weights(network)
+    others = [name for name in network.weights() if name not in names]
+    names = (*names, *others)
+    gradient = vector(network, network.loss_and_gradients(X, targets).gradients, names)
+    H = hessian(network, X, targets, names)
+    step = -pseudo_inverse((H + H.T) / 2) @ gradient
+    return step[: len(vector(network, network.parameters))]
+
+
+@claim(
+    id="newton-step",
+    statement=r"-\nabla^2 L(w)^{+} \nabla L(w) = w - P w, \qquad P w \text{ the part of } w "
+    r"\text{ in the null space}",
+    source="van Laarhoven 2017, sec. 5, made precise here",
+    cite="ours",
+    assumptions=(
+        "eps = 0, undamped",
+        "the invariant weights, all others held fixed",
+        "the null space of the Hessian is that of the flat directions (always, up to chance)",
+    ),
+    control="a joint step with the output layer is not radial; nor is a layer with eps = 0.5",
+    derivation=r"""
+$H w = -\nabla L$, so $d = w$ solves $H d = -\nabla L$: the undamped Newton step leads from $w$
+to $2 w$, which is the same function. It learns nothing, at whatever scale of $w$. Where $H$ is
+singular, $d = -H^+ \nabla L = H^+ H w = w - P w$; a null space that comes from pixels that are
+always 0, or, under layer norm, from adding the same weights to all units, is not felt by any
+output, so $2 w - P w$ is the same function too. The paper says that second-order methods remove
+the effect of the scale; the sharper statement is that undamped and alone on $w$ they remove the
+learning as well. In a joint step with the output layer the mixed block of $H$ turns the step
+away from $w$. Measured in float64, with $H$ and $\nabla L$ from longdouble. Bound: the residual
+$H d + \nabla L$ and the errors of $H$ and of $\nabla L$ (running error), through the inverse of
+$H$.
+""",
+    subjects=newton_subjects,
+    unfit=(
+        ("complex steps are taken in complex128, which is float64", "float16 float32"),
+        ("NumPy solves no linear systems in longdouble; balls do, with more digits", "longdouble"),
+        ("H w = -grad L is hessian-radial; an inverse adds nothing", "symbol"),
+    ),
+    numpy_only="complex numbers, and sums that carry bounds, run through its lines alone",
+)
+def newton_is_radial(subject):
+    """|step - (w - P w)| / |w| of the batch, of four, that comes closest to its bound."""
+    network, data = subject.network, (subject.X, subject.targets)
+    w = vector(network, network.parameters)
+    rank = len(w) - subject.flat.shape[1]
+    predicted = w - subject.flat @ (subject.flat.T @ w)
+    closest, bounds = Closest(), []
+    for batch in subject.batches[:_NEWTON_BATCHES]:
+        step, H, gradient = newton_step(network, *batch, rank)
+        bounds.append(_newton_bound(subject, batch, step, H, gradient))
+        closest.offer(np.linalg.norm(step - predicted) / np.linalg.norm(w), bounds[-1])
+    step = newton_step(network, *data, rank)[0]
+    (name,) = invariant_weights(network)
+    after = network.with_parameters({name: (w + step).reshape(network.parameters[name].shape)})
+    leaky = subject.with_eps(EPS).network
+    leaky_step, _, _ = newton_step(leaky, *data, rank)
+    controls = {
+        "joint step off the radius": _off_radius(joint_step(network, *data), predicted),
+        "eps = 0.5": float(np.linalg.norm(leaky_step - predicted) / np.linalg.norm(w)),
+    }
+    return Measurement(
+        measured=closest.residual,
+        bound=closest.bound,
+        how="|H^-1| (|H d + grad| + error(H) |d| + error(grad)), relative to |w|",
+        control=min(controls.values()),
+        control_least=100 * max(bounds),
+        details={
+            **controls,
+            "loss before": float(network.loss(*data)),
+            "loss after": float(after.loss(*data)),
+            "null space": subject.flat.shape[1],
+        },
+    )
+
+
+# In balls: a solution that python-flint encloses is a proof that the matrix is nonsingular.  Where
+# a matrix A has a known null space, spanned by the columns of N, and b is orthogonal to it, the
+# solution x of (A + N N^T) x = b is A^+ b: it has no part in the null space.
+
+
+def _exact_subjects(options):
+    return [*ball_subjects(options), ball_subject("batch", options.bits, options.seed, dead=2)]
+
+
+def _enclosed_step(subject, network, names, null):
+    """Return the undamped Newton step -H^+ grad L in the parameters `names`."""
+    gradient, H = enclosed_hessian(subject, network, names)
+    return solve(H + null @ null.T, -gradient)
+
+
+def _projected(w, flat):
+    """Return w without its part in the span of orthogonal columns."""
+    for column in flat.T:
+        w = w - column * ((column * w).sum() / (column * column).sum())
+    return w
+
+
+def _joint_null(subject, network, names):
+    """Return the flat directions of a joint step: also what the softmax does not feel."""
+    start = len(subject.flat)
+    units, classes = network.parameters[names[-1]].shape
+    shared = np.zeros((start + units * classes, units))
+    for unit in range(units):
+        shared[start + unit * classes : start + (unit + 1) * classes, unit] = 1
+    flat = np.zeros((len(shared), subject.flat.shape[1]), dtype=object)
+    flat[:start] = subject.flat
+    return np.concatenate([flat, subject.numbers.array(shared)], axis=1)
+
+
+@newton_is_radial.exactly(subjects=_exact_subjects)
+def _(subject):
+    identity, network, flat = Identity(), subject.network, subject.flat
+    names = invariant_weights(network)
+    w = vector(network, network.parameters)
+    predicted, size = _projected(w, flat), size_of(subject, w)
+    identity.vanishes(_enclosed_step(subject, network, names, flat) - predicted, size)
+    leaky = _enclosed_step(subject, network.with_eps(EPS), names, flat)
+    identity.remains(leaky - predicted, size)
+    joint = (*names, *(name for name in network.weights() if name not in names))
+    null = _joint_null(subject, network, joint)
+    turned = _enclosed_step(subject, network, joint, null)[: len(w)]
+    identity.remains(turned - predicted, size)
+    return identity

@@ -1,0 +1,117 @@
+r"""The laws of scale-invariant weights: powers, rates, norms, angles and thresholds, each once.
+
+Claims test them, figures draw them, audits predict with them; a constant stands here and nowhere
+else.
+
+Conventions.  `weight_decay` = 2 l2, as the frameworks write it: the paper's loss is L + l2 |w|^2,
+of which the gradient gets 2 l2 w.  AdamW's is decoupled.  x = learning_rate * weight_decay.  An
+optimizer is named as in minimal_nn ("SGD", "Momentum", ..., "LARS"); `memory` is its momentum, or
+its beta1.  w is one invariance group of `dims` weights, |w| its norm, g the loss's gradient at w,
+and s the root of E |w|^2 |g|^2: the gradient's length where |w| = 1, which the loss sets and |w|
+does not.  Times are steps.  No quantity has a unit but the powers of w's that `powers` tells.
+
+    scaling       degree, powers of the symmetry, effective rate, steps on one gradient
+    balance       |w| and the angle between successive w, where growth and decay balance
+    motion        growth without decay, and how fast |w| comes to its equilibrium
+    memory        what gradients that remember put in the place of s^2
+    remedies      |w| held at 1: the rate that is left, and the threshold
+
+Every formula is made of + - * /, np.sqrt, np.log and np.abs, so that it takes floats, arrays, balls
+and symbols (theory.numbers), unless it says otherwise.
+"""
+
+from theory.laws.balance import (
+    BALANCES,
+    TURNS,
+    Equilibrium,
+    adam_balance,
+    adam_root,
+    adam_shares,
+    adam_turn,
+    adamw_balance,
+    adamw_turn,
+    equilibrium,
+    limit,
+    momentum_balance,
+    momentum_turn,
+    nesterov_balance,
+    nesterov_turn,
+    norm_exponent,
+    rate_exponents,
+)
+from theory.laws.memory import (
+    MEMORIES,
+    adam_memory,
+    adam_weighted,
+    adamw_weighted,
+    momentum_memory,
+    nesterov_memory,
+)
+from theory.laws.motion import (
+    SHRINKS,
+    adam_clock,
+    growth,
+    momentum_shrink,
+    nesterov_shrink,
+    power_clock,
+    relaxation_rate,
+)
+from theory.laws.remedies import (
+    circle_angle,
+    fixed_norm_adam_share,
+    fixed_norm_rate,
+    fixed_norm_share,
+    reversed_by_decay,
+)
+from theory.laws.scaling import (
+    DEGREES,
+    adam_exponent,
+    direction_rate,
+    effective_rate,
+    powers,
+    repeated_step,
+)
+
+__all__ = [
+    "BALANCES",
+    "DEGREES",
+    "MEMORIES",
+    "SHRINKS",
+    "TURNS",
+    "Equilibrium",
+    "adam_balance",
+    "adam_clock",
+    "adam_exponent",
+    "adam_memory",
+    "adam_root",
+    "adam_shares",
+    "adam_turn",
+    "adam_weighted",
+    "adamw_balance",
+    "adamw_turn",
+    "adamw_weighted",
+    "circle_angle",
+    "direction_rate",
+    "effective_rate",
+    "equilibrium",
+    "fixed_norm_adam_share",
+    "fixed_norm_rate",
+    "fixed_norm_share",
+    "growth",
+    "limit",
+    "momentum_balance",
+    "momentum_memory",
+    "momentum_shrink",
+    "momentum_turn",
+    "nesterov_balance",
+    "nesterov_memory",
+    "nesterov_shrink",
+    "nesterov_turn",
+    "norm_exponent",
+    "power_clock",
+    "powers",
+    "rate_exponents",
+    "relaxation_rate",
+    "repeated_step",
+    "reversed_by_decay",
+]

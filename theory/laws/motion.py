@@ -1,0 +1,128 @@
+r"""Motion of |w|: its growth without decay, and how fast it comes to its equilibrium."""
+
+import numpy as np
+
+from theory.laws.balance import equilibrium
+from theory.laws.scaling import DEGREES
+
+
+def growth(optimizer, norm, steps, learning_rate, *, s=1.0, dims=1, memory=0.9):
+    r"""Return |w| after `steps` steps without decay, from |w| = norm.
+
+    SGD, Momentum, Nesterov: |w_t|^4 = |w_0|^4 + 2 (learning_rate s/(1 - rho))^2 t, rho = 0 for SGD.
+    Adam, AdamW, at eps = 0: |w_t|^2 = |w_0|^2 + learning_rate^2 dims t, whatever beta1 is, since
+    every gradient moves w by learning_rate g/sqrt(v) in total.
+
+    Valid to first order in (learning_rate s/|w|^2)^2, for gradients without memory, after
+    1/(1 - memory) steps.  In the end the effective rate falls as t^(-1/2), to 1/(s sqrt(2 t)) for
+    SGD, whatever the learning rate is.  Sources: Arora, Li & Lyu 2019; the constants are ours.
+
+    >>> float(growth("SGD", 3.0, 270, 0.5, s=3.0).round(9))
+    6.0
+    >>> float(growth("Adam", 3.0, 4, 0.5, dims=16))
+    5.0
+    """
+    if optimizer in ("Adam", "AdamW"):
+        return np.sqrt(norm * norm + learning_rate * learning_rate * dims * steps)
+    if optimizer not in ("SGD", "Momentum", "Nesterov"):
+        raise ValueError(
+            f"optimizer: got {optimizer!r}, expected SGD, Momentum, Nesterov, Adam or AdamW"
+        )
+    step = learning_rate * s / (1 - (0 if optimizer == "SGD" else memory))
+    square = norm * norm
+    return np.sqrt(np.sqrt(square * square + 2 * step * step * steps))
+
+
+def momentum_shrink(x, memory):
+    r"""Return the factor by which w shrinks per step under momentum rho where there is no gradient.
+
+    The larger root of z^2 - (1 + rho - x) z + rho = 0, about 1 - x/(1 - rho); 1 - x at rho = 0.
+    Real for x <= (1 - sqrt rho)^2.  Beyond that w swings, and the roots' modulus, sqrt rho, is
+    returned (of floats and arrays).  Source: Li & Arora 2020, theorem 2.12.
+
+    >>> float(momentum_shrink(0.25, 0.0)), float(momentum_shrink(0.5, 0.25))
+    (0.75, 0.5)
+    """
+    return _larger_root(1 + memory - x, memory)
+
+
+def nesterov_shrink(x, memory):
+    r"""Return the same under Nesterov's momentum: z^2 - (1 + rho) (1 - x) z + rho (1 - x) = 0.
+
+    From v' = rho v + weight_decay w, w' = w - learning_rate (weight_decay w + rho v').  Real for x
+    <= ((1 - rho)/(1 + rho))^2, beyond that as momentum_shrink, sqrt(rho (1 - x)).  Source: ours.
+
+    >>> float(nesterov_shrink(0.25, 0.0)), float(nesterov_shrink(0.0, 0.5))
+    (0.75, 1.0)
+    """
+    return _larger_root((1 + memory) * (1 - x), memory * (1 - x))
+
+
+def _larger_root(trace, determinant):
+    square = trace * trace - 4 * determinant
+    if np.asarray(square).dtype == object:
+        return (trace + np.sqrt(square)) / 2
+    real = (trace + np.sqrt(np.maximum(square, 0))) / 2
+    return np.where(square < 0, np.sqrt(determinant), real)[()]
+
+
+SHRINKS = {
+    "SGD": lambda x, memory: 1 - x,
+    "Momentum": momentum_shrink,
+    "Nesterov": nesterov_shrink,
+    "AdamW": lambda x, memory: 1 - x,
+}
+
+
+def relaxation_rate(optimizer, learning_rate, weight_decay, *, s=1.0, dims=1, memory=0.9):
+    r"""Return 1/tau: |w|^(2 + 2 nu) comes to its limit as exp(-t/tau), t in steps.
+
+    (2 + 2 nu) times minus the logarithm of the factor by which w shrinks without gradient
+    (`SHRINKS`): 4 x/(1 - rho) for SGD and momentum, 2 x for AdamW, both to first order in x.  Adam
+    with L2: 3 x_e, to first order, near the limit; farther off see adam_clock.
+
+    Valid for x < 1, and where v follows faster than |w| moves (Adam).  Sources: Li, Lyu & Arora
+    2020, section 4; Wan et al. 2021, theorem 2; Adam's are ours.
+
+    >>> [float(relaxation_rate(name, 0.1, 0.01).round(6)) for name in ("SGD", "AdamW")]
+    [0.004002, 0.002001]
+    """
+    if optimizer == "Adam":
+        at = equilibrium(
+            "Adam", learning_rate, weight_decay, s=s, dims=dims, memory=memory
+        )
+        return 3 * at.small
+    if optimizer not in SHRINKS:
+        raise ValueError(
+            f"optimizer: got {optimizer!r}, expected one of Adam, {', '.join(SHRINKS)}"
+        )
+    shrink = SHRINKS[optimizer](learning_rate * weight_decay, memory)
+    return -(2 + 2 * DEGREES[optimizer]) * np.log(shrink)
+
+
+def adam_clock(q):
+    r"""Return F(q) of q = |w| over its limit under Adam with L2: it falls by 3 x_e per step.
+
+    F = log|q - 1| - log(q^2 + q + 1)/2 + sqrt(3) arctan((2 q + 1)/sqrt(3)), from dq/dt = x_e (1/q -
+    q^2), the balance of growth and decay to first order in x_e.  q: floats or arrays > 0, not 1.
+
+    >>> round(float(adam_clock(1e-9 + 1) - adam_clock(1e-8 + 1)), 6)
+    -2.302585
+    """
+    root = np.sqrt(3.0)
+    return (
+        np.log(np.abs(q - 1))
+        - 0.5 * np.log(q * q + q + 1)
+        + root * np.arctan((2 * q + 1) / root)
+    )
+
+
+def power_clock(q, degree):
+    r"""Return log|q^(2 + 2 nu) - 1|, which falls by the relaxation rate per step.
+
+    q: |w| over its limit, floats or arrays.  degree: nu.
+
+    >>> float(power_clock(2.0, 1).round(9))
+    2.708050201
+    """
+    return np.log(np.abs(q ** (2 + 2 * degree) - 1))

@@ -1,0 +1,137 @@
+r"""<w, grad L> of an invariance group, what eps leaves of it, and what rounding may leave of it."""
+
+import numpy as np
+
+from minimal_nn import backend
+from theory.measures.closest import Closest
+from theory.measures.groups import beside_eps, group_sum
+from theory.numbers.bounded import Bounded, gamma, unit_roundoff
+
+
+def _bounded_group_pass(network, group, trace):
+    """Run the layers from the group's to the absorbing one on `Bounded` numbers, forward and back.
+
+    Returns the gradients of the source layer's parameters given dz at the absorbing layer's input;
+    the part of the residual's bound that dz's own error causes there; the absorbing layer's y -
+    beta, dy, and the variance or squared norm v that its eps stands beside; all with their rounding
+    errors.
+    """
+    wing = backend.get("reference")
+    source = group.parameters[0].split(".")[0]
+    first, last = network.names.index(source), network.names.index(group.absorbed_by)
+    x = Bounded(network.backend.to_numpy(trace.layers[source].x))
+    caches, error_of_z = [], 0.0
+    for name, layer in zip(
+        network.names[first : last + 1], network.layers[first : last + 1], strict=True
+    ):
+        arrays = [
+            {
+                key.split(".")[1]: Bounded(network.backend.to_numpy(array))
+                for key, array in arrays.items()
+                if key.startswith(name + ".")
+            }
+            for arrays in (network.parameters, network.state)
+        ]
+        if name == group.absorbed_by and last > first:
+            # The identity holds for the computed z: its error meets dz in <w, grad L> alone.
+            x, error_of_z = Bounded(x.value), x.error
+        before = x
+        x, cache, _ = layer.forward(wing, *arrays, x, True)
+        caches.append((layer, cache))
+    y, dy = x, Bounded(network.backend.to_numpy(trace.layers[group.absorbed_by].dy))
+    kind = network.layers[last].kind
+    v = beside_eps(kind, before, arrays[0].get("v"))
+    shift = arrays[0].get("b" if kind == "weightnorm" else "beta")
+    # Likewise the error of dz, the cotangent of z, meets z alone, and is not sent on through |W|.
+    (layer, cache), *rest = reversed(caches)
+    cotangent, local = layer.backward(wing, dy, cache)
+    through = 0.0
+    if rest:
+        size = np.abs(before.value) + error_of_z
+        bias = f"{network.names[last - 1]}.b"  # what is not rescaled along with z
+        if bias in network.parameters and bias not in group.parameters:
+            size = size + np.abs(network.backend.to_numpy(network.parameters[bias]))
+        through = size * cotangent.error + error_of_z * np.abs(cotangent.value)
+        cotangent = Bounded(cotangent.value)
+    for layer, cache in rest:
+        cotangent, local = layer.backward(wing, cotangent, cache)
+    return local, through, y if shift is None else y - shift, dy, v
+
+
+def _per_unit_sum(array, per_unit, units):
+    """Sum an array over everything, or for each unit (a flattened channel's lie `units` apart)."""
+    if not getattr(array, "ndim", 0):
+        return array
+    return array.reshape(-1, units).sum(axis=0) if per_unit else array.reshape(-1).sum()
+
+
+def orthogonality(network, group, X, targets, trace=None):
+    """Return residual, leak, size and bound of <w, grad L> for a group, each (groups,) float64.
+
+    residual: <w, grad L> for each unit, or one number for the group as a whole, from the network's
+    own gradients, summed in longdouble.  leak: what eps > 0 must leave, the sum over what the
+    absorbing layer normalizes of eps / (v + eps) <dy, y - beta>.  size: |w| |grad L|.  bound: the
+    running error bound (bounded.py) on residual - leak.
+    """
+    trace = network.trace(X, targets) if trace is None else trace
+    weights = [network.backend.to_numpy(network.parameters[name]) for name in group.parameters]
+    grads = [network.backend.to_numpy(trace.gradients[name]) for name in group.parameters]
+    wide = np.longdouble
+    products = [w.astype(wide) * g for w, g in zip(weights, grads, strict=True)]
+    residual = group_sum(products, group.per_unit)
+    size = np.sqrt(
+        group_sum([w.astype(wide) ** 2 for w in weights], group.per_unit)
+        * group_sum([g.astype(wide) ** 2 for g in grads], group.per_unit)
+    )
+    local, through, y, dy, v = _bounded_group_pass(network, group, trace)
+    errors = [local[name.split(".")[1]].error for name in group.parameters]
+    bound = group_sum([np.abs(w) * e for w, e in zip(weights, errors, strict=True)], group.per_unit)
+    # The sum itself is in longdouble, which counts when the network is too.
+    terms = sum(w.size for w in weights) // residual.size + 1
+    products = [np.abs(w.astype(wide) * g) for w, g in zip(weights, grads, strict=True)]
+    bound = bound + gamma(terms, unit_roundoff(wide)) * group_sum(products, group.per_unit)
+    bound = bound + _per_unit_sum(through, group.per_unit, residual.size)
+    leak = np.zeros_like(residual)
+    if group.eps > 0:
+        share = Bounded(v.value.astype(wide), v.error)
+        share = group.eps / (share + group.eps)
+        product = Bounded(dy.value.astype(wide)) * Bounded(y.value.astype(wide), y.error) * share
+        law = _per_unit_sum(product, group.per_unit, residual.size)
+        leak, bound = np.atleast_1d(law.value), bound + np.atleast_1d(law.error)
+    return tuple(a.astype(np.float64) for a in (residual, leak, size, bound))
+
+
+def worst_orthogonality(network, X, targets):
+    """Return |residual - leak| and bound where they are closest, and the largest |residual|.
+
+    Each is relative to |w| |grad L|.
+    """
+    trace = network.trace(X, targets)
+    closest, largest = Closest(), 0.0
+    for group in network.invariance_groups():
+        residual, leak, size, bound = orthogonality(network, group, X, targets, trace)
+        alive = size > 0
+        if not alive.any():
+            continue
+        closest.offer(np.abs(residual - leak)[alive] / size[alive], bound[alive] / size[alive])
+        largest = max(largest, float(np.max(np.abs(residual[alive]) / size[alive])))
+    return closest.residual, closest.bound, largest
+
+
+# The same in balls and symbols, where nothing is left by rounding
+
+
+def product_of(network, group, gradients):
+    """Return <w, grad L> of a group, one for each unit or one for all."""
+    terms = [network.parameters[name] * gradients[name] for name in group.parameters]
+    return group_sum(terms, group.per_unit)
+
+
+def leak_of(network, group, trace):
+    """Return what eps leaves of <w, grad L>: the sum of eps/(v + eps) dy (y - beta)."""
+    name, parameters = group.absorbed_by, network.parameters
+    layer = trace.layers[name]
+    kind = network.layers[network.names.index(name)].kind
+    v = beside_eps(kind, layer.x, parameters.get(f"{name}.v"))
+    shift = parameters.get(f"{name}.b", 0) if kind == "weightnorm" else parameters[f"{name}.beta"]
+    return group_sum([group.eps / (v + group.eps) * layer.dy * (layer.y - shift)], group.per_unit)
