@@ -15,8 +15,17 @@ from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.simd import fill, fma, hyperbolic_tangent, load, store, where_above
+from minimal_nn.cpu.machine.simd import (
+    fill,
+    fma,
+    hyperbolic_tangent,
+    load,
+    store,
+    where_above,
+    where_zero,
+)
 from minimal_nn.cpu.machine.workspace import elements
+from minimal_nn.reference.arguments import expect_shape
 
 KINDS = ("relu", "tanh", "identity")
 
@@ -47,7 +56,10 @@ def relu_gradient_kernel(step, thread, unit, y, y_step, dy, dy_step, dz, dz_step
 @kernel
 def tanh_kernel(step, thread, unit, z, z_step, y, y_step, count):
     for i in range(0, count, z.lanes):
-        store(y + (unit * y_step + i), hyperbolic_tangent(load(z + (unit * z_step + i))))
+        number = load(z + (unit * z_step + i))
+        # The odd function keeps the sign of zero.
+        value = where_zero(number, number, hyperbolic_tangent(number))
+        store(y + (unit * y_step + i), value)
 
 
 @kernel
@@ -90,6 +102,7 @@ def forward(z, kind):
 def backward(dy, cache):
     """Return dz = f'(z) dy."""
     _, dy = floating(y=cache.y, dy=dy)
+    expect_shape("dy", dy, cache.y.shape)
     if cache.kind == "identity":
         return dy
     y, source = workspace.flat(cache.y), workspace.flat(dy)

@@ -16,6 +16,7 @@ from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.microkernel import TILE_ROWS, TRANSPOSED_ROWS, tile, tile_transposed
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.simd import fill, load, store, transpose_square
+from minimal_nn.reference.arguments import expect_affine
 
 BLOCK = 128
 
@@ -121,15 +122,6 @@ class Cache(NamedTuple):
     has_bias: bool
 
 
-def _check(x, W, b):
-    if x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[0]:
-        raise ValueError(
-            f"W: got shape {W.shape} for x of shape {x.shape}, expected (D, K) and (N, D)"
-        )
-    if b is not None and b.shape != W.shape[1:]:
-        raise ValueError(f"b: got shape {b.shape}, expected {W.shape[1:]}")
-
-
 def _product(x, W, b=None):
     """Return x W + b for matrices, through panels."""
     (rows, depth), columns = x.shape, W.shape[1]
@@ -153,7 +145,7 @@ def forward(x, W, b=None):
     x (N, D), W (D, K), b (K,) or None, of one floating type -> y (N, K).
     """
     x, W, b = floating(x=x, W=W, b=b)
-    _check(x, W, b)
+    expect_affine(x, W, b)
     return _product(x, W, b), Cache(x, W, b is not None)
 
 

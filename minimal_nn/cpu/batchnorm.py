@@ -32,6 +32,7 @@ from minimal_nn.cpu.machine.simd import (
     where_zero,
 )
 from minimal_nn.cpu.machine.workspace import Columns, aligned, lanes
+from minimal_nn.reference.arguments import expect_shape
 from minimal_nn.reference.batchnorm import standard_deviation
 from minimal_nn.reference.extremes import check_variance
 
@@ -630,6 +631,8 @@ def update_running(running_mean, running_var, mean, var, count, momentum):
     """
     arrays = floating(running_mean=running_mean, running_var=running_var, mean=mean, var=var)
     units = arrays[0].size
+    for name, array in zip(("running_var", "mean", "var"), arrays[1:], strict=True):
+        expect_shape(name, array, arrays[0].shape)
     padded = [Columns((1, units), arrays[0].dtype).vector(array) for array in arrays]
     one = [_one(value, arrays[0].dtype) for value in (count / (count - 1), momentum)]
     program = Program().phase(1).call(update_running_kernel, *padded, *one, padded[0].size)

@@ -36,6 +36,7 @@ from minimal_nn.cpu.machine.microkernel import TILE_ROWS, TRANSPOSED_ROWS, tile,
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.simd import fill, load, pointer_at, store, transpose_square
 from minimal_nn.cpu.machine.workspace import elements
+from minimal_nn.reference.arguments import expect_convolution, expect_shape
 
 GROUPS = 16  # of images, each with its own sum of weight gradients
 ROWS = 4  # image rows in one block of that sum
@@ -382,12 +383,7 @@ def forward(x, W, b=None, stride=1, padding=1, algorithm="direct"):
     or 1: fewer multiplications and larger rounding errors, see winograd.py; also for the gradients.
     """
     x, W, b = floating(x=x, W=W, b=b)
-    if x.ndim != 4 or W.ndim != 4 or x.shape[3] != W.shape[2]:
-        raise ValueError(
-            f"W: got shape {W.shape} for x of shape {x.shape}, expected (kh, kw, C, K)"
-        )
-    if b is not None and b.shape != W.shape[3:]:
-        raise ValueError(f"b: got shape {b.shape}, expected {W.shape[3:]}")
+    expect_convolution(x, W, b, stride, padding)
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm: got {algorithm!r}, expected one of {ALGORITHMS}")
     if algorithm != "direct" and (W.shape[:2] != (3, 3) or stride != 1 or padding not in (0, 1)):
@@ -409,6 +405,10 @@ def backward(dy, cache):
     if isinstance(cache, TiledCache):
         return _tiled_backward(dy, cache)
     kernel = cache.kernel
+    n, h, w, _ = cache.shape
+    sizes = zip((h, w), kernel, strict=False)
+    height, width = (output_size(s, k, cache.stride, cache.padding) for s, k in sizes)
+    expect_shape("dy", dy, (n, height, width, kernel[3]))
     dpatches, dW, db = affine.backward(np.reshape(dy, (-1, kernel[3])), cache.affine)
     dx = _scatter(dpatches, cache.shape, kernel[:2], cache.stride, cache.padding)
     return np.ascontiguousarray(dx), dW.reshape(kernel), db

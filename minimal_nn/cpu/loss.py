@@ -30,6 +30,7 @@ from minimal_nn.cpu.machine.simd import (
     store,
     sum_lanes,
 )
+from minimal_nn.reference.arguments import labels as checked_labels
 
 KINDS = ("cross_entropy", "mean_squared_error")
 NON_FINITE = 3  # the status
@@ -131,25 +132,15 @@ def forward(scores, targets, kind):
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
     if kind == "cross_entropy":
-        return _cross_entropy(*floating(scores=scores), np.asarray(targets))
+        return _cross_entropy(*floating(scores=scores), targets)
     return _mean_squared_error(*floating(scores=scores, targets=targets))
 
 
 def _cross_entropy(scores, targets):
+    labels = checked_labels(targets, scores)
     rows, columns = scores.shape
-    if targets.shape != (rows,) or targets.dtype.kind not in "iu":
-        raise ValueError(
-            f"targets: got shape {targets.shape} and dtype {targets.dtype}, expected integers "
-            f"of shape {(rows,)}"
-        )
-    if rows and (targets.min() < 0 or targets.max() >= columns):
-        raise ValueError(
-            f"targets: got labels from {targets.min()} to {targets.max()}, expected 0 to "
-            f"{columns - 1}"
-        )
     s = workspace.pack(scores)
     ds = np.zeros_like(s)
-    labels = targets.astype(np.int64)
     totals, shifted = workspace.padded(rows, s.dtype, 1), workspace.padded(rows, s.dtype)
     losses = np.zeros(1, dtype=s.dtype)
     program = Program().phase(row_units(rows))

@@ -17,6 +17,7 @@ from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.simd import fill, load, store, where_beats, where_zero
 from minimal_nn.cpu.machine.workspace import elements
+from minimal_nn.reference.arguments import expect_pooling
 
 
 @inline
@@ -81,9 +82,8 @@ def forward(x, size):
     Raises ValueError for a height or width that `size` does not divide.
     """
     (x,) = floating(x=x)
+    expect_pooling(x, size)
     n, h, w, channels = x.shape
-    if h % size or w % size:
-        raise ValueError(f"x: got height and width {(h, w)}, expected multiples of size = {size}")
     x = workspace.pad_channels(x)
     y = workspace.aligned((n, h // size, w // size, x.shape[3]), x.dtype)
     program = Program().phase(n)

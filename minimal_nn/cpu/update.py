@@ -33,6 +33,7 @@ from minimal_nn.cpu.machine.simd import (
 from minimal_nn.cpu.machine.workspace import Columns, elements
 from minimal_nn.cpu.norms import rescales, scale_of
 from minimal_nn.errors import ZeroNormError
+from minimal_nn.reference.arguments import expect_norm
 
 ZERO_NORM = 4  # the status
 
@@ -521,6 +522,7 @@ def normalize(w, norm):
     Raises ZeroNormError where a unit's weights are all 0.
     """
     (w,) = floating(w=w)
+    expect_norm(norm, w)
     program = Program()
     if w.ndim < 2:
         weights = workspace.flat(w)

@@ -21,6 +21,7 @@ from minimal_nn.cuda.device.launch import (
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.cuda.parts.vectors import flatten, number_type, vector, vector_width
 from minimal_nn.cuda.products.matmul import product
+from minimal_nn.reference.arguments import expect_affine, expect_shape
 
 
 class Cache(NamedTuple):
@@ -37,6 +38,8 @@ def forward(x, W, b=None, *, precision=None):
     `matmul`; None keeps the dtype's own.
     """
     x, W = asarray(x), asarray(W)
+    b = None if b is None else asarray(b, x.dtype)
+    expect_affine(x, W, b)
     y = product(x, W, bias=b, precision=precision)
     return y, Cache(x, W, b is not None, precision)
 
@@ -45,6 +48,7 @@ def backward(dy, cache):
     """Return dx (N, D), dW (D, K) and db (K,), or None for db where there was no bias."""
     x, W, has_bias, precision = cache
     dy = asarray(dy, x.dtype)
+    expect_shape("dy", dy, (x.shape[0], W.shape[1]))
     dx = product(dy, transposed(W), precision=precision)
     dW = product(transposed(x), dy, precision=precision)
     return dx, dW, column_sums(dy) if has_bias else None

@@ -39,6 +39,7 @@ from minimal_nn.cuda.parts.vectors import (
     vector,
     vector_width,
 )
+from minimal_nn.reference.arguments import expect_shape
 from minimal_nn.reference.batchnorm import standard_deviation
 
 
@@ -478,6 +479,11 @@ def backward_calls(dy, cache, dz, dgamma, dbeta, training=True, relu=False):
     ]  # fmt: skip
 
 
+def _check_units(z, **vectors):
+    for name, array in vectors.items():
+        expect_shape(name, array, z.shape[-1:])
+
+
 def _run(calls):
     for call in calls:
         launch(*call)
@@ -491,6 +497,7 @@ def forward(z, gamma, beta, eps):
     NonFiniteError where a variance overflows.
     """
     z, gamma, beta = placed(z, gamma, beta)
+    _check_units(z, gamma=gamma, beta=beta)
     y, mean, var = empty(z.shape, z.dtype), empty(gamma.shape, z.dtype), empty(gamma.shape, z.dtype)
     _run(forward_calls(z, gamma, beta, eps, y, mean, var, reduction.status()))
     standard_deviation(to_host(var), eps, "units")
@@ -505,6 +512,7 @@ def backward(dy, cache):
 def forward_running(z, gamma, beta, mean, var, eps):
     """Normalize with given statistics: y = gamma (z - mean) / sqrt(var + eps) + beta."""
     z, gamma, beta, mean, var = placed(z, gamma, beta, mean, var)
+    _check_units(z, gamma=gamma, beta=beta, mean=mean, var=var)
     standard_deviation(to_host(var), eps, "units (running variance)")
     y = empty(z.shape, z.dtype)
     _run(running_calls(z, gamma, beta, mean, var, eps, y, reduction.status()))
@@ -518,6 +526,7 @@ def backward_running(dy, cache):
 
 def _backward(dy, cache, training):
     dy = placed(dy, dtype=cache.z.dtype)
+    expect_shape("dy", dy, cache.z.shape)
     dz = empty(dy.shape, dy.dtype)
     dgamma, dbeta = empty(cache.gamma.shape, dy.dtype), empty(cache.gamma.shape, dy.dtype)
     _run(backward_calls(dy, cache, dz, dgamma, dbeta, training))
@@ -530,6 +539,8 @@ def update_running(running_mean, running_var, mean, var, count, momentum):
     The variance enters unbiased, var count / (count - 1) with count the numbers per unit.
     """
     given = placed(running_mean, running_var, mean, var)
+    for name, array in zip(("running_var", "mean", "var"), given[1:], strict=True):
+        expect_shape(name, array, given[0].shape)
     mean = given[2]
     number = mean.dtype.type
     new = empty(mean.shape, mean.dtype), empty(mean.shape, mean.dtype)

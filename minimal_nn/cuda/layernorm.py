@@ -40,6 +40,7 @@ from minimal_nn.cuda.parts.vectors import (
     vector,
     vector_width,
 )
+from minimal_nn.reference.arguments import expect_shape
 from minimal_nn.reference.extremes import check_variance
 
 WARPS_OF_A_BLOCK = {1: 4, 8: 8}  # by the warps that share a row
@@ -360,6 +361,8 @@ def forward(z, gamma, beta, eps):
     where a variance overflows.
     """
     z, gamma, beta = placed(z, gamma, beta)
+    for name, array in (("gamma", gamma), ("beta", beta)):
+        expect_shape(name, array, z.shape[-1:])
     rows = z.size // z.shape[-1]
     y, mean, inverse = empty(z.shape, z.dtype), empty(rows, z.dtype), empty(rows, z.dtype)
     for call in forward_calls(z, gamma, beta, eps, y, mean, inverse, reduction.status()):
@@ -373,6 +376,7 @@ def forward(z, gamma, beta, eps):
 def backward(dy, cache):
     """Return dz (N, K), dgamma (K,) and dbeta (K,) for the cotangent dy (N, K)."""
     dy = placed(dy, dtype=cache.z.dtype)
+    expect_shape("dy", dy, cache.z.shape)
     dz, shape = empty(dy.shape, dy.dtype), cache.gamma.shape
     dgamma, dbeta = empty(shape, dy.dtype), empty(shape, dy.dtype)
     for call in backward_calls(dy, cache, dz, dgamma, dbeta):

@@ -41,6 +41,7 @@ from minimal_nn.cuda.parts.vectors import (
     vector,
     vector_width,
 )
+from minimal_nn.reference.arguments import expect_norm, expect_shape
 from minimal_nn.reference.extremes import FIXED_NORM, check_norm
 
 
@@ -424,6 +425,8 @@ def _step(formula, w, g, states, **hyper):
     """Run a formula on one parameter and return w and the states."""
     arrays = placed(w, g, *states)
     w = arrays[0]
+    for name, array in zip(("g", "state 0", "state 1"), arrays[1:], strict=False):
+        expect_shape(name, array, w.shape)
     hyper = {name: _on_host(value) for name, value in hyper.items()}
     row = scalars(formula, **hyper)
     per_entry = any(np.ndim(number) > 0 for number in row)
@@ -446,6 +449,7 @@ def _on_host(value):
 def add_penalty(g, w, weight_decay):
     """Return g + weight_decay w: the gradient of L + (weight_decay / 2) |w|^2."""
     g, w = placed(g, w)
+    expect_shape("w", w, g.shape)
     decay = np.broadcast_to(np.asarray(_on_host(weight_decay), w.dtype), w.shape)
     out = empty(w.shape, w.dtype)
     flat = flatten(asarray(np.ascontiguousarray(decay)), w, g, out)
@@ -544,6 +548,7 @@ def unit_step_calls(formula, w, g, units, blocks, table, place, out=None, per_en
 
 def _unit_step(formula, w, g, learning_rate):
     w, g = placed(w, g)
+    expect_shape("g", g, w.shape)
     rate = np.asarray(_on_host(learning_rate), w.dtype)
     per_entry = rate.ndim > 0
     row = (np.zeros_like(rate), rate)
@@ -581,6 +586,7 @@ def normalize(w, norm):
     Raises ZeroNormError where a unit's weights are all 0.
     """
     w = placed(w)
+    expect_norm(norm, w)
     out = empty(w.shape, w.dtype)
     units = Units([w.shape], Units.widest([w.shape], [0], w, out))
     norms = asarray(np.full(units.count, _on_host(norm), w.dtype))

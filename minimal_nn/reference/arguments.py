@@ -102,8 +102,11 @@ def expect_integer(name, value, least):
         raise ValueError(f"{name}: got {value!r}, expected an integer >= {least}")
 
 
-def labels(targets, rows, classes):
-    """Return integer labels (rows,) from 0 to classes - 1; others would count from the end."""
+def labels(targets, scores):
+    """Return a label for each row of scores (N, K), from 0 to K - 1; others count from the end."""
+    if len(_shape(scores)) != 2:
+        raise ValueError(f"scores: got shape {_shape(scores)}, expected (N, K)")
+    rows, classes = scores.shape
     if isinstance(targets, np.ma.MaskedArray):
         raise TypeError("targets: got a masked array, expected labels without a mask")
     found = np.asarray(targets)

@@ -204,6 +204,8 @@ def asarray(x, dtype=None):
     for only where the interface names that stream (PyTorch's does not).  dtype converts host
     arrays; of others it is only checked.
     """
+    if isinstance(x, np.ndarray):
+        x = _plain(x)
     if is_device_array(x):
         if simulated() and dtype is not None:
             x = x.astype(dtype, copy=False)  # there, an array of the host looks the same
@@ -221,6 +223,17 @@ def asarray(x, dtype=None):
         return x.copy()
     with _translated(x.nbytes):
         return cuda.to_device(np.ascontiguousarray(x).reshape(x.shape))
+
+
+def _plain(x):
+    """Return a host array as a plain one in the machine's byte order; refuse a masked one."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            "x: got a masked array, expected one without a mask: take the entries that count, or "
+            "fill in numbers with .filled(...)"
+        )
+    x = np.asarray(x)
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
 def _foreign(x):
