@@ -142,6 +142,8 @@ def fit(
                 checkpoint, network, optimizer, rng, fingerprint, epochs
             )
     plan = network.backend.plan(network.program(), optimizer, batch_size) or StepByStep()
+    place = getattr(plan, "place", lambda array: array)  # what does not change goes there once
+    targets, X = place(targets), place(X) if augment is None else X
     with _pinned_blas(threads), _bar(progress, epochs, len(history.epochs)) as bar:
         for epoch in range(len(history.epochs) + 1, epochs + 1):
             shown = X if augment is None else _augmented(network, X, augment, rng)
