@@ -381,6 +381,11 @@ class WeightNorm(Layer):
     def normalized(self):
         return (("v", self.eps),)
 
+    def beside_eps(self, x, parameters):
+        """Return |v|^2 of each unit, beside which eps stands."""
+        v = parameters["v"]
+        return (v * v).sum(axis=tuple(range(v.ndim - 1)))
+
     @property
     def built_in(self):
         return super().built_in and self.layer.built_in
@@ -388,6 +393,12 @@ class WeightNorm(Layer):
 
 def _normalization_parameters(units):
     return {"gamma": np.ones(units), "beta": np.zeros(units)}
+
+
+def _mean(x, axes):
+    """Return the mean over axes, in any arithmetic."""
+    total = x.sum(axis=axes, keepdims=True)
+    return total / (x.size // total.size)
 
 
 @layer
@@ -451,6 +462,15 @@ class BatchNorm(Layer):
         dx, dgamma, dbeta = step(dy, cache)
         return dx, {"gamma": dgamma, "beta": dbeta}
 
+    def centered(self, x):
+        """Return the inputs less their mean over the batch."""
+        return x - _mean(x, tuple(range(x.ndim - 1)))
+
+    def beside_eps(self, x, parameters):
+        """Return the variance over the batch, beside which eps stands."""
+        centered = self.centered(x)
+        return _mean(centered * centered, tuple(range(x.ndim - 1)))
+
     def least_examples(self, input_shape):
         # The variance of one number is 0; an image has one for each pixel.
         return 1 if int(np.prod(input_shape[:-1])) > 1 else 2
@@ -502,6 +522,15 @@ class LayerNorm(Layer):
     def backward(self, wing, dy, cache):
         dx, dgamma, dbeta = wing.layernorm.backward(dy, cache)
         return dx, {"gamma": dgamma, "beta": dbeta}
+
+    def centered(self, x):
+        """Return the inputs less their mean over an example's units."""
+        return x - _mean(x, -1)
+
+    def beside_eps(self, x, parameters):
+        """Return the variance over an example's units, beside which eps stands."""
+        centered = self.centered(x)
+        return _mean(centered * centered, -1)
 
     def operation(self):
         return "layernorm", {"eps": self.eps}

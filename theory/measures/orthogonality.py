@@ -4,7 +4,7 @@ import numpy as np
 
 from minimal_nn import backend
 from theory.measures.closest import Closest
-from theory.measures.groups import beside_eps, group_sum
+from theory.measures.groups import group_sum
 from theory.numbers.bounded import Bounded, gamma, unit_roundoff
 
 
@@ -39,9 +39,10 @@ def _bounded_group_pass(network, group, trace):
         x, cache, _ = layer.forward(wing, *arrays, x, True)
         caches.append((layer, cache))
     y, dy = x, Bounded(network.backend.to_numpy(trace.layers[group.absorbed_by].dy))
-    kind = network.layers[last].kind
-    v = beside_eps(kind, before, arrays[0].get("v"))
-    shift = arrays[0].get("b" if kind == "weightnorm" else "beta")
+    absorbing = network.layers[last]
+    v = absorbing.beside_eps(before, arrays[0])
+    (source,) = absorbing.sources()
+    shift = arrays[0].get(source.shift)
     # Likewise the error of dz, the cotangent of z, meets z alone, and is not sent on through |W|.
     (layer, cache), *rest = reversed(caches)
     cotangent, local = layer.backward(wing, dy, cache)
@@ -129,9 +130,15 @@ def product_of(network, group, gradients):
 
 def leak_of(network, group, trace):
     """Return what eps leaves of <w, grad L>: the sum of eps/(v + eps) dy (y - beta)."""
-    name, parameters = group.absorbed_by, network.parameters
+    name = group.absorbed_by
     layer = trace.layers[name]
-    kind = network.layers[network.names.index(name)].kind
-    v = beside_eps(kind, layer.x, parameters.get(f"{name}.v"))
-    shift = parameters.get(f"{name}.b", 0) if kind == "weightnorm" else parameters[f"{name}.beta"]
+    absorbing = network.layers[network.names.index(name)]
+    own = {
+        key.removeprefix(f"{name}."): array
+        for key, array in network.parameters.items()
+        if key.startswith(f"{name}.")
+    }
+    v = absorbing.beside_eps(layer.x, own)
+    (source,) = absorbing.sources()
+    shift = own.get(source.shift, 0)
     return group_sum([group.eps / (v + group.eps) * layer.dy * (layer.y - shift)], group.per_unit)

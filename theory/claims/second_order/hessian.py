@@ -86,8 +86,7 @@ def _along_w(network, X, targets):
     if name.endswith(".v"):
         gradient, product = bounded_directional(network, {name: W}, X, targets)
         return gradient[name], product[name]
-    z = X @ W
-    z = z - z.mean(axis=0 if network.layers[1].kind == "batchnorm" else -1, keepdims=True)
+    z = network.layers[1].centered(X @ W)
     tail = nn.Network(network.layers[1:], z.shape[1:], dtype=network.dtype)
     kept = [array for other, array in network.parameters.items() if other != name]
     tail.parameters = {
