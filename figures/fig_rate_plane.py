@@ -126,7 +126,7 @@ def _equilibrium(results, optimizer, preset):
     """Return statement (i) for an optimizer: the ratio to the law, and the raw exponent."""
     own = [r for r in results if r.configuration["optimizer"]["name"] == optimizer]
     settled = [r for r in own if recorded.settled(r)]
-    power = round(1 / laws.NORM_EXPONENTS[optimizer])
+    power = round(1 / laws.norm_exponent(optimizer))
     law = "eta S/(4 lambda)" if optimizer == "Adam" else "eta <s^2>/(4 lambda)"
     title = style.label(optimizer)
     # A run's numbers are geometric means over the layers.

@@ -104,7 +104,7 @@ def settled(result):
     values, steps = result.values, result.configuration["steps"]
     rate = relaxation_rate(result)
     start = np.sqrt(values["w2"][0] / values["w2"][-1])  # |w| over its last
-    share = np.exp(-rate * steps / 2) * start ** (1 / laws.NORM_EXPONENTS[name(result)])
+    share = np.exp(-rate * steps / 2) * start ** (1 / laws.norm_exponent(name(result)))
     return bool(np.all(share < SETTLED) and np.all(steps * rate > 3))
 
 

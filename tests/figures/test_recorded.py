@@ -123,9 +123,9 @@ def test_a_changed_law_moves_the_figures(rng, monkeypatch):
     predicted = recorded.equilibrium(run)[1]
     line = fig_rate_plane._law("SGD", 0.1, 0.01)
     monkeypatch.setitem(laws.BALANCES, "SGD", lambda x, memory: 0.7)
-    monkeypatch.setitem(laws.NORM_EXPONENTS, "SGD", 1 / 3)
     monkeypatch.setitem(laws.DEGREES, "Adam", 1)
     assert recorded.equilibrium(run)[1] == pytest.approx(1.4 * predicted)
+    monkeypatch.setitem(laws.DEGREES, "SGD", 0)  # |w| as the cube root of eta/lambda
     assert fig_rate_plane._law("SGD", 0.1, 0.01) != line
     assert fig_rate_exponents._expected("Adam") == 2
     chosen = {"optimizer": {"name": "Adam", "learning_rate": 0.1}}
