@@ -48,13 +48,6 @@ def run_fatal(configuration, progress):
     return run(configuration, progress)
 
 
-def run_fatal_later(configuration, progress):
-    """The same, when a supervisor that has just started the worker has settled."""
-    if configuration["seed"] == 3:
-        time.sleep(1)
-    return run_fatal(configuration, progress)
-
-
 def run_fatal_once(configuration, progress):
     """The first run of a seed divisible by 5 kills its worker; a file remembers that it did."""
     flag = pathlib.Path(configuration["flags"]) / str(configuration["seed"])
