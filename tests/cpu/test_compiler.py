@@ -89,7 +89,8 @@ def test_an_edited_file_in_any_room_changes_the_key(copy, tmp_path):
         "assert len(set(keys)) == len(keys), keys\n"
         "print(*sorted(room.name for room in rooms))"
     )
-    assert run(code, copy, tmp_path).stdout.split() == ["cpu", "machine", "plan"]
+    rooms = {"cpu", "machine", "plan"}
+    assert rooms <= set(run(code, copy, tmp_path).stdout.split())
 
 
 def test_a_file_under_another_name_is_not_taken(copy, tmp_path):

@@ -118,12 +118,12 @@ def test_squares_beyond_the_range(place, path, rng):
 def test_the_status_word_tells_of_a_norm_that_is_not_finite(place, path, rng, value):
     v, g, _ = draw(rng, (9, 8), np.float32)
     v[:, 2] = np.inf if path == "one launch" and np.isfinite(value) else value
-    v, g = (launch.asarray(x) for x in (v, g))
-    W, norm = launch.empty(v.shape, v.dtype), launch.empty(g.shape, v.dtype)
-    status = launch.asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
+    v, g = (asarray(x) for x in (v, g))
+    W, norm = empty(v.shape, v.dtype), empty(g.shape, v.dtype)
+    status = asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
     for call in weightnorm.forward_calls(v, g, 0.0, W, norm, status):
         launch.launch(*call)
-    assert launch.to_host(status).tolist() == [1, 0, 0]
+    assert to_host(status).tolist() == [1, 0, 0]
 
 
 def test_nan_stays_in_its_column(place, rng, monkeypatch):

@@ -3,20 +3,28 @@
 import numpy as np
 
 from minimal_nn.cpu.machine import threads
+from minimal_nn.reference.arguments import arrays as arrays_of_reference
 
 # Below so many multiplications a second thread costs more than it gains.
 WORTH_A_THREAD = 1 << 20
 
 
 def floating(**arrays):
-    """Return the arrays in C order, refusing other types than float32 and float64 and mixtures."""
+    """Return the arrays in C order and the machine's byte order.
+
+    Refuses other types than float32 and float64, mixtures, and what the reference wing does: masked
+    arrays, and axes of length zero.
+    """
     out = []
     dtype = None
     for name, array in arrays.items():
         if array is None:
             out.append(None)
             continue
+        (array,) = arrays_of_reference(**{name: array})
         array = np.ascontiguousarray(array) if np.ndim(array) else np.asarray(array)
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
         if array.dtype != np.float32 and array.dtype != np.float64:
             raise TypeError(
                 f"{name}: got dtype {array.dtype}, expected float32 or float64 in the cpu wing; "
