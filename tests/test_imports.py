@@ -57,6 +57,8 @@ def test_the_contracts_are_kept():
         ("theory/claim", "from minimal_nn.reference import affine", "Theory asks"),
         ("minimal_nn/cpu/machine/program", "import minimal_nn.cpu.affine", "The plan composes"),
         ("minimal_nn/cpu/affine", "import minimal_nn.cpu.plan.loop", "The plan composes"),
+        ("minimal_nn/cuda/parts/vectors", "import minimal_nn.cuda.products.tiled", "Kernels stand"),
+        ("minimal_nn/cuda/device/launch", "import minimal_nn.cuda.affine", "Kernels stand"),
         ("theory/laws/scaling", "import theory.measures.bits", "Claims use"),
         ("theory/claims/flow", "import theory.claims.gradients", "No chapter"),
         ("figures/style", "import theory.claims", "Figures take"),
