@@ -14,6 +14,8 @@ Python around a program of kernels).  What they stand on lies behind two doors:
         workspace.py    the layouts: panels of columns, aligned and padded with zeros
         compiler.py     compiles kernels on first use; the cache on disk
         program.py      lists of kernel calls, run by one compiled loop on any number of threads
+        footprints.py   what kernels declare that they read and write; spans.py, operands.py
+        checks.py       what makes a program right, checked when it is built
         threads.py      how many threads, and why results do not depend on it
         arguments.py    which arrays the pure functions accept
 
