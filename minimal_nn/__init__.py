@@ -1,13 +1,13 @@
 """minimal_nn: a hand-written network, no autodiff; forward and backward passes that can be read.
 
-    network     Network: layers -> loss and gradients by explicit backward passes, invariance groups
-    layers      Dense, Conv2d, BatchNorm, LayerNorm, WeightNorm, ReLU, Tanh, MaxPool2d, Flatten
-    optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies
-    training    fit: batches, history, progress bar, checkpoint and resume
-    augmentation   flip_and_shift: training images mirrored and moved at random
-    gradcheck   derivatives checked by complex steps and finite differences
-    data        the digits that come with the package; readers for MNIST and CIFAR-10
-    reference/ cpu/ cuda/   the formulas, in three wings with the same modules
+network     Network: layers -> loss and gradients by explicit backward passes, invariance groups
+layers      Dense, Conv2d, BatchNorm, LayerNorm, WeightNorm, ReLU, Tanh, MaxPool2d, Flatten
+optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies
+training    fit: batches, history, progress bar, checkpoint and resume
+augmentation   flip_and_shift: training images mirrored and moved at random
+gradcheck   derivatives checked by complex steps and finite differences
+data        the digits that come with the package; readers for MNIST and CIFAR-10
+reference/ cpu/ cuda/   the formulas, in three wings with the same modules
 """
 
 from minimal_nn import moved

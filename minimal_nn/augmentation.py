@@ -30,9 +30,11 @@ def flip_and_shift(X, rng, shift=4):
         )
     n, height, width, _ = X.shape
     largest = min(height, width) - 1
-    if isinstance(shift, bool) or not isinstance(shift, (int, np.integer)) or (
-        not 0 <= shift <= largest
-    ):  # fmt: skip
+    if (
+        isinstance(shift, bool)
+        or not isinstance(shift, (int, np.integer))
+        or (not 0 <= shift <= largest)
+    ):
         raise ValueError(
             f"shift: got {shift!r}, expected an integer from 0 to {largest} for images of "
             f"{height} x {width} pixels"

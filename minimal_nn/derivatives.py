@@ -1,7 +1,7 @@
 """Derivatives by numbers: complex steps, finite differences with a bound, and round-off.
 
-    complex_step(f, x, direction)         without subtraction, exact to the rounding errors of f
-    finite_difference(f, x, direction)    for functions of real numbers, with bounds of its error
+complex_step(f, x, direction)         without subtraction, exact to the rounding errors of f
+finite_difference(f, x, direction)    for functions of real numbers, with bounds of its error
 """
 
 from itertools import pairwise

@@ -114,6 +114,4 @@ class PerUnit(np.lib.mixins.NDArrayOperatorsMixin):
         if not others:
             return PerUnit(ufunc(*given))
         dtype = np.result_type(*others)
-        return ufunc(
-            *(x.value.astype(dtype) if isinstance(x, PerUnit) else x for x in inputs)
-        )
+        return ufunc(*(x.value.astype(dtype) if isinstance(x, PerUnit) else x for x in inputs))

@@ -291,9 +291,10 @@ class Conv2d(_Affine):
         ):
             geometry = f"kernel={self.kernel}, stride={self.stride}, padding={self.padding}"
             _refuse(
-                f"algorithm with {geometry}", self.algorithm,
+                f"algorithm with {geometry}",
+                self.algorithm,
                 "'direct': Winograd's method is for kernel=3, stride=1 and padding 0 or 1",
-            )  # fmt: skip
+            )
 
     def output_shape(self, input_shape):
         if len(input_shape) != 3:

@@ -239,18 +239,20 @@ class Network:
         if self.loss_kind == "cross_entropy":
             return self.check_labels(targets, count, "targets")
         shape = (count, *self.shapes[-1])
-        return self._to_wing(
-            arguments.numbers(targets, shape, self.dtype, device=self._on_device)
-        )
+        return self._to_wing(arguments.numbers(targets, shape, self.dtype, device=self._on_device))
 
     def check_labels(self, labels, count, argument="labels"):
         """Return `count` integer labels, from 0 to below the number of outputs, or refuse them."""
         return self._to_wing(
             arguments.labels(
-                argument, labels, count, self.shapes[-1][0], self.backend.to_numpy,
+                argument,
+                labels,
+                count,
+                self.shapes[-1][0],
+                self.backend.to_numpy,
                 device=self._on_device,
             )
-        )  # fmt: skip
+        )
 
     def check_numbers(self):
         """Refuse parameters and statistics that have not the network's names, shapes and dtype."""

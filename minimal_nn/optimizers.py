@@ -207,9 +207,7 @@ class Optimizer:
 
     def initial_state(self, array, wing):
         """Return the state of a parameter before the first step: zeros in its shape."""
-        return {
-            slot: wing.asarray(np.zeros(array.shape, dtype=array.dtype)) for slot in self.slots
-        }
+        return {slot: wing.asarray(np.zeros(array.shape, dtype=array.dtype)) for slot in self.slots}
 
     def rule(self, wing):
         """Return the update function: the wing's `formula`, or what a subclass has instead.

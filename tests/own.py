@@ -188,9 +188,7 @@ class Residual(Layer):
 
     def forward(self, wing, parameters, state, x, train):
         def own(arrays, name):
-            return {
-                k[len(name) + 1 :]: a for k, a in arrays.items() if k.startswith(f"{name}.")
-            }
+            return {k[len(name) + 1 :]: a for k, a in arrays.items() if k.startswith(f"{name}.")}
 
         y, caches, after = x, [], {}
         for name, layer in self.parts():

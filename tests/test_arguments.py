@@ -96,9 +96,17 @@ def nothing_masked(array):
 
 
 KINDS = (
-    Series, torch_tensor, jax_array, np.asfortranarray, strided, backwards, byteswapped, unaligned,
-    read_only, nothing_masked,
-)  # fmt: skip
+    Series,
+    torch_tensor,
+    jax_array,
+    np.asfortranarray,
+    strided,
+    backwards,
+    byteswapped,
+    unaligned,
+    read_only,
+    nothing_masked,
+)
 
 
 def network(wing="reference", loss="cross_entropy"):
@@ -116,9 +124,15 @@ def everything(X, targets, wing, loss):
     if loss == "cross_entropy":
         results.append(net.error(X, targets))
     history = nn.fit(
-        net, nn.Adam(0.02), X, targets, epochs=2, batch_size=4, validation=(X, targets),
+        net,
+        nn.Adam(0.02),
+        X,
+        targets,
+        epochs=2,
+        batch_size=4,
+        validation=(X, targets),
         progress=False,
-    )  # fmt: skip
+    )
     results += [history.loss, history.epochs[-1]["validation_loss"], *net.parameters.values()]
     return [np.asarray(result).tobytes() for result in results]
 
@@ -144,9 +158,7 @@ def test_a_matrix_is_an_array(wing):
 @pytest.mark.parametrize("wing", ("reference", "cpu"))
 def test_a_memory_map_is_an_array(wing, tmp_path):
     given = memory_map(X, tmp_path), memory_map(LABELS, tmp_path)
-    assert everything(*given, wing, "cross_entropy") == everything(
-        X, LABELS, wing, "cross_entropy"
-    )
+    assert everything(*given, wing, "cross_entropy") == everything(X, LABELS, wing, "cross_entropy")
 
 
 @pytest.mark.parametrize("dtype", (np.uint8, np.int8, np.uint16, np.int32, np.uint32, np.uint64))

@@ -359,7 +359,7 @@ class TestEmnist:
     LABELS = (23, 7, 16, 15, 1, 26)
 
     def test_letters_begin_with_1(self, tmp_path):
-        """"Corrupt: the label of record 1 is 16 ... fetch it again" was said of whole files."""
+        """ "Corrupt: the label of record 1 is 16 ... fetch it again" was said of whole files."""
         folder = write_set(tmp_path / "e", self.LABELS, "emnist-letters-", "test")
         d = sets.mnist(folder, np.uint8)
         assert "".join(d.classes[k] for k in d.y_train) == "wgpoaz"
@@ -561,7 +561,9 @@ class TestPickles:
         with pytest.raises(sets.DataError, match="test.bin is truncated: 9221 .*again from https"):
             sets.cifar100(tmp_path)
         (tmp_path / "test.bin").unlink()
-        with pytest.raises(sets.DataError, match="test.bin does not exist: fetch it from https://www"):
+        with pytest.raises(
+            sets.DataError, match="test.bin does not exist: fetch it from https://www"
+        ):
             sets.cifar100(tmp_path)
 
     def test_the_classes_of_cifar100(self):
@@ -649,10 +651,12 @@ class TestHostilePickles:
         module, _, attribute = name.partition(" ")
         for content in (
             f"c{module}\n{attribute}\n.".encode(),
-            b"\x80\x04" + b"".join(
+            b"\x80\x04"
+            + b"".join(
                 b"X" + len(t).to_bytes(4, "little") + t.encode() for t in (module, attribute)
-            ) + b"\x93.",
-        ):  # fmt: skip
+            )
+            + b"\x93.",
+        ):
             with pytest.raises(sets.DataError, match="it asks for"):
                 pickled.unpickled("a", content)
 

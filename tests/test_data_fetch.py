@@ -200,8 +200,12 @@ class TestResumed:
         statuses = [run(capsys, "mnist", "--folder", tmp_path)[0] for _ in range(5)]
         assert statuses == [1, 1, 1, 1, 0]
         assert [wanted for _, wanted in server.requests[:5]] == [
-            None, "bytes=1000-", "bytes=1500-", "bytes=3000-", "bytes=3000-",
-        ]  # fmt: skip
+            None,
+            "bytes=1000-",
+            "bytes=1500-",
+            "bytes=3000-",
+            "bytes=3000-",
+        ]
 
     def test_a_whole_part_is_not_asked_for_again(self, mnist, server, tmp_path, capsys):
         (tmp_path / "mnist").mkdir()

@@ -27,9 +27,14 @@ LONG_FUNCTIONS = {
     "minimal_nn/cuda/products/tensor.py:product_kernel": _ONE_KERNEL,
 }
 NOT_CODE = {
-    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
-    tokenize.ENCODING, tokenize.ENDMARKER,
-}  # fmt: skip
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENCODING,
+    tokenize.ENDMARKER,
+}
 
 
 def docstring_lines(tree):
@@ -79,5 +84,7 @@ def test_the_exceptions_are_needed():
 
 
 def test_what_does_not_count():
-    source = 'def f():\n    """One.\n\n    Two.\n    """\n    # why\n\n    return (\n        1\n    )\n'  # noqa: E501
+    source = (
+        'def f():\n    """One.\n\n    Two.\n    """\n    # why\n\n    return (\n        1\n    )\n'  # noqa: E501
+    )
     assert code_lines(source) == {1, 8, 9, 10}

@@ -50,9 +50,12 @@ def image_part(rng, shape):
         algorithm = str(rng.choice(["direct", "winograd2", "winograd4"])) if plain else "direct"
         layer = nn.Conv2d(
             int(rng.choice([1, 3, 4, 8, 17])),
-            kernel=int(kernel), stride=int(stride), padding=int(padding),
-            bias=bool(rng.random() < 0.5), algorithm=algorithm,
-        )  # fmt: skip
+            kernel=int(kernel),
+            stride=int(stride),
+            padding=int(padding),
+            bias=bool(rng.random() < 0.5),
+            algorithm=algorithm,
+        )
         if rng.random() < 0.1:
             layer = nn.WeightNorm(layer, eps=1e-4)
         layers.append(layer)
@@ -240,9 +243,15 @@ def torch_forward(torch, network, parameters, state, x):
             mean, var = state[f"{name}.mean"], state[f"{name}.var"]
             order = (0, -1, *range(1, x.ndim - 1))  # the units on axis 1
             x = f.batch_norm(
-                x.permute(order), mean, var, own["gamma"], own["beta"], True, layer.momentum,
+                x.permute(order),
+                mean,
+                var,
+                own["gamma"],
+                own["beta"],
+                True,
+                layer.momentum,
                 layer.eps,
-            )  # fmt: skip
+            )
             x = x.permute(0, *range(2, x.ndim), 1)
         elif isinstance(layer, nn.LayerNorm):
             x = f.layer_norm(x, x.shape[1:], own["gamma"], own["beta"], layer.eps)

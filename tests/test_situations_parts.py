@@ -64,7 +64,7 @@ NORMALIZED = {
         (6, 6, 2),
         "conv2.W",
     ),
-}  # fmt: skip
+}
 
 
 @EVERY_WING

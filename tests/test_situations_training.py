@@ -71,15 +71,23 @@ def test_three_steps_of_adamw_end_where_pytorchs_end(rng):
 
 
 HABITS = {
-    "units of batch norm": (lambda: nn.BatchNorm(64), "eps: got the integer 64, expected a float.*"
-                            "BatchNorm takes no number of units"),
+    "units of batch norm": (
+        lambda: nn.BatchNorm(64),
+        "eps: got the integer 64, expected a float.*BatchNorm takes no number of units",
+    ),
     "units of layer norm": (lambda: nn.LayerNorm(64), "eps: got the integer 64, .* LayerNorm"),
     "one unit": (lambda: nn.BatchNorm(1), "eps: got the integer 1, expected a float"),
     "NumPy's integer": (lambda: nn.LayerNorm(np.int64(8)), "eps: got the integer 8, expected"),
-    "inputs and outputs": (lambda: nn.Dense(64, 10), r"got Dense\(64, 10\) .*, expected "
-                           r"Dense\(units, \*, bias=True\): options are given by name; the"),
-    "channels and kernel": (lambda: nn.Conv2d(3, 16, 3), r"got Conv2d\(3, 16, 3\) .*, expected "
-                            r"Conv2d\(channels, \*, kernel=3, stride=1, padding=1"),
+    "inputs and outputs": (
+        lambda: nn.Dense(64, 10),
+        r"got Dense\(64, 10\) .*, expected "
+        r"Dense\(units, \*, bias=True\): options are given by name; the",
+    ),
+    "channels and kernel": (
+        lambda: nn.Conv2d(3, 16, 3),
+        r"got Conv2d\(3, 16, 3\) .*, expected "
+        r"Conv2d\(channels, \*, kernel=3, stride=1, padding=1",
+    ),
     "two of batch norm": (lambda: nn.BatchNorm(1e-5, 0.1), r"expected BatchNorm\(eps=1e-05, \*,"),
     "two of weight norm": (lambda: nn.WeightNorm(nn.Dense(3), 0), r"expected WeightNorm\(layer"),
     "a number for bias": (lambda: nn.Dense(64, bias=10), "bias: got 10, expected True or False"),
@@ -87,7 +95,7 @@ HABITS = {
     "None for bias": (lambda: nn.Conv2d(8, bias=None), "bias: got None, expected True or False"),
     "another name": (lambda: nn.Dense(64, activation="relu"), "unexpected keyword argument 'activ"),
     "no units": (lambda: nn.Dense(), "missing a required argument: 'units'.* expected Dense"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("habit", HABITS)
@@ -134,9 +142,11 @@ def test_an_optimizer_of_another_network_is_refused(kind, wing, data):
     train(first, data, optimizer)
     keeps = bool(kind.slots)
     others = (
-        second, first.with_parameters(), copy.deepcopy(first),
+        second,
+        first.with_parameters(),
+        copy.deepcopy(first),
         network_of(nn.Dense(7), nn.Dense(3), wing=wing),
-    )  # fmt: skip
+    )
     for other in others:
         before = dict(other.parameters)
         if keeps:

@@ -32,9 +32,7 @@ def parser():
         help="other numbers: a dtype, rigorous balls, or symbols (the claims that fit them; the "
         "others are named with the reason)",
     )
-    p.add_argument(
-        "--bits", type=int, default=1000, help="the balls' precision (default 1000)"
-    )
+    p.add_argument("--bits", type=int, default=1000, help="the balls' precision (default 1000)")
     p.add_argument("--seed", type=int, default=0, help="of weights and batches (default 0)")
     p.add_argument("--thorough", action="store_true", help="also the long statistical runs")
     p.add_argument("--json", metavar="FILE", help="write every figure to FILE")

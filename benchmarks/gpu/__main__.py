@@ -123,6 +123,8 @@ def timings_phase(rng, peers):
         rows.append(attempted(name, training_step, rng, torch, network))
         show(rows[-1:], limits, header=False)
     return {"good": not any("failed" in row for row in rows), "chip": limits, "rows": rows}
+
+
 PHASES = {"correctness": correctness_phase, "timings": timings_phase}
 
 

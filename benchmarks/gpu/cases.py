@@ -218,6 +218,8 @@ class Sizes(NamedTuple):
     side: int = 32
     channels: int = 64
     weights: int = 4096
+
+
 # The same kernels, where it is not the time that counts.
 STATIC = Sizes(rows=8192, images=16, weights=2048)
 

@@ -36,6 +36,8 @@ def copy_vectors(x, y):
     """y = x, four numbers to a thread."""
     i = numba.uint32(cuda.grid(1)) * numba.uint32(4)
     store4(y, i, load4(x, i))
+
+
 CHAINS = 16
 
 

@@ -109,6 +109,8 @@ def _rounded_product(rng):
     if not np.array_equal(to_host(device.product), host) or device.open:
         raise AssertionError("the correctly rounded product: device and host differ")
     return {"name": "correctly rounded product 300^3", "recomputed": device.recomputed}
+
+
 # What runs beside the checks: the tests (exact integers, pooling, loss, optimizers, plans) and the
 # claims.
 BESIDE = {

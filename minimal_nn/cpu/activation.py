@@ -119,8 +119,6 @@ def backward(dy, cache):
     y, source = workspace.flat(cache.y), workspace.flat(dy)
     program = Program().phase(1)
     out = program.made(source.size, dy.dtype).at(step=0)
-    emit_backward(
-        program, cache.kind, elements(y, 0), elements(source, 0), out, source.size
-    )
+    emit_backward(program, cache.kind, elements(y, 0), elements(source, 0), out, source.size)
     program.run()
     return out.array[: dy.size].reshape(dy.shape)

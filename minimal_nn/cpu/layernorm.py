@@ -173,9 +173,18 @@ def emit_forward(program, z, y, gamma, beta, mean, inverse, eps, rows, columns):
     """Emit, for blocks of rows as units, y and each row's mean and 1 / sqrt(var + eps)."""
     program.rows(row_units(rows))
     program.call(
-        forward_kernel, z, y, gamma, beta, mean, inverse, np.array([eps], z.array.dtype), rows,
-        columns, program.status,
-    )  # fmt: skip
+        forward_kernel,
+        z,
+        y,
+        gamma,
+        beta,
+        mean,
+        inverse,
+        np.array([eps], z.array.dtype),
+        rows,
+        columns,
+        program.status,
+    )
 
 
 def emit_backward(program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, columns):
@@ -233,9 +242,18 @@ def backward(dy, cache):
     dz = program.panels(rows, columns, dy.dtype)
     dgamma, dbeta = (program.made(cache.gamma.size, dy.dtype) for _ in range(2))
     emit_backward(
-        program, Operand(cache.z), Operand(workspace.pack(dy.reshape(rows, columns))), dz,
-        cache.gamma, cache.mean, cache.inverse, dgamma, dbeta, rows, columns,
-    )  # fmt: skip
+        program,
+        Operand(cache.z),
+        Operand(workspace.pack(dy.reshape(rows, columns))),
+        dz,
+        cache.gamma,
+        cache.mean,
+        cache.inverse,
+        dgamma,
+        dbeta,
+        rows,
+        columns,
+    )
     program.run(thread_count=thread_count(8 * dy.size))
     dz = workspace.unpack(dz.array, rows, columns).reshape(dy.shape)
     return dz, dgamma.array[:columns], dbeta.array[:columns]

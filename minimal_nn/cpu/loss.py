@@ -159,9 +159,7 @@ def emit_forward(program, kind, scores, targets, ds, losses, rows, columns):
     program.rows(row_units(rows))
     if kind == "cross_entropy":
         shifted = program.made(size, scores.array.dtype, valid)
-        program.call(
-            cross_entropy_kernel, scores, ds, targets, totals, shifted, rows, columns
-        )
+        program.call(cross_entropy_kernel, scores, ds, targets, totals, shifted, rows, columns)
         program.phase(1, check=True)
         program.call(mean_cross_entropy_kernel, totals, shifted, losses, rows, program.status)
     else:
@@ -216,9 +214,7 @@ def _forward(kind, scores, targets, shape):
     program = Program()
     ds = program.panels(rows, columns, scores.dtype)
     losses = program.made(1, scores.dtype)
-    emit_forward(
-        program, kind, Operand(workspace.pack(scores)), targets, ds, losses, rows, columns
-    )
+    emit_forward(program, kind, Operand(workspace.pack(scores)), targets, ds, losses, rows, columns)
     program.run(thread_count=thread_count(16 * scores.size))
     return losses.array[0], Cache(workspace.unpack(ds.array, rows, columns).reshape(shape))
 

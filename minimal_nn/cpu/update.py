@@ -80,7 +80,7 @@ def elementwise(slots, hypers):
         def loop(
             step, thread, unit, w, w_step, slot_step, g, g_step,
             hyper, hyper_step, hyper_row, element_step, count,
-        ):  # fmt: skip
+        ):  # fmt: skip # a group of arguments a line
             base = unit * w_step
             h = hyper + (step * hyper_step + base * element_step)
             for i in range(0, count, w.lanes):
@@ -288,7 +288,7 @@ def _columns_hyper(k):
 def normalized_columns_kernel(
     step, thread, unit, w, w_step, g, g_step, hyper, hyper_step, hyper_row, element_step,
     order, rows, lines, relative,
-):  # fmt: skip
+):  # fmt: skip # a group of arguments a line
     """w - eta g / |g|, or with `relative` w - eta |w| g / |g| (LARS; w - eta g at |w| = 0), for a
     panel's columns.
 
@@ -312,7 +312,8 @@ def normalized_columns_kernel(
     w=lambda k: updates(round_up(k.count, k.w.lanes)),
     g=lambda k: reads(round_up(k.count, k.w.lanes)),
     hyper=lambda k: reads(
-        steps(k.hyper_step), round_up(k.count, k.w.lanes) if k.element_step else k.hyper.lanes,
+        steps(k.hyper_step),
+        round_up(k.count, k.w.lanes) if k.element_step else k.hyper.lanes,
         start=2 * k.hyper_row,
     ),
 )
@@ -381,9 +382,14 @@ def _elementwise(formula, w, g, states, hyper):
         row[: w.size] = np.ravel(array)
     program = Program().phase(1)
     emit_step(
-        program, formula, program.kept(block).at(row=1, step=0), gradient.size,
-        elements(gradient, 0), hyper_table(hyper, w.shape, w.dtype), gradient.size,
-    )  # fmt: skip
+        program,
+        formula,
+        program.kept(block).at(row=1, step=0),
+        gradient.size,
+        elements(gradient, 0),
+        hyper_table(hyper, w.shape, w.dtype),
+        gradient.size,
+    )
     program.run()
     return [row[: w.size].reshape(w.shape) for row in block]
 
@@ -482,9 +488,7 @@ def emit_normalized_step(program, formula, w, g, table, order=None, lines=None):
     if order is None:
         program.call(normalized_vector_kernel, w, g, *table, w.array.size, relative)
     else:
-        program.call(
-            normalized_columns_kernel, w, g, *table, order, order.size, lines, relative
-        )
+        program.call(normalized_columns_kernel, w, g, *table, order, order.size, lines, relative)
 
 
 def emit_normalize(program, w, norm, order=None, lines=None, columns=None):
@@ -534,18 +538,22 @@ def adagrad(w, g, square, learning_rate, eps):
     return _step("adagrad", w, g, (square,), learning_rate=learning_rate, eps=eps)
 
 
-def adadelta(
-    w, g, square, delta_square, learning_rate, decay, eps_numerator, eps_denominator
-):
+def adadelta(w, g, square, delta_square, learning_rate, decay, eps_numerator, eps_denominator):
     """Adadelta, with an eps of its own in each root.  Returns w, s and u.
 
     s = decay s + (1 - decay) g^2; d = sqrt(u + eps_numerator) / sqrt(s + eps_denominator) g;
     u = decay u + (1 - decay) d^2; w - eta d.
     """
     return _step(
-        "adadelta", w, g, (square, delta_square), learning_rate=learning_rate, decay=decay,
-        eps_numerator=eps_numerator, eps_denominator=eps_denominator,
-    )  # fmt: skip
+        "adadelta",
+        w,
+        g,
+        (square, delta_square),
+        learning_rate=learning_rate,
+        decay=decay,
+        eps_numerator=eps_numerator,
+        eps_denominator=eps_denominator,
+    )
 
 
 def adam(w, g, m, v, t, learning_rate, beta1, beta2, eps):
@@ -561,9 +569,7 @@ def adam(w, g, m, v, t, learning_rate, beta1, beta2, eps):
 def adamw(w, g, m, v, t, learning_rate, beta1, beta2, eps, decoupled_weight_decay):
     """AdamW: (1 - eta decoupled_weight_decay) w - Adam's step.  Returns w, m and v."""
     hyper = {"learning_rate": learning_rate, "beta1": beta1, "beta2": beta2, "eps": eps}
-    return _step(
-        "adamw", w, g, (m, v), t, **hyper, decoupled_weight_decay=decoupled_weight_decay
-    )
+    return _step("adamw", w, g, (m, v), t, **hyper, decoupled_weight_decay=decoupled_weight_decay)
 
 
 def sign_sgd(w, g, learning_rate):
@@ -588,9 +594,14 @@ def _normalized(formula, w, g, learning_rate):
     table = hyper_table(row, w.shape, w.dtype, lambda a: Columns.of(a).operand.array)
     program.phase(weights.count)
     emit_normalized_step(
-        program, formula, weights.operand, gradient.operand, table, np.arange(weights.rows),
+        program,
+        formula,
+        weights.operand,
+        gradient.operand,
+        table,
+        np.arange(weights.rows),
         weights.rows,
-    )  # fmt: skip
+    )
     program.run()
     return weights.result()
 
@@ -625,9 +636,13 @@ def normalize(w, norm):
         weights = Columns.copy_of(w, program)
         program.phase(weights.count)
         emit_normalize(
-            program, weights.operand, weights.vector(norm), np.arange(weights.rows), weights.rows,
+            program,
+            weights.operand,
+            weights.vector(norm),
+            np.arange(weights.rows),
+            weights.rows,
             weights.columns,
-        )  # fmt: skip
+        )
         status, result = program.run(), weights.result()
     if status:
         raise zero_norm(result)

@@ -109,9 +109,7 @@ def forward_kernel(
     inverse=lambda k: reads(each(k.v.span), k.v.span),
     dg=lambda k: writes(each(k.v.span), k.v.span),
 )
-def backward_kernel(
-    step, thread, unit, v, v_step, dw, dw_step, dv, dv_step, g, inverse, dg, rows
-):  # fmt: skip
+def backward_kernel(step, thread, unit, v, v_step, dw, dw_step, dv, dv_step, g, inverse, dg, rows):
     """A panel of dv (which may be dW's place) and dg."""
     for column in range(0, v.span, v.lanes):
         at = unit * v.span + column
@@ -131,9 +129,16 @@ def backward_kernel(
 def emit_forward(program, v, g, w, inverse, eps, rows, columns):
     """Emit a panel of W, and 1 / sqrt(|v|^2 + eps) of its columns."""
     program.call(
-        forward_kernel, v, g, w, inverse, np.array([eps], v.array.dtype), rows, columns,
+        forward_kernel,
+        v,
+        g,
+        w,
+        inverse,
+        np.array([eps], v.array.dtype),
+        rows,
+        columns,
         program.status,
-    )  # fmt: skip
+    )
 
 
 def emit_backward(program, v, dw, dv, g, inverse, dg, rows):
@@ -167,9 +172,15 @@ def forward(v, g, eps):
     program = Program().phase(source.count)
     w, room = source.empty(program), source.room(program)
     emit_forward(
-        program, source.operand, source.vector(g), w.operand, room, eps, source.rows,
+        program,
+        source.operand,
+        source.vector(g),
+        w.operand,
+        room,
+        eps,
+        source.rows,
         source.columns,
-    )  # fmt: skip
+    )
     program.run(thread_count=thread_count(8 * v.size))
     inverse = room.array
     check_inverses(inverse[: source.columns])
@@ -188,8 +199,14 @@ def backward(dW, cache):
     program = Program().phase(source.count)
     dv, dg = source.empty(program), source.room(program)
     emit_backward(
-        program, source.operand, Columns.of(dW).operand, dv.operand, source.vector(cache.g),
-        cache.inverse, dg, source.rows,
-    )  # fmt: skip
+        program,
+        source.operand,
+        Columns.of(dW).operand,
+        dv.operand,
+        source.vector(cache.g),
+        cache.inverse,
+        dg,
+        source.rows,
+    )
     program.run(thread_count=thread_count(8 * dW.size))
     return dv.result(), dg.array[: source.columns]

@@ -98,7 +98,8 @@ def _with_roots(roots):
     v=lambda k: (
         reads(axis(k.planes, k.v_plane), k.tiles * k.v.row),
         skims(
-            axis(k.planes, k.v_plane), max(0, TILE_ROWS - k.tiles) * k.v.row,
+            axis(k.planes, k.v_plane),
+            max(0, TILE_ROWS - k.tiles) * k.v.row,
             start=k.tiles * k.v.row,
         ),
     ),
@@ -106,14 +107,14 @@ def _with_roots(roots):
     m=lambda k: (
         writes(axis(k.planes, k.m_plane), axis(k.tiles, k.m.row), k.panels * k.u.row),
         spoils(
-            axis(k.planes, k.m_plane), axis(max(0, TILE_ROWS - k.tiles), k.m.row),
-            k.panels * k.u.row, start=k.tiles * k.m.row,
+            axis(k.planes, k.m_plane),
+            axis(max(0, TILE_ROWS - k.tiles), k.m.row),
+            k.panels * k.u.row,
+            start=k.tiles * k.m.row,
         ),
     ),
 )
-def product_kernel(
-    step, thread, unit, v, v_plane, u, u_step, m, m_plane, tiles, planes, panels
-):
+def product_kernel(step, thread, unit, v, v_plane, u, u_step, m, m_plane, tiles, planes, panels):
     """In each plane, the tiles' channels times the weights."""
     for plane in range(planes):
         for panel in range(panels):
@@ -121,20 +122,25 @@ def product_kernel(
             for first in range(0, tiles, TILE_ROWS):
                 q = max(0, min(first, tiles - TILE_ROWS))  # the last may overlap the one before
                 tile(
-                    v + (plane * v_plane + q * v.row), 0, weights, 0,
-                    m + (plane * m_plane + q * m.row + panel * u.row), 1, v.row, 0,
-                )  # fmt: skip
+                    v + (plane * v_plane + q * v.row),
+                    0,
+                    weights,
+                    0,
+                    m + (plane * m_plane + q * m.row + panel * u.row),
+                    1,
+                    v.row,
+                    0,
+                )
 
 
 @kernel(
     v=lambda k: reads(axis(k.planes, k.v_plane), k.tiles * k.v.row),
-    m=lambda k: reads(
-        axis(k.planes, k.m_plane), axis(k.tiles, k.m.row), k.panels * k.sums.row
-    ),
+    m=lambda k: reads(axis(k.planes, k.m_plane), axis(k.tiles, k.m.row), k.panels * k.sums.row),
     sums=lambda k: collects(
         axis(k.panels * k.planes, k.v.row * k.sums.row),
         workspace.round_up(k.v.row, transposed_rows(k.v)) * k.sums.row,
-        group=k.grain, begins=k.first == 0,
+        group=k.grain,
+        begins=k.first == 0,
     ),
 )
 def gradient_product_kernel(
@@ -147,9 +153,15 @@ def gradient_product_kernel(
             target = sums + (panel * planes + plane) * v.row * sums.row
             for k in range(0, v.row, transposed_rows(v)):
                 tile_transposed(
-                    v + (plane * v_plane + k), 0, m + (plane * m_plane + panel * sums.row), 0,
-                    target + k * sums.row, 1, tiles, add,
-                )  # fmt: skip
+                    v + (plane * v_plane + k),
+                    0,
+                    m + (plane * m_plane + panel * sums.row),
+                    0,
+                    target + k * sums.row,
+                    1,
+                    tiles,
+                    add,
+                )
 
 
 class Winograd:
@@ -177,15 +189,17 @@ class Winograd:
                 for column in range(0, w.row, w.lanes):
                     at = c * w.row + column
                     transform(
-                        w + (unit * w_step + at), depth * w.row, channels * w.row,
-                        u + (unit * u_step + at), side * channels * w.row, channels * w.row,
-                    )  # fmt: skip
+                        w + (unit * w_step + at),
+                        depth * w.row,
+                        channels * w.row,
+                        u + (unit * u_step + at),
+                        side * channels * w.row,
+                        channels * w.row,
+                    )
 
         return self._kernel(
             weights_kernel,
-            w=lambda k: reads(
-                each(k.w_step), axis(3, k.depth * k.w.row), 3 * k.channels * k.w.row
-            ),
+            w=lambda k: reads(each(k.w_step), axis(3, k.depth * k.w.row), 3 * k.channels * k.w.row),
             u=lambda k: writes(each(k.u_step), side**2 * k.channels * k.w.row),
         )
 
@@ -199,14 +213,13 @@ class Winograd:
                     source = x + ((first + p) * size * pitch + q * size) * x.row
                     target = v + (p * columns + q) * x.row
                     for c in range(0, x.row, x.lanes):
-                        transform(
-                            source + c, pitch * x.row, x.row, target + c, side * plane, plane
-                        )
+                        transform(source + c, pitch * x.row, x.row, target + c, side * plane, plane)
 
         return self._kernel(
             input_kernel,
             x=lambda k: reads(
-                axis(k.rows * size + 2, k.pitch * k.x.row), (k.columns * size + 2) * k.x.row,
+                axis(k.rows * size + 2, k.pitch * k.x.row),
+                (k.columns * size + 2) * k.x.row,
                 start=k.first * size * k.pitch * k.x.row,
             ),
             v=lambda k: self._tiles(writes, k.x, k.plane, k.rows, k.columns),
@@ -232,9 +245,7 @@ class Winograd:
                                 source + c, side * plane, plane, target + c, width * z.row, z.row
                             )
                             continue
-                        transform(
-                            source + c, side * plane, plane, edge, size * z.lanes, z.lanes
-                        )
+                        transform(source + c, side * plane, plane, edge, size * z.lanes, z.lanes)
                         for i in range(min(size, height - y)):
                             for j in range(min(size, width - x)):
                                 value = load(edge + (i * size + j) * z.lanes)
@@ -269,14 +280,19 @@ class Winograd:
                     target = m + (p * columns + q) * dz.row
                     for c in range(0, dz.row, dz.lanes):
                         transform(
-                            dz + (pixel * dz.row + c), pitch * dz.row, dz.row,
-                            target + c, side * plane, plane,
-                        )  # fmt: skip
+                            dz + (pixel * dz.row + c),
+                            pitch * dz.row,
+                            dz.row,
+                            target + c,
+                            side * plane,
+                            plane,
+                        )
 
         return self._kernel(
             cotangent_kernel,
             dz=lambda k: reads(
-                axis(k.rows * size, k.pitch * k.dz.row), k.columns * size * k.dz.row,
+                axis(k.rows * size, k.pitch * k.dz.row),
+                k.columns * size * k.dz.row,
                 start=((k.first * size + 1) * k.pitch + 1) * k.dz.row,
             ),
             m=lambda k: self._tiles(writes, k.dz, k.plane, k.rows, k.columns),
@@ -288,7 +304,7 @@ class Winograd:
         def gradient_kernel(
             step, thread, unit, sums, dw, group_step, panel_step, depth, channels, panels, images,
             grain,
-        ):  # fmt: skip
+        ):  # fmt: skip # a group of arguments a line
             """G^T sums G, the group's dW, when its last image has been added."""
             if unit % grain != grain - 1 and unit != images - 1:
                 return
@@ -299,18 +315,22 @@ class Winograd:
                     for column in range(0, dw.row, dw.lanes):
                         at = c * dw.row + column
                         transform(
-                            sums + (panel * side * side * plane + at), side * plane, plane,
-                            group + (panel * panel_step + at), depth * dw.row, channels * dw.row,
-                        )  # fmt: skip
+                            sums + (panel * side * side * plane + at),
+                            side * plane,
+                            plane,
+                            group + (panel * panel_step + at),
+                            depth * dw.row,
+                            channels * dw.row,
+                        )
 
         return self._kernel(
             gradient_kernel,
-            sums=lambda k: reads(
-                k.panels * side**2 * k.channels * k.sums.row
-            ),
+            sums=lambda k: reads(k.panels * side**2 * k.channels * k.sums.row),
             dw=lambda k: writes(
-                each(k.group_step, k.grain), axis(k.panels, k.panel_step),
-                axis(3, k.depth * k.dw.row), 3 * k.channels * k.dw.row,
+                each(k.group_step, k.grain),
+                axis(k.panels, k.panel_step),
+                axis(3, k.depth * k.dw.row),
+                3 * k.channels * k.dw.row,
             ),
         )
 
@@ -358,9 +378,16 @@ class Winograd:
             v, m, edge = v.renewed(), m.renewed(), edge.renewed()
             program.call(self._input, x, v, v_plane, first, rows, columns, pitch)
             program.call(
-                product_kernel, v, v_plane, u, m, m_plane, rows * columns, self.planes,
+                product_kernel,
+                v,
+                v_plane,
+                u,
+                m,
+                m_plane,
+                rows * columns,
+                self.planes,
                 len(u.array),
-            )  # fmt: skip
+            )
             program.call(
                 self._output, m, m_plane, images, edge, first, rows, columns, height, width
             )
@@ -380,13 +407,29 @@ class Winograd:
             program.call(self._input, x, v, v_plane, first, rows, columns, pitch)
             program.call(self._cotangent, dz, m, m_plane, first, rows, columns, pitch)
             program.call(
-                gradient_product_kernel, v, v_plane, m, m_plane, sums, rows * columns, self.planes,
-                panels, first, grain,
-            )  # fmt: skip
+                gradient_product_kernel,
+                v,
+                v_plane,
+                m,
+                m_plane,
+                sums,
+                rows * columns,
+                self.planes,
+                panels,
+                first,
+                grain,
+            )
         program.call(
-            self._gradient, sums, groups, 3 * depth * wide, depth, inputs, panels,
-            images, grain,
-        )  # fmt: skip
+            self._gradient,
+            sums,
+            groups,
+            3 * depth * wide,
+            depth,
+            inputs,
+            panels,
+            images,
+            grain,
+        )
 
 
 ALGORITHMS = {"winograd2": Winograd(2), "winograd4": Winograd(4)}

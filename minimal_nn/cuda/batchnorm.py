@@ -162,17 +162,25 @@ def kernels(T, width):
                 status[NOT_FINITE] = 1
             first = U(cuda.blockIdx.y) * chunk
             write(
-                z, y, columns, column,
-                first + U(cuda.threadIdx.y), U(cuda.blockDim.y), min(first + chunk, rows),
-                load(mean, column), inverse_std(variance, splat(eps)),
-                load(gamma, column), load(beta, column), relu,
-            )  # fmt: skip
+                z,
+                y,
+                columns,
+                column,
+                first + U(cuda.threadIdx.y),
+                U(cuda.blockDim.y),
+                min(first + chunk, rows),
+                load(mean, column),
+                inverse_std(variance, splat(eps)),
+                load(gamma, column),
+                load(beta, column),
+                relu,
+            )
 
     @kernel(threads=THREADS, blocks=8)
     def forward_columns(
         z, rows, columns, gamma, beta, eps, relu, y, mean, var,
         running_mean, running_var, momentum, correction, status,
-    ):  # fmt: skip
+    ):  # fmt: skip # a group of arguments a line
         """The whole forward pass, one block for the columns; running statistics if momentum > 0."""
         counts = cuda.shared.array(stride, T)
         shared_means = cuda.shared.array(size, T)
@@ -184,9 +192,17 @@ def kernels(T, width):
         if column < columns:
             n, middle, square = moments(z, columns, column, line, y_count, rows)
         tree_moments(
-            n, middle, square, counts, shared_means, shared_squares,
-            line * x_count + x, x_count, line, y_count,
-        )  # fmt: skip
+            n,
+            middle,
+            square,
+            counts,
+            shared_means,
+            shared_squares,
+            line * x_count + x,
+            x_count,
+            line,
+            y_count,
+        )
         if column < columns:
             middle = get(shared_means, x, U(stride))
             variance = quotient(get(shared_squares, x, U(stride)), splat(T(rows)))
@@ -203,10 +219,19 @@ def kernels(T, width):
                 if any_of(not_finite(variance)):
                     status[NOT_FINITE] = 1
             write(
-                z, y, columns, column, line, y_count, rows,
-                middle, inverse_std(variance, splat(eps)),
-                load(gamma, column), load(beta, column), relu,
-            )  # fmt: skip
+                z,
+                y,
+                columns,
+                column,
+                line,
+                y_count,
+                rows,
+                middle,
+                inverse_std(variance, splat(eps)),
+                load(gamma, column),
+                load(beta, column),
+                relu,
+            )
 
     @kernel(threads=THREADS, blocks=6)
     def gradient_sums(
@@ -223,10 +248,19 @@ def kernels(T, width):
         a, b = zero(), zero()
         if column < columns:
             a, b = sums(
-                dy, z, columns, column, first + y, y_count, min(first + chunk, rows),
-                load(mean, column), inverse_std(load(var, column), splat(eps)),
-                load(gamma, column), load(beta, column), relu,
-            )  # fmt: skip
+                dy,
+                z,
+                columns,
+                column,
+                first + y,
+                y_count,
+                min(first + chunk, rows),
+                load(mean, column),
+                inverse_std(load(var, column), splat(eps)),
+                load(gamma, column),
+                load(beta, column),
+                relu,
+            )
         tree_sums(a, b, shared_a, shared_b, t, x_count, y, y_count)
         if y == U(0) and column < columns:
             i = U(cuda.blockIdx.y) * columns + column
@@ -237,7 +271,7 @@ def kernels(T, width):
     def write_gradient(
         dy, z, dz, rows, columns, column, row, step, end,
         mean, inverse, gamma, beta, sum_dy, sum_dyh, training, relu,
-    ):  # fmt: skip
+    ):  # fmt: skip # a group of arguments a line
         scale = mul(gamma, inverse)
         n = splat(T(rows))
         mean_dy = zero()
@@ -282,7 +316,7 @@ def kernels(T, width):
                 load(mean, column), inverse_std(load(var, column), splat(eps)),
                 load(gamma, column), load(beta, column),
                 load(dbeta, column), load(dgamma, column), training, relu,
-            )  # fmt: skip
+            )  # fmt: skip # a group of arguments a line
 
     @kernel(threads=THREADS, blocks=6)
     def backward_columns(
@@ -309,7 +343,7 @@ def kernels(T, width):
             write_gradient(
                 dy, z, dz, rows, columns, column, y, y_count, rows,
                 middle, inverse, g, o, a, b, training, relu,
-            )  # fmt: skip
+            )  # fmt: skip # a group of arguments a line
 
     return types.SimpleNamespace(
         statistics=statistics,
@@ -332,7 +366,7 @@ def finishing_kernels(T):
     def finish(
         means, squares, rows, chunk, chunks, columns, mean, var,
         running_mean, running_var, momentum, correction,
-    ):  # fmt: skip
+    ):  # fmt: skip # a group of arguments a line
         """mean and var from the chunks' mean and M2; running statistics if momentum > 0."""
         counts = cuda.shared.array(threads, T)
         shared_means = cuda.shared.array(threads, T)
@@ -437,7 +471,7 @@ def running_calls(z, gamma, beta, mean, var, eps, y, status, relu=False):
     args = (
         flatten(z), rows, columns, cut.rows, mean, var, gamma, beta, z.dtype.type(eps),
         np.uint32(relu), flatten(y), status,
-    )  # fmt: skip
+    )  # fmt: skip # a group of arguments a line
     return [(kernels(number_type(z.dtype), wide).normalize, cut.grid, cut.block, args)]
 
 
@@ -476,7 +510,7 @@ def backward_calls(dy, cache, dz, dgamma, dbeta, training=True, relu=False):
                 dgamma, dbeta, training, relu, flat_dz,
             ),
         ),
-    ]  # fmt: skip
+    ]  # fmt: skip # a table, a row a line
 
 
 def _run(calls):

@@ -93,9 +93,17 @@ def locate_tap(row, column, rows, columns, g):
 
 
 def forward(
-    x, W, b=None, stride=1, padding=1, algorithm="direct",
-    *, precision=None, out=None, activation="identity",
-):  # fmt: skip
+    x,
+    W,
+    b=None,
+    stride=1,
+    padding=1,
+    algorithm="direct",
+    *,
+    precision=None,
+    out=None,
+    activation="identity",
+):
     """Return y (N, P, Q, K) and the cache for images x (N, H, W, C) and a kernel W (kh, kw, C, K).
 
     algorithm: a choice of the cpu wing; here always the sum itself, which differs by rounding only.

@@ -50,13 +50,17 @@ WIDE_THREADS = 256
 
 def _formulas(T, width):
     return types.SimpleNamespace(
-        affine=lift(lambda z, mean, inverse, gamma, beta: cuda.fma(
-            gamma, (z - mean) * inverse, beta), 5, width),
+        affine=lift(
+            lambda z, mean, inverse, gamma, beta: cuda.fma(gamma, (z - mean) * inverse, beta),
+            5,
+            width,
+        ),
         squared=lift(lambda z, mean: (z - mean) * (z - mean), 2, width),
         standardized=lift(lambda z, mean, inverse: (z - mean) * inverse, 3, width),
-        centered=lift(lambda a, mean_a, h, mean_ah, inverse: (
-            (a - mean_a) - h * mean_ah) * inverse, 5, width),
-    )  # fmt: skip
+        centered=lift(
+            lambda a, mean_a, h, mean_ah, inverse: ((a - mean_a) - h * mean_ah) * inverse, 5, width
+        ),
+    )
 
 
 @functools.cache
@@ -148,9 +152,11 @@ def kernels(T, width, warps):
                     put(h, j * U(width), U(1), hat)
                     put(sum_d, j * U(width), U(1), add(get(sum_d, j * U(width), U(1)), part))
                     put(
-                        sum_dh, j * U(width), U(1),
+                        sum_dh,
+                        j * U(width),
+                        U(1),
                         add(get(sum_dh, j * U(width), U(1)), mul(part, hat)),
-                    )  # fmt: skip
+                    )
                     a = mul(load(gamma, column), part)
                     put(d, j * U(width), U(1), a)
                     own_a = add(own_a, a)

@@ -79,7 +79,7 @@ FORMULAS = {
             1 - learning_rate * decoupled_weight_decay,
         ),
     ),
-}  # fmt: skip
+}  # fmt: skip # a table, a row a line
 
 # Those that take a parameter unit by unit.
 BY_UNIT = {
@@ -217,16 +217,22 @@ def step_kernel(formula, T, width, per_entry):
     )
 
     scope = {
-        "T": T, "U": U, "cuda": cuda, "width": width,
-        "load": v.load, "store": v.store, "splat": v.splat,
-        "number": number, "penalized": penalized,
+        "T": T,
+        "U": U,
+        "cuda": cuda,
+        "width": width,
+        "load": v.load,
+        "store": v.store,
+        "splat": v.splat,
+        "number": number,
+        "penalized": penalized,
         "penalized_vector": lift(penalized, 3, width),
         "one": lift(function, function.__code__.co_argcount, 1),
         "many": lift(function, function.__code__.co_argcount, width),
         "part0": lift(lambda new: new[0], 1, width),
         "part1": lift(lambda new: new[1], 1, width),
         "part2": lift(lambda new: new[2], 1, width),
-    }  # fmt: skip
+    }
     return kernel(threads=THREADS)(made(text, formula, scope))
 
 
@@ -356,15 +362,23 @@ def unit_kernels(T, width, per_entry):
                         g2 = penalized(g2, w2, splat(number(table, line, 0, n, i2)))
                         g3 = penalized(g3, w3, splat(number(table, line, 0, n, i3)))
                         g0, g1, g2, g3 = (
-                            mul(scale_g, g0), mul(scale_g, g1), mul(scale_g, g2), mul(scale_g, g3)
+                            mul(scale_g, g0),
+                            mul(scale_g, g1),
+                            mul(scale_g, g2),
+                            mul(scale_g, g3),
                         )
                         w0, w1, w2, w3 = (
-                            mul(scale_w, w0), mul(scale_w, w1), mul(scale_w, w2), mul(scale_w, w3)
+                            mul(scale_w, w0),
+                            mul(scale_w, w1),
+                            mul(scale_w, w2),
+                            mul(scale_w, w3),
                         )
-                        own_g = add(own_g, add(add(mul(g0, g0), mul(g1, g1)),
-                                               add(mul(g2, g2), mul(g3, g3))))
-                        own_w = add(own_w, add(add(mul(w0, w0), mul(w1, w1)),
-                                               add(mul(w2, w2), mul(w3, w3))))
+                        own_g = add(
+                            own_g, add(add(mul(g0, g0), mul(g1, g1)), add(mul(g2, g2), mul(g3, g3)))
+                        )
+                        own_w = add(
+                            own_w, add(add(mul(w0, w0), mul(w1, w1)), add(mul(w2, w2), mul(w3, w3)))
+                        )
                         row += U(4) * y_count
                     else:
                         w_i = load(w, i)
@@ -503,10 +517,15 @@ def adadelta(w, g, square, delta_square, learning_rate, decay, eps_numerator, ep
     u = decay u + (1 - decay) d^2; w - eta d.
     """
     return _step(
-        "adadelta", w, g, (square, delta_square),
-        learning_rate=learning_rate, decay=decay,
-        eps_numerator=eps_numerator, eps_denominator=eps_denominator,
-    )  # fmt: skip
+        "adadelta",
+        w,
+        g,
+        (square, delta_square),
+        learning_rate=learning_rate,
+        decay=decay,
+        eps_numerator=eps_numerator,
+        eps_denominator=eps_denominator,
+    )
 
 
 def adam(w, g, m, v, t, learning_rate, beta1, beta2, eps):

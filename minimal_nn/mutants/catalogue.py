@@ -183,9 +183,7 @@ MUTANTS = (
         "mean-of-equal-numbers-rounds",
         ("mean = first + (z - first).sum(axis=axes) / n", "mean = z.sum(axis=axes) / n"),
     ),
-    _mutant(
-        "batchnorm", "overflow-unseen", ("    check_variance(var + eps, eps, what)\n", "")
-    ),
+    _mutant("batchnorm", "overflow-unseen", ("    check_variance(var + eps, eps, what)\n", "")),
     # layernorm
     _mutant(
         "layernorm",

@@ -104,9 +104,7 @@ def adagrad(w, g, square, learning_rate, eps):
 
 
 @_formula
-def adadelta(
-    w, g, square, delta_square, learning_rate, decay, eps_numerator, eps_denominator
-):
+def adadelta(w, g, square, delta_square, learning_rate, decay, eps_numerator, eps_denominator):
     """Adadelta (Zeiler, 2012), with an eps of its own in each root.  Returns w, s and u.
 
     s = decay s + (1 - decay) g^2; d = sqrt(u + eps_numerator) / sqrt(s + eps_denominator) g;

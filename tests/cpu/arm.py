@@ -83,9 +83,14 @@ from minimal_nn.cpu.machine import compiler, processor, program  # noqa: E402
 
 MLP = [Dense(9), BatchNorm(), Tanh(), Dense(9), LayerNorm(), ReLU(), Dense(3)]
 IMAGES = [
-    Conv2d(9), BatchNorm(), ReLU(), MaxPool2d(2), Conv2d(9, algorithm="winograd4"), Flatten(),
+    Conv2d(9),
+    BatchNorm(),
+    ReLU(),
+    MaxPool2d(2),
+    Conv2d(9, algorithm="winograd4"),
+    Flatten(),
     WeightNorm(Dense(3)),
-]  # fmt: skip
+]
 
 
 def plan(layers, shape, dtype, optimizer, loss="cross_entropy"):

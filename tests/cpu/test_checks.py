@@ -63,8 +63,11 @@ def test_an_outdated_operand(program):
     tanh(program, y, panels(program))
     program.check()
     relu_backward(program, z, panels(program))
-    refused(program, "phase 0: activation.relu_gradient_kernel reads an outdated y: "
-                     "activation.tanh_kernel has written y over it in phase 0")  # fmt: skip
+    refused(
+        program,
+        "phase 0: activation.relu_gradient_kernel reads an outdated y: "
+        "activation.tanh_kernel has written y over it in phase 0",
+    )
 
 
 def test_a_value_that_is_overwritten_although_it_was_read(program):
@@ -206,8 +209,11 @@ def test_sums_of_images_need_the_phases_grain(program):
         convolution.emit_backward(program, space, sizes, x, dz)
         if grain != 2:
             program.check()
-    refused(program, "phase 2: convolution.weight_gradient_kernel collects 3 units in one place of "
-                     "dw, but the phase's grain is 2")  # fmt: skip
+    refused(
+        program,
+        "phase 2: convolution.weight_gradient_kernel collects 3 units in one place of "
+        "dw, but the phase's grain is 2",
+    )
 
 
 # Places
@@ -376,8 +382,13 @@ def test_few_channels_behind_another_layer(monkeypatch):
 
 def test_layers_that_share_a_border(monkeypatch):
     """16 channels, of which the examples have 3: the second layer writes into their padding."""
-    layers = [Conv2d(16, algorithm="winograd4"), ReLU(), Conv2d(16, algorithm="winograd4"),
-              Flatten(), Dense(3)]  # fmt: skip
+    layers = [
+        Conv2d(16, algorithm="winograd4"),
+        ReLU(),
+        Conv2d(16, algorithm="winograd4"),
+        Flatten(),
+        Dense(3),
+    ]
     build(layers, (8, 8, 3), np.float32)
     shared = images.ImageLayers._bordered
 
@@ -410,15 +421,21 @@ def test_batch_norm_cannot_take_its_gradients_place_of_another_layout(program):
     dy, vectors = panels(program), [program.made(len(z.array) * z.row, DTYPE) for _ in range(2)]
     given = np.ones(len(z.array) * z.row)
     fill(program, dy)
-    batchnorm.emit_backward(
-        program, z, dy, dy.renewed(), given, given, given, *vectors, ROWS, ROWS
-    )
+    batchnorm.emit_backward(program, z, dy, dy.renewed(), given, given, given, *vectors, ROWS, ROWS)
     program.check()
     dy, dz = panels(program), panels(program)
     fill(program, dy)
     shifted = dy.renewed().at(z.row, step=dz.step)
     batchnorm.emit_backward(
-        program, z, dy, shifted, given, given, given, *[v.renewed() for v in vectors], ROWS - 1,
+        program,
+        z,
+        dy,
+        shifted,
+        given,
+        given,
+        given,
+        *[v.renewed() for v in vectors],
         ROWS - 1,
-    )  # fmt: skip
+        ROWS - 1,
+    )
     refused(program, "backward_kernel: dz lies where dy does")

@@ -164,8 +164,17 @@ def examined(monkeypatch):
 
 
 OPTIMIZERS = (
-    SGD, SignSGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW, LARS,
-)  # fmt: skip
+    SGD,
+    SignSGD,
+    Momentum,
+    Nesterov,
+    RMSprop,
+    Adagrad,
+    Adadelta,
+    Adam,
+    AdamW,
+    LARS,
+)
 NETWORKS = (
     ([Dense(37), BatchNorm(), ReLU(), Tanh(), Dense(20), LayerNorm(), Dense(3), Tanh()], (19,)),
     ([WeightNorm(Dense(40)), Tanh(), WeightNorm(Dense(5))], (33,)),
@@ -173,7 +182,7 @@ NETWORKS = (
      (16, 18, 3)),
     ([Conv2d(5, algorithm="winograd2"), BatchNorm(), ReLU(), Conv2d(17, algorithm="winograd4"),
       Flatten(), Dense(4)], (10, 9, 1)),
-)  # fmt: skip
+)  # fmt: skip # a group of arguments a line
 
 
 def train(layers, shape, optimizer, loss, dtype, rng):

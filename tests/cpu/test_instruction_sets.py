@@ -104,7 +104,7 @@ def test_the_edges_of_panels(target):
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_whole_wing(target):
     files = [f"tests/test_{operation}.py" for operation in OPERATIONS]
-    ours = [str(path) for path in (ROOT / 'tests' / 'cpu').glob("test_*.py")]
+    ours = [str(path) for path in (ROOT / "tests" / "cpu").glob("test_*.py")]
     left_out = "reference or test_instruction_sets or test_arm or benchmarks"
     existing = [name for name in files if (ROOT / name).exists()]
     run(target, [*existing, *ours, "-k", f"not ({left_out})"])

@@ -56,7 +56,7 @@ IMAGES = {
         (16, 18, 1),
         "cross_entropy",
     ),
-}  # fmt: skip
+}  # fmt: skip # a table, a row a line
 EXAMPLES, BATCH, STEPS = 90, 23, 5
 
 

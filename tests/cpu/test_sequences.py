@@ -54,9 +54,11 @@ IMAGES = {
     "pooling": lambda: MaxPool2d(2),
 }
 OPTIMIZERS = (
-    lambda: SGD(1e-3, l2=1e-3), lambda: Nesterov(1e-3), lambda: Adam(0.01, eps=1e-3),
+    lambda: SGD(1e-3, l2=1e-3),
+    lambda: Nesterov(1e-3),
+    lambda: Adam(0.01, eps=1e-3),
     lambda: LARS(0.01),
-)  # fmt: skip
+)
 EXAMPLES, BATCH, STEPS = 12, 5, 3
 
 

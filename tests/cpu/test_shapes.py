@@ -86,9 +86,7 @@ def test_layernorm_of_any_shape(n, k, dtype):
 
 
 @pytest.mark.slow
-@given(
-    st.integers(1, 20), st.integers(1, 12), st.integers(3, 20), st.integers(1, 9), sizes, dtypes
-)
+@given(st.integers(1, 20), st.integers(1, 12), st.integers(3, 20), st.integers(1, 9), sizes, dtypes)
 def test_convolution_is_exact_on_small_integers(n, height, width, c, k, dtype):
     height = max(height, 1)
     x, W = small_integers((n, height, width, c), dtype), small_integers((3, 3, c, k), dtype, 1, 1)

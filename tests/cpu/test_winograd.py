@@ -65,8 +65,9 @@ def test_the_entries_outside_the_kernel_are_exact_in_float32(size):
 def test_the_norms_that_the_text_states(points, squared, monkeypatch):
     size = len(points) - 1
     monkeypatch.setitem(winograd.POINTS, size, tuple(map(Fraction, points)))
-    norm = np.prod([max(sum(map(abs, row)) for row in matrix) for matrix in
-                    winograd.matrices(size)])  # fmt: skip
+    norm = np.prod(
+        [max(sum(map(abs, row)) for row in matrix) for matrix in winograd.matrices(size)]
+    )
     assert round(norm**2) == squared
 
 
@@ -236,7 +237,7 @@ def network(algorithm):
         Conv2d(20, bias=False, algorithm=algorithm), BatchNorm(), ReLU(), MaxPool2d(2),
         Conv2d(20, algorithm=algorithm), MaxPool2d(2),
         Conv2d(7, algorithm=algorithm), ReLU(), Flatten(), Dense(4),
-    ]  # fmt: skip
+    ]  # fmt: skip # a table, a row a line
     return Network(layers, (16, 8, 3), rng=0, dtype=np.float32, backend="cpu")
 
 

@@ -149,11 +149,15 @@ def test_what_measures_the_chip(rng):
 def test_the_table(capsys):
     rows = [
         {
-            "name": "product float32 NN 4096^3", "seconds": 0.003, "aim": 0.85,
-            "work": 2 * 4096.0**3, "unit": "TFLOP/s", "peers": {"torch": 0.0027},
+            "name": "product float32 NN 4096^3",
+            "seconds": 0.003,
+            "aim": 0.85,
+            "work": 2 * 4096.0**3,
+            "unit": "TFLOP/s",
+            "peers": {"torch": 0.0027},
         },
         {"name": "training step, MLP", "seconds": 1e-4, "aim": 2.0, "peers": {}},
-    ]  # fmt: skip
+    ]
     timing.show(rows, {"copy_GB_per_s": 4000.0, "float32_TFLOP_per_s": 60.0})
     said = capsys.readouterr().out
     assert "45.8 TFLOP/s" in said and "torch 0.90  (aim 0.85: met)" in said

@@ -142,9 +142,7 @@ def test_a_constant_row_has_variance_zero_exactly(place, rng, kind, units):
     assert to_host(status).tolist() == [0, 1, 0]
     large = to_host(z)
     large[0, 1] = np.sqrt(np.finfo(kind).max) * 8
-    for call in layernorm.forward_calls(
-        asarray(large), gamma, beta, 0.0, y, mean, inverse, status
-    ):
+    for call in layernorm.forward_calls(asarray(large), gamma, beta, 0.0, y, mean, inverse, status):
         launch.launch(*call)
     assert to_host(status).tolist() == [1, 1, 0]
 

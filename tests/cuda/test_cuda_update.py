@@ -176,9 +176,14 @@ def test_units_of_a_group_in_one_launch(place, rng, kind, shapes, starts, n):
     for formula in ("normalized_sgd", "lars"):
         on_device = asarray(w.copy())
         for call in update.unit_step_calls(
-            formula, on_device, asarray(g), units, blocks,
-            table_of([(0.0, 0.07)], kind), place_of_row,
-        ):  # fmt: skip
+            formula,
+            on_device,
+            asarray(g),
+            units,
+            blocks,
+            table_of([(0.0, 0.07)], kind),
+            place_of_row,
+        ):
             launch.launch(*call)
         got = to_host(on_device)
         for shape, cut in zip(shapes, cuts, strict=True):

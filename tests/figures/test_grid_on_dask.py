@@ -30,9 +30,12 @@ def cluster(monkeypatch):
     # After this time (15 s if unset) the cluster gives up a worker that it finds dead just then,
     # although it is being started again: with runs that kill theirs, in the end none is left.
     patience = dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"})
-    with patience, distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
-    ) as started:
+    with (
+        patience,
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
+        ) as started,
+    ):
         yield started
 
 

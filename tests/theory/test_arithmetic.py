@@ -64,9 +64,7 @@ def test_the_ladder_spans_float16_to_a_thousand_bits(rungs):
         ("float32", 24),
         ("float64", 53),
     ]
-    assert [(r.arithmetic, r.bits) for r in rungs[4:]] == [
-        ("ball", bits) for bits in LADDER_BITS
-    ]
+    assert [(r.arithmetic, r.bits) for r in rungs[4:]] == [("ball", bits) for bits in LADDER_BITS]
 
 
 def test_what_is_left_is_rounding_in_every_arithmetic(rungs):
@@ -351,8 +349,9 @@ def bounded_backward(forward, backward, arguments, dy):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "longdouble"])
 def test_every_backward_pass_agrees_with_the_complex_step(dtype, rng):
     bounded = [(*case, bounded_backward) for case in operations(rng)]
-    plain = [(*case, lambda f, b, arguments, dy: [0] * len(arguments))
-             for case in image_operations(rng)]
+    plain = [
+        (*case, lambda f, b, arguments, dy: [0] * len(arguments)) for case in image_operations(rng)
+    ]
     for name, forward, backward, arguments, error_bounds in (*bounded, *plain):
         arguments = [a.astype(dtype) for a in arguments]
         y, cache = forward(*arguments)

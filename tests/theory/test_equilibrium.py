@@ -48,9 +48,7 @@ def test_it_holds_for_every_optimizer(id):
 
 
 def test_the_printed_exponents_of_adam_are_excluded():
-    (subject,) = [
-        s for s in CLAIMS["equilibrium-exponents"].subjects(Options()) if s.name != "sgd"
-    ]
+    (subject,) = [s for s in CLAIMS["equilibrium-exponents"].subjects(Options()) if s.name != "sgd"]
     details = CLAIMS["equilibrium-exponents"].verify(subject).measurement.details
     (low, high) = details["intervals"][1]
     assert low <= 1 / 3 <= high * 1.01 and low > 0.3

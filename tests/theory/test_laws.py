@@ -30,8 +30,11 @@ WITH_EQUILIBRIUM = tuple(laws.BALANCES)
 
 
 def of_x(table):
-    return [(f"{name} of {x}", table[name], (x, memory))
-            for name in table for x, memory in ((0.375, 0.75), (0.0078125, 0.9375))]
+    return [
+        (f"{name} of {x}", table[name], (x, memory))
+        for name in table
+        for x, memory in ((0.375, 0.75), (0.0078125, 0.9375))
+    ]
 
 
 CASES = (
@@ -59,7 +62,7 @@ CASES = (
             name, rate, decay, s=s, dims=dims, memory=memory).norm, (0.25, 0.5, 2.0, 6.0, 0.75))
         for name in ("SGD", "Momentum", "Nesterov", "AdamW")
     ],
-)  # fmt: skip
+)  # fmt: skip # a table, a row a line
 
 
 @pytest.mark.parametrize("law, arguments", [c[1:] for c in CASES], ids=[c[0] for c in CASES])
@@ -188,8 +191,12 @@ def numbers_of(node):
     skipped = set()
     for part in ast.walk(node):
         if isinstance(part, ast.arguments):
-            skipped |= {id(each) for default in (*part.defaults, *part.kw_defaults)
-                        if default for each in ast.walk(default)}
+            skipped |= {
+                id(each)
+                for default in (*part.defaults, *part.kw_defaults)
+                if default
+                for each in ast.walk(default)
+            }
         iterates = isinstance(part, ast.Call) and getattr(part.func, "id", "") == "range"
         stops = isinstance(part, ast.If) and any(isinstance(b, ast.Break) for b in part.body)
         axis = isinstance(part, ast.keyword) and part.arg == "axis"

@@ -54,8 +54,13 @@ def test_a_remedy_that_does_not_normalize_is_found(monkeypatch):
 
 def test_a_penalty_that_is_not_radial_is_found(monkeypatch):
     monkeypatch.setattr(
-        update, "add_penalty", lambda g, w, weight_decay: g + weight_decay * np.sign(w.value)
-        if hasattr(w, "value") else g + weight_decay * np.sign(w)
+        update,
+        "add_penalty",
+        lambda g, w, weight_decay: (
+            g + weight_decay * np.sign(w.value)
+            if hasattr(w, "value")
+            else g + weight_decay * np.sign(w)
+        ),
     )
     verdict = CLAIMS["fixed-norm-sgd"].verify(network_subject("batch", "float64"))
     assert not verdict.holds
@@ -138,4 +143,3 @@ def test_a_flow_of_a_network_without_normalization_does_not_conserve():
     subject = flow_subjects(Options())[0]
     leaky = dataclasses.replace(subject, network=subject.network.with_eps(0.5))
     assert not CLAIMS["gradient-flow"].verify(leaky).holds
-

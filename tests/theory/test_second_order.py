@@ -89,9 +89,11 @@ def test_the_hessian_agrees_with_central_differences_of_the_loss_in_balls(subjec
 
         for i, j in ((0, 0), (0, 1), (1, 4), (2, 7), (5, 5)):
             difference = (
-                loss([(i, 1), (j, 1)]) - loss([(i, 1), (j, -1)])
-                - loss([(i, -1), (j, 1)]) + loss([(i, -1), (j, -1)])
-            ) / (4 * h * h)  # fmt: skip
+                loss([(i, 1), (j, 1)])
+                - loss([(i, 1), (j, -1)])
+                - loss([(i, -1), (j, 1)])
+                + loss([(i, -1), (j, -1)])
+            ) / (4 * h * h)
             # The truncation, of order h^2 = 2^-400, and the radius are far below E.
             assert balls.radii(difference) < 1e-150
             assert abs(balls.midpoints(difference) - H[i, j]) <= E[i, j]
@@ -220,9 +222,7 @@ def test_jets_of_bounded_numbers_bound_the_rounding(subject):
     small = smooth_subject(subject.name.split()[0], "float32")
     (name,) = invariant_weights(small.network)
     direction = {name: small.network.parameters[name]}
-    values, products = bounded_directional(
-        small.network, direction, small.X, small.targets
-    )
+    values, products = bounded_directional(small.network, direction, small.X, small.targets)
     balls = arithmetic.Balls(200)
     with balls.working():
         network, X = ball_network(small, balls)

@@ -35,9 +35,7 @@ def flow_subjects(options):
     """Return the three normalizations."""
     subjects = []
     for normalization in NORMALIZATIONS:
-        data = network_subject(
-            normalization, "float64", backend=options.backend, seed=options.seed
-        )
+        data = network_subject(normalization, "float64", backend=options.backend, seed=options.seed)
         dense = nn.Dense(12, bias=normalization != "batch")
         block = {
             "batch": [dense, nn.BatchNorm(0.0)],
@@ -125,9 +123,7 @@ tenth or less. Bound: the solver's error estimates $e$ of its accepted steps, th
 |w|^2$, at most $2 |w| |e| + |e|^2$, added up.
 """,
     subjects=flow_subjects,
-    unfit=(
-        ("scipy's solver works in float64", "float16 float32 longdouble ball symbol"),
-    ),
+    unfit=(("scipy's solver works in float64", "float16 float32 longdouble ball symbol"),),
     too_long=TOO_LONG,
 )
 def gradient_flow(subject):

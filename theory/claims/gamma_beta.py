@@ -44,13 +44,17 @@ def affine_subject(normalization, dtype, *, backend="reference", seed=0, width=2
     network = network.with_parameters(drawn)
     untrained = network.with_parameters()
     nn.fit(
-        network, nn.SGD(0.05), data.X_train, data.y_train, epochs=1, batch_size=64, rng=seed,
+        network,
+        nn.SGD(0.05),
+        data.X_train,
+        data.y_train,
+        epochs=1,
+        batch_size=64,
+        rng=seed,
         progress=False,
     )
     rows = np.random.default_rng(seed).permutation(len(data.X_train))[:batch]
-    return NetworkSubject(
-        normalization, network, untrained, data.X_train[rows], data.y_train[rows]
-    )
+    return NetworkSubject(normalization, network, untrained, data.X_train[rows], data.y_train[rows])
 
 
 def gamma_beta_subjects(options):

@@ -61,9 +61,7 @@ changes the direction of $w$ by about $\eta |\nabla L(w)| / |w|$, proportional t
 With $a = 2^k$ both sides have the same bits; the gradients of all other parameters do not change
 at all.
 """,
-    unfit=(
-        (UNDERFLOWS, "float16"),
-    ),
+    unfit=((UNDERFLOWS, "float16"),),
 )
 def gradient_scaling(subject):
     """Entries of 2^k grad(2^k w) that differ from grad(w), with and without the penalty."""
@@ -76,9 +74,7 @@ def gradient_scaling(subject):
 
         search.run(count)
         with np.errstate(all="ignore"):
-            search.wrong += sum(
-                count(k, l2=2.0**-6) for k in (-search.least, -1, 1, search.least)
-            )
+            search.wrong += sum(count(k, l2=2.0**-6) for k in (-search.least, -1, 1, search.least))
         leaky = network.with_eps(0.5)
         control += _differing_gradients(
             leaky, subject, gradients_of(leaky, subject.X, subject.targets), 1

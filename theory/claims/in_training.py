@@ -114,9 +114,7 @@ Measured: the mean over the twelve units, each over the whole run, with its 99.9
 SGD and momentum the larger of the errors of norm and turn.
 """,
     subjects=training_subjects,
-    unfit=(
-        STATISTICAL,
-    ),
+    unfit=(STATISTICAL,),
     too_long=TOO_LONG,
 )
 def equilibrium_in_training(subject):

@@ -69,9 +69,7 @@ def norm_residuals(network, X, targets, groups=None):
         terms = sum(w.size for w in before) // size.size + 6
         bound = bound + 3 * gamma(terms, unit_roundoff(np.longdouble)) * size
         without_leak = size - predicted - 2 * np.longdouble(ETA) * shrink * leak
-        rows.append(
-            [a.astype(np.float64) for a in (size - predicted, bound, size, without_leak)]
-        )
+        rows.append([a.astype(np.float64) for a in (size - predicted, bound, size, without_leak)])
     return new, rows
 
 
@@ -94,9 +92,7 @@ law of the gradient, is added.
 Bound: the running error of the update, $2 |w'| e + e^2$ summed over the entries' errors $e$, and
 that of the cross term.
 """,
-    unfit=(
-        (WORST_CASE, "float16"),
-    ),
+    unfit=((WORST_CASE, "float16"),),
 )
 def norm_growth(subject):
     """||w'|^2 - predicted| / |w'|^2 of the group and step that come closest to their bound."""
@@ -107,9 +103,7 @@ def norm_growth(subject):
             current = network.with_eps(eps)
             for step in range(subject.steps(_STEPS)):
                 rows = (np.arange(24) + 24 * step) % len(subject.X)
-                current, results = norm_residuals(
-                    current, subject.X[rows], subject.targets[rows]
-                )
+                current, results = norm_residuals(current, subject.X[rows], subject.targets[rows])
                 steps += 1
                 residual, bound, size, without_leak = map(
                     np.concatenate, zip(*results, strict=True)

@@ -85,13 +85,16 @@ def rotation_per_step(subject):
             heavy.step(turning, turning.loss_and_gradients(X, targets).gradients)
             if step:
                 new_parameters = to_numpy(turning, turning.parameters)
-                control = min(control, max(
-                    float(np.max(np.abs(inner / (old * new) - shrink * old / new)))
-                    for inner, old, new in (
-                        _rotation(old_parameters, new_parameters, g)
-                        for g in weight_groups(turning)
-                    )
-                ))
+                control = min(
+                    control,
+                    max(
+                        float(np.max(np.abs(inner / (old * new) - shrink * old / new)))
+                        for inner, old, new in (
+                            _rotation(old_parameters, new_parameters, g)
+                            for g in weight_groups(turning)
+                        )
+                    ),
+                )
     return Measurement(
         measured=closest.residual,
         bound=closest.bound,

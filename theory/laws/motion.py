@@ -98,9 +98,7 @@ def relaxation_rate(optimizer, learning_rate, weight_decay, *, s=1.0, dims=1, me
     [0.004002, 0.002001]
     """
     if optimizer == "Adam":
-        at = equilibrium(
-            "Adam", learning_rate, weight_decay, s=s, dims=dims, memory=memory
-        )
+        at = equilibrium("Adam", learning_rate, weight_decay, s=s, dims=dims, memory=memory)
         return 3 * at.small
     if optimizer not in SHRINKS:
         raise ValueError(
@@ -121,9 +119,7 @@ def adam_clock(q):
     """
     root = np.sqrt(3.0)
     return (
-        np.log(np.abs(q - 1))
-        - 0.5 * np.log(q * q + q + 1)
-        + root * np.arctan((2 * q + 1) / root)
+        np.log(np.abs(q - 1)) - 0.5 * np.log(q * q + q + 1) + root * np.arctan((2 * q + 1) / root)
     )
 
 

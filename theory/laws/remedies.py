@@ -29,8 +29,8 @@ def fixed_norm_rate(learning_rate, weight_decay, memory=0.0):
     >>> fixed_norm_rate(0.25, 2.0)
     0.5
     """
-    return learning_rate / (1 - memory) / (
-        1 - fixed_norm_share(learning_rate, weight_decay, memory)
+    return (
+        learning_rate / (1 - memory) / (1 - fixed_norm_share(learning_rate, weight_decay, memory))
     )
 
 

@@ -53,9 +53,7 @@ class Search:
 
     def measurement(self, control, **details):
         """Return the Measurement, with the range that all searches have in common."""
-        return bit_exact(
-            self.wrong, control, {"exact for k": [self.low, self.high], **details}
-        )
+        return bit_exact(self.wrong, control, {"exact for k": [self.low, self.high], **details})
 
 
 def differing(a, b):

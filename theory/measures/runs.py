@@ -108,8 +108,10 @@ def rescaled_optimizer(variant, factors):
     groups = [
         nn.Group(
             [name],
-            **{key: hyper.get(key, optimizer.defaults.get(key)) * np.power(a, float(power))
-               for key, power in powers.items()},
+            **{
+                key: hyper.get(key, optimizer.defaults.get(key)) * np.power(a, float(power))
+                for key, power in powers.items()
+            },
         )
         for name, a in factors.items()
     ]

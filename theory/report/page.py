@@ -122,9 +122,7 @@ def picture(verdicts):
     axes.xaxis.set_major_locator(LogLocator(numticks=8))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(verdicts)))
-    axes.set_yticklabels(
-        [f"{v.subject} {v.arithmetic}" for v in reversed(verdicts)], fontsize=8
-    )
+    axes.set_yticklabels([f"{v.subject} {v.arithmetic}" for v in reversed(verdicts)], fontsize=8)
     axes.set_ylim(-0.6, len(verdicts) - 0.4)
     axes.set_xlabel(
         f"o measured    | bound    x control    (0 is drawn at {floor:.0e})", fontsize=8
@@ -158,7 +156,7 @@ def section(claim, verdicts):
     drawing = curve(verdicts) + picture(verdicts) if verdicts else ""
     return f"""
 <section id="{claim.id}">
-<h2>{html.escape(claim.id.replace('-', ' '))} <code>{claim.id}</code></h2>
+<h2>{html.escape(claim.id.replace("-", " "))} <code>{claim.id}</code></h2>
 <div class="statement">{mathematics(claim.statement, display=True)}</div>
 {prose(claim.derivation)}
 <dl>{items}</dl>

@@ -81,9 +81,7 @@ def summary(verdicts, seconds):
     good = sum(verdict.verified for verdict in verdicts)
     claims = len({verdict.claim.id for verdict in verdicts})
     failed = len(verdicts) - good
-    tail = "all claims hold, all controls fail as predicted" if not failed else (
-        f"{failed} FAILED"
-    )
+    tail = "all claims hold, all controls fail as predicted" if not failed else (f"{failed} FAILED")
     return f"{claims} claims, {len(verdicts)} verdicts, {good} verified in {seconds:.1f} s: {tail}"
 
 

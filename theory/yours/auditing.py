@@ -60,9 +60,7 @@ class Audit(NamedTuple):
             falls = "-" if np.isnan(row.falls) else f"|w|^-{row.falls:.2f}"
             names = ", ".join(row.parameters)
             rate, rest = _figure(row.effective_rate), _figure(row.equilibrium)
-            lines.append(
-                (names, extent, _figure(row.norm), _figure(row.cosine), falls, rate, rest)
-            )
+            lines.append((names, extent, _figure(row.norm), _figure(row.cosine), falls, rate, rest))
         widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
         text = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

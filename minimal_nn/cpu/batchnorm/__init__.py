@@ -85,7 +85,6 @@ class RunningCache(NamedTuple):
     group: int
 
 
-
 def _group(shape):
     """Return the rows of an image, or of the whole batch of a matrix."""
     return int(np.prod(shape[1:-1])) if len(shape) > 2 else shape[0]
@@ -115,9 +114,17 @@ def _forward_program(source, gamma, beta, eps, group):
     if blocks is None:
         program.phase(source.count if source.rows else 0)
         emit_forward(
-            program, source.operand, y.operand, gamma, beta, statistics, eps, source.rows, group,
+            program,
+            source.operand,
+            y.operand,
+            gamma,
+            beta,
+            statistics,
+            eps,
+            source.rows,
+            group,
             source.columns,
-        )  # fmt: skip
+        )
         return program, y, statistics
     images, pixels = blocks
     rows, out = source.row_blocks(pixels), y.row_blocks(pixels)
@@ -161,9 +168,17 @@ def _backward_program(cotangent, cache):
         program.phase(source.count if source.rows else 0)
         emit = emit_backward_running if isinstance(cache, RunningCache) else emit_backward
         emit(
-            program, source.operand, cotangent.operand, dz.operand, gamma, *moments, dgamma, dbeta,
-            source.rows, cache.group,
-        )  # fmt: skip
+            program,
+            source.operand,
+            cotangent.operand,
+            dz.operand,
+            gamma,
+            *moments,
+            dgamma,
+            dbeta,
+            source.rows,
+            cache.group,
+        )
         return program, dz, dgamma, dbeta
     images, pixels = blocks
     rows, dy, out = (matrix.row_blocks(pixels) for matrix in (source, cotangent, dz))
@@ -223,9 +238,15 @@ def forward_running(z, gamma, beta, mean, var, eps):
     program = Program().phase(source.count if source.rows else 0)
     y = source.empty(program)
     emit_forward_running(
-        program, source.operand, y.operand, source.vector(gamma), source.vector(beta), padded_mean,
-        inverse, source.rows,
-    )  # fmt: skip
+        program,
+        source.operand,
+        y.operand,
+        source.vector(gamma),
+        source.vector(beta),
+        padded_mean,
+        inverse,
+        source.rows,
+    )
     program.run(thread_count=thread_count(8 * z.size))
     return y.result(), RunningCache(source, gamma, inverse, padded_mean, _group(z.shape))
 

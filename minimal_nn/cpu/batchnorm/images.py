@@ -191,9 +191,7 @@ def image_gradient_sums_kernel(
         if z.row == z.span:
             for column in range(0, z.row, z.lanes):
                 m, s = load(mean + column), load(inverse + column)
-                beta, gamma = block_gradient_sums(
-                    source + column, cotangent + column, m, s, count
-                )
+                beta, gamma = block_gradient_sums(source + column, cotangent + column, m, s, count)
                 store(betas + (at + column), beta)
                 store(gammas + (at + column), gamma)
             continue
@@ -249,7 +247,7 @@ def join_sums_kernel(step, thread, unit, betas, gammas, dbeta, dgamma, images, p
 def image_input_gradient_kernel(
     step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, dgamma, dbeta,
     total, pixels,
-):  # fmt: skip
+):  # fmt: skip # a group of arguments a line
     """`pixels` of an image of dz; total: the batch's numbers for each channel."""
     n = fill(z, total)
     factor = stack_rows(z, 1)
@@ -264,9 +262,12 @@ def image_input_gradient_kernel(
         for column in range(0, z.row, z.lanes):
             h = normalize(load(source + column), load(mean + column), load(inverse + column))
             gradient = input_gradient(
-                load(cotangent + column), h, load(factor + column), load(mean_dy + column),
+                load(cotangent + column),
+                h,
+                load(factor + column),
+                load(mean_dy + column),
                 load(mean_dyh + column),
-            )  # fmt: skip
+            )
             store(target + column, gradient)
 
 
@@ -295,9 +296,15 @@ def emit_join_moments(program, parts, statistics, eps, images, pixels, channels)
     row = parts.first.row
     program.phase(row // lanes(parts.first.array.dtype))
     program.call(
-        join_moments_kernel, *parts, *statistics, _one(eps, parts.first), images, pixels, channels,
+        join_moments_kernel,
+        *parts,
+        *statistics,
+        _one(eps, parts.first),
+        images,
+        pixels,
+        channels,
         program.status,
-    )  # fmt: skip
+    )
 
 
 def emit_image_forward(program, z, y, gamma, beta, mean, inverse, pixels):
@@ -316,9 +323,7 @@ def emit_join_sums(program, parts, dbeta, dgamma, images, pixels):
     program.call(join_sums_kernel, *parts, dbeta, dgamma, images, pixels)
 
 
-def emit_image_backward(
-    program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, total, pixels
-):
+def emit_image_backward(program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, total, pixels):
     """Emit `pixels` of an image of dz; total: the batch's numbers for each channel."""
     program.call(
         image_input_gradient_kernel, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, total, pixels

@@ -1,7 +1,5 @@
 """Batch normalization where units of work are panels of columns."""
 
-
-
 from minimal_nn.cpu.batchnorm.statistics import (
     ZERO_VARIANCE,
     _one,
@@ -42,7 +40,7 @@ def _columns(mode, k, pointer, step, over=()):
 def forward_kernel(
     step, thread, unit, z, z_step, y, y_step, gamma, beta, mean, var, inverse, eps,
     rows, group, columns, status,
-):  # fmt: skip
+):  # fmt: skip # a group of arguments a line
     """A panel of y, and its columns' mean, variance and 1 / sqrt(var + eps)."""
     for column in range(0, z.span, z.lanes):
         at = unit * z.span + column
@@ -73,7 +71,7 @@ def forward_kernel(
 def backward_kernel(
     step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, dgamma, dbeta,
     rows, group,
-):  # fmt: skip
+):  # fmt: skip # a group of arguments a line
     """A panel of dz (which may be dy's place), dgamma and dbeta."""
     for column in range(0, z.span, z.lanes):
         at = unit * z.span + column
@@ -127,7 +125,7 @@ def forward_running_kernel(
 def backward_running_kernel(
     step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, dgamma, dbeta,
     rows, group,
-):  # fmt: skip
+):  # fmt: skip # a group of arguments a line
     for column in range(0, z.span, z.lanes):
         at = unit * z.span + column
         source = z + (unit * z_step + column)
@@ -167,16 +165,23 @@ def update_running_kernel(
 def emit_forward(program, z, y, gamma, beta, statistics, eps, rows, group, columns):
     """Emit a panel of y with its columns' statistics; `group`: rows that no block goes beyond."""
     program.call(
-        forward_kernel, z, y, gamma, beta, *statistics, _one(eps, z), rows, group, columns,
+        forward_kernel,
+        z,
+        y,
+        gamma,
+        beta,
+        *statistics,
+        _one(eps, z),
+        rows,
+        group,
+        columns,
         program.status,
-    )  # fmt: skip
+    )
 
 
 def emit_backward(program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, group):
     """Emit a panel of dz, which may take dy's place, and of dgamma and dbeta."""
-    program.call(
-        backward_kernel, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, group
-    )
+    program.call(backward_kernel, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, group)
 
 
 def emit_forward_running(program, z, y, gamma, beta, mean, inverse, rows):
@@ -184,9 +189,7 @@ def emit_forward_running(program, z, y, gamma, beta, mean, inverse, rows):
     program.call(forward_running_kernel, z, y, gamma, beta, mean, inverse, rows)
 
 
-def emit_backward_running(
-    program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, group
-):
+def emit_backward_running(program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, group):
     """Emit a panel of dz, dgamma and dbeta for given statistics."""
     program.call(
         backward_running_kernel, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, group
@@ -197,6 +200,12 @@ def emit_update_running(program, running_mean, running_var, mean, var, count, mo
     """Emit r + momentum (batch - r) for `span` columns, with the variance of `count` numbers."""
     unbias = count / max(count - 1, 1)
     program.call(
-        update_running_kernel, running_mean, running_var, mean, var, _one(unbias, mean),
-        _one(momentum, mean), span,
-    )  # fmt: skip
+        update_running_kernel,
+        running_mean,
+        running_var,
+        mean,
+        var,
+        _one(unbias, mean),
+        _one(momentum, mean),
+        span,
+    )

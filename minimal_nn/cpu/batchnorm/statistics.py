@@ -82,9 +82,7 @@ def moments(z, rows, group):
             if done == 0:
                 mean, squares = block_mean, block_squares
             else:
-                mean, squares = join_moments(
-                    mean, squares, done, block_mean, block_squares, count
-                )
+                mean, squares = join_moments(mean, squares, done, block_mean, block_squares, count)
             done += count
     return mean, squares / fill(z, rows)
 

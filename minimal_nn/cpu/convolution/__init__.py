@@ -117,9 +117,19 @@ def copy_kernel(step, thread, unit, source, source_step, target, count):
     target=_inside_border,
 )
 def gather_kernel(
-    step, thread, unit, data, batches, target, images, height, width, pitch, channels,
+    step,
+    thread,
+    unit,
+    data,
+    batches,
+    target,
+    images,
+    height,
+    width,
+    pitch,
+    channels,
     source_channels,
-):  # fmt: skip
+):
     """Image `unit` of the step's batch, from X at address data[0], into one with a border."""
     example = batches[step * images + unit] * (height * width * source_channels)
     source = pointer_at(target, data[0]) + example
@@ -207,9 +217,15 @@ def forward_kernel(step, thread, unit, x, w, w_step, z, z_step, depth, height, w
             for first in range(0, width, TILE_ROWS):
                 q = min(first, width - TILE_ROWS)  # the last tile may overlap the one before
                 tile(
-                    strip + q * x.row, row, weights, depth * w.row, target + q * z.row,
-                    3, 3 * x.row, 0,
-                )  # fmt: skip
+                    strip + q * x.row,
+                    row,
+                    weights,
+                    depth * w.row,
+                    target + q * z.row,
+                    3,
+                    3 * x.row,
+                    0,
+                )
 
 
 def _weight_gradient_misfit(k):
@@ -227,12 +243,16 @@ def _bordered(k, image):
     fits=_weight_gradient_misfit,
     x=lambda k: reads(_bordered(k, k.x)),
     dz=lambda k: reads(
-        axis(k.height, (k.width + 2) * k.dz.row), k.width * k.dz.row,
+        axis(k.height, (k.width + 2) * k.dz.row),
+        k.width * k.dz.row,
         start=(k.width + 3) * k.dz.row,
     ),
     dw=lambda k: collects(
-        each(k.group_step, k.grain), axis(k.panels, k.panel_step), axis(3, k.depth * k.dw.row),
-        workspace.round_up(3 * k.x.row, transposed_rows(k.x)) * k.dw.row, group=k.grain,
+        each(k.group_step, k.grain),
+        axis(k.panels, k.panel_step),
+        axis(3, k.depth * k.dw.row),
+        workspace.round_up(3 * k.x.row, transposed_rows(k.x)) * k.dw.row,
+        group=k.grain,
     ),
 )
 def weight_gradient_kernel(
@@ -258,9 +278,7 @@ def weight_gradient_kernel(
 
 
 @kernel(
-    groups=lambda k: reads(
-        axis(k.count, k.group_step), each(k.panel_step), 3 * k.depth * k.dw.row
-    ),
+    groups=lambda k: reads(axis(k.count, k.group_step), each(k.panel_step), 3 * k.depth * k.dw.row),
     dw=lambda k: writes(each(k.dw_step), 3 * k.depth * k.dw.row),
 )
 def sum_groups_kernel(
@@ -290,8 +308,10 @@ def _turn_misfit(k):
     fits=_turn_misfit,
     w=lambda k: reads(each(k.w_step), 9 * k.channels * k.w.row),
     t=lambda k: writes(
-        axis(k.channels // k.t.row, k.t_step), axis(9, k.depth // 3 * k.t.row),
-        shared_out(k.depth // 3, k.t.row, k.w.row), k.t.row,
+        axis(k.channels // k.t.row, k.t_step),
+        axis(9, k.depth // 3 * k.t.row),
+        shared_out(k.depth // 3, k.t.row, k.w.row),
+        k.t.row,
     ),
 )
 def turn_kernel(step, thread, unit, w, w_step, t, t_step, depth, channels):
@@ -351,9 +371,7 @@ class Shape:
     that cannot be turned, as dx needs.
     """
 
-    def __init__(
-        self, images, height, width, inputs, outputs, dtype, algorithm="direct", few=True
-    ):
+    def __init__(self, images, height, width, inputs, outputs, dtype, algorithm="direct", few=True):
         self.images, self.height, self.width = images, height, width
         self.pixels = height * width
         self.inputs, self.outputs, self.dtype = inputs, outputs, np.dtype(dtype)
@@ -403,9 +421,7 @@ class Shape:
         wide = workspace.width(self.inputs, self.dtype)
         panels = workspace.panel_count(self.inputs, self.dtype)
         turned = program.made((panels, 9 * self.output_channels, wide), self.dtype)
-        program.call(
-            turn_kernel, packed, turned, 3 * self.output_channels, self.input_channels
-        )
+        program.call(turn_kernel, packed, turned, 3 * self.output_channels, self.input_channels)
         program.phase(panels)
         return self.emit_weights(program, turned, turned=True)
 
@@ -437,9 +453,15 @@ class Shape:
         if self.winograd is None:
             depth = 3 * self.output_channels if turned else self.depth
             program.call(
-                forward_kernel, x, weights, image_pixels(z), depth, self.height, self.width,
+                forward_kernel,
+                x,
+                weights,
+                image_pixels(z),
+                depth,
+                self.height,
+                self.width,
                 len(weights.array),
-            )  # fmt: skip
+            )
             return
         sizes = self.height, self.width, self.pitch
         self.winograd.emit_product(program, space, x, weights, z, *sizes)
@@ -450,14 +472,31 @@ class Shape:
         groups = program.made(shape, self.dtype).at(step=self.panels * self.panel_size)
         if self.winograd is None:
             program.call(
-                weight_gradient_kernel, x, dz, groups, self.panel_size, self.depth, self.height,
-                self.width, self.panels, self.grain,
-            )  # fmt: skip
+                weight_gradient_kernel,
+                x,
+                dz,
+                groups,
+                self.panel_size,
+                self.depth,
+                self.height,
+                self.width,
+                self.panels,
+                self.grain,
+            )
         else:
             self.winograd.emit_weight_gradient(
-                program, space, x, dz, groups, self.depth, self.height, self.width, self.pitch,
-                self.images, self.grain,
-            )  # fmt: skip
+                program,
+                space,
+                x,
+                dz,
+                groups,
+                self.depth,
+                self.height,
+                self.width,
+                self.pitch,
+                self.images,
+                self.grain,
+            )
         return groups
 
 
@@ -465,17 +504,31 @@ def emit_place(program, source, bordered, sizes, rows, channels, first=0):
     """Emit `rows` rows of an image of so many channels, into one with a border from row `first`."""
     padded = bordered.row
     program.call(
-        place_kernel, source, bordered.at(first * sizes.pitch * padded, row=1), rows, sizes.width,
-        sizes.pitch, padded, channels,
-    )  # fmt: skip
+        place_kernel,
+        source,
+        bordered.at(first * sizes.pitch * padded, row=1),
+        rows,
+        sizes.width,
+        sizes.pitch,
+        padded,
+        channels,
+    )
 
 
 def emit_gather(program, data, batches, bordered, sizes):
     """Emit an image of the step's batch, into one with a border."""
     program.call(
-        gather_kernel, data, batches, bordered.at(row=1), sizes.images, sizes.height, sizes.width,
-        sizes.pitch, bordered.row, sizes.inputs,
-    )  # fmt: skip
+        gather_kernel,
+        data,
+        batches,
+        bordered.at(row=1),
+        sizes.images,
+        sizes.height,
+        sizes.width,
+        sizes.pitch,
+        bordered.row,
+        sizes.inputs,
+    )
 
 
 def emit_copy(program, source, target, count):
@@ -523,9 +576,7 @@ def emit_sum_bias(program, bias_sums, db, images):
 
 def emit_sum_groups(program, sizes, groups, dw):
     """Emit a panel of dW, from the groups' sums."""
-    program.call(
-        sum_groups_kernel, groups, sizes.panel_size, dw, sizes.depth, sizes.groups
-    )
+    program.call(sum_groups_kernel, groups, sizes.panel_size, dw, sizes.depth, sizes.groups)
 
 
 def padded_channels(channels, dtype):

@@ -36,8 +36,15 @@ from minimal_nn.cpu.machine.spans import Span, span_of
 from minimal_nn.errors import ProgramError
 
 READS, WRITES, UPDATES, COLLECTS, PADS, SKIMS, SPOILS, FLAGS = (
-    "reads", "writes", "updates", "collects", "pads", "skims", "spoils", "flags",
-)  # fmt: skip
+    "reads",
+    "writes",
+    "updates",
+    "collects",
+    "pads",
+    "skims",
+    "spoils",
+    "flags",
+)
 EACH_UNIT, EACH_STEP = -1, -2
 
 

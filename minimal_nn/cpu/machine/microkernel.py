@@ -106,9 +106,7 @@ def make_tile(transposed):
                     ]
                     for i in range(rows):
                         where = address(builder, left, i * a_row, dtype, number)
-                        factor = broadcast(
-                            builder, aligned_load(builder, where, dtype), vector
-                        )
+                        factor = broadcast(builder, aligned_load(builder, where, dtype), vector)
                         for j in range(vectors):
                             before = builder.load(total[i, j])
                             after = multiply_add(builder, factor, columns[j], before)

@@ -1,12 +1,12 @@
 """The compiled training loop of a network: `plan`, which `minimal_nn.backend` asks for.
 
-    reasons.py  which networks and optimizers have one, and why others have none
-    loop.py     the loop: its arrays, its phases, running it
-    dense.py    the phases of layers on vectors
-    images.py   the phases of convolutional layers
-    updates.py  the optimizer's step
-    layouts.py  how parameters and their optimizer state lie in memory during a run
-    gather.py   kernels that fetch a step's batch
+reasons.py  which networks and optimizers have one, and why others have none
+loop.py     the loop: its arrays, its phases, running it
+dense.py    the phases of layers on vectors
+images.py   the phases of convolutional layers
+updates.py  the optimizer's step
+layouts.py  how parameters and their optimizer state lie in memory during a run
+gather.py   kernels that fetch a step's batch
 """
 
 from minimal_nn.cpu.plan.loop import plan

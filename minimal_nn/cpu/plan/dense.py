@@ -106,9 +106,17 @@ class DenseLayers:
         gamma, beta = (self.loop.parameter(operation, n, columns) for n in ("gamma", "beta"))
         statistics = batchnorm.Statistics(*(self._vector(z) for _ in range(3)))
         batchnorm.emit_forward(
-            program, z, y, gamma.operand, beta.operand, statistics, operation.options["eps"],
-            self.rows, self.rows, columns,
-        )  # fmt: skip
+            program,
+            z,
+            y,
+            gamma.operand,
+            beta.operand,
+            statistics,
+            operation.options["eps"],
+            self.rows,
+            self.rows,
+            columns,
+        )
         self.loop.statistics[operation.layer] = ("variance", statistics.inverse.array, columns)
         running = self.loop.running(operation, len(z.array) * z.row)
         saved = {"z": self._keep(z), "gamma": gamma, "beta": beta, "running": running}
@@ -120,9 +128,17 @@ class DenseLayers:
         gamma, beta = (self.loop.parameter(operation, n, columns) for n in ("gamma", "beta"))
         mean, inverse = (program.made(self.rows, self.dtype) for _ in range(2))
         layernorm.emit_forward(
-            program, z, y, gamma.operand, beta.operand, mean, inverse, operation.options["eps"],
-            self.rows, columns,
-        )  # fmt: skip
+            program,
+            z,
+            y,
+            gamma.operand,
+            beta.operand,
+            mean,
+            inverse,
+            operation.options["eps"],
+            self.rows,
+            columns,
+        )
         self.loop.statistics[operation.layer] = ("example", inverse.array, self.rows)
         saved = {"z": self._keep(z), "gamma": gamma, "beta": beta}
         return y, {**saved, "mean": mean, "inverse": inverse}
@@ -149,9 +165,7 @@ class DenseLayers:
             targets = program.panels(self.rows, columns, self.dtype)
             emit_gather_targets(*arguments, targets, self.rows, columns)
         dscores = self._over(scores, columns)
-        loss.emit_forward(
-            program, kind, scores, targets, dscores, loop.losses, self.rows, columns
-        )
+        loss.emit_forward(program, kind, scores, targets, dscores, loop.losses, self.rows, columns)
         return dscores
 
     # Backward
@@ -175,9 +189,18 @@ class DenseLayers:
         dz, dgamma, dbeta = dy.renewed(), self._vector(dy), self._vector(dy)
         mean, var, inverse = saved["statistics"]
         batchnorm.emit_backward(
-            program, saved["z"], dy, dz, saved["gamma"].operand, mean, inverse, dgamma, dbeta,
-            self.rows, self.rows,
-        )  # fmt: skip
+            program,
+            saved["z"],
+            dy,
+            dz,
+            saved["gamma"].operand,
+            mean,
+            inverse,
+            dgamma,
+            dbeta,
+            self.rows,
+            self.rows,
+        )
         batchnorm.emit_update_running(
             program, *saved["running"], mean, var, self.rows, operation.options["momentum"], dy.row
         )
@@ -190,9 +213,18 @@ class DenseLayers:
         dz = self.program.panels(self.rows, columns, self.dtype) if needed else None
         dgamma, dbeta = self._vector(dy), self._vector(dy)
         layernorm.emit_backward(
-            self.program, saved["z"], dy, dz, saved["gamma"].operand, saved["mean"],
-            saved["inverse"], dgamma, dbeta, self.rows, columns,
-        )  # fmt: skip
+            self.program,
+            saved["z"],
+            dy,
+            dz,
+            saved["gamma"].operand,
+            saved["mean"],
+            saved["inverse"],
+            dgamma,
+            dbeta,
+            self.rows,
+            columns,
+        )
         self.updates.emit(saved["gamma"], dgamma)
         self.updates.emit(saved["beta"], dbeta)
         return dz
@@ -234,9 +266,15 @@ class DenseLayers:
         if "g" in saved:
             dw, gradient, dg = gradient, gradient.renewed(), self._vector(dz)
             weightnorm.emit_backward(
-                program, stored, dw, gradient, saved["g"].operand, saved["inverse"], dg,
+                program,
+                stored,
+                dw,
+                gradient,
+                saved["g"].operand,
+                saved["inverse"],
+                dg,
                 weights.layout.depth,
-            )  # fmt: skip
+            )
             self.updates.emit(saved["g"], dg)
         self.updates.emit(weights, gradient)
 

@@ -38,9 +38,7 @@ def gather(source, rows_of_step, x, x_step, first, last, columns):
 def gather_kernel(step, thread, unit, data, batches, x, x_step, rows, columns):
     """ROWS examples of the step's batch, from X."""
     last = min(rows, (unit + 1) * ROWS)
-    gather(
-        pointer_at(x, data[0]), batches + step * rows, x, x_step, unit * ROWS, last, columns
-    )
+    gather(pointer_at(x, data[0]), batches + step * rows, x, x_step, unit * ROWS, last, columns)
 
 
 @kernel(
@@ -51,9 +49,7 @@ def gather_kernel(step, thread, unit, data, batches, x, x_step, rows, columns):
 def gather_targets_kernel(step, thread, unit, data, batches, t, t_step, rows, columns):
     """ROWS target vectors of the step's batch."""
     last = min(rows, (unit + 1) * ROWS)
-    gather(
-        pointer_at(t, data[1]), batches + step * rows, t, t_step, unit * ROWS, last, columns
-    )
+    gather(pointer_at(t, data[1]), batches + step * rows, t, t_step, unit * ROWS, last, columns)
 
 
 @kernel(

@@ -96,9 +96,14 @@ class ImageLayers:
                     program, image_pixels(layer.z), layer.parts, sizes.pixels
                 )
                 batchnorm.emit_join_moments(
-                    program, layer.parts, layer.statistics, layer.norm.options["eps"], self.rows,
-                    sizes.pixels, sizes.outputs,
-                )  # fmt: skip
+                    program,
+                    layer.parts,
+                    layer.statistics,
+                    layer.norm.options["eps"],
+                    self.rows,
+                    sizes.pixels,
+                    sizes.outputs,
+                )
         return self._features()
 
     def _features(self):
@@ -118,9 +123,15 @@ class ImageLayers:
         height, width, inputs = operation.input_shape
         outputs = operation.output_shape[2]
         layer.sizes = sizes = convolution.Shape(
-            self.rows, height, width, inputs, outputs, self.dtype,
-            operation.options["algorithm"], few=index == 0,
-        )  # fmt: skip
+            self.rows,
+            height,
+            width,
+            inputs,
+            outputs,
+            self.dtype,
+            operation.options["algorithm"],
+            few=index == 0,
+        )
         loop.work += 27 * self.rows * sizes.pixels * inputs * outputs
         layer.z = program.made((self.rows, height, width, sizes.output_channels), self.dtype)
         layer.weights = loop.parameter(operation, "W", sizes)
@@ -211,9 +222,15 @@ class ImageLayers:
         if layer.norm is not None:
             mean, _, inverse = layer.statistics
             batchnorm.emit_image_forward(
-                program, z.at(start, step=z.step), layer.normalized.at(start, step=0),
-                layer.gamma.operand, layer.beta.operand, mean, inverse, part.size(sizes.pixels),
-            )  # fmt: skip
+                program,
+                z.at(start, step=z.step),
+                layer.normalized.at(start, step=0),
+                layer.gamma.operand,
+                layer.beta.operand,
+                mean,
+                inverse,
+                part.size(sizes.pixels),
+            )
         else:
             numbers = z.at(start, row=1, step=z.step)
             convolution.emit_copy(program, numbers, layer.normalized.at(start), size)
@@ -223,20 +240,28 @@ class ImageLayers:
             result = _part(after, operation.output_shape, channels, part)
             if operation.module == "pooling":
                 pooling.emit_forward(
-                    program, numbers, result, part.size(height), width, channels,
+                    program,
+                    numbers,
+                    result,
+                    part.size(height),
+                    width,
+                    channels,
                     operation.options["size"],
-                )  # fmt: skip
+                )
             else:
                 count = part.size(height) * width * channels
-                activation.emit_forward(
-                    program, operation.options["kind"], numbers, result, count
-                )
+                activation.emit_forward(program, operation.options["kind"], numbers, result, count)
 
     def _place(self, numbers, bordered, sizes, part):
         convolution.emit_place(
-            self.program, numbers, bordered, sizes, part.size(sizes.height), bordered.row,
+            self.program,
+            numbers,
+            bordered,
+            sizes,
+            part.size(sizes.height),
+            bordered.row,
             part.start(sizes.height),
-        )  # fmt: skip
+        )
 
     # Backward
 
@@ -260,9 +285,7 @@ class ImageLayers:
             bordered, bias_sums = self._input(index), None
             if layer.bias is not None:
                 bias_sums = program.made((self.rows, sizes.output_channels), self.dtype)
-            groups = convolution.emit_backward(
-                program, self._space, sizes, bordered, dz, bias_sums
-            )
+            groups = convolution.emit_backward(program, self._space, sizes, bordered, dz, bias_sums)
             if index:
                 sizes.emit_product(
                     program, self._space, dz, layer.backward_weights, layer.dx, turned=True
@@ -280,9 +303,7 @@ class ImageLayers:
         height, width, outputs = layer.output_shape
         valid = convolution.pixels_of(height * width, outputs, channels)
         image = self._space("features", (height * width, channels), valid)
-        convolution.emit_unflatten(
-            self.program, gradient, image, height * width, outputs, channels
-        )
+        convolution.emit_unflatten(self.program, gradient, image, height * width, outputs, channels)
         return image.at(row=1, step=0)
 
     def _back_through(self, layer, dy, places, part):
@@ -299,15 +320,24 @@ class ImageLayers:
             if operation.module == "pooling":
                 size = operation.options["size"]
                 pooling.emit_backward(
-                    self.program, _part(before, operation.input_shape, channels, part), here,
-                    target, part.size(height) // size, width // size, channels, size,
-                )  # fmt: skip
+                    self.program,
+                    _part(before, operation.input_shape, channels, part),
+                    here,
+                    target,
+                    part.size(height) // size,
+                    width // size,
+                    channels,
+                    size,
+                )
             else:
                 activation.emit_backward(
-                    self.program, operation.options["kind"],
-                    _part(after, operation.output_shape, channels, part), here, target,
+                    self.program,
+                    operation.options["kind"],
+                    _part(after, operation.output_shape, channels, part),
+                    here,
+                    target,
                     part.size(height) * width * channels,
-                )  # fmt: skip
+                )
             dy, shape = place.at(row=1, step=0), operation.input_shape
         return dy
 
@@ -327,9 +357,14 @@ class ImageLayers:
         mean, _, inverse = layer.statistics
         layer.parts = layer.parts.renewed()
         batchnorm.emit_image_sums(
-            self.program, image_pixels(layer.z), _pixels(layer, dy), mean, inverse, layer.parts,
+            self.program,
+            image_pixels(layer.z),
+            _pixels(layer, dy),
+            mean,
+            inverse,
+            layer.parts,
             layer.sizes.pixels,
-        )  # fmt: skip
+        )
 
     def _input_gradient(self, layer, gradient):
         """Emit dz of the unit's image, with a border; return the operand."""
@@ -345,10 +380,18 @@ class ImageLayers:
             if layer.norm is not None:
                 mean, _, inverse = layer.statistics
                 batchnorm.emit_image_backward(
-                    program, z.at(start, step=z.step), _pixels(layer, _later(dy, start)),
-                    dz.at(start, step=0), layer.gamma.operand, mean, inverse, layer.dgamma,
-                    layer.dbeta, self.rows * sizes.pixels, part.size(sizes.pixels),
-                )  # fmt: skip
+                    program,
+                    z.at(start, step=z.step),
+                    _pixels(layer, _later(dy, start)),
+                    dz.at(start, step=0),
+                    layer.gamma.operand,
+                    mean,
+                    inverse,
+                    layer.dgamma,
+                    layer.dbeta,
+                    self.rows * sizes.pixels,
+                    part.size(sizes.pixels),
+                )
                 dy = dz.at(row=1, step=0)
             self._place(_later(dy, start), bordered, sizes, part)
         return bordered
@@ -367,9 +410,14 @@ class ImageLayers:
         if layer.norm is not None:
             mean, var, _ = layer.statistics
             batchnorm.emit_update_running(
-                program, *layer.running, mean, var, self.rows * sizes.pixels,
-                layer.norm.options["momentum"], sizes.panel_width,
-            )  # fmt: skip
+                program,
+                *layer.running,
+                mean,
+                var,
+                self.rows * sizes.pixels,
+                layer.norm.options["momentum"],
+                sizes.panel_width,
+            )
             updates.emit(layer.gamma, layer.dgamma)
             updates.emit(layer.beta, layer.dbeta)
 

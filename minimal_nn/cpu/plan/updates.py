@@ -35,15 +35,18 @@ class Updates:
         if not self.by_column:
             w = parameter.renewed().at(row=1, step=size)
             numbers = gradient.at(row=1, step=step)
-            update.emit_step(
-                program, self.formula, w, weights.array.size, numbers, table, count
-            )
+            update.emit_step(program, self.formula, w, weights.array.size, numbers, table, count)
             return
         penalized = gradient.renewed()
         update.emit_step(
-            program, "sgd", penalized.at(row=1, step=step), 0, weights.at(row=1, step=size), table,
+            program,
+            "sgd",
+            penalized.at(row=1, step=step),
+            0,
+            weights.at(row=1, step=size),
+            table,
             count,
-        )  # fmt: skip
+        )
         panels, order = penalized.at(row=weights.row, step=step), parameter.row_order()
         update.emit_normalized_step(
             program, self.formula, parameter.renewed(), panels, table, order, parameter.lines
@@ -84,9 +87,13 @@ class Updates:
             parameter.norm = workspace.aligned(panels * width, self.dtype)
             program.phase(panels)
             update.emit_normalize(
-                program, w, parameter.norm, parameter.row_order(), parameter.lines,
+                program,
+                w,
+                parameter.norm,
+                parameter.row_order(),
+                parameter.lines,
                 parameter.shape[-1],
-            )  # fmt: skip
+            )
         if fixed:
             program.phase(0, check=True)  # in which nobody sets the status
 

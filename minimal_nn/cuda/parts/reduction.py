@@ -129,8 +129,15 @@ def columns_of_block(T, width, threads=THREADS):
     """
     v = vector(T, width)
     load, get, put, splat, zero, add, sub, mul = (
-        v.load, v.get, v.put, v.splat, v.zero, v.add, v.sub, v.mul,
-    )  # fmt: skip
+        v.load,
+        v.get,
+        v.put,
+        v.splat,
+        v.zero,
+        v.add,
+        v.sub,
+        v.mul,
+    )
     stride = threads
     merge_mean = lift(lambda mean, other, part: mean + (other - mean) * part, 3, width)
 
@@ -198,9 +205,13 @@ def columns_of_block(T, width, threads=THREADS):
             if y < half:
                 o = t + half * x_count
                 n, mean, square = merge(
-                    n, mean, square,
-                    counts[o], get(means, o, U(stride)), get(squares, o, U(stride)),
-                )  # fmt: skip
+                    n,
+                    mean,
+                    square,
+                    counts[o],
+                    get(means, o, U(stride)),
+                    get(squares, o, U(stride)),
+                )
                 counts[t] = n
                 put(means, t, U(stride), mean)
                 put(squares, t, U(stride), square)

@@ -46,9 +46,7 @@ interval.
     "lambda is "
     "+1/3, and the printed -1/3 is excluded by the interval. |w| goes as (eta/lambda)^(1/3).",
     subjects=lambda options: [s for s in walk_subjects(options) if s.name in _SETTINGS],
-    unfit=(
-        STATISTICAL,
-    ),
+    unfit=(STATISTICAL,),
     too_long=TOO_LONG,
 )
 def equilibrium_exponents(subject):

@@ -85,9 +85,7 @@ _STEPS = {
 def transition(subject):
     """Return T, as ((T_ww, T_wb), (T_bw, T_bb)), and n of one step."""
     units = subject.numbers.array(np.eye(3))
-    columns = [
-        _STEPS[subject.optimizer](*unit, subject.x, subject.memory) for unit in units.T
-    ]
+    columns = [_STEPS[subject.optimizer](*unit, subject.x, subject.memory) for unit in units.T]
     (w, b, g) = columns
     return ((w[0], b[0]), (w[1], b[1])), g
 

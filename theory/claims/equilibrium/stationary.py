@@ -125,9 +125,7 @@ def _solved(subject):
     V = subject.eta * decay / small
     balance = subject.eta / (V * decay) * laws.adam_balance(small, MEMORY) * S**2
     second_moment = S**2 / square + decay**2 * square
-    return bool(
-        abs(V**2 * DIMS / second_moment - 1) < 1e-9 and abs(balance / square**2 - 1) < 1e-9
-    )
+    return bool(abs(V**2 * DIMS / second_moment - 1) < 1e-9 and abs(balance / square**2 - 1) < 1e-9)
 
 
 @equilibrium_norm.exactly(subjects=_recursions)

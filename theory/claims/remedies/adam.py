@@ -56,9 +56,9 @@ def fixed_norm_adam(subject):
         small = 0
         for name in matrices(network):
             g = gradients[name]
-            w = network.backend.to_numpy(network.backend.update.normalize(
-                network.parameters[name], 1.0
-            ))
+            w = network.backend.to_numpy(
+                network.backend.update.normalize(network.parameters[name], 1.0)
+            )
             opposite = (np.sign(w) * np.sign(g) < 0) & (g != 0)
             ratios = np.abs(g[opposite].astype(np.longdouble) / w[opposite])
             middle = 2.0 ** np.round(np.log2(float(np.median(ratios))))

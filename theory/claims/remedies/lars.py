@@ -26,7 +26,7 @@ hyper-parameter is changed with $a$. SGD with $\eta |w|^2$ does the same. (With 
 depends on $\lambda |w|^2$: $(a w_0, \lambda/a^2)$, see optimizer-symmetry.) Measured: runs from
 $2^k w_0$ must be $2^k$ times the original, bit by bit.
 """,
-    erratum="\"We know of no first order gradient method that can fully eliminate this effect\" "
+    erratum='"We know of no first order gradient method that can fully eliminate this effect" '
     "(discussion): this one does; LARS appeared two months after the paper.",
     unfit=(
         (UNDERFLOWS, "float16"),

@@ -86,9 +86,7 @@ Measured: $J w$ along every invariance group, relative to $|J| |w|$. Bound: the 
 derivative along $w$ run on numbers that carry their rounding error.
 """,
     subjects=float_subjects,
-    unfit=(
-        (WORST_CASE, "float16"),
-    ),
+    unfit=((WORST_CASE, "float16"),),
     numpy_only="complex numbers, and sums that carry bounds, run through its lines alone",
 )
 def gauss_newton_null(subject):

@@ -32,9 +32,7 @@ gradient over curvature, grows with $|w|$: $\nu = -1$. With $a = 2^k$ both sides
 bits; the complex step $h$ is a power of two as well.
 """,
     subjects=float_subjects,
-    unfit=(
-        ("complex steps are taken in complex128, which is float64", "float16 float32"),
-    ),
+    unfit=(("complex steps are taken in complex128, which is float64", "float16 float32"),),
     numpy_only="complex numbers, and sums that carry bounds, run through its lines alone",
 )
 def hessian_scaling(subject):
@@ -121,9 +119,7 @@ lines run on numbers that carry their rounding error, from $z = X w$ on (the ide
 every $z$; it is taken less its mean, so that the bound has no cancellation in it).
 """,
     subjects=float_subjects,
-    unfit=(
-        (WORST_CASE, "float16"),
-    ),
+    unfit=((WORST_CASE, "float16"),),
     numpy_only="complex numbers, and sums that carry bounds, run through its lines alone",
 )
 def hessian_radial(subject):
