@@ -17,6 +17,7 @@ that what one kernel writes is in the nearest cache when the next one reads it.
 from typing import NamedTuple
 
 from minimal_nn.cpu import activation, batchnorm, convolution, pooling
+from minimal_nn.cpu.convolution import copies
 from minimal_nn.cpu.machine.operands import image_numbers, image_pixels
 
 PART_BYTES = 1 << 14  # of an image: half of a first cache of 32 KiB
@@ -112,7 +113,7 @@ class ImageLayers:
         panels = self.program.panels(self.rows, height * width * channels, self.dtype)
         self.program.phase(self.rows)
         self._outputs(last)
-        convolution.emit_flatten(
+        copies.emit_flatten(
             self.program, last.output, panels, height * width, channels, last.sizes.output_channels
         )
         return panels
@@ -169,7 +170,7 @@ class ImageLayers:
         channels = sizes.input_channels
         if index == 0:
             bordered = self._bordered("example", sizes, channels, sizes.inputs)
-            convolution.emit_gather(self.program, *self.loop.source, bordered, sizes)
+            copies.emit_gather(self.program, *self.loop.source, bordered, sizes)
             return bordered
         before = self.layers[index - 1]
         bordered = self._bordered("input", sizes, channels, channels)
@@ -233,7 +234,7 @@ class ImageLayers:
             )
         else:
             numbers = z.at(start, row=1, step=z.step)
-            convolution.emit_copy(program, numbers, layer.normalized.at(start), size)
+            copies.emit_copy(program, numbers, layer.normalized.at(start), size)
         for _, operation, before, after in layer.stages:
             height, width, _ = operation.output_shape
             numbers = _part(before, operation.input_shape, channels, part)
@@ -253,7 +254,7 @@ class ImageLayers:
                 activation.emit_forward(program, operation.options["kind"], numbers, result, count)
 
     def _place(self, numbers, bordered, sizes, part):
-        convolution.emit_place(
+        copies.emit_place(
             self.program,
             numbers,
             bordered,
@@ -301,9 +302,9 @@ class ImageLayers:
             return gradient
         channels = layer.sizes.output_channels  # panels of the flattened features
         height, width, outputs = layer.output_shape
-        valid = convolution.pixels_of(height * width, outputs, channels)
+        valid = copies.pixels_of(height * width, outputs, channels)
         image = self._space("features", (height * width, channels), valid)
-        convolution.emit_unflatten(self.program, gradient, image, height * width, outputs, channels)
+        copies.emit_unflatten(self.program, gradient, image, height * width, outputs, channels)
         return image.at(row=1, step=0)
 
     def _back_through(self, layer, dy, places, part):
