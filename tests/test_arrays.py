@@ -5,11 +5,15 @@ columns and rows of a mean and a deviation that are powers of two.  So an array'
 must not change a bit, whatever a wing makes of it.
 """
 
+import inspect
 import itertools
+import types
 
 import numpy as np
 import pytest
 import wings
+
+from minimal_nn.backend import OPERATIONS
 
 ROWS, UNITS = 8, 4
 SIGNS = np.where(np.add.outer(np.arange(ROWS), np.arange(UNITS)) % 2, 1, -1)
@@ -158,6 +162,36 @@ CASES = {
     "normalize": Case(lambda wing, w: wing.update.normalize(w, 2.0), None, [2.0 * SIGNS], ulps=2),
 }
 EVERY_CASE = pytest.mark.parametrize("name", CASES)
+
+
+def test_every_function_has_a_case():
+    """Those that take arrays, of every operation: a new one is checked like the others."""
+    called = set()
+
+    def watched(operation, function):
+        def call(*arguments, **options):
+            called.add(f"{operation}.{function.__name__}")
+            return function(*arguments, **options)
+
+        return call
+
+    modules = {name: getattr(wings.Wing("reference"), name) for name in OPERATIONS}
+    functions = {
+        operation: {
+            name: watched(operation, function)
+            for name, function in vars(module).items()
+            if name.startswith(("forward", "backward", "update")) or operation == "update"
+            if inspect.isfunction(function) and function.__module__ == module.__name__
+            if not name.startswith("_")
+        }
+        for operation, module in modules.items()
+    }
+    spaces = {operation: types.SimpleNamespace(**found) for operation, found in functions.items()}
+    for case in CASES.values():
+        case.results(types.SimpleNamespace(**spaces), lambda x: x, np.float64)
+    assert called == {
+        f"{operation}.{name}" for operation in functions for name in functions[operation]
+    }
 
 
 # Layouts and kinds of arrays: each takes an array in C order and returns the same numbers.
