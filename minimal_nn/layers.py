@@ -15,12 +15,15 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 
 from minimal_nn.arguments import whole_number
+from minimal_nn.backend import Backend
 from minimal_nn.identity import methods
 from minimal_nn.invariance import Absorbed, Rescaling, Source
+from minimal_nn.typing import Array, Arrays, Shape
 
 
 @dataclass(frozen=True)
@@ -49,41 +52,43 @@ class Layer(ABC):
     sees_pixels = False  # whether `rescaled` looks at by_pixel and even
 
     @abstractmethod
-    def output_shape(self, input_shape):
+    def output_shape(self, input_shape: Shape) -> Shape:
         """Return the output's shape without the batch axis; refuse an input that does not fit."""
 
-    def initial_parameters(self, input_shape, rng):
+    def initial_parameters(self, input_shape: Shape, rng: np.random.Generator) -> Arrays:
         """Return the initial parameters, float64, by local name."""
         return {}
 
-    def initial_state(self, input_shape):
+    def initial_state(self, input_shape: Shape) -> Arrays:
         """Return the initial state (running statistics), float64, by local name."""
         return {}
 
     @abstractmethod
-    def forward(self, wing, parameters, state, x, train):
+    def forward(
+        self, wing: Backend, parameters: Arrays, state: Arrays, x: Array, train: bool
+    ) -> tuple[Array, Any, Arrays]:
         """Return y, the cache for `backward`, and the state after this batch."""
 
     @abstractmethod
-    def backward(self, wing, dy, cache):
+    def backward(self, wing: Backend, dy: Array, cache: Any) -> tuple[Array, Arrays]:
         """Return dx and the gradients by local name."""
 
-    def operation(self):
+    def operation(self) -> tuple[str, dict[str, Any]]:
         """Return the wing module that does the work, and its options, for a wing's plan.
 
         Only built-in layers are compiled: a layer of one's own needs none.
         """
         raise NotImplementedError(f"{type(self).__name__} is not compiled")
 
-    def rescaled(self, rescaling):
+    def rescaled(self, rescaling: Rescaling) -> Rescaling | Absorbed | None:
         """Return what a `Rescaling` of the input is at the output: Rescaling, Absorbed, or None."""
         return None
 
-    def sources(self):
+    def sources(self) -> tuple[Source, ...]:
         """Return the `Source`s among the layer's parameters."""
         return ()
 
-    def parts(self):
+    def parts(self) -> tuple[tuple[str, "Layer"], ...]:
         """Return the layers that this one is made of, in order, each with the prefix of its names.
 
         A layer with parts has for the parameter W of its part ("dense1", layer) the local name
@@ -91,20 +96,20 @@ class Layer(ABC):
         """
         return ()
 
-    def leaving(self, rescaling):
+    def leaving(self, rescaling: Rescaling) -> Rescaling | None:
         """Return what a `Rescaling` of the last part's output is at this layer's own output.
 
         A sequence passes it on; where the output is added to something else it is lost: None.
         """
         return None
 
-    def with_eps(self, eps):
+    def with_eps(self, eps: float) -> "Layer":
         """Return this layer with `eps` in it, and in the layers that it holds.
 
         A layer that computes something from eps when it is made, without being a dataclass,
         overrides this.
         """
-        changed = {"eps": eps} if hasattr(self, "eps") else {}
+        changed: dict[str, Any] = {"eps": eps} if hasattr(self, "eps") else {}
         for name, value in vars(self).items():
             if isinstance(value, Layer):
                 changed[name] = value.with_eps(eps)
@@ -121,15 +126,15 @@ class Layer(ABC):
         return new
 
     @property
-    def built_in(self):
+    def built_in(self) -> bool:
         """Whether this is exactly a layer of this module, as a wing's plan knows it."""
         return BUILT_IN.get(type(self)) == methods(type(self))
 
-    def normalized(self):
+    def normalized(self) -> tuple[tuple[str, float], ...]:
         """Return the parameters whose units the layer itself normalizes, as (local name, eps)."""
         return ()
 
-    def least_examples(self, input_shape):
+    def least_examples(self, input_shape: Shape) -> int:
         """Return how many examples a batch must have in training mode."""
         least = 1
         for _, part in self.parts():
@@ -142,8 +147,7 @@ CONVOLUTION_ALGORITHMS = ("direct", "winograd2", "winograd4")
 
 
 def layer(cls):
-    """Make a built-in layer of a class: a dataclass whose constructor says what it expects."""
-    cls = dataclass(frozen=True)(cls)
+    """Make a built-in layer of a dataclass: its constructor says what it expects."""
     cls.sees_pixels = True
     init, signature = cls.__init__, inspect.signature(cls)
 
@@ -217,6 +221,7 @@ class _Affine(Layer):
 
 
 @layer
+@dataclass(frozen=True)
 class Dense(_Affine):
     """A fully connected layer, y = x W + b.
 
@@ -243,10 +248,12 @@ class Dense(_Affine):
         W = rng.standard_normal((features, self.units)) * np.sqrt(2 / features)
         return {"W": W, "b": np.zeros(self.units)} if self.bias else {"W": W}
 
-    def apply(self, wing, x, W, b):
+    def apply(self, wing: Backend, x: Array, W: Array, b: Array | None) -> tuple[Array, Any]:
         return wing.affine.forward(x, W, b)
 
-    def apply_backward(self, wing, dy, cache):
+    def apply_backward(
+        self, wing: Backend, dy: Array, cache: Any
+    ) -> tuple[Array, Array, Array | None]:
         return wing.affine.backward(dy, cache)
 
     def operation(self):
@@ -258,6 +265,7 @@ class Dense(_Affine):
 
 
 @layer
+@dataclass(frozen=True)
 class Conv2d(_Affine):
     """A convolution of images (N, H, W, C) with a square kernel.
 
@@ -312,10 +320,12 @@ class Conv2d(_Affine):
         W = rng.standard_normal(shape) * np.sqrt(2 / fan_in)
         return {"W": W, "b": np.zeros(self.channels)} if self.bias else {"W": W}
 
-    def apply(self, wing, x, W, b):
+    def apply(self, wing: Backend, x: Array, W: Array, b: Array | None) -> tuple[Array, Any]:
         return wing.convolution.forward(x, W, b, self.stride, self.padding, self.algorithm)
 
-    def apply_backward(self, wing, dy, cache):
+    def apply_backward(
+        self, wing: Backend, dy: Array, cache: Any
+    ) -> tuple[Array, Array, Array | None]:
         return wing.convolution.backward(dy, cache)
 
     def operation(self):
@@ -331,6 +341,7 @@ class Conv2d(_Affine):
 
 
 @layer
+@dataclass(frozen=True)
 class WeightNorm(Layer):
     """Weight normalization of a Dense or Conv2d layer: W = g v / |v| for each unit.
 
@@ -382,7 +393,7 @@ class WeightNorm(Layer):
     def normalized(self):
         return (("v", self.eps),)
 
-    def beside_eps(self, x, parameters):
+    def beside_eps(self, x: Array, parameters: Arrays) -> Array:
         """Return |v|^2 of each unit, beside which eps stands."""
         v = parameters["v"]
         return (v * v).sum(axis=tuple(range(v.ndim - 1)))
@@ -403,6 +414,7 @@ def _mean(x, axes):
 
 
 @layer
+@dataclass(frozen=True)
 class BatchNorm(Layer):
     """Batch normalization over the batch (and the pixels) for each unit, with gamma and beta.
 
@@ -463,11 +475,11 @@ class BatchNorm(Layer):
         dx, dgamma, dbeta = step(dy, cache)
         return dx, {"gamma": dgamma, "beta": dbeta}
 
-    def centered(self, x):
+    def centered(self, x: Array) -> Array:
         """Return the inputs less their mean over the batch."""
         return x - _mean(x, tuple(range(x.ndim - 1)))
 
-    def beside_eps(self, x, parameters):
+    def beside_eps(self, x: Array, parameters: Arrays) -> Array:
         """Return the variance over the batch, beside which eps stands."""
         centered = self.centered(x)
         return _mean(centered * centered, tuple(range(x.ndim - 1)))
@@ -490,6 +502,7 @@ class BatchNorm(Layer):
 
 
 @layer
+@dataclass(frozen=True)
 class LayerNorm(Layer):
     """Layer normalization over the units of each example, with gamma and beta for each unit.
 
@@ -524,11 +537,11 @@ class LayerNorm(Layer):
         dx, dgamma, dbeta = wing.layernorm.backward(dy, cache)
         return dx, {"gamma": dgamma, "beta": dbeta}
 
-    def centered(self, x):
+    def centered(self, x: Array) -> Array:
         """Return the inputs less their mean over an example's units."""
         return x - _mean(x, -1)
 
-    def beside_eps(self, x, parameters):
+    def beside_eps(self, x: Array, parameters: Arrays) -> Array:
         """Return the variance over an example's units, beside which eps stands."""
         centered = self.centered(x)
         return _mean(centered * centered, -1)
@@ -565,6 +578,7 @@ class _Activation(Layer):
 
 
 @layer
+@dataclass(frozen=True)
 class ReLU(_Activation):
     """y = max(z, 0): positively homogeneous, relu(a z) = a relu(z) for a > 0."""
 
@@ -575,6 +589,7 @@ class ReLU(_Activation):
 
 
 @layer
+@dataclass(frozen=True)
 class Tanh(_Activation):
     """y = tanh z: smooth, and not homogeneous."""
 
@@ -582,6 +597,7 @@ class Tanh(_Activation):
 
 
 @layer
+@dataclass(frozen=True)
 class MaxPool2d(Layer):
     """Max pooling of images over windows of `size` x `size` that touch and do not overlap."""
 
@@ -617,6 +633,7 @@ class MaxPool2d(Layer):
 
 
 @layer
+@dataclass(frozen=True)
 class Flatten(Layer):
     """Lay each example's numbers out in one row, (H, W, C) -> (H W C,), the channel fastest."""
 
@@ -639,4 +656,4 @@ class Flatten(Layer):
 
 
 _BUILT_IN = Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, ReLU, Tanh, MaxPool2d, Flatten
-BUILT_IN = {cls: methods(cls) for cls in _BUILT_IN}
+BUILT_IN: dict[type[Layer], dict[str, Any]] = {cls: methods(cls) for cls in _BUILT_IN}
