@@ -74,6 +74,9 @@ class Network:
     ('dense1.W',)
     """
 
+    parameters: Arrays
+    state: Arrays
+
     def __init__(
         self,
         layers: Iterable[Layer],
