@@ -301,8 +301,9 @@ def test_an_axis_of_length_zero_is_refused(wing, name):
     for axis in range(4):
 
         def empty(x, axis=axis):
-            return np.zeros([0 if i == min(axis, x.ndim - 1) else n for i, n in enumerate(x.shape)],
-                            x.dtype)  # fmt: skip
+            shape = list(x.shape)
+            shape[min(axis, x.ndim - 1)] = 0
+            return np.zeros(shape, x.dtype)
 
         refused(CASES[name], wing, empty, ValueError, r"expected no axis of length zero")
 
