@@ -4,7 +4,7 @@ A wing is a package with one module for each operation, all with the same functi
 
     affine, convolution, activation, pooling      forward(...) -> y, cache      backward(dy, cache)
     batchnorm   also forward_running, backward_running (evaluation) and update_running
-    layernorm, weightnorm                         forward(...) -> y, cache      backward(dy, cache)
+    layernorm, rmsnorm, weightnorm                forward(...) -> y, cache      backward(dy, cache)
     loss        forward(scores, targets, kind) -> value, cache;  backward(dvalue, cache) -> dscores
     update      one function for each optimizer's formula
 
@@ -15,6 +15,9 @@ A wing may have a module `plan` whose `plan(program, optimizer, batch_size)` all
 space once and returns an object with `run(X, targets, batches)` (see `training.fit`), or None for a
 program that it cannot compile; then the steps are made of calls of the functions above.  A
 `why_not(program, optimizer)` beside it says the reason, as a sentence.
+
+Where a wing on NumPy arrays has no module for an operation, the reference wing's formulas take its
+place; where one whose arrays are its own has none, `Backend.check` refuses what calls it.
 """
 
 import importlib
@@ -28,6 +31,7 @@ OPERATIONS = (
     "convolution",
     "batchnorm",
     "layernorm",
+    "rmsnorm",
     "weightnorm",
     "activation",
     "pooling",
@@ -46,12 +50,19 @@ class Backend:
     convolution: types.ModuleType
     batchnorm: types.ModuleType
     layernorm: types.ModuleType
+    rmsnorm: types.ModuleType
     weightnorm: types.ModuleType
     activation: types.ModuleType
     pooling: types.ModuleType
     loss: types.ModuleType
     update: types.ModuleType
     package: types.ModuleType
+
+    def check(self, operation):
+        """Refuse an operation that the wing has no kernels for."""
+        module = getattr(self, operation, None)
+        if isinstance(module, Missing):
+            raise ValueError(str(module))
 
     @property
     def simulated(self):
@@ -94,6 +105,37 @@ class Backend:
         return wing_says or f"the {self.name} wing compiles no loop for this network and optimizer"
 
 
+class Missing:
+    """Stands for an operation that a wing has no kernels for."""
+
+    def __init__(self, wing, operation):
+        self._text = (
+            f"backend: got {wing!r}, which has no kernels for {operation}; expected 'reference' or "
+            "'cpu'"
+        )
+
+    def __str__(self):
+        return self._text
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ValueError(self._text)
+
+
+def _module(package, wing, operation):
+    """Return a wing's module for an operation, or what takes its place."""
+    path = f"minimal_nn.{wing}.{operation}"
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name != path:
+            raise
+    if hasattr(package, "asarray"):  # it has arrays of its own
+        return Missing(wing, operation)
+    return importlib.import_module(f"minimal_nn.reference.{operation}")
+
+
 def get(name):
     """Return the backend called `name`: "reference", "cpu" or "cuda".
 
@@ -107,7 +149,7 @@ def get(name):
     path = f"minimal_nn.{name}"
     try:
         package = importlib.import_module(path)
-        modules = {op: importlib.import_module(f"{path}.{op}") for op in OPERATIONS}
+        modules = {op: _module(package, name, op) for op in OPERATIONS}
     except ModuleNotFoundError as error:
         extra = "[cuda]" if name == "cuda" else ""
         raise ImportError(

@@ -32,7 +32,7 @@ class FlowSubject:
 
 
 def flow_subjects(options):
-    """Return the three normalizations."""
+    """Return the normalizations."""
     subjects = []
     for normalization in NORMALIZATIONS:
         data = network_subject(normalization, "float64", backend=options.backend, seed=options.seed)
@@ -40,6 +40,7 @@ def flow_subjects(options):
         block = {
             "batch": [dense, nn.BatchNorm(0.0)],
             "layer": [dense, nn.LayerNorm(0.0)],
+            "rms": [dense, nn.RMSNorm(0.0)],
             "weight": [nn.WeightNorm(dense, eps=0.0)],
         }[normalization]
         network = nn.Network(

@@ -15,7 +15,7 @@ import minimal_nn as nn
 from minimal_nn import backend as backends
 from minimal_nn.data import digits
 
-NORMALIZATIONS = ("batch", "layer", "weight")
+NORMALIZATIONS = ("batch", "layer", "rms", "weight")
 DTYPES = ("float32", "float64")
 
 
@@ -44,8 +44,9 @@ def dtype_name(dtype):
 class NetworkSubject:
     """A network with data: `network` after training, `untrained` before; both at eps = 0.
 
-    X (N, D) and targets (N,): one batch.  normalization: "batch", "layer", "weight", or "none" (a
-    control).  The networks may be replaced to take an assumption away (`dataclasses.replace`).
+    X (N, D) and targets (N,): one batch.  normalization: "batch", "layer", "rms", "weight", or
+    "none" (a control).  The networks may be replaced to take an assumption away
+    (`dataclasses.replace`).
     """
 
     normalization: str
@@ -93,6 +94,8 @@ def layers(normalization, width, eps):
         block = [nn.Dense(width, bias=False), nn.BatchNorm(eps), nn.ReLU()]
     elif normalization == "layer":
         block = [nn.Dense(width), nn.LayerNorm(eps), nn.ReLU()]
+    elif normalization == "rms":
+        block = [nn.Dense(width), nn.RMSNorm(eps), nn.ReLU()]
     elif normalization == "weight":
         block = [nn.WeightNorm(nn.Dense(width), eps=eps), nn.ReLU()]
     elif normalization == "none":
