@@ -23,8 +23,11 @@ place; where one whose arrays are its own has none, `Backend.check` refuses what
 import importlib
 import types
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import numpy as np
+
+from minimal_nn.typing import Array, DTypeLike
 
 OPERATIONS = (
     "affine",
@@ -58,27 +61,27 @@ class Backend:
     update: types.ModuleType
     package: types.ModuleType
 
-    def check(self, operation):
+    def check(self, operation: str) -> None:
         """Refuse an operation that the wing has no kernels for."""
         module = getattr(self, operation, None)
         if isinstance(module, Missing):
             raise ValueError(str(module))
 
     @property
-    def simulated(self):
+    def simulated(self) -> bool:
         """Whether the wing runs in a simulator, which is meant for small sizes."""
         device = getattr(self.package, "current_device", None)
         return device is not None and device().simulated
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return get, (self.name,)  # modules cannot be pickled, their wing's name can
 
-    def asarray(self, array, dtype=None):
+    def asarray(self, array: Array, dtype: DTypeLike | None = None) -> Array:
         """Return `array` where the wing works: a NumPy array, or one on the device."""
         convert = getattr(self.package, "asarray", np.asarray)
         return convert(array, dtype=dtype)
 
-    def to_numpy(self, array):
+    def to_numpy(self, array: Array) -> Array:
         """Return a wing's array as a NumPy array."""
         convert = getattr(self.package, "to_numpy", np.asarray)
         return convert(array)
@@ -91,12 +94,12 @@ class Backend:
                 raise
             return None
 
-    def plan(self, program, optimizer, batch_size):
+    def plan(self, program: Any, optimizer: Any, batch_size: int) -> Any:
         """Return the wing's compiled training loop, or None where it has none for this program."""
         module = self._plan_module()
         return None if module is None else module.plan(program, optimizer, batch_size)
 
-    def why_not(self, program, optimizer):
+    def why_not(self, program: Any, optimizer: Any) -> str:
         """Return why `plan` returns None, as a sentence."""
         module = self._plan_module()
         if module is None:
@@ -108,16 +111,16 @@ class Backend:
 class Missing:
     """Stands for an operation that a wing has no kernels for."""
 
-    def __init__(self, wing, operation):
+    def __init__(self, wing: str, operation: str):
         self._text = (
             f"backend: got {wing!r}, which has no kernels for {operation}; expected 'reference' or "
             "'cpu'"
         )
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self._text
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
         raise ValueError(self._text)
@@ -136,7 +139,7 @@ def _module(package, wing, operation):
     return importlib.import_module(f"minimal_nn.reference.{operation}")
 
 
-def get(name):
+def get(name: str | Backend) -> Backend:
     """Return the backend called `name`: "reference", "cpu" or "cuda".
 
     Raises ValueError for another name, and ImportError, with the command that mends it, where the
