@@ -17,7 +17,7 @@ program that it cannot compile; then the steps are made of calls of the function
 `why_not(program, optimizer)` beside it says the reason, as a sentence.
 
 Where a wing on NumPy arrays has no module for an operation, the reference wing's formulas take its
-place; where one whose arrays are its own has none, `Backend.check` refuses what calls it.
+place; where one whose arrays are its own has none, `Backend.has` says so, and calls are refused.
 """
 
 import importlib
@@ -61,11 +61,14 @@ class Backend:
     update: types.ModuleType
     package: types.ModuleType
 
+    def has(self, operation: str) -> bool:
+        """Return whether the wing computes an operation."""
+        return not isinstance(getattr(self, operation), Missing)
+
     def check(self, operation: str) -> None:
         """Refuse an operation that the wing has no kernels for."""
-        module = getattr(self, operation, None)
-        if isinstance(module, Missing):
-            raise ValueError(str(module))
+        if operation in OPERATIONS and not self.has(operation):
+            raise ValueError(getattr(self, operation).refusal)
 
     @property
     def simulated(self) -> bool:
@@ -111,19 +114,16 @@ class Backend:
 class Missing:
     """Stands for an operation that a wing has no kernels for."""
 
-    def __init__(self, wing: str, operation: str):
-        self._text = (
+    def __init__(self, wing: str, operation: str) -> None:
+        self.refusal = (
             f"backend: got {wing!r}, which has no kernels for {operation}; expected 'reference' or "
             "'cpu'"
         )
 
-    def __str__(self) -> str:
-        return self._text
-
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise ValueError(self._text)
+        raise ValueError(self.refusal)
 
 
 def _module(package, wing, operation):

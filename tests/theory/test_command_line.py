@@ -196,7 +196,7 @@ def test_it_runs_as_a_module_from_another_folder(tmp_path):
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    assert "3 verified" in result.stdout and result.stderr == ""
+    assert "4 verified" in result.stdout and result.stderr == ""
     assert os.listdir(tmp_path) == []
 
 

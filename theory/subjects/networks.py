@@ -35,6 +35,12 @@ class Options:
     bits: int = 1000
 
 
+def normalizations(backend):
+    """Return those of `NORMALIZATIONS` that a wing has kernels for."""
+    wing = backends.get(backend)
+    return tuple(name for name in NORMALIZATIONS if wing.has(f"{name}norm"))
+
+
 def dtype_name(dtype):
     """Return an arithmetic's name; longdouble's where it is wider than float64."""
     return "longdouble" if dtype == np.longdouble and dtype.itemsize > 8 else str(dtype)
@@ -193,10 +199,10 @@ def _one_layer_subject(normalization, seed):
 
 
 def network_subjects(options):
-    """Return the subjects of most claims: every normalization in every dtype of the options."""
+    """Return the subjects of most claims: the wing's normalizations in every dtype asked for."""
     return [
         network_subject(normalization, dtype, backend=options.backend, seed=options.seed)
-        for normalization in NORMALIZATIONS
+        for normalization in normalizations(options.backend)
         for dtype in options.dtypes
     ]
 

@@ -7,7 +7,7 @@ import numpy as np
 import minimal_nn as nn
 from theory import laws
 from theory.measures.runs import LAMBDA
-from theory.subjects.networks import NORMALIZATIONS, network_subject
+from theory.subjects.networks import network_subject, normalizations
 
 
 class _EpsInside:
@@ -147,5 +147,5 @@ def networks_of(options, dtype):
     """Return the built-in networks in a dtype."""
     return tuple(
         network_subject(normalization, dtype, backend=options.backend, seed=options.seed)
-        for normalization in NORMALIZATIONS
+        for normalization in normalizations(options.backend)
     )
