@@ -237,7 +237,7 @@ def test_long_runs_are_left_out_of_a_simulated_wing_by_name():
     claim = CLAIMS["growth-law"]
     simulated = SimpleNamespace(simulated=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("theory.claim.backend.get", lambda name: simulated)
+        patch.setattr("minimal_nn.backend.get", lambda name: simulated)
         assert claim.subjects(Options(backend="cuda")) == []
         assert set(claim.left_out(Options(backend="cuda")).values()) == {claim.too_long}
 
