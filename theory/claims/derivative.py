@@ -9,7 +9,6 @@ from theory.claim import WORST_CASE, claim
 from theory.measures.closest import Closest
 from theory.measures.derivatives import bounded_gradients, with_direction
 from theory.measures.identity import Identity, size_of
-from theory.measures.measurement import Measurement
 from theory.numbers.jet import Jet
 from theory.subjects.networks import gradients_of, invariant_weights
 from theory.subjects.smooth import CLASSES, float_subjects
@@ -114,12 +113,9 @@ def gradient_of_loss(subject):
                 )
                 closest.offer(residual, float((np.abs(d) * error).sum()) / size)
                 controls = np.maximum(controls, wrong)
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="running error of the backward pass, sum |d| error(grad) / |grad|",
         control=float(controls.min()),
-        control_least=100 * closest.bound,
         details={
             "a gradient that is too long": float(controls[0]),
             "another label": float(controls[1]),
