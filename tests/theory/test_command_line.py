@@ -65,12 +65,12 @@ def test_the_table_of_the_spine(capsys, fresh_subjects):
     ]
     assert set(lines[at + 1]) == {"-"} == set(lines[-2])
     rows = lines[at + 2 : -2]
-    assert len(rows) == 7 * 3 * 2
-    assert [row.split()[0] for row in rows] == [id for id in SPINE for _ in range(6)]
+    assert len(rows) == 7 * 4 * 2
+    assert [row.split()[0] for row in rows] == [id for id in SPINE for _ in range(8)]
     for row in rows:
         assert row[23:24] == " " and " norm float" in row and "holds" in row
-        assert any(f"{kind} norm" in row for kind in ("batch", "weight", "layer"))
-    assert lines[-1].startswith("7 claims, 42 verdicts, 42 verified in ")
+        assert any(f"{kind} norm" in row for kind in ("batch", "weight", "layer", "rms"))
+    assert lines[-1].startswith("7 claims, 56 verdicts, 56 verified in ")
     assert lines[-1].endswith(" s: all claims hold, all controls fail as predicted")
 
 
@@ -125,9 +125,9 @@ def test_every_claim_of_the_paper_has_a_sentence_that_fits():
 def test_only_and_dtype_choose(capsys):
     status, lines, _ = run(capsys, "--only", "eps-rescaling", "--dtype", "float64")
     rows = [line for line in lines if line.startswith("eps-rescaling")]
-    assert status == 0 and len(rows) == 3
+    assert status == 0 and len(rows) == 4
     assert all("float64" in row for row in rows)
-    assert "3 verdicts, 3 verified" in lines[-1]
+    assert "4 verdicts, 4 verified" in lines[-1]
 
 
 def test_the_list_names_every_claim_with_its_control(capsys):
@@ -161,7 +161,7 @@ def test_json_holds_every_figure_with_versions_and_seed(capsys, tmp_path):
     assert {"minimal_nn", "python", "numpy"} <= report["versions"].keys()
     assert report["versions"]["numpy"] == np.__version__
     assert report["options"]["seed"] == 3 and report["options"]["dtype"] == "float32"
-    assert len(report["verdicts"]) == 6
+    assert len(report["verdicts"]) == 8
     rows = [line for line in lines if line.startswith(("scale-", "norm-"))]
     for verdict, row in zip(report["verdicts"], rows, strict=True):
         assert row.startswith(verdict["claim"]) and verdict["subject"] in row
@@ -245,7 +245,7 @@ def test_it_runs_as_a_module_from_another_folder(tmp_path):
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    assert "3 verified" in result.stdout and result.stderr == ""
+    assert "4 verified" in result.stdout and result.stderr == ""
     assert os.listdir(tmp_path) == []
 
 

@@ -15,7 +15,7 @@ import minimal_nn as nn
 from minimal_nn import backend as backends
 from minimal_nn.data import digits
 
-NORMALIZATIONS = ("batch", "layer", "weight")
+NORMALIZATIONS = ("batch", "layer", "rms", "weight")
 DTYPES = ("float32", "float64")
 
 
@@ -35,6 +35,12 @@ class Options:
     bits: int = 1000
 
 
+def normalizations(backend):
+    """Return those of `NORMALIZATIONS` that a wing has kernels for."""
+    wing = backends.get(backend)
+    return tuple(name for name in NORMALIZATIONS if wing.has(f"{name}norm"))
+
+
 def dtype_name(dtype):
     """Return an arithmetic's name; longdouble's where it is wider than float64."""
     return "longdouble" if dtype == np.longdouble and dtype.itemsize > 8 else str(dtype)
@@ -44,8 +50,9 @@ def dtype_name(dtype):
 class NetworkSubject:
     """A network with data: `network` after training, `untrained` before; both at eps = 0.
 
-    X (N, D) and targets (N,): one batch.  normalization: "batch", "layer", "weight", or "none" (a
-    control).  The networks may be replaced to take an assumption away (`dataclasses.replace`).
+    X (N, D) and targets (N,): one batch.  normalization: "batch", "layer", "rms", "weight", or
+    "none" (a control).  The networks may be replaced to take an assumption away
+    (`dataclasses.replace`).
     """
 
     normalization: str
@@ -93,6 +100,8 @@ def layers(normalization, width, eps):
         block = [nn.Dense(width, bias=False), nn.BatchNorm(eps), nn.ReLU()]
     elif normalization == "layer":
         block = [nn.Dense(width), nn.LayerNorm(eps), nn.ReLU()]
+    elif normalization == "rms":
+        block = [nn.Dense(width), nn.RMSNorm(eps), nn.ReLU()]
     elif normalization == "weight":
         block = [nn.WeightNorm(nn.Dense(width), eps=eps), nn.ReLU()]
     elif normalization == "none":
@@ -190,10 +199,10 @@ def _one_layer_subject(normalization, seed):
 
 
 def network_subjects(options):
-    """Return the subjects of most claims: every normalization in every dtype of the options."""
+    """Return the subjects of most claims: the wing's normalizations in every dtype asked for."""
     return [
         network_subject(normalization, dtype, backend=options.backend, seed=options.seed)
-        for normalization in NORMALIZATIONS
+        for normalization in normalizations(options.backend)
         for dtype in options.dtypes
     ]
 
