@@ -87,7 +87,7 @@ def test_without_the_table_a_claim_has_one_line(capsys, fresh_subjects):
         *("What the network computes", "Its gradients", "The effective learning rate"),
         "How |w| moves",
     ]
-    assert lines[-1].startswith("7 claims, 21 verdicts, 21 verified in ")
+    assert lines[-1].startswith("7 claims, 28 verdicts, 28 verified in ")
 
 
 def test_the_line_shows_the_worst_subject(capsys, fresh_subjects):
