@@ -145,6 +145,12 @@ MUTANTS = (
         ("mean = first + (z - first).sum(axis=axes) / n", "mean = z.sum(axis=axes) / n"),
     ),
     _mutant("batchnorm", "overflow-unseen", ("    check_variance(var + eps, eps, what)\n", "")),
+    _mutant(
+        "batchnorm",
+        "running-statistics-never-updated",
+        ("running_mean + momentum * (mean - running_mean)", "running_mean"),
+        ("running_var + momentum * (unbiased - running_var)", "running_var"),
+    ),
     # layernorm
     _mutant(
         "layernorm",
@@ -276,6 +282,17 @@ MUTANTS = (
         ),
     ),
     _mutant("loss", "cotangent-ignored", ("return dvalue * cache.dscores", "return cache.dscores")),
+    _mutant(
+        "loss", "cross-entropy-gradient-twice", ("Cache(dscores / n)", "Cache(2 * dscores / n)")
+    ),
+    _mutant(
+        "loss",
+        "gradient-of-another-label",
+        (
+            "dscores[rows, targets] = dscores[rows, targets] - 1",
+            "dscores[rows, targets - 1] = dscores[rows, targets - 1] - 1",
+        ),
+    ),
     # update
     _mutant(
         "update",
@@ -290,6 +307,7 @@ MUTANTS = (
         ("v / (1 - beta2**t)", "v / (1 - beta2)"),
     ),
     _mutant("update", "adam-corrects-the-first-moment-alone", ("v / (1 - beta2**t)", "v")),
+    _mutant("update", "adam-corrects-the-second-moment-alone", ("m / (1 - beta1**t)", "m")),
     _mutant(
         "update",
         "adam-eps-inside-the-root",
@@ -345,6 +363,22 @@ MUTANTS = (
             "(g * g)\n    return w - learning_rate * _ratio(g, square + eps)",
         ),
     ),
+    _mutant(
+        "update",
+        "rmsprop-step-twice",
+        (
+            "(g * g)\n    return w - learning_rate * _ratio(g, np.sqrt(square) + eps)",
+            "(g * g)\n    return w - 2 * learning_rate * _ratio(g, np.sqrt(square) + eps)",
+        ),
+    ),
+    _mutant(
+        "update",
+        "rmsprop-decay-squared",
+        (
+            "square = decay * square + (1 - decay) * (g * g)\n    return",
+            "square = decay**2 * square + (1 - decay**2) * (g * g)\n    return",
+        ),
+    ),
     _mutant("update", "adagrad-forgets", ("square = square + g * g", "square = g * g")),
     _mutant(
         "update",
@@ -355,6 +389,21 @@ MUTANTS = (
         "update",
         "adadelta-with-one-eps",
         ("np.sqrt(square + eps_denominator)", "np.sqrt(square + eps_numerator)"),
+    ),
+    _mutant(
+        "update",
+        "adadelta-forgets-its-steps",
+        ("decay * delta_square + (1 - decay) * (delta", "(1 - decay) * (delta"),
+    ),
+    _mutant("update", "sign-step-twice", ("* np.sign(g)", "* 2 * np.sign(g)")),
+    _mutant(
+        "update",
+        "normalized-by-the-sum-of-magnitudes",
+        (
+            "    _, g, length = _scaled_norm(g)\n",
+            "    _, g, length = _scaled_norm(g)\n"
+            "    length = (g * np.sign(g)).sum(axis=tuple(range(g.ndim - 1)) if g.ndim > 1 else None)\n",
+        ),
     ),
     _mutant("update", "penalty-twice", ("g + weight_decay * w\n", "g + 2 * weight_decay * w\n")),
     _mutant(
@@ -368,6 +417,19 @@ MUTANTS = (
         ("norm * _ratio(scaled_g, g_length))", "_ratio(scaled_g, g_length))"),
     ),
     _mutant("update", "lars-stays-at-zero", ("np.where(norm == 0, g", "np.where(norm < 0, g")),
+    _mutant(
+        "update",
+        "lars-climbs",
+        ("w - learning_rate * np.where(norm", "w + learning_rate * np.where(norm"),
+    ),
+    _mutant(
+        "update",
+        "lars-with-the-largest-weight",
+        (
+            "norm = w_length / a",
+            "norm = np.sqrt((w * w).max(axis=tuple(range(w.ndim - 1)) if w.ndim > 1 else None))",
+        ),
+    ),
     _mutant("update", "squares-unscaled", ("a = power_of_two(w, axes)", "a = 1")),
     _mutant(
         "update",
@@ -384,6 +446,7 @@ MUTANTS = (
     ),
     # optimizers
     _mutant("optimizers", "l2-without-2", ("return 2 * l2\n", "return l2\n")),
+    _mutant("optimizers", "adam-beta2-of-0.99", ('"beta2": 0.999, "eps"', '"beta2": 0.99, "eps"')),
     _mutant(
         "optimizers",
         "l2-after-the-adaptive-scaling",

@@ -21,9 +21,15 @@ class Mutant(NamedTuple):
         return "update" if self.module == "optimizers" else self.module
 
 
+def package_of(module):
+    """Return the package that a module of the catalogue stands in."""
+    return "minimal_nn" if module == "optimizers" else "minimal_nn.reference"
+
+
 def source_of(module):
-    package = "minimal_nn" if module == "optimizers" else "minimal_nn.reference"
-    return Path(importlib.util.find_spec(f"{package}.{module}").origin).read_text(encoding="utf-8")
+    """Return a module's source."""
+    path = importlib.util.find_spec(f"{package_of(module)}.{module}").origin
+    return Path(path).read_text(encoding="utf-8")
 
 
 def load(module, edits=(), name="unmutated"):
