@@ -28,7 +28,7 @@ MUTANTS = (
     _mutant(
         "convolution",
         "windows-overwrite-each-other",
-        ("target[...] = target + dy", "target[...] = dy"),
+        ("dpadded[met] = dpadded[met] + dy", "dpadded[met] = dy"),
     ),
     _mutant(
         "convolution",
@@ -39,8 +39,8 @@ MUTANTS = (
         "convolution",
         "weight-gradient-without-the-stride",
         (
-            "range(kw):\n            view = _view(padded, a, b, stride, height, width)",
-            "range(kw):\n            view = _view(padded, a, b, 1, height, width)",
+            "dW[a, b] = padded[met]",
+            "dW[a, b] = padded[_met(a, b, 1, height, width)]",
         ),
     ),
     # batchnorm
@@ -241,17 +241,14 @@ MUTANTS = (
         "pooling",
         "gradient-to-all-ties",
         ("Cache(winner, size)", "Cache(windows == best[..., None, :], size)"),
-        (
-            "np.put_along_axis(windows, cache.winner[..., None, :], dy[..., None, :], axis=3)\n",
-            "windows = np.where(cache.winner, dy[..., None, :], windows)\n",
-        ),
+        ("cache.winner[..., None, :] == positions", "cache.winner"),
         ('    expect_shape("dy", dy, cache.winner.shape)\n', ""),
     ),
     _mutant("pooling", "last-of-ties-wins", ("(a.real > b.real)", "(a.real >= b.real)")),
     _mutant(
         "pooling",
         "gradient-to-the-first-entry",
-        ("cache.winner[..., None, :], dy", "0 * cache.winner[..., None, :], dy"),
+        ("cache.winner[..., None, :] == positions", "0 * cache.winner[..., None, :] == positions"),
     ),
     # loss
     _mutant(
@@ -402,7 +399,8 @@ MUTANTS = (
         (
             "    _, g, length = _scaled_norm(g)\n",
             "    _, g, length = _scaled_norm(g)\n"
-            "    length = (g * np.sign(g)).sum(axis=tuple(range(g.ndim - 1)) if g.ndim > 1 else None)\n",
+            "    axes = tuple(range(g.ndim - 1)) if g.ndim > 1 else None\n"
+            "    length = (g * np.sign(g)).sum(axis=axes)\n",
         ),
     ),
     _mutant("update", "penalty-twice", ("g + weight_decay * w\n", "g + 2 * weight_decay * w\n")),
