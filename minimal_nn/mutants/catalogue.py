@@ -199,6 +199,42 @@ MUTANTS = (
             "mean = z.sum(axis=-1, keepdims=True) / units",
         ),
     ),
+    # rmsnorm
+    _mutant("rmsnorm", "projection-missing", ("(a - normalized * mean_ah)", "a")),
+    _mutant("rmsnorm", "gamma-forgotten", ("a = cache.gamma * dy", "a = dy")),
+    _mutant(
+        "rmsnorm",
+        "gamma-outside-the-mean",
+        ("a = cache.gamma * dy", "a = dy"),
+        ("dz = (a - normalized", "dz = cache.gamma * (a - normalized"),
+    ),
+    _mutant(
+        "rmsnorm",
+        "n-1-for-n-in-the-gradient",
+        ("keepdims=True) / dy.shape[-1]", "keepdims=True) / (dy.shape[-1] - 1)"),
+    ),
+    _mutant(
+        "rmsnorm",
+        "sum-for-the-mean-of-squares",
+        ("keepdims=True) / z.shape[-1] + eps", "keepdims=True) + eps"),
+    ),
+    _mutant(
+        "rmsnorm",
+        "squares-of-the-batch",
+        ("(z * z).sum(axis=-1, keepdims=True)", "(z * z).sum(keepdims=True)"),
+    ),
+    _mutant(
+        "rmsnorm",
+        "eps-outside-the-root",
+        (" / z.shape[-1] + eps", " / z.shape[-1]"),
+        ("root = np.sqrt(square)", "root = np.sqrt(square) + eps"),
+    ),
+    _mutant("rmsnorm", "root-missing", ("root = np.sqrt(square)", "root = square")),
+    _mutant(
+        "rmsnorm",
+        "overflow-unseen",
+        ('    check_variance(square, eps, "examples", MEAN_SQUARE)\n', ""),
+    ),
     # weightnorm
     _mutant(
         "weightnorm",

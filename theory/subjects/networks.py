@@ -15,7 +15,7 @@ import minimal_nn as nn
 from minimal_nn import backend as backends
 from minimal_nn.data import digits
 
-NORMALIZATIONS = ("batch", "layer", "weight")
+NORMALIZATIONS = ("batch", "layer", "rms", "weight")
 IMAGES = "batch, images"  # the paper's kind of network: convolutions and pooling
 DTYPES = ("float32", "float64")
 
@@ -36,6 +36,12 @@ class Options:
     bits: int = 1000
 
 
+def normalizations(backend):
+    """Return those of `NORMALIZATIONS` that a wing has kernels for."""
+    wing = backends.get(backend)
+    return tuple(name for name in NORMALIZATIONS if wing.has(f"{name}norm"))
+
+
 def dtype_name(dtype):
     """Return an arithmetic's name; longdouble's where it is wider than float64."""
     return "longdouble" if dtype == np.longdouble and dtype.itemsize > 8 else str(dtype)
@@ -45,7 +51,7 @@ def dtype_name(dtype):
 class NetworkSubject:
     """A network with data: `network` after training, `untrained` before; both at eps = 0.
 
-    X (N, D), or images, and targets (N,): one batch.  normalization: "batch", "layer", "weight",
+    X (N, D), or images, and targets (N,): one batch.  normalization: one of `NORMALIZATIONS`,
     `IMAGES`, or "none" (a control).  The networks may be replaced to take an assumption away
     (`dataclasses.replace`).
     """
@@ -102,6 +108,8 @@ def layers(normalization, width, eps):
         block = [nn.Dense(width, bias=False), nn.BatchNorm(eps), nn.ReLU()]
     elif normalization == "layer":
         block = [nn.Dense(width), nn.LayerNorm(eps), nn.ReLU()]
+    elif normalization == "rms":
+        block = [nn.Dense(width), nn.RMSNorm(eps), nn.ReLU()]
     elif normalization == "weight":
         block = [nn.WeightNorm(nn.Dense(width), eps=eps), nn.ReLU()]
     elif normalization == "none":
@@ -199,15 +207,15 @@ def _one_layer_subject(normalization, seed):
 
 
 def network_subjects(options):
-    """Return the subjects of most claims: every normalization in every dtype of the options.
+    """Return the subjects of most claims: the wing's normalizations in every dtype asked for.
 
     And a convolutional network, but in float16, whose range its gradients leave, and in a simulated
     wing, which would take minutes for it.
     """
-    kinds = NORMALIZATIONS if backends.get(options.backend).simulated else (*NORMALIZATIONS, IMAGES)
+    images = () if backends.get(options.backend).simulated else (IMAGES,)
     return [
         network_subject(normalization, dtype, backend=options.backend, seed=options.seed)
-        for normalization in kinds
+        for normalization in (*normalizations(options.backend), *images)
         for dtype in options.dtypes
         if (normalization, dtype) != (IMAGES, "float16")
     ]
