@@ -22,6 +22,11 @@ CHAPTERS = {
 # At most 46 characters, so that a line has room for the figures.
 SENTENCES = {
     "gradient-of-loss": "the gradient is the gradient of the loss",
+    "hessian-symmetric": "its derivative is symmetric, as a gradient's is",
+    "loss-is-a-mean": "the loss is the mean that it is defined to be",
+    "running-statistics": "running averages are weighted means of batches",
+    "step-by-definition": "optimizers step as their papers define",
+    "training-is-its-steps": "training is its steps, one after the other",
     "scale-invariance": "outputs do not feel the scale of w",
     "penalty-rescaling": "rescaled, another penalty and the same loss",
     "eps-rescaling": "scaling w by a is dividing eps by a^2",
