@@ -22,7 +22,7 @@ CHAPTERS = {
 # At most 46 characters, so that a line has room for the figures.
 SENTENCES = {
     "gradient-of-loss": "the gradient is the gradient of the loss",
-    "hessian-symmetric": "its derivative is symmetric, as a gradient's is",
+    "hessian-symmetric": "its derivative is symmetric, as gradients' are",
     "loss-is-a-mean": "the loss is the mean that it is defined to be",
     "running-statistics": "running averages are weighted means of batches",
     "step-by-definition": "optimizers step as their papers define",
