@@ -151,10 +151,10 @@ def penalty_rescaling(subject):
             closest.offer(abs(float(value - loss) - predicted), bound)
             # Not attained: the objective stays above L until the penalty is below L's last digit.
             attained += not (value > loss or predicted <= u * float(loss))
-    control = subject.unnormalized().network
+    plain = subject.unnormalized()
+    control, data = plain.network, (plain.X, plain.targets)
     weights = control.weights()[:2]
     doubled = times(control, weights, 2)
-    data = subject.X, subject.targets
     left = float(doubled.loss(*data)) + l2 * penalty(doubled, weights)
     right = float(control.loss(*data)) + 4 * l2 * penalty(control, weights)
     approached = closest.residual <= closest.bound
