@@ -159,12 +159,12 @@ def penalty_rescaling(subject):
             closest.offer(abs(float(value - loss) - predicted), bound)
             # Not attained: the objective stays above L until the penalty is below L's last digit.
             attained += not (value > loss or predicted <= u * float(loss))
-    control = subject.unnormalized().network
+    plain = subject.unnormalized()
+    control, data = plain.network, (plain.X, plain.targets)
     weights = control.weights()[:2]
     doubled = control.with_parameters(
         {name: 2 * to_numpy(control, control.parameters)[name] for name in weights}
     )
-    data = subject.X, subject.targets
     left = float(doubled.loss(*data)) + l2 * penalty(doubled, weights)
     right = float(control.loss(*data)) + 4 * l2 * penalty(control, weights)
     approached = closest.residual <= closest.bound
