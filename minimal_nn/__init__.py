@@ -2,7 +2,7 @@
 
 network     Network: layers -> loss and gradients by explicit backward passes, invariance groups
 layers      Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, RMSNorm, ReLU, Tanh, MaxPool2d,
-            Flatten
+            Flatten, Sequential, Residual
 optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies
 training    fit: batches, history, progress bar, checkpoint and resume
 augmentation   flip_and_shift: training images mirrored and moved at random
@@ -23,7 +23,9 @@ from minimal_nn.layers import (
     LayerNorm,
     MaxPool2d,
     ReLU,
+    Residual,
     RMSNorm,
+    Sequential,
     Tanh,
     WeightNorm,
 )
@@ -72,7 +74,9 @@ __all__ = [
     "RMSNorm",
     "RMSprop",
     "ReLU",
+    "Residual",
     "SGD",
+    "Sequential",
     "SignSGD",
     "Tanh",
     "WeightNorm",

@@ -14,7 +14,9 @@ from minimal_nn import (
     MaxPool2d,
     Network,
     ReLU,
+    Residual,
     RMSNorm,
+    Sequential,
     Tanh,
     WeightNorm,
 )
@@ -39,6 +41,9 @@ SHAPES = [
     (MaxPool2d(3), (6, 9, 3), (2, 3, 3)),
     (Flatten(), (6, 8, 3), (144,)),
     (Flatten(), (4,), (4,)),
+    (Sequential([Conv2d(5, kernel=1, padding=0), Flatten(), Dense(2)]), (3, 2, 1), (2,)),
+    (Residual([Dense(7), ReLU(), Dense(4)]), (4,), (4,)),
+    (Residual([Conv2d(5), ReLU()], [Conv2d(5, kernel=1, padding=0)]), (6, 8, 3), (6, 8, 5)),
 ]
 
 
@@ -157,6 +162,11 @@ REFUSED = [
     (lambda: BatchNorm(momentum=1.5), ValueError, "momentum: got 1.5, expected a number from 0"),
     (lambda: BatchNorm(momentum="a"), TypeError, "momentum: got 'a', expected a number from 0"),
     (lambda: WeightNorm(ReLU()), TypeError, r"layer: got ReLU\(\), expected a Dense or Conv2d"),
+    (lambda: Sequential([]), ValueError, "layers: got none, expected at least one Layer"),
+    (lambda: Sequential([Dense(3), 4]), TypeError, "layers: got 4, expected Layer objects"),
+    (lambda: Sequential(Dense), TypeError, "layers: got <class .*Dense'>, expected Layer obj"),
+    (lambda: Residual([]), ValueError, "layers: got none, expected at least one Layer: x . x is"),
+    (lambda: Residual([Dense(3)], [None]), TypeError, "shortcut: got None, expected Layer obj"),
     (lambda: WeightNorm(Dense(3), eps=-1.0), ValueError, "eps: got -1.0, expected a finite number"),
 ]
 
@@ -180,6 +190,21 @@ MISFITS = [
     (LayerNorm(), (1,), r"layernorm1: .* got \(1,\), expected at least 2 units"),
     (MaxPool2d(2), (5, 4, 1), r"maxpool1: .* got \(5, 4, 1\), expected .* multiples of size = 2"),
     (MaxPool2d(2), (4,), r"maxpool1: input shape of MaxPool2d: got \(4,\), expected \(height"),
+    (
+        Residual([Dense(3)]),
+        (4,),
+        r"residual1.layers: got the output shape \(3,\), expected the input's, \(4,\): give",
+    ),
+    (
+        Residual([Conv2d(3)], [Conv2d(3, stride=2)]),
+        (4, 4, 1),
+        r"residual1.layers: .* \(4, 4, 3\), expected the shortcut's, \(2, 2, 3\): give the block",
+    ),
+    (
+        Residual([Dense(3)], [Sequential([LayerNorm()])]),
+        (1,),
+        r"residual1.shortcut.sequential1.lay",
+    ),
     (WeightNorm(Dense(3)), (4, 4, 2), r"weightnorm1: input shape of Dense: got \(4, 4, 2\)"),
 ]
 
@@ -213,7 +238,8 @@ def test_what_becomes_of_a_rescaling():
     assert Conv2d(2, padding=1).rescaled(all_units) == all_offset
     assert Conv2d(2, padding=0).rescaled(all_offset) == all_offset
     assert Conv2d(2, padding=0).rescaled(by_pixel) == by_pixel
-    assert BatchNorm().rescaled(by_pixel) == Rescaling(True, True, by_pixel=True)
+    altered = Rescaling(True, True, by_pixel=True, altered=True)
+    assert BatchNorm().rescaled(by_pixel) == altered
     assert [layer.rescaled(by_pixel) for layer in (LayerNorm(), MaxPool2d(2), ReLU())] == [None] * 3
     assert LayerNorm(0.5).rescaled(Rescaling(False, True, even=True)) == Absorbed(0.5, False)
     assert [layer.rescaled(by_pixel) for layer in (Flatten(), MaxPool2d(1))] == [by_pixel] * 2

@@ -47,6 +47,19 @@ def activations(rng):
     return kinds[int(rng.choice(4, p=[0.3, 0.3, 0.3, 0.1]))]
 
 
+def composed(rng, layers):
+    """Draw what becomes of a few layers: themselves, a sequence, or a residual block."""
+    choice, first = rng.random(), layers[0]
+    if choice < 0.7:
+        return layers
+    if choice < 0.85 or not isinstance(first, (nn.Dense, nn.Conv2d)):
+        return [nn.Sequential(layers)]
+    if isinstance(first, nn.Dense):
+        return [nn.Residual(layers, [nn.Dense(first.units, bias=False)])]
+    options = {"kernel": first.kernel, "stride": first.stride, "padding": first.padding}
+    return [nn.Residual(layers, [nn.Conv2d(first.channels, **options)])]
+
+
 def image_part(rng, shape):
     """Draw the layers on images, and a Flatten."""
     layers = []
@@ -65,10 +78,10 @@ def image_part(rng, shape):
         )
         if rng.random() < 0.1:
             layer = nn.WeightNorm(layer, eps=1e-4)
-        layers.append(layer)
+        few = [layer]
         if rng.random() < 0.5:
-            layers.append(nn.BatchNorm(1e-2, momentum=float(rng.uniform(0, 0.5))))
-        layers += activations(rng)
+            few.append(nn.BatchNorm(1e-2, momentum=float(rng.uniform(0, 0.5))))
+        layers += composed(rng, few + activations(rng))
         if rng.random() < 0.3:
             layers.append(nn.MaxPool2d(2))
     kept = []
@@ -89,11 +102,11 @@ def layers_of(rng):
         layers = image_part(rng, shape)
     for _ in range(int(rng.integers(0, 4))):
         layer = nn.Dense(int(rng.choice([3, 5, 16, 17, 33])), bias=bool(rng.random() < 0.6))
-        layers.append(nn.WeightNorm(layer, eps=1e-4) if rng.random() < 0.2 else layer)
+        few = [nn.WeightNorm(layer, eps=1e-4) if rng.random() < 0.2 else layer]
         if rng.random() < 0.6:
             norms = nn.BatchNorm(1e-2), nn.LayerNorm(1e-2), nn.RMSNorm(1e-2)
-            layers.append(norms[int(rng.choice(3, p=[0.5, 0.25, 0.25]))])
-        layers += activations(rng)
+            few.append(norms[int(rng.choice(3, p=[0.5, 0.25, 0.25]))])
+        layers += composed(rng, few + activations(rng))
     loss = str(rng.choice(["cross_entropy", "mean_squared_error"]))
     if loss == "cross_entropy" or rng.random() < 0.7 or not layers:
         layers.append(nn.Dense(int(rng.choice([2, 3, 10]))))
@@ -270,15 +283,18 @@ class Trial:
         lost = torch.nn.functional.cross_entropy
         if self.network.loss_kind == "mean_squared_error":
             lost = torch.nn.functional.mse_loss
+
+        def forward(x, train=True):
+            return torch_forward(torch, self.network.named_layers(), tensors, state, x, train)
+
         for rows in self.batches():
             optimizer.zero_grad()
-            loss = lost(torch_forward(torch, self.network, tensors, state, X[rows]), targets[rows])
+            loss = lost(forward(X[rows]), targets[rows])
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
         with torch.no_grad():
-            scores = torch_forward(torch, self.network, tensors, state, X, train=False)
-            losses.append(lost(scores, targets).item())
+            losses.append(lost(forward(X, train=False), targets).item())
         arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
         return numbers(losses, arrays, {name: a.numpy() for name, a in state.items()})
 
@@ -289,12 +305,23 @@ def numbers(losses, *dicts):
     return np.concatenate([np.asarray(losses, dtype=float), *arrays]).astype(float)
 
 
-def torch_forward(torch, network, parameters, state, x, train=True):
-    """Return a network's scores by PyTorch's own functions."""
+def named_in(name, branch):
+    return [(f"{name}.{local}", part) for local, part in branch]
+
+
+def torch_forward(torch, parts, parameters, state, x, train):
+    """Return what layers with their full names make of x, by PyTorch's own functions."""
     f = torch.nn.functional
-    for name, layer in network.named_layers():
-        own = {k.split(".")[1]: p for k, p in parameters.items() if k.split(".")[0] == name}
-        inner = layer
+    for name, layer in parts:
+        if layer.composite:
+            ends = [
+                torch_forward(torch, named_in(name, branch), parameters, state, x, train)
+                for branch in layer.branches()
+            ]
+            x = sum(ends[1:], ends[0])
+            continue
+        prefix, inner = f"{name}.", layer
+        own = {k.removeprefix(prefix): p for k, p in parameters.items() if k.startswith(prefix)}
         if isinstance(layer, nn.WeightNorm):
             v, inner = own["v"], layer.layer
             square = (v * v).sum(dim=tuple(range(v.ndim - 1)))
@@ -363,7 +390,7 @@ def check(trial, torch, folder):
             if differ:
                 raise Differ(f"{what}: {differ} of {found.size} numbers differ")
 
-        winograd = any(getattr(x, "algorithm", "direct") != "direct" for x in trial.network.layers)
+        winograd = "winograd" in trial.text
         expect_near("PyTorch", trial.in_torch(torch), 3e3)
         compiled = trial.fit(trial.start("cpu"))
         expect_near("cpu", compiled, 3e4 if winograd else 3e3)

@@ -9,12 +9,14 @@ linear.py           Dense, Conv2d, WeightNorm
 normalization.py    BatchNorm, LayerNorm, RMSNorm
 elementwise.py      ReLU, Tanh
 images.py           MaxPool2d, Flatten
+composites.py       Sequential, Residual
 
 Local names: W, b (Dense, Conv2d), v, g, b (WeightNorm), gamma, beta with the running statistics
 mean, var (BatchNorm), gamma, beta (LayerNorm), gamma (RMSNorm).
 """
 
 from minimal_nn.layers.base import BUILT_IN, Layer
+from minimal_nn.layers.composites import Residual, Sequential
 from minimal_nn.layers.elementwise import ReLU, Tanh, _Activation
 from minimal_nn.layers.images import Flatten, MaxPool2d
 from minimal_nn.layers.linear import CONVOLUTION_ALGORITHMS, Conv2d, Dense, WeightNorm
@@ -32,6 +34,8 @@ __all__ = [
     "MaxPool2d",
     "RMSNorm",
     "ReLU",
+    "Residual",
+    "Sequential",
     "Tanh",
     "WeightNorm",
     "_Activation",

@@ -110,7 +110,7 @@ class BatchNorm(Layer):
     def rescaled(self, rescaling):
         if rescaling.by_pixel:
             # The mean over the pixels does not take it away, but the deviation scales each unit.
-            return Rescaling(True, offset=True, by_pixel=True)
+            return Rescaling(True, offset=True, by_pixel=True, altered=True)
         return Absorbed(self.eps, training_only=True)
 
     def sources(self):
