@@ -1,8 +1,8 @@
 """minimal_nn: a hand-written network, no autodiff; forward and backward passes that can be read.
 
 network     Network: layers -> loss and gradients by explicit backward passes, invariance groups
-layers      Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, RMSNorm, ReLU, Tanh, MaxPool2d,
-            Flatten, Sequential, Residual
+layers      Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, RMSNorm, GroupNorm, ReLU, Tanh,
+            MaxPool2d, Flatten, Sequential, Residual
 optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies
 training    fit: batches, history, progress bar, checkpoint and resume
 augmentation   flip_and_shift: training images mirrored and moved at random
@@ -19,6 +19,7 @@ from minimal_nn.layers import (
     Conv2d,
     Dense,
     Flatten,
+    GroupNorm,
     Layer,
     LayerNorm,
     MaxPool2d,
@@ -62,6 +63,7 @@ __all__ = [
     "Dense",
     "Flatten",
     "Group",
+    "GroupNorm",
     "History",
     "Layer",
     "LayerNorm",

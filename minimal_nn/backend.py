@@ -4,7 +4,7 @@ A wing is a package with one module for each operation, all with the same functi
 
     affine, convolution, activation, pooling      forward(...) -> y, cache      backward(dy, cache)
     batchnorm   also forward_running, backward_running (evaluation) and update_running
-    layernorm, rmsnorm, weightnorm                forward(...) -> y, cache      backward(dy, cache)
+    layernorm, rmsnorm, groupnorm, weightnorm     forward(...) -> y, cache      backward(dy, cache)
     loss        forward(scores, targets, kind) -> value, cache;  backward(dvalue, cache) -> dscores
     update      one function for each optimizer's formula
 
@@ -35,6 +35,7 @@ OPERATIONS = (
     "batchnorm",
     "layernorm",
     "rmsnorm",
+    "groupnorm",
     "weightnorm",
     "activation",
     "pooling",
@@ -54,6 +55,7 @@ class Backend:
     batchnorm: types.ModuleType
     layernorm: types.ModuleType
     rmsnorm: types.ModuleType
+    groupnorm: types.ModuleType
     weightnorm: types.ModuleType
     activation: types.ModuleType
     pooling: types.ModuleType

@@ -73,7 +73,9 @@ def image_part(rng, shape):
             layer = nn.WeightNorm(layer, eps=1e-4)
         few = [layer]
         if rng.random() < 0.5:
-            few.append(nn.BatchNorm(1e-2, momentum=float(rng.uniform(0, 0.5))))
+            norm = nn.BatchNorm(1e-2, momentum=float(rng.uniform(0, 0.5)))
+            channels = getattr(layer, "layer", layer).channels
+            few.append(nn.GroupNorm(2, eps=1e-2) if rng.random() < 0.2 * (channels > 3) else norm)
         layers += composed(rng, few + activations(rng))
         if rng.random() < 0.3:
             layers.append(nn.MaxPool2d(2))
@@ -99,6 +101,8 @@ def layers_of(rng):
         if rng.random() < 0.6:
             norms = nn.BatchNorm(1e-2), nn.LayerNorm(1e-2), nn.RMSNorm(1e-2)
             few.append(norms[int(rng.choice(3, p=[0.5, 0.25, 0.25]))])
+            if rng.random() < 0.1:
+                few[-1] = nn.GroupNorm(1, eps=1e-2)
         layers += composed(rng, few + activations(rng))
     loss = str(rng.choice(["cross_entropy", "mean_squared_error"]))
     if loss == "cross_entropy" or rng.random() < 0.7 or not layers:
@@ -281,6 +285,10 @@ def torch_forward(torch, parts, parameters, state, x):
             x = f.layer_norm(x, x.shape[1:], own["gamma"], own["beta"], layer.eps)
         elif isinstance(layer, nn.RMSNorm):
             x = f.rms_norm(x, x.shape[1:], own["gamma"], layer.eps)
+        elif isinstance(layer, nn.GroupNorm):
+            order = (0, -1, *range(1, x.ndim - 1))
+            x = f.group_norm(x.permute(order), layer.groups, own["gamma"], own["beta"], layer.eps)
+            x = x.permute(0, *range(2, x.ndim), 1)
         elif isinstance(layer, nn.MaxPool2d):
             x = f.max_pool2d(x.permute(0, 3, 1, 2), layer.size).permute(0, 2, 3, 1)
         elif isinstance(layer, nn.Flatten):
