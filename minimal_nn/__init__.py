@@ -3,6 +3,7 @@
 network     Network: layers -> loss and gradients by explicit backward passes, invariance groups
 layers      Dense, Conv2d, BatchNorm, LayerNorm, WeightNorm, ReLU, Tanh, MaxPool2d, Flatten
 optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies
+schedules   Cosine, Warmup, ...: hyper-parameters as functions of the step
 training    fit: batches, history, progress bar, checkpoint and resume
 augmentation   flip_and_shift: training images mirrored and moved at random
 gradcheck   derivatives checked by complex steps and finite differences
@@ -10,7 +11,7 @@ data        the digits that come with the package; readers for MNIST and CIFAR-1
 reference/ cpu/ cuda/   the formulas, in three wings with the same modules
 """
 
-from minimal_nn import moved
+from minimal_nn import moved, schedules
 from minimal_nn.cpu.machine.threads import set_num_threads
 from minimal_nn.layers import (
     BatchNorm,
@@ -40,6 +41,7 @@ from minimal_nn.optimizers import (
     RMSprop,
     SignSGD,
 )
+from minimal_nn.schedules import Schedule
 from minimal_nn.training import History, fit
 
 moved.install()
@@ -69,9 +71,11 @@ __all__ = [
     "RMSprop",
     "ReLU",
     "SGD",
+    "Schedule",
     "SignSGD",
     "Tanh",
     "WeightNorm",
     "fit",
+    "schedules",
     "set_num_threads",
 ]

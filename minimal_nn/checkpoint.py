@@ -4,7 +4,10 @@ A file (npz) holds
 
     what the run is     layers, optimizer, data, augmentation, ... as `identity.describe` says them
     how it began        a hash of the initial weights, the state and the seed of the generator
-    where it stands     weights, running statistics, optimizer state, generator, history
+    where it stands     weights, running statistics, optimizer state, generator, history, and the
+                        factors that a schedule gave so far
+
+A schedule is known by its factors at the steps taken: whatever says the same of these is the same.
 """
 
 import json
@@ -40,12 +43,14 @@ class Checkpoint:
     """The file of one run, from its beginning or resumed.
 
     path: where it is written; ~ is the home folder.  network, optimizer, X, targets, batch_size,
-    augment: as `fit` has them.  rng: the Generator of the run.
+    augment: as `fit` has them.  rng: the Generator of the run.  factors: the `Factors` of its
+    schedule, or None.
     """
 
-    def __init__(self, path, network, optimizer, X, targets, batch_size, augment, rng):
+    def __init__(self, path, network, optimizer, X, targets, batch_size, augment, rng, factors):
         self.path = path
         self.network, self.optimizer, self.augment = network, optimizer, augment
+        self.factors = factors
         self.run = {
             **self._settings(),
             "input_shape": repr(network.input_shape),
@@ -53,6 +58,7 @@ class Checkpoint:
             "dtype": str(network.dtype),
             "backend": network.backend.name,
             "batch_size": int(batch_size),
+            "schedule": factors and factors.targets(),
             "data": digest(*(network.backend.to_numpy(array) for array in (X, targets))),
         }
         self.start = {"weights": _weights(network), "rng": _chance(rng)}
@@ -104,9 +110,18 @@ class Checkpoint:
             "blas_threads": threads,
         }
         arrays["history/loss"] = np.asarray(history.loss)
+        for key, values in self._schedule(len(history.loss)).items():
+            arrays[f"schedule/{key}"] = values
         arrays["meta"] = np.array(json.dumps(meta))
         with whole_file(self.path) as file:
             np.savez(file, **arrays)
+
+    def _schedule(self, steps):
+        """Return the schedule's factors of the first steps, by what they are of."""
+        if self.factors is None:
+            return {}
+        self.factors.extend(steps)
+        return {key: values[:steps] for key, values in self.factors.values.items()}
 
     def load(self, rng, given, epochs):
         """Put network and optimizer where the file stands; return rng, history and BLAS threads.
@@ -119,6 +134,7 @@ class Checkpoint:
         self._check_run(meta["run"])
         own = meta["individual"] == self.network.individual.name
         self._check_start(meta, own, given)
+        self._check_schedule(saved)
         if len(saved["history"].epochs) > epochs:
             raise CheckpointError(
                 f"checkpoint: {self.path} has {len(saved['history'].epochs)} epochs behind it, "
@@ -156,6 +172,13 @@ class Checkpoint:
         weights = meta["start"]["weights"], self.start["weights"]
         if not own and weights[0] != weights[1]:
             raise _other(self.path, "initial weights", *(text[:8] for text in weights))
+
+    def _check_schedule(self, saved):
+        for key, values in self._schedule(len(saved["history"].loss)).items():
+            steps = np.flatnonzero(saved["schedule"][key] != values)
+            if steps.size:
+                old, new = (float(x[steps[0]]) for x in (saved["schedule"][key], values))
+                raise _other(self.path, "schedule", f"{key} times {old} at step {steps[0]}", new)
 
 
 def _other(path, key, old, new, mend=""):
@@ -204,12 +227,18 @@ def _read(path):
         for key, array in _listed(arrays, "optimizer/").items():
             name, slot = key.rsplit("/", 1)
             slots[name][slot] = array
+        history = History(arrays["history/loss"].tolist(), meta["epochs"])
+        schedule = _listed(arrays, "schedule/")
+        for key in meta["run"].get("schedule") or ():
+            if schedule[key].shape != (len(history.loss),):
+                raise ValueError(f"{len(history.loss)} steps and {schedule[key].shape} factors")
         return {
             "meta": meta,
             "parameters": parameters,
             "state": _listed(arrays, "state/"),
             "optimizer": slots,
-            "history": History(arrays["history/loss"].tolist(), meta["epochs"]),
+            "schedule": schedule,
+            "history": history,
         }
     except CheckpointError:
         raise

@@ -17,7 +17,7 @@ import numpy as np
 
 from minimal_nn import arguments
 from minimal_nn.errors import ZeroNormError
-from minimal_nn.hyper import PENALTIES, check_fit, checked, for_formula, for_parameter
+from minimal_nn.hyper import PENALTIES, check_fit, checked, for_formula, for_parameter, scaled
 from minimal_nn.identity import methods
 
 
@@ -217,11 +217,12 @@ class Optimizer:
         """
         return getattr(wing.update, self.formula)
 
-    def step(self, network, gradients):
+    def step(self, network, gradients, *, factors=None):
         """Update the network's parameters in place of the old ones, given {name: gradient}.
 
         Gradients are not changed; the network's arrays are replaced, not written into.  Where the
         step ends in an exception (`fixed_norm` of weights that are all 0) nothing has changed.
+        factors: {parameter: {hyper-parameter: what multiplies it in this step}}, see schedules.py.
         """
         self.check(network)
         if self._carries and self._lineage != getattr(network, "lineage", None):
@@ -230,7 +231,7 @@ class Optimizer:
         t, parameters, states = self.t + 1, {}, {}
         for name, w in network.parameters.items():
             g = _checked_gradient(name, gradients.get(name), w)
-            hyper = self.hyper_parameters(name)
+            hyper = scaled(self.hyper_parameters(name), (factors or {}).get(name, {}))
             weight_decay, fixed_norm = hyper.pop("weight_decay"), hyper.pop("fixed_norm")
             hyper = {key: for_formula(value, w) for key, value in hyper.items()}
             if np.any(np.asarray(weight_decay) != 0):

@@ -40,32 +40,47 @@ class Program(NamedTuple):
 class StepByStep:
     """The plan that every wing has: each step is a forward pass, a backward pass and an update."""
 
-    def run(self, network, optimizer, X, targets, batches):
-        """Train on X[rows], targets[rows] for rows in `batches`; return the losses, (steps,)."""
+    def run(self, network, optimizer, X, targets, batches, factors=None):
+        """Train on X[rows], targets[rows] for rows in `batches`; return the losses, (steps,).
+
+        factors: {parameter: {hyper-parameter: what multiplies it in each step, (steps,)}}.
+        """
         losses = np.empty(len(batches))
         for step, rows in enumerate(batches):
             loss, gradients, state = network.step_gradients(X[rows], targets[rows])
-            optimizer.step(network, gradients)
+            options = {} if factors is None else {"factors": _of_step(factors, step)}
+            optimizer.step(network, gradients, **options)
             network.state = state
             losses[step] = loss
         return losses
 
 
+def _of_step(factors, step):
+    return {
+        name: {hyper: values[step].item() for hyper, values in own.items()}
+        for name, own in factors.items()
+    }
+
+
 class Plan:
     """Steps of a network by an optimizer, compiled where the wing can.
+
+    options: what else a step is made of, by name, as a wing's `plan` takes it: scheduled=True where
+    hyper-parameters change from step to step.
 
     What `observe` changes between two runs (hyper-parameters, layers, the wing) is followed: the
     plan is made again.  report: a sentence that says how the steps are run, and why.
     """
 
-    def __init__(self, network, optimizer, batch_size):
+    def __init__(self, network, optimizer, batch_size, **options):
         self.network, self.optimizer, self.batch_size = network, optimizer, batch_size
+        self.options = options
         self.report = None
         self._make()
 
     def _make(self):
         self._layers, self._made_for = self.network.layers, self._settings()
-        self._plan, report = _chosen(self.network, self.optimizer, self.batch_size)
+        self._plan, report = _chosen(self.network, self.optimizer, self.batch_size, self.options)
         if report != self.report:
             LOG.info(report)
         self.report = report
@@ -79,26 +94,27 @@ class Plan:
         ]
         return network.loss_kind, network.backend.name, network.dtype, hyper
 
-    def run(self, X, targets, batches):
+    def run(self, X, targets, batches, factors=None):
         """Train on X[rows], targets[rows] for rows in `batches`; return the losses, (steps,)."""
         if self.network.layers is not self._layers or self._settings() != self._made_for:
             self._make()
-        return self._plan.run(self.network, self.optimizer, X, targets, batches)
+        given = () if factors is None else (factors,)
+        return self._plan.run(self.network, self.optimizer, X, targets, batches, *given)
 
 
-def report(network, optimizer, batch_size):
+def report(network, optimizer, batch_size, **options):
     """Return how steps of `network` by `optimizer` are run, and why, as a sentence."""
-    return _chosen(network, optimizer, batch_size)[1]
+    return _chosen(network, optimizer, batch_size, options)[1]
 
 
-def _chosen(network, optimizer, batch_size):
+def _chosen(network, optimizer, batch_size, options):
     wing, reason = network.backend, _departure(network, optimizer)
     if reason is None:
         program = network.program()
-        plan = wing.plan(program, optimizer, batch_size)
+        plan = wing.plan(program, optimizer, batch_size, **options)
         if plan is not None:
             return plan, f"compiled: the {wing.name} wing runs the steps of an epoch in one loop"
-        reason = wing.why_not(program, optimizer)
+        reason = wing.why_not(program, optimizer, **options)
     return StepByStep(), f"step by step, with the same numbers: {reason}"
 
 

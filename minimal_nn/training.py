@@ -13,6 +13,7 @@ from minimal_nn.checkpoint import Checkpoint, History, path_of
 from minimal_nn.errors import CheckpointError, NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.optimizers import Optimizer
 from minimal_nn.plans import Plan, StepByStep
+from minimal_nn.schedules import FIRST, Factors
 
 __all__ = ["History", "StepByStep", "fit"]
 
@@ -28,6 +29,7 @@ def fit(
     rng=0,
     augment=None,
     validation=None,
+    schedule=None,
     observe=None,
     progress=True,
     checkpoint=None,
@@ -44,7 +46,9 @@ def fit(
     passes over the data.  rng: a seed or numpy.random.Generator for the order.  augment: a function
     (X, rng) -> changed X, such as `augmentation.flip_and_shift`, called on the whole of X at the
     beginning of each epoch; its result takes X's place there.  validation: (X, targets) whose loss,
-    and error where they are labels, is recorded after each epoch.  observe: a function network ->
+    and error where they are labels, is recorded after each epoch.  schedule: a function of the step
+    (0 at the first one) whose value multiplies the learning rate, such as `schedules.Cosine`, or a
+    `Schedule` for other hyper-parameters and groups.  observe: a function network ->
     dict of numbers, recorded too.  progress: show a bar.  checkpoint: a path, written whole after
     every epoch.  resume: continue from it if it exists; the result is bit for bit that of an
     uninterrupted run.
@@ -65,6 +69,12 @@ def fit(
     >>> history = fit(network, SGD(0.5), X, np.array([0, 1, 0, 1]), epochs=20, progress=False)
     >>> history.loss[-1] < history.loss[0]
     True
+
+    With a warm-up over ten steps, and a cosine down to 0 over the rest of them:
+
+    >>> from minimal_nn.schedules import Cosine, Warmup
+    >>> history = fit(network, SGD(0.5), X, np.array([0, 1, 0, 1]), epochs=100, progress=False,
+    ...               schedule=Warmup(10, Cosine(90)))
     """
     for argument, value in (("epochs", epochs), ("batch_size", batch_size)):
         arguments.whole_number(argument, value, wrong_kind=ValueError)
@@ -74,19 +84,23 @@ def fit(
     _check_functions(augment=augment, observe=observe)
     validation = _checked_validation(network, validation)
     given, rng = rng, arguments.random_generator(rng)
+    factors = None if schedule is None else Factors(schedule, optimizer, network)
+    if factors is not None:
+        steps = _steps_of_epoch(network, batch_size, len(X)) * epochs
+        factors.extend(min(steps, FIRST))
     history, threads, file = History(), None, None
     if checkpoint is not None:
         path = path_of(checkpoint, resume)
-        file = Checkpoint(path, network, optimizer, X, targets, batch_size, augment, rng)
+        file = Checkpoint(path, network, optimizer, X, targets, batch_size, augment, rng, factors)
         if path.exists():
             rng, history, threads = file.load(rng, given, epochs)
     elif resume:
         raise ValueError("resume: got True without a checkpoint, expected checkpoint=PATH as well")
-    plan = Plan(network, optimizer, batch_size)
+    plan = Plan(network, optimizer, batch_size, **({} if factors is None else {"scheduled": True}))
     with _kept(history), _pinned(threads) as threads, _bar(progress, epochs, history) as bar:
         for epoch in range(len(history.epochs) + 1, epochs + 1):
             shown = X if augment is None else _augmented(network, X, augment, rng)
-            losses = _epoch(plan, shown, targets, rng, epoch)
+            losses = _epoch(plan, shown, targets, rng, epoch, factors, len(history.loss))
             record = {"epoch": epoch, "loss": float(np.mean(losses))}
             history.loss.extend(losses)
             history.epochs.append(record)
@@ -100,16 +114,20 @@ def fit(
     return history
 
 
-def _epoch(plan, X, targets, rng, epoch):
-    """Train on every example once, in a new order; return the losses of the steps."""
+def _epoch(plan, X, targets, rng, epoch, factors, first):
+    """Train on every example once, in a new order; return the losses of the steps.
+
+    factors: of the run's steps, or None; first: the number of this epoch's first step.
+    """
     network, optimizer = plan.network, plan.optimizer
     network.check_numbers()  # `observe` may have replaced some
     optimizer.check(network)
     optimizer.belong(network)
     losses = []
     for batches in _batches(rng.permutation(len(X)), plan.batch_size, network.least_examples()[0]):
+        now = None if factors is None else factors.of(first + len(losses), len(batches))
         try:
-            losses.extend(plan.run(X, targets, batches).tolist())
+            losses.extend(plan.run(X, targets, batches, now).tolist())
         except (NonFiniteError, ZeroVarianceError, ZeroNormError) as error:
             raise type(error)(f"epoch {epoch}, step {optimizer.t + 1}: {error}") from None
     for name, array in network.parameters.items():
@@ -129,6 +147,11 @@ def _batches(order, batch_size, least):
     if len(rest) >= max(least, 1):
         parts.append(rest[None])
     return parts
+
+
+def _steps_of_epoch(network, batch_size, count):
+    least = max(network.least_examples()[0], 1)
+    return count // batch_size + (count % batch_size >= least)
 
 
 def _augmented(network, X, augment, rng):

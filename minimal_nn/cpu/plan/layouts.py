@@ -65,7 +65,6 @@ class Parameter:
         self.shape = layout.unpack(self.arrays[0]).shape
         self.unit_size, self.unit_count = layout.unit_size, layout.unit_count
         self.table = self.norm = None
-        self.per_step = False  # whether the table has a row for each step
 
     def split(self, units):
         """Let so many units share the only panel."""

@@ -50,32 +50,38 @@ CHUNK = 256  # steps between two looks at the host's tables
 WORTH_THREADS = 1 << 21
 
 
-def plan(program, optimizer, batch_size):
+def plan(program, optimizer, batch_size, **options):
     """Return the compiled training loop of a network and an optimizer, or None if there is none.
 
-    program: a network's `Program`; optimizer: an `Optimizer`; batch_size: examples in most batches.
-    `why_not` says why there is none.
+    program: a network's `Program`; optimizer: an `Optimizer`; batch_size: examples in most batches;
+    options: scheduled=True where hyper-parameters change from step to step.  `why_not` says why
+    there is none.
     """
-    if why_not(program, optimizer) is not None:
+    if why_not(program, optimizer, **options) is not None:
         return None
-    return Plan(program, optimizer, batch_size)
+    return Plan(program, optimizer, batch_size, **options)
 
 
 class Plan:
     """A network's training loop for any batch size, each prepared on first use."""
 
-    def __init__(self, program, optimizer, batch_size):
-        self.program = program
+    def __init__(self, program, optimizer, batch_size, **options):
+        self.program, self.options = program, options
         self._loops = {}
         self._loop(optimizer, batch_size)
 
     def _loop(self, optimizer, batch_size):
         if batch_size not in self._loops:
-            self._loops[batch_size] = TrainingLoop(self.program, optimizer, batch_size)
+            self._loops[batch_size] = TrainingLoop(
+                self.program, optimizer, batch_size, **self.options
+            )
         return self._loops[batch_size]
 
-    def run(self, network, optimizer, X, targets, batches):
+    def run(self, network, optimizer, X, targets, batches, factors=None):
         """Train on X[rows], targets[rows] for each row of `batches`; return the losses, (steps,).
+
+        factors: {parameter: {hyper-parameter: what multiplies it in each step, (steps,)}}, for a
+        plan that is scheduled.
 
         Parameters, running statistics and optimizer state are replaced by those after the last step
         that succeeded.  Raises NonFiniteError, ZeroVarianceError or ZeroNormError.
@@ -93,19 +99,19 @@ class Plan:
                 "norm (the variance of one number is 0)"
             )
         loop = self._loop(optimizer, batches.shape[1])
-        return loop.run(network, optimizer, X, targets, batches)
+        return loop.run(network, optimizer, X, targets, batches, factors or {})
 
 
 class TrainingLoop:
     """The program of one training step for one batch size, with all its arrays."""
 
-    def __init__(self, network, optimizer, batch_size):
+    def __init__(self, network, optimizer, batch_size, scheduled=False):
         self.dtype = np.dtype(network.dtype)
         self.rows = batch_size
         self.slots = optimizer.slots
         self.parameters, self.state, self.statistics = {}, {}, {}
         self.program = Program(max_steps=CHUNK)
-        self.updates = Updates(self.program, optimizer.formula, self.dtype, CHUNK)
+        self.updates = Updates(self.program, optimizer.formula, self.dtype, CHUNK, scheduled)
         self.work = 0
         self.data = np.zeros(2, dtype=np.int64)
         self.batches = np.zeros((CHUNK, batch_size), dtype=np.int64)
@@ -154,7 +160,7 @@ class TrainingLoop:
 
     # Running
 
-    def run(self, network, optimizer, X, targets, batches):
+    def run(self, network, optimizer, X, targets, batches, factors):
         X = np.ascontiguousarray(X)
         if X.dtype != self.dtype:
             raise TypeError(f"X: got dtype {X.dtype}, expected {self.dtype}")
@@ -168,7 +174,8 @@ class TrainingLoop:
             count, steps = self._pace(min(CHUNK, len(batches) - done))
             self.batches[:steps] = batches[done : done + steps]
             parameters = self.parameters.values()
-            self.updates.fill_tables(parameters, optimizer, optimizer.t + done, steps)
+            now = slice(done, done + steps)
+            self.updates.fill_tables(parameters, optimizer, optimizer.t + done, steps, factors, now)
             start = time.perf_counter()
             status = self.program.run(steps, count, flush=True)
             if self.warm:  # the first run compiles, and touches its memory for the first time
@@ -180,7 +187,7 @@ class TrainingLoop:
         if status == update.ZERO_NORM:
             error = self._zero_norm(network.parameters)
             # The step that failed has changed weights: take those before it once more.
-            self.run(network, optimizer, X, targets, batches[:done])
+            self.run(network, optimizer, X, targets, batches[:done], factors)
             raise error
         self._save(network, optimizer, done)
         if status:

@@ -18,10 +18,10 @@ def parts(operations):
     return operations, ()
 
 
-def why_not(program, optimizer):
+def why_not(program, optimizer, **options):
     """Return why a network and an optimizer have no compiled loop, as a sentence; None if they do.
 
-    program: a network's `Program`; optimizer: an `Optimizer`.
+    program: a network's `Program`; optimizer: an `Optimizer`; options: as `plan` takes them.
 
     >>> from minimal_nn import SGD, Conv2d, Dense, Flatten, Network
     >>> network = Network([Conv2d(3, kernel=5, padding=2), Flatten(), Dense(2)], (8, 8, 1))

@@ -7,6 +7,7 @@ import numpy as np
 from minimal_nn.cpu import update
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.operands import OWN
+from minimal_nn.hyper import scaled
 
 _ANY = dict.fromkeys(
     ("learning_rate", "momentum", "decay", "eps", "eps_numerator", "eps_denominator"), 0.0
@@ -14,10 +15,14 @@ _ANY = dict.fromkeys(
 
 
 class Updates:
-    """The updates of a loop with at most so many steps between two looks at the host's tables."""
+    """The updates of a loop with at most so many steps between two looks at the host's tables.
 
-    def __init__(self, program, formula, dtype, steps):
+    scheduled: whether hyper-parameters change from step to step.
+    """
+
+    def __init__(self, program, formula, dtype, steps, scheduled):
         self.program, self.formula, self.dtype, self.steps = program, formula, dtype, steps
+        self.per_step = scheduled or formula in ("adam", "adamw")
         self.by_column = formula in update.NORMALIZED
         self._whole = []  # (vector, its gradient, table) that are taken as one unit
 
@@ -54,11 +59,10 @@ class Updates:
 
     def _table(self, parameter):
         rows = len(update.hyper_parameters(self.formula, 1, **_ANY))
-        parameter.per_step = self.formula in ("adam", "adamw")
         parameter.table = workspace.aligned(
-            (self.steps if parameter.per_step else 1, rows, workspace.lanes(self.dtype)), self.dtype
+            (self.steps if self.per_step else 1, rows, workspace.lanes(self.dtype)), self.dtype
         )
-        return update.Table.of(parameter.table, by_step=parameter.per_step)
+        return update.Table.of(parameter.table, by_step=self.per_step)
 
     def emit_end(self, parameters, optimizer):
         """Emit what comes after all updates: those of vectors as one unit, and fixed norms."""
@@ -97,8 +101,11 @@ class Updates:
         if fixed:
             program.phase(0, check=True)  # in which nobody sets the status
 
-    def fill_tables(self, parameters, optimizer, first, steps):
-        """Write the hyper-parameters of the next steps, whose first is step first + 1."""
+    def fill_tables(self, parameters, optimizer, first, steps, factors, now):
+        """Write the hyper-parameters of the next steps, whose first is step first + 1.
+
+        factors: of the run's steps, by parameter and hyper-parameter; now: which steps these are.
+        """
         corrections = {}
         for parameter in parameters:
             if parameter.table is None:
@@ -107,14 +114,16 @@ class Updates:
             fixed_norm = hyper.pop("fixed_norm")
             if parameter.norm is not None:
                 parameter.norm[:] = fixed_norm
-            values = update.hyper_parameters(self.formula, first + 1, **hyper)
-            parameter.table[:] = np.array(values, dtype=np.float64)[:, None]
-            if parameter.per_step:
+            own = {key: values[now] for key, values in factors.get(parameter.name, {}).items()}
+            row = update.hyper_parameters(self.formula, first + 1, **scaled(hyper, own))
+            table = parameter.table[: steps if self.per_step else 1]
+            for column, values in enumerate(row):  # a number, or one for each step
+                table[:, column] = np.reshape(np.asarray(values, dtype=np.float64), (-1, 1))
+            if self.formula in ("adam", "adamw"):
                 betas = hyper["beta1"], hyper["beta2"]
                 if betas not in corrections:
                     corrections[betas] = [
                         update.bias_corrections(t, *betas)
                         for t in range(first + 1, first + steps + 1)
                     ]
-                rows = np.array(corrections[betas])[..., None]
-                parameter.table[:steps, update.CORRECTIONS] = rows
+                table[:, update.CORRECTIONS] = np.array(corrections[betas])[..., None]
