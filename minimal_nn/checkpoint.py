@@ -44,10 +44,12 @@ class Checkpoint:
 
     path: where it is written; ~ is the home folder.  network, optimizer, X, targets, batch_size,
     augment: as `fit` has them.  rng: the Generator of the run.  factors: the `Factors` of its
-    schedule, or None.
+    schedule, or None.  steps: other options of `fit` that say what a step is.
     """
 
-    def __init__(self, path, network, optimizer, X, targets, batch_size, augment, rng, factors):
+    def __init__(
+        self, path, network, optimizer, X, targets, batch_size, augment, rng, factors, **steps
+    ):
         self.path = path
         self.network, self.optimizer, self.augment = network, optimizer, augment
         self.factors = factors
@@ -59,6 +61,7 @@ class Checkpoint:
             "backend": network.backend.name,
             "batch_size": int(batch_size),
             "schedule": factors and factors.targets(),
+            **steps,
             "data": digest(*(network.backend.to_numpy(array) for array in (X, targets))),
         }
         self.start = {"weights": _weights(network), "rng": _chance(rng)}

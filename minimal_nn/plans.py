@@ -38,7 +38,14 @@ class Program(NamedTuple):
 
 
 class StepByStep:
-    """The plan that every wing has: each step is a forward pass, a backward pass and an update."""
+    """The plan that every wing has: each step is a forward pass, a backward pass and an update.
+
+    clip_norm: what the norm of all gradients together may be, or None.  scheduled: whether `run` is
+    given factors.
+    """
+
+    def __init__(self, clip_norm=None, scheduled=False):
+        self.clip_norm = clip_norm
 
     def run(self, network, optimizer, X, targets, batches, factors=None):
         """Train on X[rows], targets[rows] for rows in `batches`; return the losses, (steps,).
@@ -48,6 +55,8 @@ class StepByStep:
         losses = np.empty(len(batches))
         for step, rows in enumerate(batches):
             loss, gradients, state = network.step_gradients(X[rows], targets[rows])
+            if self.clip_norm is not None:
+                gradients = network.backend.update.clip(gradients, self.clip_norm)
             options = {} if factors is None else {"factors": _of_step(factors, step)}
             optimizer.step(network, gradients, **options)
             network.state = state
@@ -66,7 +75,7 @@ class Plan:
     """Steps of a network by an optimizer, compiled where the wing can.
 
     options: what else a step is made of, by name, as a wing's `plan` takes it: scheduled=True where
-    hyper-parameters change from step to step.
+    hyper-parameters change from step to step, clip_norm=NUMBER where gradients are clipped.
 
     What `observe` changes between two runs (hyper-parameters, layers, the wing) is followed: the
     plan is made again.  report: a sentence that says how the steps are run, and why.
@@ -115,7 +124,7 @@ def _chosen(network, optimizer, batch_size, options):
         if plan is not None:
             return plan, f"compiled: the {wing.name} wing runs the steps of an epoch in one loop"
         reason = wing.why_not(program, optimizer, **options)
-    return StepByStep(), f"step by step, with the same numbers: {reason}"
+    return StepByStep(**options), f"step by step, with the same numbers: {reason}"
 
 
 def _departure(network, optimizer):

@@ -30,6 +30,7 @@ def fit(
     augment=None,
     validation=None,
     schedule=None,
+    clip_norm=None,
     observe=None,
     progress=True,
     checkpoint=None,
@@ -48,10 +49,11 @@ def fit(
     beginning of each epoch; its result takes X's place there.  validation: (X, targets) whose loss,
     and error where they are labels, is recorded after each epoch.  schedule: a function of the step
     (0 at the first one) whose value multiplies the learning rate, such as `schedules.Cosine`, or a
-    `Schedule` for other hyper-parameters and groups.  observe: a function network ->
-    dict of numbers, recorded too.  progress: show a bar.  checkpoint: a path, written whole after
-    every epoch.  resume: continue from it if it exists; the result is bit for bit that of an
-    uninterrupted run.
+    `Schedule` for other hyper-parameters and groups.  clip_norm: where the norm of all gradients
+    together is larger, they are scaled to it, before the optimizer adds penalties.  observe: a
+    function network -> dict of numbers, recorded too.  progress: show a bar.  checkpoint: a path,
+    written whole after every epoch.  resume: continue from it if it exists; the result is bit for
+    bit that of an uninterrupted run.
 
     What `observe` changes (optimizer.hyper, say) holds from the next epoch on, in every wing.
     Where a wing's compiled loop cannot be used, `network.plan_report(optimizer, batch_size)` says
@@ -86,17 +88,23 @@ def fit(
     given, rng = rng, arguments.random_generator(rng)
     factors = None if schedule is None else Factors(schedule, optimizer, network)
     if factors is not None:
-        steps = _steps_of_epoch(network, batch_size, len(X)) * epochs
-        factors.extend(min(steps, FIRST))
+        factors.extend(min(_steps_of_epoch(network, batch_size, len(X)) * epochs, FIRST))
+    if clip_norm is not None:
+        clip_norm = _positive("clip_norm", clip_norm)
+    steps = {"clip_norm": clip_norm}  # what else a step is
     history, threads, file = History(), None, None
     if checkpoint is not None:
         path = path_of(checkpoint, resume)
-        file = Checkpoint(path, network, optimizer, X, targets, batch_size, augment, rng, factors)
+        file = Checkpoint(
+            path, network, optimizer, X, targets, batch_size, augment, rng, factors, **steps
+        )
         if path.exists():
             rng, history, threads = file.load(rng, given, epochs)
     elif resume:
         raise ValueError("resume: got True without a checkpoint, expected checkpoint=PATH as well")
-    plan = Plan(network, optimizer, batch_size, **({} if factors is None else {"scheduled": True}))
+    options = {"scheduled": factors is not None, **steps}
+    given = {name: value for name, value in options.items() if value}
+    plan = Plan(network, optimizer, batch_size, **given)
     with _kept(history), _pinned(threads) as threads, _bar(progress, epochs, history) as bar:
         for epoch in range(len(history.epochs) + 1, epochs + 1):
             shown = X if augment is None else _augmented(network, X, augment, rng)
@@ -229,6 +237,13 @@ def _pinned(threads):
 
 
 # What is refused before anything begins
+
+
+def _positive(argument, value):
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real or not 0 < value < np.inf:
+        raise ValueError(f"{argument}: got {value!r}, expected a finite number > 0")
+    return float(value)
 
 
 def _check_batches(network, batch_size, count):

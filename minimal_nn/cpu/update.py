@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn.cpu.batchnorm.statistics import report_zero
+from minimal_nn.cpu.clipping import clip as clip
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating
 from minimal_nn.cpu.machine.compiler import inline, kernel

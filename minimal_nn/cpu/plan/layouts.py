@@ -66,6 +66,16 @@ class Parameter:
         self.unit_size, self.unit_count = layout.unit_size, layout.unit_count
         self.table = self.norm = None
 
+    @property
+    def units(self):
+        """How many units update the parameter."""
+        return self.operand.array.size // self.unit_size
+
+    @property
+    def shared(self):
+        """Whether several units share a panel."""
+        return self.unit_size < self.layout.unit_size
+
     def split(self, units):
         """Let so many units share the only panel."""
         self.unit_size = self.unit_count = self.unit_size // units

@@ -21,8 +21,9 @@ How a fully connected network becomes phases, with panels of columns as units:
 
 Weights and optimizer state live in panels during a run and are copied from and to the network's
 arrays at its ends.  W^T, which the backward pass multiplies with, is made in the forward pass,
-before the update.  A step that ends in an error has changed nothing: all checks but that of fixed
-norms come before the first update.
+before the update.  A step that ends in an error has changed nothing: all checks but those of fixed
+norms and of the norm of gradients come before the first update; behind these the steps before are
+taken once more.
 """
 
 import math
@@ -30,7 +31,7 @@ import time
 
 import numpy as np
 
-from minimal_nn.cpu import batchnorm, update, weightnorm
+from minimal_nn.cpu import batchnorm, clipping, update, weightnorm
 from minimal_nn.cpu.machine import threads, workspace
 from minimal_nn.cpu.machine.operands import elements
 from minimal_nn.cpu.machine.program import Program
@@ -54,8 +55,8 @@ def plan(program, optimizer, batch_size, **options):
     """Return the compiled training loop of a network and an optimizer, or None if there is none.
 
     program: a network's `Program`; optimizer: an `Optimizer`; batch_size: examples in most batches;
-    options: scheduled=True where hyper-parameters change from step to step.  `why_not` says why
-    there is none.
+    options: scheduled=True where hyper-parameters change from step to step, clip_norm=NUMBER where
+    gradients are clipped.  `why_not` says why there is none.
     """
     if why_not(program, optimizer, **options) is not None:
         return None
@@ -105,13 +106,15 @@ class Plan:
 class TrainingLoop:
     """The program of one training step for one batch size, with all its arrays."""
 
-    def __init__(self, network, optimizer, batch_size, scheduled=False):
+    def __init__(self, network, optimizer, batch_size, scheduled=False, clip_norm=None):
         self.dtype = np.dtype(network.dtype)
         self.rows = batch_size
         self.slots = optimizer.slots
         self.parameters, self.state, self.statistics = {}, {}, {}
         self.program = Program(max_steps=CHUNK)
-        self.updates = Updates(self.program, optimizer.formula, self.dtype, CHUNK, scheduled)
+        self.updates = Updates(
+            self.program, optimizer.formula, self.dtype, CHUNK, scheduled, clip_norm
+        )
         self.work = 0
         self.data = np.zeros(2, dtype=np.int64)
         self.batches = np.zeros((CHUNK, batch_size), dtype=np.int64)
@@ -119,7 +122,8 @@ class TrainingLoop:
         self.losses = self.program.made(CHUNK, self.dtype)
         self.pace, self.warm = threads.Pace(), False
         self._emit(network)
-        self.updates.emit_end(self.parameters.values(), optimizer)
+        names = [name for op in network.operations for name in op.parameters.values()]
+        self.updates.emit_end(self.parameters.values(), optimizer, names)
         self.program.check()
 
     def _emit(self, network):
@@ -184,9 +188,12 @@ class TrainingLoop:
             finished = self.program.finished
             losses[done : done + finished] = self.losses.array[:finished]
             done += finished
-        if status == update.ZERO_NORM:
-            error = self._zero_norm(network.parameters)
-            # The step that failed has changed weights: take those before it once more.
+        if status in (update.ZERO_NORM, clipping.INFINITE_NORM):
+            zero = status == update.ZERO_NORM
+            error = (
+                self._zero_norm(network.parameters) if zero else clipping.infinite_norm(self.dtype)
+            )
+            # The step that failed has changed weights or statistics: take those before it again.
             self.run(network, optimizer, X, targets, batches[:done], factors)
             raise error
         self._save(network, optimizer, done)
