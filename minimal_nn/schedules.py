@@ -8,6 +8,7 @@ hyper-parameters, and groups of parameters with schedules of their own.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy as np
 from minimal_nn import arguments
 from minimal_nn.hyper import PENALTIES
 from minimal_nn.optimizers import Group, Optimizer
+
+Function = Callable[[int], float]
 
 SCHEDULED = ("learning_rate", *PENALTIES, "decoupled_weight_decay")
 FIRST = 1 << 20  # so many steps are looked at before a run begins
@@ -39,7 +42,7 @@ class Constant:
     def __post_init__(self):
         _check_number("factor", self.factor)
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         return self.factor
 
 
@@ -55,14 +58,14 @@ class Warmup:
     """
 
     steps: int
-    then: object = field(default_factory=Constant)
+    then: Function = field(default_factory=Constant)
 
     def __post_init__(self):
         arguments.whole_number("steps", self.steps)
         if not callable(self.then):
             raise TypeError(f"then: got {self.then!r}, expected a schedule such as Cosine(1000)")
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         return (step + 1) / self.steps if step < self.steps else self.then(step - self.steps)
 
 
@@ -83,7 +86,7 @@ class Cosine:
         arguments.whole_number("steps", self.steps)
         _check_number("final", self.final)
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         if step >= self.steps:
             return self.final
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * step / self.steps)) / 2
@@ -108,7 +111,7 @@ class Exponential:
         smallest = np.finfo(float).smallest_subnormal
         _check_number("gamma", self.gamma, least=smallest, expected="a finite number > 0")
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         try:
             return float(self.gamma) ** step
         except OverflowError:
@@ -125,7 +128,7 @@ class Steps:
     [1.0, 1.0, 0.5, 0.25, 0.25]
     """
 
-    milestones: tuple
+    milestones: Iterable[int]
     gamma: float = 0.1
 
     def __post_init__(self):
@@ -138,7 +141,7 @@ class Steps:
         object.__setattr__(self, "milestones", tuple(numbers))
         _check_number("gamma", self.gamma)
 
-    def __call__(self, step):
+    def __call__(self, step: int) -> float:
         return float(self.gamma) ** sum(step >= milestone for milestone in self.milestones)
 
 
@@ -158,12 +161,18 @@ class Schedule:
              groups=[Group(['dense1.W'], learning_rate=Constant(factor=1.0))])
     """
 
-    def __init__(self, learning_rate=None, *, groups=(), **hyper):
+    def __init__(
+        self,
+        learning_rate: Function | None = None,
+        *,
+        groups: Iterable[Group] = (),
+        **hyper: Function,
+    ) -> None:
         if learning_rate is not None:
             hyper = {"learning_rate": learning_rate, **hyper}
         self.hyper, self.groups = hyper, list(groups)
         _check_functions(hyper)
-        seen = set()
+        seen: set[str] = set()
         for group in self.groups:
             if not isinstance(group, Group):
                 raise TypeError(
@@ -176,7 +185,7 @@ class Schedule:
                 raise ValueError(f"schedule: {twice[0]!r} stands in two groups, expected one")
             seen.update(group.parameters)
 
-    def of(self, name):
+    def of(self, name: str) -> dict[str, tuple[str, Function]]:
         """Return {hyper-parameter: (key, function)} of parameter `name`; keys name functions."""
         found = {key: (key, function) for key, function in _penalty_named(self.hyper).items()}
         for number, group in enumerate(self.groups):
@@ -185,7 +194,7 @@ class Schedule:
                 found.update({key: (f"{key} of group {number}", f) for key, f in own})
         return found
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         hyper = [f"{key}={value!r}" for key, value in self.hyper.items()]
         groups = [f"groups={self.groups!r}"] if self.groups else []
         return f"Schedule({', '.join([*hyper, *groups])})"

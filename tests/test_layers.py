@@ -17,7 +17,7 @@ from minimal_nn import (
     Tanh,
     WeightNorm,
 )
-from minimal_nn.layers import Absorbed, Rescaling
+from minimal_nn.invariance import Absorbed, Rescaling
 
 SHAPES = [
     (Dense(7), (4,), (7,)),

@@ -1,7 +1,7 @@
 """Random networks, optimizers, dtypes and batch sizes: PyTorch and every way to train say the same.
 
-Each seed draws layers, shapes, loss, dtype, batch size, optimizer and schedules, and trains for 30
-steps:
+Each seed draws layers, shapes, loss, dtype, batch size, optimizer, schedules and clipping,
+and trains for 30 steps:
 
     PyTorch                               autograd and torch.optim, from the same weights
     reference, cpu                        by `fit`, in the cpu wing by its compiled loop
@@ -164,11 +164,14 @@ class Trial:
             else rng.standard_normal((EXAMPLES, *outputs)).astype(self.dtype)
         )
         self.optimizer, self.of_torch = optimizer_of(rng)
-        self.rates, self.decays = schedule_of(np.random.default_rng([seed, 1]))
+        also = np.random.default_rng([seed, 1])
+        self.rates, self.decays = schedule_of(also)
+        self.clip_norm = float(also.choice([0.01, 0.3, 3.0])) if also.random() < 0.5 else None
         self.signs = np.random.default_rng(seed)
         self.text = (
             f"seed {seed}: {self.optimizer()!r}, {self.dtype}, batches of {self.batch_size}, "
-            f"{shape}, {loss}, {layers}, schedules {self.rates!r}, {self.decays!r}"
+            f"{shape}, {loss}, {layers}, schedules {self.rates!r}, {self.decays!r}, "
+            f"clip_norm={self.clip_norm}"
         )
 
     def start(self, wing, noise=0):
@@ -183,6 +186,7 @@ class Trial:
     def fit(self, network, optimizer=None, **options):
         options = {"epochs": self.epochs, "batch_size": self.batch_size, "rng": 7, **options}
         optimizer = optimizer or self.optimizer()
+        options["clip_norm"] = self.clip_norm
         if self.rates is not None:
             options["schedule"] = nn.Schedule(self.rates, **self.decayed(optimizer))
         history = nn.fit(network, optimizer, self.X, self.targets, progress=False, **options)
@@ -216,6 +220,8 @@ class Trial:
         network, optimizer, losses = self.start(wing), self.optimizer(), []
         for number, rows in enumerate(self.batches()):
             loss, gradients, state = network.step_gradients(self.X[rows], self.targets[rows])
+            if self.clip_norm is not None:
+                gradients = network.backend.update.clip(gradients, self.clip_norm)
             optimizer.step(network, gradients, factors=self.factors(optimizer, number))
             network.state = state
             losses.append(float(loss))
@@ -247,6 +253,8 @@ class Trial:
             optimizer.zero_grad()
             loss = lost(torch_forward(torch, self.network, tensors, state, X[rows]), targets[rows])
             loss.backward()
+            if self.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(list(tensors.values()), self.clip_norm)
             optimizer.step()
             losses.append(loss.item())
         arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}

@@ -1,0 +1,207 @@
+"""What all layers share: the class `Layer`, and how a built-in one is made of a class."""
+
+import copy
+import dataclasses
+import functools
+import inspect
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minimal_nn.backend import Backend
+from minimal_nn.identity import methods
+from minimal_nn.invariance import Absorbed, Rescaling, Source
+from minimal_nn.typing import Array, Arrays, Shape
+
+if sys.version_info >= (3, 11):
+    from typing import dataclass_transform
+else:
+
+    def dataclass_transform(**options):
+        return lambda decorator: decorator
+
+
+@dataclass(frozen=True)
+class Layer(ABC):
+    """A layer: shapes, initial parameters, forward and backward through a wing.
+
+    A layer of one's own needs `output_shape`, `forward` and `backward`, a `kind`, and attributes
+    for its settings; it is trained step by step, in every wing that has what it calls.  What the
+    other methods say is optional, but then less is known: without `rescaled` no invariance goes
+    through it, without `sources` none begins in it, without `parts` nobody looks inside.
+
+    >>> from minimal_nn import Dense, Layer, Network
+    >>> class Double(Layer):
+    ...     kind = "double"
+    ...     def output_shape(self, input_shape):
+    ...         return input_shape
+    ...     def forward(self, wing, parameters, state, x, train):
+    ...         return 2 * x, None, state
+    ...     def backward(self, wing, dy, cache):
+    ...         return 2 * dy, {}
+    >>> Network([Dense(3), Double()], (4,)).names
+    ('dense1', 'double1')
+    """
+
+    kind = ""  # the stem of the layer's name in a network: dense1, batchnorm1, ...
+    sees_pixels = False  # whether `rescaled` looks at by_pixel and even
+
+    @abstractmethod
+    def output_shape(self, input_shape: Shape) -> Shape:
+        """Return the output's shape without the batch axis; refuse an input that does not fit."""
+
+    def initial_parameters(self, input_shape: Shape, rng: np.random.Generator) -> Arrays:
+        """Return the initial parameters, float64, by local name."""
+        return {}
+
+    def initial_state(self, input_shape: Shape) -> Arrays:
+        """Return the initial state (running statistics), float64, by local name."""
+        return {}
+
+    @abstractmethod
+    def forward(
+        self, wing: Backend, parameters: Arrays, state: Arrays, x: Array, train: bool
+    ) -> tuple[Array, Any, Arrays]:
+        """Return y, the cache for `backward`, and the state after this batch."""
+
+    @abstractmethod
+    def backward(self, wing: Backend, dy: Array, cache: Any) -> tuple[Array, Arrays]:
+        """Return dx and the gradients by local name."""
+
+    def operation(self) -> tuple[str, dict[str, Any]]:
+        """Return the wing module that does the work, and its options, for a wing's plan.
+
+        Only built-in layers are compiled: a layer of one's own needs none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not compiled")
+
+    def rescaled(self, rescaling: Rescaling) -> Rescaling | Absorbed | None:
+        """Return what a `Rescaling` of the input is at the output: Rescaling, Absorbed, or None."""
+        return None
+
+    def sources(self) -> tuple[Source, ...]:
+        """Return the `Source`s among the layer's parameters."""
+        return ()
+
+    def parts(self) -> tuple[tuple[str, "Layer"], ...]:
+        """Return the layers that this one is made of, in order, each with the prefix of its names.
+
+        A layer with parts has for the parameter W of its part ("dense1", layer) the local name
+        "dense1.W".
+        """
+        return ()
+
+    def leaving(self, rescaling: Rescaling) -> Rescaling | None:
+        """Return what a `Rescaling` of the last part's output is at this layer's own output.
+
+        A sequence passes it on; where the output is added to something else it is lost: None.
+        """
+        return None
+
+    def with_eps(self, eps: float) -> "Layer":
+        """Return this layer with `eps` in it, and in the layers that it holds.
+
+        A layer that computes something from eps when it is made, without being a dataclass,
+        overrides this.
+        """
+        changed: dict[str, Any] = {"eps": eps} if hasattr(self, "eps") else {}
+        for name, value in vars(self).items():
+            if isinstance(value, Layer):
+                changed[name] = value.with_eps(eps)
+            elif isinstance(value, (tuple, list)) and any(isinstance(x, Layer) for x in value):
+                inner = (x.with_eps(eps) if isinstance(x, Layer) else x for x in value)
+                changed[name] = type(value)(inner)
+        if not changed:
+            return self
+        if vars(self).keys() <= {field.name for field in dataclasses.fields(self)}:
+            return dataclasses.replace(self, **changed)
+        new = copy.copy(self)
+        for name, value in changed.items():
+            object.__setattr__(new, name, value)
+        return new
+
+    @property
+    def built_in(self) -> bool:
+        """Whether this is exactly a built-in layer, as a wing's plan knows it."""
+        return BUILT_IN.get(type(self)) == methods(type(self))
+
+    def normalized(self) -> tuple[tuple[str, float], ...]:
+        """Return the parameters whose units the layer itself normalizes, as (local name, eps)."""
+        return ()
+
+    def least_examples(self, input_shape: Shape) -> int:
+        """Return how many examples a batch must have in training mode."""
+        least = 1
+        for _, part in self.parts():
+            least = max(least, part.least_examples(input_shape))
+            input_shape = part.output_shape(input_shape)
+        return least
+
+
+BUILT_IN: dict[
+    type[Layer], dict[str, Any]
+] = {}  # the methods that each built-in layer was shipped with
+
+
+@dataclass_transform(frozen_default=True)
+def layer(cls):
+    """Make a built-in layer of a class: a dataclass whose constructor says what it expects."""
+    cls = dataclass(frozen=True)(cls)
+    cls.sees_pixels = True
+    init, signature = cls.__init__, inspect.signature(cls)
+
+    @functools.wraps(init)
+    def checked(self, *given, **options):
+        try:
+            signature.bind(*given, **options)
+        except TypeError as error:
+            call = ", ".join([*map(repr, given), *(f"{k}={v!r}" for k, v in options.items())])
+            named = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+            expected = signature.replace(parameters=named, return_annotation=signature.empty)
+            raise TypeError(
+                f"{cls.__name__}: got {cls.__name__}({call}) ({error}), expected "
+                f"{cls.__name__}{expected}: options are given by name; the size of the input is "
+                "no argument, it is seen from the layer before"
+            ) from None
+        init(self, *given, **options)
+
+    cls.__init__ = checked
+    BUILT_IN[cls] = methods(cls)
+    return cls
+
+
+def refuse(argument, got, expected):
+    raise ValueError(f"{argument}: got {got!r}, expected {expected}")
+
+
+def check_bias(layer):
+    if not isinstance(layer.bias, (bool, np.bool_)):
+        raise TypeError(
+            f"bias: got {layer.bias!r}, expected True or False: the number of inputs is seen from "
+            "the layer before, and is no argument"
+        )
+
+
+def python_number(layer, argument, expected):
+    """Make a layer's number a Python float: np.float64 would promote float32 in silence."""
+    value = getattr(layer, argument)
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{argument}: got {value!r}, expected {expected}")
+    object.__setattr__(layer, argument, float(value))
+    return float(value)
+
+
+def check_eps(layer):
+    expected = "a finite number >= 0 (0 is allowed and makes invariance exact)"
+    given = layer.eps
+    if isinstance(given, (int, np.integer)) and not isinstance(given, bool) and given > 0:
+        name = type(layer).__name__
+        raise TypeError(
+            f"eps: got the integer {given}, expected a float, {expected}: {name} takes no number "
+            f"of units, it sees them from its input (an eps of {given} is {float(given)!r})"
+        )
+    if not 0 <= python_number(layer, "eps", expected) < float("inf"):
+        refuse("eps", layer.eps, expected)

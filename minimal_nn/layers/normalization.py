@@ -1,0 +1,164 @@
+"""Layers that normalize: BatchNorm and LayerNorm."""
+
+import warnings
+from dataclasses import KW_ONLY
+
+import numpy as np
+
+from minimal_nn.invariance import Absorbed, Rescaling, Source
+from minimal_nn.layers.base import Layer, check_eps, layer, python_number, refuse
+from minimal_nn.typing import Array, Arrays
+
+
+def _normalization_parameters(units):
+    return {"gamma": np.ones(units), "beta": np.zeros(units)}
+
+
+def _mean(x, axes):
+    """Return the mean over axes, in any arithmetic."""
+    total = x.sum(axis=axes, keepdims=True)
+    return total / (x.size // total.size)
+
+
+@layer
+class BatchNorm(Layer):
+    """Batch normalization over the batch (and the pixels) for each unit, with gamma and beta.
+
+    eps: inside the root, added to the biased variance.  momentum: of the running statistics,
+    r + momentum (batch - r), starting at mean 0 and variance 1.
+    """
+
+    eps: float = 1e-5
+    _: KW_ONLY
+    momentum: float = 0.1
+    kind = "batchnorm"
+
+    def __post_init__(self):
+        check_eps(self)
+        expected = "a number from 0 to 1"
+        if not 0 <= python_number(self, "momentum", expected) <= 1:
+            refuse("momentum", self.momentum, expected)
+        if self.momentum > 0.5:
+            warnings.warn(
+                f"momentum: got {self.momentum}, the weight of the newest batch in the running "
+                f"statistics; for the weight of the old ones, as in Keras, write "
+                f"{1 - self.momentum:.3g}",
+                stacklevel=4,
+            )
+
+    def output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def initial_parameters(self, input_shape, rng):
+        return _normalization_parameters(input_shape[-1])
+
+    def initial_state(self, input_shape):
+        return {"mean": np.zeros(input_shape[-1]), "var": np.ones(input_shape[-1])}
+
+    def forward(self, wing, parameters, state, x, train):
+        gamma, beta = parameters["gamma"], parameters["beta"]
+        if not train:
+            y, cache = wing.batchnorm.forward_running(
+                x, gamma, beta, state["mean"], state["var"], self.eps
+            )
+            return y, (cache, train), state
+        count = x.size // x.shape[-1]
+        if count < 2:
+            raise ValueError(
+                f"X: got a batch with {count} number for each unit, expected at least 2 in batch "
+                "norm's training mode (the variance of one number is 0): use a larger batch, or "
+                "train=False"
+            )
+        y, cache = wing.batchnorm.forward(x, gamma, beta, self.eps)
+        mean, var = wing.batchnorm.update_running(
+            state["mean"], state["var"], cache.mean, cache.var, count, self.momentum
+        )
+        return y, (cache, train), {"mean": mean, "var": var}
+
+    def backward(self, wing, dy, cache):
+        cache, train = cache
+        step = wing.batchnorm.backward if train else wing.batchnorm.backward_running
+        dx, dgamma, dbeta = step(dy, cache)
+        return dx, {"gamma": dgamma, "beta": dbeta}
+
+    def centered(self, x: Array) -> Array:
+        """Return the inputs less their mean over the batch."""
+        return x - _mean(x, tuple(range(x.ndim - 1)))
+
+    def beside_eps(self, x: Array, parameters: Arrays) -> Array:
+        """Return the variance over the batch, beside which eps stands."""
+        centered = self.centered(x)
+        return _mean(centered * centered, tuple(range(x.ndim - 1)))
+
+    def least_examples(self, input_shape):
+        # The variance of one number is 0; an image has one for each pixel.
+        return 1 if int(np.prod(input_shape[:-1])) > 1 else 2
+
+    def operation(self):
+        return "batchnorm", {"eps": self.eps, "momentum": self.momentum}
+
+    def rescaled(self, rescaling):
+        if rescaling.by_pixel:
+            # The mean over the pixels does not take it away, but the deviation scales each unit.
+            return Rescaling(True, offset=True, by_pixel=True)
+        return Absorbed(self.eps, training_only=True)
+
+    def sources(self):
+        return (Source("gamma", "beta"),)
+
+
+@layer
+class LayerNorm(Layer):
+    """Layer normalization over the units of each example, with gamma and beta for each unit.
+
+    eps: inside the root, added to the biased variance.
+    """
+
+    eps: float = 1e-5
+    kind = "layernorm"
+
+    def __post_init__(self):
+        check_eps(self)
+
+    def output_shape(self, input_shape):
+        if len(input_shape) != 1:
+            refuse("input shape of LayerNorm", tuple(input_shape), "(K,): put Flatten() before it")
+        if input_shape[0] < 2:
+            refuse(
+                "input shape of LayerNorm",
+                tuple(input_shape),
+                "at least 2 units (the variance of one number is 0)",
+            )
+        return tuple(input_shape)
+
+    def initial_parameters(self, input_shape, rng):
+        return _normalization_parameters(input_shape[-1])
+
+    def forward(self, wing, parameters, state, x, train):
+        y, cache = wing.layernorm.forward(x, parameters["gamma"], parameters["beta"], self.eps)
+        return y, cache, state
+
+    def backward(self, wing, dy, cache):
+        dx, dgamma, dbeta = wing.layernorm.backward(dy, cache)
+        return dx, {"gamma": dgamma, "beta": dbeta}
+
+    def centered(self, x: Array) -> Array:
+        """Return the inputs less their mean over an example's units."""
+        return x - _mean(x, -1)
+
+    def beside_eps(self, x: Array, parameters: Arrays) -> Array:
+        """Return the variance over an example's units, beside which eps stands."""
+        centered = self.centered(x)
+        return _mean(centered * centered, -1)
+
+    def operation(self):
+        return "layernorm", {"eps": self.eps}
+
+    def rescaled(self, rescaling):
+        # Statistics over the units: one factor for all of them, and no bias but an even one.
+        if rescaling.per_unit or (rescaling.offset and not rescaling.even):
+            return None
+        return Absorbed(self.eps, training_only=False)
+
+    def sources(self):
+        return (Source("gamma", "beta"),)
