@@ -12,7 +12,7 @@ that broadcasts against the parameter, such as one learning rate per unit.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -218,6 +218,15 @@ class Optimizer:
 
     # A step
 
+    def check_takes_part(self, argument: str, *needed: str) -> None:
+        """Refuse an optimizer with its own of the methods that an option of `fit` needs."""
+        for own in needed:
+            if getattr(getattr(self, own), "__func__", None) is not getattr(Optimizer, own):
+                raise TypeError(
+                    f"{argument}: got an optimizer with its own {own} ({type(self).__name__}), "
+                    "which need not take part in it, expected one with a `rule` of its own at most"
+                )
+
     def initial_state(self, array: Array, wing: Backend) -> Arrays:
         """Return the state of a parameter before the first step: zeros in its shape."""
         return {slot: wing.asarray(np.zeros(array.shape, dtype=array.dtype)) for slot in self.slots}
@@ -236,12 +245,14 @@ class Optimizer:
         gradients: Mapping[str, ArrayLike],
         *,
         factors: Mapping[str, Mapping[str, float]] | None = None,
+        frozen: Collection[str] = (),
     ) -> None:
         """Update the network's parameters in place of the old ones, given {name: gradient}.
 
         Gradients are not changed; the network's arrays are replaced, not written into.  Where the
         step ends in an exception (`fixed_norm` of weights that are all 0) nothing has changed.
         factors: {parameter: {hyper-parameter: what multiplies it in this step}}, see schedules.py.
+        frozen: the names of parameters that stay, with their state, and need no gradient.
         """
         self.check(network)
         if self._carries and self._lineage != getattr(network, "lineage", None):
@@ -249,6 +260,8 @@ class Optimizer:
         update = network.backend.update
         t, parameters, states = self.t + 1, {}, {}
         for name, w in network.parameters.items():
+            if name in frozen:
+                continue
             g = _checked_gradient(name, gradients.get(name), w)
             hyper = scaled(self.hyper_parameters(name), (factors or {}).get(name, {}))
             weight_decay, fixed_norm = hyper.pop("weight_decay"), hyper.pop("fixed_norm")

@@ -15,7 +15,9 @@ import numpy as np
 
 from minimal_nn import arguments
 from minimal_nn.hyper import PENALTIES
-from minimal_nn.optimizers import Group, Optimizer
+from minimal_nn.optimizers import Group
+
+__all__ = ["Constant", "Cosine", "Exponential", "Schedule", "Steps", "Warmup"]
 
 Function = Callable[[int], float]
 
@@ -234,12 +236,7 @@ class Factors:
     def __init__(self, schedule, optimizer, network):
         if not isinstance(schedule, Schedule):
             schedule = Schedule(schedule)
-        for own in ("step", "hyper_parameters"):
-            if getattr(getattr(optimizer, own), "__func__", None) is not getattr(Optimizer, own):
-                raise TypeError(
-                    f"schedule: got an optimizer with its own {own} ({type(optimizer).__name__}), "
-                    "which need not take part in it, expected one with a `rule` of its own at most"
-                )
+        optimizer.check_takes_part("schedule", "step", "hyper_parameters")
         _check_names(schedule, network)
         self._optimizer, self._network = optimizer, network
         self.keys = {}  # by parameter and hyper-parameter

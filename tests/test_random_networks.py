@@ -254,7 +254,10 @@ class Trial:
             loss = lost(torch_forward(torch, self.network, tensors, state, X[rows]), targets[rows])
             loss.backward()
             if self.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(list(tensors.values()), self.clip_norm)
+                # As clip_grad_norm_, without the 1e-6 that it adds to the norm.
+                norm = torch.nn.utils.get_total_norm([each.grad for each in tensors.values()])
+                for each in tensors.values():
+                    each.grad *= torch.clamp(self.clip_norm / norm, max=1.0)
             optimizer.step()
             losses.append(loss.item())
         arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
