@@ -5,6 +5,7 @@ layers      Dense, Conv2d, BatchNorm, LayerNorm, WeightNorm, ReLU, Tanh, MaxPool
 optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies
 schedules   Cosine, Warmup, ...: hyper-parameters as functions of the step
 training    fit: batches, history, progress bar, checkpoint and resume
+stored      save, load, load_parameters: networks in files
 augmentation   flip_and_shift: training images mirrored and moved at random
 gradcheck   derivatives checked by complex steps and finite differences
 lab/        exercises: write a backward pass, and the fault is named
@@ -43,6 +44,7 @@ from minimal_nn.optimizers import (
     SignSGD,
 )
 from minimal_nn.schedules import Schedule
+from minimal_nn.stored import load, load_parameters, save
 from minimal_nn.training import History, fit
 
 moved.install()
@@ -77,6 +79,9 @@ __all__ = [
     "Tanh",
     "WeightNorm",
     "fit",
+    "load",
+    "load_parameters",
+    "save",
     "schedules",
     "set_num_threads",
 ]
