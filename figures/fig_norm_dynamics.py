@@ -87,7 +87,7 @@ def _growth(title, optimizer, runs):
     The law's time ("drive") is the integral of 2 eta^2 s^2, or eta^2 d t for Adam; the exponent of
     |w|^p - |w_0|^p in it is 1 where the law holds with any constant.
     """
-    power = 2 + 2 * laws.DEGREES[optimizer]
+    power = laws.norm_power(optimizer)
     exponents, raw = [], []
     for run in runs:
         step, w2 = run.values["step"], run.values["w2"]

@@ -267,6 +267,6 @@ def _scatter(ax, row, optimizer):
         rf"$\eta$ {xi['eta']:.2f}, $\lambda$ {xi['lambda']:.2f}".replace("-", "\u2212"),
         fontsize=7,
     )
-    power = 1 + laws.DEGREES[optimizer]
+    power = laws.rate_power(optimizer)
     ax.set_xlabel(rf"$\eta_\mathrm{{eff}} = \eta/|w|{'^2' if power == 2 else ''}$")
     ax.set_ylabel("test error")

@@ -1,7 +1,8 @@
 """minimal_nn: a hand-written network, no autodiff; forward and backward passes that can be read.
 
 network     Network: layers -> loss and gradients by explicit backward passes, invariance groups
-layers      Dense, Conv2d, BatchNorm, LayerNorm, WeightNorm, ReLU, Tanh, MaxPool2d, Flatten
+layers      Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, RMSNorm, ReLU, Tanh, MaxPool2d,
+            Flatten, Sequential, Residual
 optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies
 schedules   Cosine, Warmup, ...: hyper-parameters as functions of the step
 training    fit: batches, history, progress bar, checkpoint and resume
@@ -24,6 +25,9 @@ from minimal_nn.layers import (
     LayerNorm,
     MaxPool2d,
     ReLU,
+    Residual,
+    RMSNorm,
+    Sequential,
     Tanh,
     WeightNorm,
 )
@@ -49,7 +53,7 @@ from minimal_nn.training import History, fit
 
 moved.install()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "LARS",
@@ -71,10 +75,13 @@ __all__ = [
     "Network",
     "NormalizedSGD",
     "Optimizer",
+    "RMSNorm",
     "RMSprop",
     "ReLU",
+    "Residual",
     "SGD",
     "Schedule",
+    "Sequential",
     "SignSGD",
     "Tanh",
     "WeightNorm",

@@ -6,6 +6,7 @@ Nothing here changes a network but `fit` and an optimizer's `step`; `with_parame
 with other numbers, which is how the theory package scales weights.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,9 +14,10 @@ import numpy as np
 
 from minimal_nn import arguments, invariance, moved, plans
 from minimal_nn import backend as backends
-from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
+from minimal_nn.errors import NonFiniteError
 from minimal_nn.identity import Individual, methods
 from minimal_nn.layers import Layer
+from minimal_nn.layers.base import local, located, numbered
 from minimal_nn.summary import table
 from minimal_nn.typing import Array, ArrayLike, Arrays, DTypeLike, Seed
 
@@ -103,20 +105,19 @@ class Network:
             raise TypeError(f"dtype: got {self.dtype}, expected a floating type such as float32")
         self.backend = backends.get(backend)
         self.input_shape = _checked_shape(input_shape)
-        self.names = _names(self.layers)
+        self.names = numbered(self.layers)
+        _check_wing(self.names, self.layers, self.backend)
         rng = arguments.random_generator(rng)
         self.shapes = [self.input_shape]
         self.parameters, self.state = {}, {}
         for name, layer in zip(self.names, self.layers, strict=True):
             shape = self.shapes[-1]
-            try:
+            with located(name, layer, ValueError):
                 self.shapes.append(layer.output_shape(shape))
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-            for local, array in layer.initial_parameters(shape, rng).items():
-                self.parameters[f"{name}.{local}"] = self._own(array)
-            for local, array in layer.initial_state(shape).items():
-                self.state[f"{name}.{local}"] = self._own(array)
+            for key, array in layer.initial_parameters(shape, rng).items():
+                self.parameters[f"{name}.{key}"] = self._own(array)
+            for key, array in layer.initial_state(shape).items():
+                self.state[f"{name}.{key}"] = self._own(array)
         self._expected = {
             "parameters": {name: array.shape for name, array in self.parameters.items()},
             "state": {name: array.shape for name, array in self.state.items()},
@@ -201,6 +202,7 @@ class Network:
     def on(self, backend: str | backends.Backend) -> "Network":
         """Return this network in the wing called `backend`, with the same numbers."""
         wing = backends.get(backend)
+        _check_wing(self.names, self.layers, wing)
         parameters, state = (
             {
                 name: wing.asarray(self.backend.to_numpy(array), dtype=self.dtype)
@@ -279,10 +281,6 @@ class Network:
 
     # Forward and backward
 
-    def _local(self, arrays, name):
-        prefix = name + "."
-        return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
-
     def _forward(self, X, train, frozen=()):
         """Return the outputs of all layers (X first), their caches, and the state afterwards.
 
@@ -290,21 +288,17 @@ class Network:
         """
         outputs, caches, state = [X], [], dict(self.state)
         for name, layer in zip(self.names, self.layers, strict=True):
-            local_parameters = self._local(self.parameters, name)
-            local_state = self._local(self.state, name)
-            try:
+            with located(name, layer):
                 y, cache, new_state = layer.forward(
                     self.backend,
-                    local_parameters,
-                    local_state,
+                    local(self.parameters, name),
+                    local(self.state, name),
                     outputs[-1],
                     train and name not in frozen,
                 )
-            except (ZeroVarianceError, ZeroNormError, NonFiniteError) as error:
-                raise type(error)(f"{name}: {error}") from None
             outputs.append(y)
             caches.append(cache)
-            state.update({f"{name}.{local}": array for local, array in new_state.items()})
+            state.update({f"{name}.{key}": array for key, array in new_state.items()})
         return outputs, caches, state
 
     def _backward(self, dscores, caches):
@@ -313,9 +307,9 @@ class Network:
         for name, layer, cache in zip(
             reversed(self.names), reversed(self.layers), reversed(caches), strict=True
         ):
-            dx, local = layer.backward(self.backend, cotangents[-1], cache)
+            dx, own = layer.backward(self.backend, cotangents[-1], cache)
             cotangents.append(dx)
-            gradients.update({f"{name}.{key}": array for key, array in local.items()})
+            gradients.update({f"{name}.{key}": array for key, array in own.items()})
         return {name: gradients[name] for name in self.parameters}, cotangents[::-1]
 
     def _loss(self, scores, targets):
@@ -461,12 +455,15 @@ class Network:
     def program(self) -> plans.Program:
         """Return the `Program` that a wing's plan compiles."""
         operations = []
-        for name, layer, shape, output in zip(
-            self.names, self.layers, self.shapes, self.shapes[1:], strict=False
-        ):
+        each = zip(self.names, self.layers, self.shapes, strict=False)
+        seen = itertools.chain.from_iterable(layer.compiled(n, shape) for n, layer, shape in each)
+        for name, layer, shape in seen:
             module, options = layer.operation()
-            parameters = {local: f"{name}.{local}" for local in self._local(self.parameters, name)}
-            state = {local: f"{name}.{local}" for local in self._local(self.state, name)}
+            parameters, state = (
+                {key: f"{name}.{key}" for key in local(arrays, name)}
+                for arrays in (self.parameters, self.state)
+            )
+            output = layer.output_shape(shape)
             operations.append(
                 plans.Operation(module, name, parameters, state, options, shape, output)
             )
@@ -542,9 +539,8 @@ def _checked_shape(input_shape):
     return tuple(map(int, sizes))
 
 
-def _names(layers):
-    counts, names = {}, []
-    for layer in layers:
-        counts[layer.kind] = counts.get(layer.kind, 0) + 1
-        names.append(f"{layer.kind}{counts[layer.kind]}")
-    return tuple(names)
+def _check_wing(names, layers, wing):
+    """Refuse a wing that lacks what a layer calls."""
+    for name, layer in zip(names, layers, strict=True):
+        with located(name, layer, ValueError):
+            layer.check_wing(wing)

@@ -17,6 +17,9 @@ from minimal_nn import (
     MaxPool2d,
     Network,
     ReLU,
+    Residual,
+    RMSNorm,
+    Sequential,
     Tanh,
     WeightNorm,
 )
@@ -140,6 +143,25 @@ ARCHITECTURES = {
         ),
         ("layernorm1.beta", "dense2.b"),
     ),
+    "rms norm": Architecture(
+        [_wide(bias=False), RMSNorm(), Tanh(), Dense(3)],
+        (4,),
+        (whole("rmsnorm1", "dense1.W"),),
+    ),
+    "rms norm after a bias": Architecture(
+        [_wide(), RMSNorm(), Tanh(), Dense(3)],
+        (4,),
+        (whole("rmsnorm1", "dense1.W", "dense1.b"),),
+    ),
+    "rms norm, linear, rms norm": Architecture(
+        [_wide(bias=False), RMSNorm(), Dense(6, bias=False), RMSNorm(), Tanh(), Dense(3)],
+        (4,),
+        (
+            whole("rmsnorm1", "dense1.W"),
+            whole("rmsnorm2", "rmsnorm1.gamma"),
+            whole("rmsnorm2", "dense2.W"),
+        ),
+    ),
     "weight norm": Architecture(
         [WeightNorm(_wide()), ReLU(), Dense(3)],
         (4,),
@@ -220,6 +242,76 @@ ARCHITECTURES = {
         [Conv2d(3), ReLU(), Flatten(), LayerNorm(), Dense(3)],
         (3, 3, 2),
         (whole("layernorm1", "conv1.W", "conv1.b"),),
+    ),
+    "sequences": Architecture(
+        [
+            Sequential([_wide(bias=False), BatchNorm(), ReLU()]),
+            *(Sequential([Dense(6, bias=False)]), BatchNorm(), Dense(3)),
+        ],
+        (4,),
+        (
+            per_unit("sequential1.batchnorm1", "sequential1.dense1.W"),
+            whole("batchnorm1", "sequential1.batchnorm1.gamma", "sequential1.batchnorm1.beta"),
+            per_unit("batchnorm1", "sequential2.dense1.W"),
+        ),
+    ),
+    "residual": Architecture(
+        [
+            *(_wide(), BatchNorm()),
+            *(Residual([_wide(bias=False), BatchNorm(), ReLU(), _wide()]), ReLU(), Dense(3)),
+        ],
+        (4,),
+        (
+            per_unit("batchnorm1", "dense1.W"),
+            per_unit("residual1.batchnorm1", "residual1.dense1.W"),
+        ),
+        ("dense1.b",),
+    ),
+    "residual before batch norm": Architecture(
+        [
+            *(_wide(bias=False), Residual([_wide(bias=False), ReLU()])),
+            *(BatchNorm(), Tanh(), Dense(3)),
+        ],
+        (4,),
+        (whole("batchnorm1", "dense1.W"),),
+    ),
+    "residual absorbed by both branches": Architecture(
+        [
+            _wide(bias=False),
+            Residual(
+                [Dense(6, bias=False), BatchNorm(), Tanh()],
+                shortcut=[Dense(6, bias=False), BatchNorm()],
+            ),
+            Dense(3),
+        ],
+        (4,),
+        (
+            whole("residual1", "dense1.W"),
+            per_unit("residual1.batchnorm1", "residual1.dense1.W"),
+            per_unit("residual1.shortcut.batchnorm1", "residual1.shortcut.dense1.W"),
+        ),
+    ),
+    "residual on images": Architecture(
+        [
+            *(Conv2d(3, bias=False), BatchNorm(), ReLU()),
+            Residual(
+                [Conv2d(4, stride=2), BatchNorm(), ReLU(), Conv2d(4), BatchNorm()],
+                shortcut=[Conv2d(4, kernel=1, stride=2, padding=0), BatchNorm()],
+            ),
+            *(ReLU(), Flatten(), Dense(3)),
+        ],
+        (4, 4, 2),
+        (
+            per_unit("batchnorm1", "conv1.W"),
+            whole("residual1", "batchnorm1.gamma", "batchnorm1.beta"),
+            per_unit("residual1.batchnorm1", "residual1.conv1.W"),
+            whole(
+                "residual1.batchnorm2", "residual1.batchnorm1.gamma", "residual1.batchnorm1.beta"
+            ),
+            per_unit("residual1.batchnorm2", "residual1.conv2.W"),
+            per_unit("residual1.shortcut.batchnorm1", "residual1.shortcut.conv1.W"),
+        ),
+        ("residual1.conv1.b", "residual1.conv2.b", "residual1.shortcut.conv1.b"),
     ),
     "weight norm of convolutions": Architecture(
         [WeightNorm(Conv2d(3)), BatchNorm(), ReLU(), WeightNorm(Conv2d(2)), Flatten(), Dense(3)],

@@ -20,12 +20,42 @@ from minimal_nn import (
     MaxPool2d,
     Network,
     ReLU,
+    Residual,
+    RMSNorm,
+    Sequential,
     Tanh,
     WeightNorm,
 )
 
 EXAMPLES = 7
 SAME, OTHER = 1e-13, 1e-7  # relative to the loss; nothing may lie between
+
+
+def image_block(rng, shape, layer):
+    """Draw a composite layer on images around a convolution."""
+    pointwise = Conv2d(layer.channels, kernel=1, padding=0, bias=bool(rng.integers(2)))
+    norm = [BatchNorm(0.0)] if rng.integers(2) else []
+    if rng.integers(2):
+        return Sequential([layer, *norm])
+    shortcut = [pointwise, *([BatchNorm(0.0)] if rng.integers(2) else [])]
+    same = Conv2d(layer.channels, bias=bool(rng.integers(2)))
+    if shape[-1] == layer.channels and rng.integers(2):
+        shortcut = []
+    return Residual([*([BatchNorm(0.0)] if rng.integers(2) else []), same, *norm], shortcut)
+
+
+def block(rng, width, layer):
+    """Draw a composite layer on vectors around a dense one."""
+    norms = [BatchNorm(0.0), LayerNorm(0.0), RMSNorm(0.0)]
+    tail = [norms[int(rng.integers(3))]] if rng.integers(2) else []
+    tail += [ReLU()] if rng.integers(2) else []
+    if rng.integers(2):
+        return Sequential([layer, *tail])
+    head = [norms[int(rng.integers(3))]] if width > 2 and rng.integers(2) else []
+    if rng.integers(2):
+        return Residual([*head, Dense(width, bias=layer.bias), *tail])
+    units = layer.units
+    return Residual([*head, layer, *tail], [Dense(units, bias=bool(rng.integers(2))), *tail[:1]])
 
 
 def image_layers(rng, shape):
@@ -39,7 +69,8 @@ def image_layers(rng, shape):
         layer = Conv2d(int(rng.integers(2, 4)), bias=bool(rng.integers(2)), **options)
         kinds = [layer, WeightNorm(layer), BatchNorm(0.0), ReLU(), Tanh(), MaxPool2d(2)]
         kinds.append(own.Residual((Conv2d(shape[-1]), BatchNorm(0.0))))
-        chosen = kinds[int(rng.choice(7, p=[0.35, 0.1, 0.2, 0.15, 0.05, 0.1, 0.05]))]
+        kinds.append(image_block(rng, shape, layer))
+        chosen = kinds[int(rng.choice(8, p=[0.3, 0.1, 0.2, 0.1, 0.05, 0.1, 0.05, 0.1]))]
         try:
             output = chosen.output_shape(shape)
         except ValueError:
@@ -56,9 +87,9 @@ def vector_layers(rng, width):
         layer = Dense(int(rng.integers(3, 6)), bias=bool(rng.integers(2)))
         kinds = [layer, WeightNorm(layer), BatchNorm(0.0), LayerNorm(0.0), ReLU(), Tanh()]
         kinds.append(own.Residual((Dense(width), BatchNorm(0.0), ReLU())))
-        kinds.append(own.RMSNorm(0.0))
-        chosen = kinds[int(rng.choice(8, p=[0.3, 0.1, 0.2, 0.15, 0.1, 0.05, 0.05, 0.05]))]
-        if isinstance(chosen, LayerNorm) and width < 3:
+        kinds += [RMSNorm(0.0), block(rng, width, layer)]
+        chosen = kinds[int(rng.choice(9, p=[0.25, 0.1, 0.15, 0.15, 0.1, 0.05, 0.05, 0.05, 0.1]))]
+        if isinstance(chosen, (LayerNorm, RMSNorm)) and width < 3:
             continue  # two numbers become -1 and 1: the loss is constant in pieces
         (width,) = chosen.output_shape((width,))
         layers.append(chosen)

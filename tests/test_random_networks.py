@@ -40,6 +40,19 @@ def activations(rng):
     return kinds[int(rng.choice(4, p=[0.3, 0.3, 0.3, 0.1]))]
 
 
+def composed(rng, layers):
+    """Draw what becomes of a few layers: themselves, a sequence, or a residual block."""
+    choice, first = rng.random(), layers[0]
+    if choice < 0.7:
+        return layers
+    if choice < 0.85 or not isinstance(first, (nn.Dense, nn.Conv2d)):
+        return [nn.Sequential(layers)]
+    if isinstance(first, nn.Dense):
+        return [nn.Residual(layers, [nn.Dense(first.units, bias=False)])]
+    options = {"kernel": first.kernel, "stride": first.stride, "padding": first.padding}
+    return [nn.Residual(layers, [nn.Conv2d(first.channels, **options)])]
+
+
 def image_part(rng, shape):
     """Draw the layers on images, and a Flatten."""
     layers = []
@@ -58,10 +71,10 @@ def image_part(rng, shape):
         )
         if rng.random() < 0.1:
             layer = nn.WeightNorm(layer, eps=1e-4)
-        layers.append(layer)
+        few = [layer]
         if rng.random() < 0.5:
-            layers.append(nn.BatchNorm(1e-2, momentum=float(rng.uniform(0, 0.5))))
-        layers += activations(rng)
+            few.append(nn.BatchNorm(1e-2, momentum=float(rng.uniform(0, 0.5))))
+        layers += composed(rng, few + activations(rng))
         if rng.random() < 0.3:
             layers.append(nn.MaxPool2d(2))
     kept = []
@@ -82,11 +95,11 @@ def layers_of(rng):
         layers = image_part(rng, shape)
     for _ in range(int(rng.integers(0, 4))):
         layer = nn.Dense(int(rng.choice([3, 5, 16, 17, 33])), bias=bool(rng.random() < 0.6))
-        layers.append(nn.WeightNorm(layer, eps=1e-4) if rng.random() < 0.2 else layer)
+        few = [nn.WeightNorm(layer, eps=1e-4) if rng.random() < 0.2 else layer]
         if rng.random() < 0.6:
-            norm = nn.BatchNorm(1e-2) if rng.random() < 0.6 else nn.LayerNorm(1e-2)
-            layers.append(norm)
-        layers += activations(rng)
+            norms = nn.BatchNorm(1e-2), nn.LayerNorm(1e-2), nn.RMSNorm(1e-2)
+            few.append(norms[int(rng.choice(3, p=[0.5, 0.25, 0.25]))])
+        layers += composed(rng, few + activations(rng))
     loss = str(rng.choice(["cross_entropy", "mean_squared_error"]))
     if loss == "cross_entropy" or rng.random() < 0.7 or not layers:
         layers.append(nn.Dense(int(rng.choice([2, 3, 10]))))
@@ -244,6 +257,10 @@ class Trial:
         lost = torch.nn.functional.cross_entropy
         if self.network.loss_kind == "mean_squared_error":
             lost = torch.nn.functional.mse_loss
+
+        def forward(x):
+            return torch_forward(torch, self.network.named_layers(), tensors, state, x)
+
         (group,) = optimizer.param_groups
         rate, decay = group["lr"], group["weight_decay"]
         for number, rows in enumerate(self.batches()):
@@ -251,7 +268,7 @@ class Trial:
                 group["lr"] = rate * float(self.rates(number))
                 group["weight_decay"] = decay * float(self.decays(number))
             optimizer.zero_grad()
-            loss = lost(torch_forward(torch, self.network, tensors, state, X[rows]), targets[rows])
+            loss = lost(forward(X[rows]), targets[rows])
             loss.backward()
             if self.clip_norm is not None:
                 # As clip_grad_norm_, without the 1e-6 that it adds to the norm.
@@ -270,12 +287,19 @@ def numbers(losses, *dicts):
     return np.concatenate([np.asarray(losses, dtype=float), *arrays]).astype(float)
 
 
-def torch_forward(torch, network, parameters, state, x):
-    """Return a network's scores in training mode, by PyTorch's own functions."""
+def torch_forward(torch, parts, parameters, state, x):
+    """Return what layers with their full names make of x in training mode, by PyTorch."""
     f = torch.nn.functional
-    for name, layer in network.named_layers():
-        own = {k.split(".")[1]: p for k, p in parameters.items() if k.split(".")[0] == name}
-        inner = layer
+    for name, layer in parts:
+        if layer.composite:
+            ends = [
+                torch_forward(torch, [(f"{name}.{n}", p) for n, p in b], parameters, state, x)
+                for b in layer.branches()
+            ]
+            x = sum(ends[1:], ends[0])
+            continue
+        prefix, inner = f"{name}.", layer
+        own = {k.removeprefix(prefix): p for k, p in parameters.items() if k.startswith(prefix)}
         if isinstance(layer, nn.WeightNorm):
             v, inner = own["v"], layer.layer
             square = (v * v).sum(dim=tuple(range(v.ndim - 1)))
@@ -303,6 +327,8 @@ def torch_forward(torch, network, parameters, state, x):
             x = x.permute(0, *range(2, x.ndim), 1)
         elif isinstance(layer, nn.LayerNorm):
             x = f.layer_norm(x, x.shape[1:], own["gamma"], own["beta"], layer.eps)
+        elif isinstance(layer, nn.RMSNorm):
+            x = f.rms_norm(x, x.shape[1:], own["gamma"], layer.eps)
         elif isinstance(layer, nn.MaxPool2d):
             x = f.max_pool2d(x.permute(0, 3, 1, 2), layer.size).permute(0, 2, 3, 1)
         elif isinstance(layer, nn.Flatten):
@@ -336,7 +362,7 @@ def check(seed, torch, folder):
                 f"round-off grows to {grown:.3g}"
             )
 
-        winograd = any(getattr(x, "algorithm", "direct") != "direct" for x in trial.network.layers)
+        winograd = "winograd" in trial.text
         assert_near("PyTorch", trial.in_torch(torch), 3e3)
         compiled = trial.fit(trial.start("cpu"))
         assert_near("cpu", compiled, 3e4 if winograd else 3e3)

@@ -15,7 +15,12 @@ MODULES = (
     "minimal_nn.errors",
     "minimal_nn.gradcheck",
     "minimal_nn.invariance",
+    "minimal_nn.layers",
     "minimal_nn.schedules",
+    "minimal_nn.stored",
+    "theory.claim",
+    "theory.laws",
+    "theory.yours.verification",
 )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from theory import laws
 from theory.claim import TOO_LONG, claim
-from theory.claims.equilibrium.recursion import moments, recursion_subjects
+from theory.claims.equilibrium.recursion import moments, recursion_subjects, transition
 from theory.claims.equilibrium.table import (
     DIMS,
     MEMORY,
@@ -139,6 +139,13 @@ def _(subject):
     factor = laws.MEMORIES[name](subject.x, subject.memory)
     identity.vanishes(np.array([remembering - law * (1 + factor * subject.remembered)]), law)
     identity.remains(np.array([R - 2 * law]), law)
+    if name == "SGD":  # |w'|^2 = a^2 |w|^2 + n^2 |g|^2, squared
+        ((a, _), _), (n, _) = transition(subject)
+        squares, fourths = subject.memory, subject.remembered  # any numbers
+        shrink, grown = a * a, n * n
+        moment = laws.sgd_fourth_moment(1, subject.x, squares, fourths)
+        after = shrink * shrink * moment + 2 * shrink * grown * squares + grown * grown * fourths
+        identity.vanishes(np.array([after - moment]), moment)
     if name == "Adam":  # t = (decay |w|^2/s)^2, and |w|^4 = (eta/V) s^2/decay times the balance
         small = laws.adam_shares(subject.x, subject.memory)
         balance = laws.BALANCES[name](small, subject.memory)

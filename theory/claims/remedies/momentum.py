@@ -10,7 +10,6 @@ from minimal_nn import backend
 from theory import laws
 from theory.claim import TOO_LONG, claim
 from theory.measures.closest import Closest
-from theory.measures.measurement import Measurement
 from theory.numbers.bounded import unit_roundoff
 
 
@@ -101,12 +100,9 @@ def fixed_norm_momentum(subject):
     # Beyond the threshold w turns though there is hardly a gradient.
     turning = circle_run(eta, _MOMENTUM, 1.5 * threshold, 1e-12, 2000, subject.backend)
     beyond = abs(turning[-1] - turning[-2])
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="(8 u + 4 u eta |2 lambda + i c|/(1 - momentum)) / phi: the rounding of a step",
         control=control,
-        control_least=100 * closest.bound,
         control_as_predicted=beyond > 1e-2 and small < 1e-3,
         details={
             "law of small angles is off by": small,
