@@ -12,11 +12,16 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 TEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) \
 	--dist loadgroup
 
-.PHONY: verify figures lint test test-fast bench dist clean
+.PHONY: verify figures lint test test-fast bench dist guide clean
 
 verify: .venv/installed
 	@echo "measuring the claims on networks trained on handwritten digits, and on random walks (about a minute)"
 	@$(BIN)/python -m theory
+
+guide: .venv/installed-guide
+	$(BIN)/python -m sphinx -W --keep-going -q -b html guide build/site
+	$(BIN)/python -m theory --report build/site/claims
+	@echo "the site: build/site/index.html"
 
 figures: .venv/installed
 	$(BIN)/python -m figures

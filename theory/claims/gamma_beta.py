@@ -95,9 +95,8 @@ def _differing_runs(group, original, scaled, a):
 @claim(
     id="gamma-beta",
     statement=r"y(c \gamma_l, c \beta_l) = y(\gamma_l, \beta_l) \text{ for inner layers: } "
-    r"\inf_c L + "
-    r"\lambda c^2 (|\gamma_l|^2 + |\beta_l|^2) = L; \quad \text{L2 regularizes the last } (\gamma, "
-    r"\beta) \text{ alone}",
+    r"\inf_c L + \lambda c^2 (|\gamma_l|^2 + |\beta_l|^2) = L; \quad "
+    r"\text{L2 regularizes the last } (\gamma, \beta) \text{ alone}",
     source="van Laarhoven 2017, discussion (which leaves it open); derived here",
     cite="vL17 s7",
     assumptions=(

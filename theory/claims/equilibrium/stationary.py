@@ -213,10 +213,10 @@ def _(subject):
 
 @claim(
     id="equilibrium-rate",
-    statement=r"\eta_{eff} = \frac{\eta}{(1 - \rho) |w|^{1 + \nu}}: \; \frac{2}{s} \sqrt{\frac{"
-    r"\eta \lambda}{1 - \rho}} \text{ (SGD, momentum)}, \; \left(\frac{4 \eta^2 \lambda}{\sqrt{C} "
-    r"s}\right)^{1/3} "
-    r"\text{ (Adam + L2)}, \; \sqrt{2 \eta \lambda_{dec} / C} \text{ (AdamW)}",
+    statement=r"\eta_{eff} = \frac{\eta}{(1 - \rho) |w|^{1 + \nu}}: \; \frac{2}{s} "
+    r"\sqrt{\frac{\eta \lambda}{1 - \rho}} \text{ (SGD, momentum)}, \; "
+    r"\left(\frac{4 \eta^2 \lambda}{\sqrt{C} s}\right)^{1/3} \text{ (Adam + L2)}, \; "
+    r"\sqrt{2 \eta \lambda_{dec} / C} \text{ (AdamW)}",
     source="van Laarhoven 2017, sec. 4 and 5",
     cite="vL17 s5",
     assumptions=("those of equilibrium-norm, at a small x", "mean over steps of the rate itself"),

@@ -41,8 +41,8 @@ def _gradients_of_weights(network, subject):
 @claim(
     id="adam-eps",
     statement=r"|p(a w)|^2 = \eta^2 \sum_i \left(\frac{|g_i|}{|g_i| + a \varepsilon}\right)^2: "
-    r"\quad "
-    r"\nu = \frac{\sum q_i^2 (1 - q_i)}{\sum q_i^2}, \; q_i = \frac{|g_i|}{|g_i| + a \varepsilon}",
+    r"\quad \nu = \frac{\sum q_i^2 (1 - q_i)}{\sum q_i^2}, \; "
+    r"q_i = \frac{|g_i|}{|g_i| + a \varepsilon}",
     source="van Laarhoven 2017, sec. 5; the law is ours",
     cite="vL17 s5",
     assumptions=("the first step of Adam", "g = grad L(w) at eps = 0 of the normalization"),

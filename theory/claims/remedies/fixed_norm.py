@@ -37,9 +37,8 @@ def _bounded_step(w, g, eta, decay):
 @claim(
     id="fixed-norm-sgd",
     statement=r"\tilde w = w - \eta (\nabla L + 2 \lambda w), \; w' = \tilde w / |\tilde w|: \quad "
-    r"(\eta, \lambda) \text{ and } \left(\tfrac{\eta}{1 - 2 \eta \lambda}, 0\right) \text{ are "
-    r"one run "
-    r"for } 2 \eta \lambda < 1",
+    r"(\eta, \lambda) \text{ and } \left(\tfrac{\eta}{1 - 2 \eta \lambda}, 0\right) "
+    r"\text{ are one run for } 2 \eta \lambda < 1",
     source="van Laarhoven 2017, sec. 5.5; the threshold is ours",
     cite="vL17 s5",
     assumptions=("SGD with L2", "w normalized after each step", "2 eta lambda < 1"),

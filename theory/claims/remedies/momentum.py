@@ -68,8 +68,7 @@ So $\lambda$ is not felt only while $x/(1 - \rho)^2$ is small, a hundred times s
 Bound: a step rounds $w$ by at most $8 u$ and the buffer by $4 u/(1 - \rho)$, seen through $\eta$.
 """,
     erratum="Section 5.5 says that the effective rate then does not depend on lambda: with "
-    "momentum it "
-    "does, as 1/(1 - 2 eta lambda/(1 - momentum)^2).",
+    "momentum it does, as 1/(1 - 2 eta lambda/(1 - momentum)^2).",
     subjects=lambda options: [CircleSubject(options.backend)],
     unfit=(
         (
