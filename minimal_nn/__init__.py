@@ -4,7 +4,9 @@ network     Network: layers -> loss and gradients by explicit backward passes, i
 layers      Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, RMSNorm, GroupNorm, ReLU, Tanh,
             MaxPool2d, Flatten, Sequential, Residual
 optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies
+schedules   Cosine, Warmup, ...: hyper-parameters as functions of the step
 training    fit: batches, history, progress bar, checkpoint and resume
+stored      save, load, load_parameters: networks in files
 augmentation   flip_and_shift: training images mirrored and moved at random
 gradcheck   derivatives checked by complex steps and finite differences
 lab/        exercises: write a backward pass, and the fault is named
@@ -12,7 +14,7 @@ data        the digits that come with the package; readers for MNIST and CIFAR-1
 reference/ cpu/ cuda/   the formulas, in three wings with the same modules
 """
 
-from minimal_nn import moved
+from minimal_nn import moved, schedules
 from minimal_nn.cpu.machine.threads import set_num_threads
 from minimal_nn.layers import (
     BatchNorm,
@@ -46,6 +48,8 @@ from minimal_nn.optimizers import (
     RMSprop,
     SignSGD,
 )
+from minimal_nn.schedules import Schedule
+from minimal_nn.stored import load, load_parameters, save
 from minimal_nn.training import History, fit
 
 moved.install()
@@ -78,10 +82,15 @@ __all__ = [
     "ReLU",
     "Residual",
     "SGD",
+    "Schedule",
     "Sequential",
     "SignSGD",
     "Tanh",
     "WeightNorm",
     "fit",
+    "load",
+    "load_parameters",
+    "save",
+    "schedules",
     "set_num_threads",
 ]

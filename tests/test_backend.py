@@ -29,7 +29,7 @@ FUNCTIONS = {
     "loss": {"forward", "backward"},
     "update": {
         *("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adadelta", "adam", "adamw"),
-        *("sign_sgd", "normalized_sgd", "lars", "add_penalty", "normalize"),
+        *("sign_sgd", "normalized_sgd", "lars", "add_penalty", "clip", "normalize"),
     },
 }
 
