@@ -1,6 +1,7 @@
 """Random networks, optimizers, dtypes and batch sizes: PyTorch and every way to train say the same.
 
-Each seed draws layers, shapes, loss, dtype, batch size and optimizer, and trains for 30 steps:
+Each seed draws layers, shapes, loss, dtype, batch size, optimizer, schedules and clipping,
+and trains for 30 steps:
 
     PyTorch                               autograd and torch.optim, from the same weights
     reference, cpu                        by `fit`, in the cpu wing by its compiled loop
@@ -24,7 +25,6 @@ import pytest
 import minimal_nn as nn
 from minimal_nn.cpu.machine.threads import get_num_threads
 from minimal_nn.optimizers import ALL
-from minimal_nn.plans import StepByStep
 
 EXAMPLES, STEPS = 24, 30
 NAMES = [kind.__name__ for kind in ALL]
@@ -80,7 +80,9 @@ def image_part(rng, shape):
             layer = nn.WeightNorm(layer, eps=1e-4)
         few = [layer]
         if rng.random() < 0.5:
-            few.append(nn.BatchNorm(1e-2, momentum=float(rng.uniform(0, 0.5))))
+            norm = nn.BatchNorm(1e-2, momentum=float(rng.uniform(0, 0.5)))
+            channels = getattr(layer, "layer", layer).channels
+            few.append(nn.GroupNorm(2, eps=1e-2) if rng.random() < 0.2 * (channels > 3) else norm)
         layers += composed(rng, few + activations(rng))
         if rng.random() < 0.3:
             layers.append(nn.MaxPool2d(2))
@@ -106,6 +108,8 @@ def layers_of(rng):
         if rng.random() < 0.6:
             norms = nn.BatchNorm(1e-2), nn.LayerNorm(1e-2), nn.RMSNorm(1e-2)
             few.append(norms[int(rng.choice(3, p=[0.5, 0.25, 0.25]))])
+            if rng.random() < 0.1:
+                few[-1] = nn.GroupNorm(1, eps=1e-2)
         layers += composed(rng, few + activations(rng))
     loss = str(rng.choice(["cross_entropy", "mean_squared_error"]))
     if loss == "cross_entropy" or rng.random() < 0.7 or not layers:
@@ -168,17 +172,31 @@ class Written:
     """An optimizer of PyTorch's tensors by a formula of this file."""
 
     def __init__(self, torch, groups, formula, decay):
-        self.torch, self.groups, self.formula, self.decay = torch, groups, formula, decay
+        self.torch, self.formula = torch, formula
+        self.param_groups = [{**group, "weight_decay": decay} for group in groups]
 
     def zero_grad(self):
-        for group in self.groups:
+        for group in self.param_groups:
             group["params"][0].grad = None
 
     def step(self):
         with self.torch.no_grad():
-            for group in self.groups:
+            for group in self.param_groups:
                 (w,) = group["params"]
-                w -= group["lr"] * self.formula(w, w.grad + self.decay * w)
+                w -= group["lr"] * self.formula(w, w.grad + group["weight_decay"] * w)
+
+
+def schedule_of(rng):
+    """Draw the schedule of the learning rate, and that of the penalty, or None twice."""
+    drawn = (
+        nn.schedules.Warmup(int(rng.integers(1, 9)), nn.schedules.Cosine(int(rng.integers(5, 40)))),
+        nn.schedules.Steps([int(rng.integers(1, 20))], gamma=float(rng.uniform(0, 1.5))),
+        nn.schedules.Exponential(float(rng.uniform(0.8, 1.1))),
+        lambda step: 1 + 0.5 * np.sin(step),
+    )
+    if rng.random() < 0.5:
+        return None, None
+    return drawn[rng.integers(4)], drawn[rng.integers(4)]
 
 
 class Impossible(Exception):
@@ -222,10 +240,12 @@ class Trial:
             else for_numbers.standard_normal((EXAMPLES, *outputs)).astype(self.dtype)
         )
         self.optimizer, self.of_torch = optimizer_of(rng, list(self.network.parameters))
+        self.rates, self.decays = schedule_of(rng)
+        self.clip_norm = float(rng.choice([0.01, 0.3, 3.0])) if rng.random() < 0.5 else None
         self.signs = np.random.default_rng(seed)
         self.text = (
             f"{self.optimizer()!r}, {self.dtype}, batches of {self.batch_size}, {shape}, {loss}, "
-            f"{layers}"
+            f"schedules {self.rates!r}, {self.decays!r}, clip_norm={self.clip_norm}, {layers}"
         )
 
     def start(self, wing, noise=0):
@@ -240,6 +260,9 @@ class Trial:
     def fit(self, network, optimizer=None, **options):
         options = {"epochs": self.epochs, "batch_size": self.batch_size, "rng": 7, **options}
         optimizer = optimizer or self.optimizer()
+        options["clip_norm"] = self.clip_norm
+        if self.rates is not None:
+            options["schedule"] = nn.Schedule(self.rates, **self.decayed(optimizer))
         history = nn.fit(network, optimizer, self.X, self.targets, progress=False, **options)
         return self.told(history.loss, network)
 
@@ -247,6 +270,20 @@ class Trial:
         """Return all numbers that a training ends in, with the loss in evaluation mode."""
         evaluated = network.loss(self.X, self.targets, train=False)
         return numbers([*losses, evaluated], network.parameters, network.state)
+
+    def decayed(self, optimizer):
+        """Return the schedule of a penalty, if there is one."""
+        hyper = optimizer.hyper_parameters(next(iter(self.network.parameters)))
+        names = ("weight_decay", "decoupled_weight_decay")
+        return {name: self.decays for name in names if hyper.get(name)}
+
+    def factors(self, optimizer, step):
+        """Return the factors of a step, as `Optimizer.step` takes them."""
+        if self.rates is None:
+            return {}
+        found = {"learning_rate": float(self.rates(step))}
+        found.update({name: float(f(step)) for name, f in self.decayed(optimizer).items()})
+        return dict.fromkeys(self.network.parameters, found)
 
     def batches(self):
         """Return the rows of every step of `fit` with the seed 7."""
@@ -260,9 +297,13 @@ class Trial:
 
     def step_by_step(self, wing):
         network, optimizer, losses = self.start(wing), self.optimizer(), []
-        for rows in self.batches():
-            step = StepByStep().run(network, optimizer, self.X, self.targets, rows[None])
-            losses.extend(step.tolist())
+        for number, rows in enumerate(self.batches()):
+            loss, gradients, state = network.step_gradients(self.X[rows], self.targets[rows])
+            if self.clip_norm is not None:
+                gradients = network.backend.update.clip(gradients, self.clip_norm)
+            optimizer.step(network, gradients, factors=self.factors(optimizer, number))
+            network.state = state
+            losses.append(float(loss))
         return self.told(losses, network)
 
     def resumed(self, wing, folder):
@@ -287,10 +328,20 @@ class Trial:
         def forward(x, train=True):
             return torch_forward(torch, self.network.named_layers(), tensors, state, x, train)
 
-        for rows in self.batches():
+        bases = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+        for number, rows in enumerate(self.batches()):
+            for group, (rate, decay) in zip(optimizer.param_groups, bases, strict=True):
+                if self.rates is not None:
+                    group["lr"] = rate * float(self.rates(number))
+                    group["weight_decay"] = decay * float(self.decays(number))
             optimizer.zero_grad()
             loss = lost(forward(X[rows]), targets[rows])
             loss.backward()
+            if self.clip_norm is not None:
+                # As clip_grad_norm_, without the 1e-6 that it adds to the norm.
+                norm = torch.nn.utils.get_total_norm([each.grad for each in tensors.values()])
+                for each in tensors.values():
+                    each.grad *= torch.clamp(self.clip_norm / norm, max=1.0)
             optimizer.step()
             losses.append(loss.item())
         with torch.no_grad():
@@ -351,6 +402,10 @@ def torch_forward(torch, parts, parameters, state, x, train):
             x = f.layer_norm(x, x.shape[1:], own["gamma"], own["beta"], layer.eps)
         elif isinstance(layer, nn.RMSNorm):
             x = f.rms_norm(x, x.shape[1:], own["gamma"], layer.eps)
+        elif isinstance(layer, nn.GroupNorm):
+            order = (0, -1, *range(1, x.ndim - 1))
+            x = f.group_norm(x.permute(order), layer.groups, own["gamma"], own["beta"], layer.eps)
+            x = x.permute(0, *range(2, x.ndim), 1)
         elif isinstance(layer, nn.MaxPool2d):
             x = f.max_pool2d(x.permute(0, 3, 1, 2), layer.size).permute(0, 2, 3, 1)
         elif isinstance(layer, nn.Flatten):

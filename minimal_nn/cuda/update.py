@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cuda.device.arrays import asarray, empty, is_device_array, to_host
+from minimal_nn.cuda.device.arrays import asarray, empty, floating, is_device_array, to_host
 from minimal_nn.cuda.device.language import cuda, device, kernel
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts import reduction
@@ -41,6 +41,7 @@ from minimal_nn.cuda.parts.vectors import (
     vector,
     vector_width,
 )
+from minimal_nn.reference import update as reference
 from minimal_nn.reference.arguments import expect_broadcast, expect_norm, expect_shape
 from minimal_nn.reference.extremes import FIXED_NORM, check_norm
 
@@ -555,6 +556,17 @@ def adamw(w, g, m, v, t, learning_rate, beta1, beta2, eps, decoupled_weight_deca
     return _step(
         "adamw", w, g, {"m": m, "v": v}, t=t, decoupled_weight_decay=decoupled_weight_decay, **hyper
     )
+
+
+def clip(gradients, limit):
+    """Return gradients {name: array} times min(1, limit / |g|), |g| the norm of all together.
+
+    By the reference wing, on the host.  Raises NonFiniteError where |g| is NaN or beyond the range
+    of the dtype.
+    """
+    checked = zip(gradients, floating(**gradients), strict=True)
+    clipped = reference.clip({name: to_host(g) for name, g in checked}, limit)
+    return {name: asarray(g) for name, g in clipped.items()}
 
 
 def normalize_calls(w, units, table, norms, lengths, status, out=None):
