@@ -7,7 +7,7 @@ with other numbers, which is how the theory package scales weights.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -281,8 +281,11 @@ class Network:
 
     # Forward and backward
 
-    def _forward(self, X, train):
-        """Return the outputs of all layers (X first), their caches, and the state afterwards."""
+    def _forward(self, X, train, frozen=()):
+        """Return the outputs of all layers (X first), their caches, and the state afterwards.
+
+        frozen: names of layers that compute as in evaluation, also where the others train.
+        """
         outputs, caches, state = [X], [], dict(self.state)
         for name, layer in zip(self.names, self.layers, strict=True):
             with located(name, layer):
@@ -291,7 +294,7 @@ class Network:
                     local(self.parameters, name),
                     local(self.state, name),
                     outputs[-1],
-                    train,
+                    train and name not in frozen,
                 )
             outputs.append(y)
             caches.append(cache)
@@ -318,12 +321,27 @@ class Network:
             )
         return value, cache
 
-    def step_gradients(self, X: Array, targets: Array) -> Gradients:
-        """Return `Gradients` in training mode without checking the arguments: one training step."""
-        outputs, caches, state = self._forward(X, train=True)
+    def step_gradients(
+        self, X: Array, targets: Array, *, frozen: Collection[str] = ()
+    ) -> Gradients:
+        """Return `Gradients` in training mode without checking the arguments: one training step.
+
+        frozen: names of layers that compute as in evaluation and get no gradients.
+        """
+        outputs, caches, state = self._forward(X, True, frozen)
         value, cache = self._loss(outputs[-1], targets)
         gradients, _ = self._backward(self.backend.loss.backward(1, cache), caches)
-        return Gradients(value, gradients, state)
+        still = self.parameters_of(frozen)
+        return Gradients(value, {k: g for k, g in gradients.items() if k not in still}, state)
+
+    def parameters_of(self, layers: Collection[str]) -> tuple[str, ...]:
+        """Return the names of the parameters of some layers, given by name.
+
+        >>> from minimal_nn import Dense, Network, ReLU
+        >>> Network([Dense(2), ReLU(), Dense(2)], (3,)).parameters_of(["dense2"])
+        ('dense2.W', 'dense2.b')
+        """
+        return tuple(name for name in self.parameters if name.split(".")[0] in layers)
 
     def loss_and_gradients(
         self, X: ArrayLike, targets: ArrayLike, *, train: bool = True
@@ -451,23 +469,37 @@ class Network:
             )
         return plans.Program(tuple(operations), self.loss_kind, self.dtype)
 
-    def plan_report(self, optimizer: Any, batch_size: int = 32) -> str:
+    def plan_report(
+        self,
+        optimizer: Any,
+        batch_size: int = 32,
+        *,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        frozen: Collection[str] = (),
+    ) -> str:
         """Return how `fit` would run the steps, compiled or step by step, and why: a sentence.
+
+        The options are those of `fit`; a schedule makes no difference.
 
         >>> from minimal_nn import Dense, Network, SGD
         >>> Network([Dense(3)], (4,)).plan_report(SGD())
         'step by step, with the same numbers: the reference wing has no compiled loop'
         """
-        return plans.report(self, optimizer, batch_size)
+        options = plans.step_options(batch_size, clip_norm, accumulate, frozen)
+        return plans.report(self, optimizer, batch_size * accumulate, **options)
 
     def weights(self) -> tuple[str, ...]:
         """Return the names of all weight matrices and kernels (W, or v under weight norm)."""
         return tuple(name for name in self.parameters if name.split(".")[-1] in ("W", "v"))
 
-    def least_examples(self) -> tuple[int, str]:
-        """Return how many examples a training batch must have, and the layer that needs them."""
+    def least_examples(self, frozen: Collection[str] = ()) -> tuple[int, str]:
+        """Return how many examples a training batch must have, and the layer that needs them.
+
+        frozen: names of layers that compute as in evaluation, which take single ones.
+        """
         needs = (
-            (layer.least_examples(shape), name)
+            (1 if name in frozen else layer.least_examples(shape), name)
             for name, layer, shape in zip(self.names, self.layers, self.shapes, strict=False)
         )
         return max(needs, key=lambda need: need[0])

@@ -1,7 +1,8 @@
 """Networks that the tests run over: every layer and normalization, and what is invariant in them.
 
-An invariance group is written (parameters, per_unit, absorbed_by); `cancelled` are the shifts that
-a normalization subtracts again, so that the loss does not depend on them at all.
+An invariance group is written (parameters, extent, absorbed_by), the extent True for a factor per
+unit, False for one factor, a number for one in each of so many blocks; `cancelled` are the shifts
+that a normalization subtracts again, so that the loss does not depend on them at all.
 """
 
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from minimal_nn import (
     Conv2d,
     Dense,
     Flatten,
+    GroupNorm,
     LayerNorm,
     MaxPool2d,
     Network,
@@ -40,6 +42,15 @@ def per_unit(absorbed_by, *parameters):
 
 def whole(absorbed_by, *parameters):
     return parameters, False, absorbed_by
+
+
+def blocks(number, absorbed_by, *parameters):
+    return parameters, number, absorbed_by
+
+
+def extent(group):
+    """Return an InvarianceGroup's extent."""
+    return group.blocks if group.blocks > 1 else group.per_unit
 
 
 def _wide(bias=True):
@@ -312,6 +323,47 @@ ARCHITECTURES = {
             per_unit("residual1.shortcut.batchnorm1", "residual1.shortcut.conv1.W"),
         ),
         ("residual1.conv1.b", "residual1.conv2.b", "residual1.shortcut.conv1.b"),
+    ),
+    "group norm": Architecture(
+        [
+            *(Conv2d(4, bias=False), GroupNorm(2), ReLU()),
+            *(Conv2d(6, bias=False), GroupNorm(3), Flatten(), Dense(3)),
+        ],
+        (3, 3, 2),
+        (
+            blocks(2, "groupnorm1", "conv1.W"),
+            whole("groupnorm2", "groupnorm1.gamma", "groupnorm1.beta"),
+            blocks(3, "groupnorm2", "conv2.W"),
+        ),
+    ),
+    "group norm after a bias": Architecture(
+        [Conv2d(4), ReLU(), MaxPool2d(2), GroupNorm(2), Flatten(), Dense(3)],
+        (4, 4, 2),
+        (blocks(2, "groupnorm1", "conv1.W", "conv1.b"),),
+    ),
+    "one group of images": Architecture(
+        [Conv2d(4), GroupNorm(1), Tanh(), Flatten(), Dense(3)],
+        (3, 3, 2),
+        (whole("groupnorm1", "conv1.W", "conv1.b"),),
+    ),
+    "instance norm": Architecture(
+        [Conv2d(4), GroupNorm(4), Tanh(), Flatten(), Dense(3)],
+        (3, 3, 2),
+        (per_unit("groupnorm1", "conv1.W"),),
+        ("conv1.b",),
+    ),
+    "group norm of a vector": Architecture(
+        [Dense(6, bias=False), GroupNorm(2), Tanh(), Dense(3)],
+        (4,),
+        (blocks(2, "groupnorm1", "dense1.W"),),
+    ),
+    "batch norm before group norm": Architecture(
+        [Conv2d(4, bias=False), BatchNorm(), ReLU(), GroupNorm(2), Flatten(), Dense(3)],
+        (3, 3, 2),
+        (
+            per_unit("batchnorm1", "conv1.W"),
+            blocks(2, "groupnorm1", "batchnorm1.gamma", "batchnorm1.beta"),
+        ),
     ),
     "weight norm of convolutions": Architecture(
         [WeightNorm(Conv2d(3)), BatchNorm(), ReLU(), WeightNorm(Conv2d(2)), Flatten(), Dense(3)],

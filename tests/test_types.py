@@ -18,6 +18,8 @@ MODULES = (
     "minimal_nn.lab",
     "minimal_nn.layers",
     "minimal_nn.mutants",
+    "minimal_nn.schedules",
+    "minimal_nn.stored",
     "theory.claim",
     "theory.laws",
     "theory.yours.verification",

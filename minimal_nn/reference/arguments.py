@@ -57,6 +57,17 @@ def expect_units(z, **vectors):
             expect_shape(name, vector, z.shape[-1:])
 
 
+def expect_groups(z, groups):
+    """Refuse what is not (N, ..., K) with a number of groups that divides K."""
+    expect_integer("groups", groups, 1)
+    if len(_shape(z)) < 2:
+        raise ValueError(f"z: got shape {_shape(z)}, expected (N, K) or images (N, H, W, K)")
+    if z.shape[-1] % groups:
+        raise ValueError(
+            f"groups: got {groups} for {z.shape[-1]} units, expected a number that divides them"
+        )
+
+
 def expect_affine(x, W, b):
     """Refuse what is not a matrix (N, D) with W (D, K) and b (K,) or None."""
     if len(_shape(x)) != 2 or len(_shape(W)) != 2 or x.shape[1] != W.shape[0]:

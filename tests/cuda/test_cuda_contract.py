@@ -17,7 +17,10 @@ TESTS = Path(__file__).parents[1]
 LACKING = [
     operation for operation in OPERATIONS if find_spec(f"minimal_nn.cuda.{operation}") is None
 ]
-LAYERS = {"rmsnorm": ([nn.Dense(4), nn.RMSNorm(), nn.Dense(3)], (4,))}
+LAYERS = {
+    "rmsnorm": ([nn.Dense(4), nn.RMSNorm(), nn.Dense(3)], (4,)),
+    "groupnorm": ([nn.Conv2d(4), nn.GroupNorm(2), nn.Flatten(), nn.Dense(3)], (4, 4, 1)),
+}
 
 
 @pytest.mark.parametrize("operation", LACKING)
