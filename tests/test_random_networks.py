@@ -341,7 +341,7 @@ def torch_forward(torch, parts, parameters, state, x):
             x = f.group_norm(x.permute(order), layer.groups, own["gamma"], own["beta"], layer.eps)
             x = x.permute(0, *range(2, x.ndim), 1)
         elif isinstance(layer, nn.Dropout):
-            own = {k.removeprefix(prefix): a for k, a in state.items() if k.startswith(prefix)}
+            own = {n: state[f"{name}.{n}"].numpy() for n in ("seed", "step")}
             x = x * torch.tensor(layer.kept(own, tuple(x.shape))) / (1 - layer.rate)
             state[f"{name}.step"] += 1
         elif isinstance(layer, nn.AveragePool2d):
