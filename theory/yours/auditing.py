@@ -114,6 +114,7 @@ def audit_model(model, rules, optimizer, unit_axis, mode=()):
 
 def _row(model, here, names, word, found, rules):
     """Return the row of a group, its figures at the present parameters."""
+    hidden = found is not None and found.hidden
     if word == UNCLEAR:
         found = None
     if found is None:
@@ -136,7 +137,7 @@ def _row(model, here, names, word, found, rules):
     note = "" if all(own) else "frozen"
     if word == UNCLEAR:
         better = ": let the function compute in float64" if model.dtype != np.float64 else ""
-        note = f"rounding hides it{better}"
+        note = "eps is far above the variances" if hidden else f"rounding hides it{better}"
     if found is not None and all(own):
         if len(set(own)) > 1:
             note = "its parameters are in groups with other settings"

@@ -11,17 +11,21 @@ Groups that are invariant each by itself are so together.  They are scaled toget
 its own r, and apart only where that fails: a few evaluations then do for a network.
 """
 
+import itertools
+import math
+
 import numpy as np
 
-from theory.yours.parts import sums
+from theory.yours.parts import sums, whole
 
 FALL = 4.0  # between two scales
-_FIRST, _MOST = 64.0, 2  # the first scale above 1, and how many are tried, each 16-fold
+_FIRST, _MOST = 64.0, 4  # the first scale above 1, and how many are tried, each 16-fold
 _SMALL = 3e-3  # the cosine below which eps is small beside the variance
 LITTLE = 1e-3  # the cosine below which every step must show the law
 _STEADY = 0.01  # how far a gradient may turn between two scales where eps is small
-_FAR = 1024.0  # the scale at which any eps is small
+_FAR = 2.0**16  # the scale at which any eps is small
 _SHARE = 1 / 16  # of the parts: fewer obey by chance
+_SHIFT = 0.5  # the share by which the eps of other groups may move r
 _NOISES = 4  # times the noise that was seen: what it may be
 
 
@@ -44,12 +48,14 @@ class Look:
         """Return r and |w| |g| of each part where the w of the point is multiplied by scale."""
         evaluation = self.point if evaluation is None else evaluation
         if scale not in self._known:
-            g = {name: evaluation.gradients[name].astype(float) for name in self.names}
-            products = {name: sums(self._w[name] * g[name]) for name in self.names}
-            self._known[scale] = products, {name: sums(g[name] * g[name]) for name in self.names}
+            lengths = {n: sums(evaluation.gradients[n].astype(float) ** 2) for n in self.names}
+            self._known[scale] = self.products(evaluation), lengths
         products, lengths = self._known[scale]
-        size = np.sqrt(partition.total(self._squares) * partition.total(lengths))
-        return scale * partition.total(products), scale * size
+        return scale * partition.total(products), scale * self.times_w(partition, lengths)
+
+    def products(self, evaluation):
+        """Return the sums of w g, with the w of the point and the g of an evaluation."""
+        return {name: sums(w * evaluation.gradients[name]) for name, w in self._w.items()}
 
     def turned(self, before, after, by):
         """Return the sums of (by g' - g)^2, which are 0 if g' goes on as 1/by of g."""
@@ -77,20 +83,20 @@ class Look:
 class _Together:
     """Groups of parameters scaled by one factor from a point, each scale evaluated once.
 
-    wholes: their partitions.  masks: which parts of each are scaled.
+    partitions: of each group.  masks: which parts of each are scaled.
     """
 
-    def __init__(self, model, point, wholes, masks=None):
-        self.model, self.point, self.wholes = model, point, wholes
-        self.masks = masks or [np.ones(whole.count, dtype=bool) for whole in wholes]
-        self.looks = [Look(whole.parameters, point) for whole in wholes]
+    def __init__(self, model, point, partitions, masks=None):
+        self.model, self.point, self.partitions = model, point, partitions
+        self.masks = masks or [np.ones(p.count, dtype=bool) for p in partitions]
+        self.looks = [Look(p.parameters, point) for p in partitions]
         self._known = {1.0: point}
 
     def at(self, scale):
         """Return the Evaluation with all groups times scale, None where it is not finite."""
         if scale not in self._known:
             factors = [np.where(mask, scale, 1.0) for mask in self.masks]
-            self._known[scale] = self.changed(self.wholes, factors)
+            self._known[scale] = self.changed(self.partitions, factors)
         return self._known[scale]
 
     def changed(self, partitions, factors):
@@ -105,12 +111,13 @@ class Series:
     """Parts of some parameters at a w for a = 1, a and 4 a, and what can be said of each part.
 
     radial, lengths: r(a) and |a w| |grad L(a w)| of each part, at the three scales.  obeys: which
-    parts obey the law.  settled: False where larger a would tell more.
+    parts obey the law.  settled: False where larger a would tell more.  steady: whether eps is small
+    at these a.  hidden: whether it was still not at the largest.
     """
 
     def __init__(self, partition, look, factor, evaluations, turned):
         self.partition, self.look, self.factor = partition, look, factor
-        self.seen, self.finest, self.proved = 1.0, True, True
+        self.seen, self.finest, self.proved, self.hidden = 1.0, True, True, False
         self.noise, self.length_noise = look.noise(partition)
         scales = (1.0, factor, FALL * factor)
         rows = [look.radial(partition, a, e) for a, e in zip(scales, evaluations, strict=True)]
@@ -127,7 +134,7 @@ class Series:
         goes_on &= (self.lengths[1] > size / 64) & (self.lengths[2] > self.lengths[1] / 4)
         candidates = self.alive & goes_on
         if np.mean(candidates) < _SHARE:
-            self.obeys, self.settled = np.zeros_like(candidates), True
+            self.obeys, self.settled, self.steady = np.zeros_like(candidates), True, False
             return
         length = np.where(size > 0, size, 1)
         cosine, cosine_now = (np.where(self.alive, np.abs(r) / length, 0) for r in (ahead, now))
@@ -137,6 +144,7 @@ class Series:
         steady = (turned <= _STEADY * self.lengths[1] + noise) & (cosine <= _SMALL)
         hopeless = np.abs(further) > np.abs(ahead) / 2  # r does not fall at all
         self.settled = bool(np.all((steady | hopeless)[candidates]))
+        self.steady = bool(np.all(steady[candidates]))
         law = _falls(ahead, further, FALL, typical, size, self.noise, 0.25)
         at_once = _falls(now, ahead, self.factor, typical_now, size, self.noise, 0.25)
         early = (tau_now > _STEADY) & (typical_now > LITTLE)
@@ -152,12 +160,18 @@ class Series:
             np.linalg.norm(x[self.obeys]) for x in (self.lengths[0], self.noise, self.radial[0])
         )
         followed = r <= 1e-4 * size or self.seen <= (1e-3 if r <= 1e-3 * size else 1e-5)
-        return bool(noise <= 1e-4 * size and followed and self.finest and self.proved)
+        told = self.finest and self.proved and not self.hidden
+        return bool(noise <= 1e-4 * size and followed and told)
 
     @property
     def whole(self):
         """Whether all parts obey that have a gradient."""
         return bool(np.all(self.obeys | ~self.alive) and self.obeys.any())
+
+    @property
+    def parts(self):
+        """Which parts are followed: what has no gradient here may have one where eps is small."""
+        return np.ones_like(self.obeys) if self.whole else self.obeys
 
     @property
     def falls(self):
@@ -191,6 +205,8 @@ def _curvature(cosine):
 def confirmed(model, points, groups):
     """Return for each group the Series of its finest partition whose parts all obey, or None.
 
+    The groups are scaled together; their r must be next to 0 already, if they are more than one.
+
     points: where to ask; at the second what has almost been found at the first, since r may pass
     through 0 there by chance.  groups: lists of partitions of the same parameters, from the finest
     to the whole; no parameter is in two.
@@ -211,7 +227,7 @@ def _jointly(model, points, groups):
     for point in points:
         together = _Together(model, point, [choices[-1] for choices in groups])
         found = _finest(together, groups)
-        if found is None or _proved(together, found):
+        if found is None or found[0].hidden or _proved(together, found):
             return found
     if len(groups) > 1 or model.dtype == np.float64:
         return None
@@ -240,23 +256,29 @@ def _goes_on(model, point, partition):
 
 def _finest(together, groups):
     """Return the Series of the finest partition of each group that obeys, None if one has none."""
-    factor = _FIRST
-    for _ in range(_MOST):
-        found = _series(together, groups, factor)
-        if found is None:
-            return None
-        if all(series.settled for choices in found for series in choices):
-            break
-        factor *= 16
     best = []
-    for choices in found:
+    for choices in _settled(together, groups) or [[]]:
         obeying = next((series for series in choices if series.whole), None)
+        if obeying is None and len(groups) == 1 and choices and not choices[-1].steady:
+            obeying = choices[-1]
+            obeying.hidden = True
         if obeying is None:
             return None
         finer = choices[: choices.index(obeying)]
-        obeying.finest = not any(map(_nearly, finer))
+        obeying.finest = not any(_nearly(series) or not series.settled for series in finer)
         best.append(obeying)
     return best
+
+
+def _settled(together, groups):
+    """Return the Series of all partitions of each group, at scales that tell enough, or None."""
+    for factor in _FIRST * 16.0 ** np.arange(_MOST):
+        found = _series(together, groups, factor)
+        if found is None:
+            break
+        if all(choices[-1].steady and all(s.settled for s in choices) for choices in found):
+            break
+    return found
 
 
 def _nearly(found):
@@ -282,16 +304,24 @@ def partly(model, points, partition, mask):
     first = None
     for point in points:
         together = _Together(model, point, [partition], [mask])
-        found = _series(together, [[partition]], _FIRST)
+        found = _settled(together, [[partition]])
         if found is None:
             return None
         ((series,),) = found
-        if not np.array_equal(series.obeys, mask & series.alive):
-            return None
-        if not _proved(together, [series]):
+        if not np.array_equal(series.obeys, mask & series.alive) or not _proved(together, [series]):
             return None
         first = first or series
     return first
+
+
+def lasts(model, point, partition):
+    """Return whether r of a partition falls as it must at a point, from a large scale on."""
+    together = _Together(model, point, [whole(partition.parameters)])
+    found = _series(together, [[partition]], _FIRST)
+    if found is None:
+        return False
+    found[0][0].obeys[:] = True  # as is asked
+    return _chain(together, found[0], _FIRST)
 
 
 def _proved(together, found):
@@ -301,14 +331,14 @@ def _proved(together, found):
 class _Link:
     """A Series followed from scale to scale, as one vector of the parts that obey."""
 
-    def __init__(self, series):
+    def __init__(self, series, scale, evaluation):
         self.series = series
         self.size, self.noise = self._length(series.lengths[0]), self._length(series.noise)
-        self.r = series.radial[0][series.obeys]
+        self.r = series.look.radial(series.partition, scale, evaluation)[0][series.parts]
         self.little = bool(np.linalg.norm(self.r) <= LITTLE * self.size)
 
     def _length(self, values):
-        return float(np.linalg.norm(values[self.series.obeys]))
+        return float(np.linalg.norm(values[self.series.parts]))
 
     @property
     def faded(self):
@@ -320,6 +350,13 @@ class _Link:
         curvature = _curvature(np.linalg.norm(r) / self.size) * self.size
         return 0.3 * float(np.sum(np.abs(r))) + curvature + 4 * self.noise
 
+    def near(self, r, left, factors):
+        """Return whether r of each part, times the square of its factor, is still what it was."""
+        noise = float(np.linalg.norm((1 + factors**2) * self.series.noise[self.series.parts]))
+        visible, off = np.linalg.norm(r), np.linalg.norm(left - r)
+        cosine = visible / self.size
+        return bool(off <= (_SHIFT * cosine + _curvature(cosine)) * self.size + noise)
+
     def moved(self, before, after, last, scale, share):
         """Return whether r fell as it must from the last scale to this one, and is so for good.
 
@@ -328,7 +365,7 @@ class _Link:
         Not for good while eps is not small: then r may fall slower, but does not vanish.
         """
         series, look, by = self.series, self.series.look, scale / last
-        r, self.r = self.r, look.radial(series.partition, scale, after)[0][series.obeys]
+        r, self.r = self.r, look.radial(series.partition, scale, after)[0][series.parts]
         visible = float(np.linalg.norm(r))
         cosine = visible / self.size
         length = self._length(look.radial(series.partition, last, before)[1])
@@ -344,18 +381,18 @@ class _Link:
         return bool(off <= room), True
 
 
-def _chain(together, found):
+def _chain(together, found, start=1.0):
     """Return whether r of the parts that obey, as one vector, falls as it must at every scale.
 
-    From 1 on, until it cannot be seen any more; the loss moves as r says.  A function that
+    From `start` on, until it cannot be seen any more; the loss moves as r says.  A function that
     saturates may fall 16-fold over a range of scales, not over all.
     """
-    links, factor = [_Link(series) for series in found], found[0].factor
-    last, before = 1.0, together.point
+    links, factor = [_Link(series, start, together.at(start)) for series in found], found[0].factor
     little = all(link.little for link in links)
-    first = factor if little else FALL
+    last, before = start, together.at(start)
+    first = factor if start == 1 and little else FALL * start
     # The eps of others moves ReLUs across their kinks, and with them what is left of r.
-    share = 0.5 if little and len(links) > 1 else 0.05
+    share = _SHIFT if little and len(links) > 1 else 0.05
     for scale in first * FALL ** np.arange(0, 12.0):
         after, by = together.at(scale), scale / last
         if after is None:
@@ -376,18 +413,46 @@ def _chain(together, found):
 
 
 def _apart(together, found):
-    """Return whether the loss stays where the parts that obey get factors of their own."""
-    if all(series.partition.count == 1 for series in found) and len(found) == 1:
+    """Return whether the loss stays where the parts that obey get factors of their own.
+
+    Of several groups some are scaled at a time, and the others' r must stay: of two which saturate
+    like 1/a each, but like 1/a^2 together, one would fall with the other.
+    """
+    if len(found) == 1 and found[0].partition.count == 1:
         return True
-    rng, factor = np.random.default_rng(4), found[0].factor
-    factors, shift, room = [], 0.0, 8 * together.point.loss_noise
-    for series in found:
-        own = rng.choice((1.0, 2.0, 4.0, 16.0), series.partition.count)
-        factors.append(np.where(series.obeys, factor * own, 1.0))
-        r = series.radial[1][series.obeys]
-        shift += float(np.sum(r * (1 - own[series.obeys] ** -2.0) / 2))
-        room += _Link(series).room(r)
-    after = together.changed([series.partition for series in found], factors)
-    if after is None:
-        return False
-    return bool(abs(after.loss - together.at(factor).loss - shift) <= room)
+    alone, factor = len(found) == 1, found[0].factor
+    base, choices = (factor, (1.0, 2.0, 4.0, 16.0)) if alone else (1.0, (16.0, 32.0, 64.0))
+    rng, before = np.random.default_rng(4), together.at(base)
+    for chosen in _antichain(len(found)):
+        own = [
+            np.where(series.parts & on, rng.choice(choices, series.partition.count), 1.0)
+            for series, on in zip(found, chosen, strict=True)
+        ]
+        factors = [np.where(s.parts, base * a, 1.0) for s, a in zip(found, own, strict=True)]
+        after = together.changed([series.partition for series in found], factors)
+        if after is None:
+            return False
+        shift, room = 0.0, 8 * together.point.loss_noise
+        for series, a in zip(found, own, strict=True):
+            link, a = _Link(series, base, before), a[series.parts]
+            r = link.r
+            shift += float(np.sum(r * (1 - a**-2.0) / 2))
+            room += link.room(r)
+            products = series.look.products(after)
+            left = base * a**3 * series.partition.total(products)[series.parts]
+            if not alone and not link.near(r, left, a):
+                return False
+        if abs(after.loss - before.loss - shift) > room:
+            return False
+    return True
+
+
+def _antichain(n):
+    """Return rows of n booleans such that, of any two columns, each is true where the other is not.
+
+    >>> _antichain(3)
+    [[True, False, False], [False, True, False], [False, False, True]]
+    """
+    m = next(m for m in itertools.count(1) if math.comb(m, m // 2) >= n) if n > 1 else 1
+    columns = itertools.islice(itertools.combinations(range(m), max(m // 2, 1)), n)
+    return [list(row) for row in zip(*([i in c for i in range(m)] for c in columns), strict=True)]

@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 
 from theory.yours.parts import partitions, whole
-from theory.yours.scale_law import Look, confirmed, partly
+from theory.yours.scale_law import LITTLE, Look, confirmed, lasts, partly
 
 NO, CANCELLED, UNCLEAR = "no", "cancelled", "unclear"
 _FAR_AWAY = 1000.0  # in units of a parameter's root mean square
@@ -85,18 +85,38 @@ class _Search:
     def _confirmed(self, groups):
         """Return the Series of the finest partition that obeys of each tuple of names, or None.
 
-        What an eps hardly moves is asked first and together, as it hardly fails.
+        What an eps hardly moves is asked together, as it hardly fails.
         """
-        found, plain, rest = {}, [], []
+        kinds = {names: self._kind(names) for names in groups}
+        plain = [names for names in groups if kinds[names] == "plain"]
+        choices = [partitions(self.arrays, names, self.unit_axis) for names in plain]
+        found = dict(zip(plain, confirmed(self.model, self.near, choices), strict=True))
         for names in groups:
-            kind = self._kind(names)
-            if kind != NO:
-                (plain if kind == "plain" else rest).append(names)
-        for batch in (plain, rest):
-            choices = [partitions(self.arrays, names, self.unit_axis) for names in batch]
-            series = confirmed(self.model, self.near, choices)
-            found.update(zip(batch, series, strict=True))
+            if kinds[names] == "open":
+                found[names] = self._alone(names)
         return [found.get(names) for names in groups]
+
+    def _alone(self, names):
+        """Return the Series of one tuple of names, or None.
+
+        The eps of other layers, where it is large, hides how a function saturates: the law must
+        also hold where their weights are large.
+        """
+        choices = partitions(self.arrays, names, self.unit_axis)
+        (found,) = confirmed(self.model, self.near, [choices])
+        if found is None or self._seen(names) <= LITTLE:
+            return found
+        lifted = {
+            name: array if name in names else _lifted(array) for name, array in self.arrays.items()
+        }
+        point = self.model.point(lifted, probes=1)
+        if point is None or _far(Look(names, point), 1.0) == "dead":
+            return found
+        return found if lasts(self.model, point, found.partition) else None
+
+    def _seen(self, names):
+        """Return the largest |r| / |w| |g| of all parameters near by."""
+        return max(_cosine(Look(names, point)) for point in self.near)
 
     def _kind(self, names):
         """Return NO where the radial derivative says so, else how likely the law holds.
@@ -107,7 +127,7 @@ class _Search:
         all_of_them = whole(names)
         near = [Look(names, point) for point in self.near]
         small = [look.small(all_of_them)[0] for look in near]
-        seen = max(_cosine(look) for look in near)
+        seen = self._seen(names)
         far = [_far(Look(names, point), seen) for point in self.far]
         if not all(small) and "large" in far and "small" not in far:
             return NO
@@ -116,17 +136,22 @@ class _Search:
     def _some(self, names):
         """Return the Series of the partition of which the largest share of parts obeys, or None.
 
-        At both points the radial derivatives of these parts must be next to 0, and the law hold
-        where only they are rescaled.
+        The radial derivatives of these parts must be next to 0 near by, or at large w, and the law
+        hold where only they are rescaled.
         """
-        small = {}
-        looks = [Look(names, point) for point in self.near]
+        shares = []
+        looks = [[Look(names, point) for point in self.near]]
+        if self.arrays[names[0]].ndim > 1:
+            large = whole(names).scaled(self.arrays, np.full(1, _FAR))
+            point = self.model.point({**self.arrays, **large}, probes=1)
+            looks += [[Look(names, point)]] if point is not None else []
         for choice in partitions(self.arrays, names, self.unit_axis):
-            mask = np.all([look.small(choice) for look in looks], axis=0)
-            if choice.count > 1 and np.count_nonzero(mask) > 1 and mask.mean() >= _SHARE:
-                small[choice] = mask
-        for choice in sorted(small, key=lambda choice: -small[choice].mean())[:_TRIES]:
-            found = partly(self.model, self.near, choice, small[choice])
+            for those in looks:
+                mask = np.all([look.small(choice) for look in those], axis=0)
+                if choice.count > 1 and np.count_nonzero(mask) > 1 and mask.mean() >= _SHARE:
+                    shares.append((mask.mean(), choice, mask))
+        for _, choice, mask in sorted(shares, key=lambda share: -share[0])[:_TRIES]:
+            found = partly(self.model, self.near, choice, mask)
             if found is not None:
                 return found
         return None
@@ -186,6 +211,14 @@ class _Search:
         return pairs
 
 
+def _lifted(array):
+    """Return weights so large that each unit has a norm of 4 or more; gains and biases as they are."""
+    if array.ndim < 2:
+        return array
+    norm = np.linalg.norm(array) / np.sqrt(max(array.shape))
+    return array * array.dtype.type(max(1.0, 4 / norm))
+
+
 def _cosine(look):
     """Return |r| / |w| |g| of all parameters of a Look, 0 where they have no gradient."""
     (r,), (size,) = look.radial(whole(look.names))
@@ -193,7 +226,7 @@ def _cosine(look):
 
 
 def _far(look, seen):
-    """Return "dead" without a gradient, else whether r is "small" or "large" beside what is seen near by."""
+    """Return "dead" without a gradient, else "large" or "small": r beside what is seen near by."""
     (noise,), (length_noise,) = look.noise(whole(look.names))
     (r,), (size,) = look.radial(whole(look.names))
     if size <= 100 * length_noise:
