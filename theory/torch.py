@@ -33,10 +33,10 @@ def audit(module, loss, X, y, optimizer=None):
     """Return the Audit of a PyTorch module on one batch: see theory.audit.
 
     module: a torch.nn.Module in the mode that is meant (train or eval), on any device; it is
-    evaluated in float64 where its parts allow it, else in float32, and not changed.  loss: (outputs,
-    y) -> a scalar tensor.  X: a tensor, a tuple of inputs or a dict of named ones.  y: what the loss
-    takes.  optimizer: a torch.optim SGD, Adam or AdamW, of which each parameter's own group counts,
-    or a minimal_nn optimizer; SGD(0.1) by default.
+    evaluated in float64 where its parts allow it, else in float32, and not changed.  loss:
+    (outputs, y) -> a scalar tensor.  X: a tensor, a tuple of inputs or a dict of named ones.  y:
+    what the loss takes.  optimizer: a torch.optim SGD, Adam or AdamW, of which each parameter's own
+    group counts, or a minimal_nn optimizer; SGD(0.1) by default.
 
     Raises TypeError and ValueError for what it cannot treat.
 

@@ -137,7 +137,7 @@ def _row(model, here, names, word, found, rules):
     note = "" if all(own) else "frozen"
     if word == UNCLEAR:
         better = ": let the function compute in float64" if model.dtype != np.float64 else ""
-        note = "eps is far above the variances" if hidden else f"rounding hides it{better}"
+        note = "an eps that is not small hides it" if hidden else f"rounding hides it{better}"
     if found is not None and all(own):
         if len(set(own)) > 1:
             note = "its parameters are in groups with other settings"

@@ -24,9 +24,12 @@ def arrays_of(module):
     """Return {name: array} of a module's parameters; half precision as float32, exactly."""
     arrays = {}
     for name, tensor in module.named_parameters():
-        tensor = tensor.detach().cpu()
         if tensor.is_meta:
-            raise ValueError(f"module: {name!r} is on the device meta, expected numbers")
+            raise ValueError(
+                f"module: {name!r} is on the device meta, expected numbers: module.to_empty(...) "
+                "and an initialization give it some"
+            )
+        tensor = tensor.detach().cpu()
         if tensor.dtype in (torch.bfloat16, torch.float16):
             tensor = tensor.float()
         arrays[name] = tensor.numpy().copy()
@@ -73,7 +76,7 @@ def loss_and_gradients(module, loss, X, y):
 
 
 def _cast(value, dtype):
-    """Return tensors of floats in another dtype, also in tuples, lists and dicts; None: as it is."""
+    """Return tensors of floats in another dtype, also in tuples, lists, dicts; None: as it is."""
     if dtype is None:
         return value
     if isinstance(value, torch.Tensor):

@@ -22,6 +22,7 @@ FALL = 4.0  # between two scales
 _FIRST, _MOST = 64.0, 4  # the first scale above 1, and how many are tried, each 16-fold
 _SMALL = 3e-3  # the cosine below which eps is small beside the variance
 LITTLE = 1e-3  # the cosine below which every step must show the law
+_FADED = 1e-10  # the cosine down to which the law is followed
 _STEADY = 0.01  # how far a gradient may turn between two scales where eps is small
 _FAR = 2.0**16  # the scale at which any eps is small
 _SHARE = 1 / 16  # of the parts: fewer obey by chance
@@ -111,13 +112,20 @@ class Series:
     """Parts of some parameters at a w for a = 1, a and 4 a, and what can be said of each part.
 
     radial, lengths: r(a) and |a w| |grad L(a w)| of each part, at the three scales.  obeys: which
-    parts obey the law.  settled: False where larger a would tell more.  steady: whether eps is small
-    at these a.  hidden: whether it was still not at the largest.
+    parts obey the law.  settled: False where larger a would tell more.  steady: whether eps is
+    small at these a.  doubtful: whether all parts obey if a small r says nothing.  hidden: whether
+    an eps that is not small leaves one in doubt.
     """
 
     def __init__(self, partition, look, factor, evaluations, turned):
         self.partition, self.look, self.factor = partition, look, factor
-        self.seen, self.finest, self.proved, self.hidden = 1.0, True, True, False
+        self.seen, self.finest, self.proved, self.hidden, self.doubtful = (
+            1.0,
+            True,
+            True,
+            False,
+            False,
+        )
         self.noise, self.length_noise = look.noise(partition)
         scales = (1.0, factor, FALL * factor)
         rows = [look.radial(partition, a, e) for a, e in zip(scales, evaluations, strict=True)]
@@ -140,15 +148,16 @@ class Series:
         cosine, cosine_now = (np.where(self.alive, np.abs(r) / length, 0) for r in (ahead, now))
         typical = np.maximum(cosine, np.median(cosine[candidates]))
         typical_now = np.maximum(cosine_now, np.median(cosine_now[candidates]))
-        tau_now = turned_now / length
         steady = (turned <= _STEADY * self.lengths[1] + noise) & (cosine <= _SMALL)
         hopeless = np.abs(further) > np.abs(ahead) / 2  # r does not fall at all
         self.settled = bool(np.all((steady | hopeless)[candidates]))
         self.steady = bool(np.all(steady[candidates]))
         law = _falls(ahead, further, FALL, typical, size, self.noise, 0.25)
         at_once = _falls(now, ahead, self.factor, typical_now, size, self.noise, 0.25)
-        early = (tau_now > _STEADY) & (typical_now > LITTLE)
-        self.obeys = candidates & steady & law & (at_once | early)
+        early = turned_now > _STEADY * length + noise  # eps is not small yet
+        visible = typical_now > LITTLE  # else r may pass through 0
+        self.obeys = candidates & steady & law & (at_once | early & visible)
+        self.doubtful = bool(np.all(candidates & steady & law & (at_once | early) | ~self.alive))
 
     @property
     def clear(self):
@@ -224,15 +233,19 @@ def confirmed(model, points, groups):
 
 def _jointly(model, points, groups):
     """Return the Series of each group, or None unless all obey where all are scaled."""
+    doubt = None
     for point in points:
         together = _Together(model, point, [choices[-1] for choices in groups])
         found = _finest(together, groups)
-        if found is None or found[0].hidden or _proved(together, found):
+        if found is None or (not found[0].hidden and _proved(together, found)):
             return found
-    if len(groups) > 1 or model.dtype == np.float64:
+        if found[0].hidden:
+            doubt = found
+    if len(groups) > 1:
         return None
-    found[0].proved = False
-    return found
+    if doubt is None and model.dtype != np.float64:
+        found[0].proved, doubt = False, found
+    return doubt
 
 
 def _goes_on(model, point, partition):
@@ -259,9 +272,12 @@ def _finest(together, groups):
     best = []
     for choices in _settled(together, groups) or [[]]:
         obeying = next((series for series in choices if series.whole), None)
-        if obeying is None and len(groups) == 1 and choices and not choices[-1].steady:
-            obeying = choices[-1]
-            obeying.hidden = True
+        if obeying is None and len(groups) == 1 and choices:
+            obeying = next(
+                (s for s in choices if s.doubtful or s is choices[-1] and not s.steady), None
+            )
+            if obeying is not None:
+                obeying.hidden = True
         if obeying is None:
             return None
         finer = choices[: choices.index(obeying)]
@@ -334,6 +350,7 @@ class _Link:
     def __init__(self, series, scale, evaluation):
         self.series = series
         self.size, self.noise = self._length(series.lengths[0]), self._length(series.noise)
+        self.length_noise = self._length(series.length_noise)
         self.r = series.look.radial(series.partition, scale, evaluation)[0][series.parts]
         self.little = bool(np.linalg.norm(self.r) <= LITTLE * self.size)
 
@@ -343,7 +360,7 @@ class _Link:
     @property
     def faded(self):
         """Whether r is too small to be followed on."""
-        return bool(np.linalg.norm(self.r) <= (1 + FALL**2) * self.noise)
+        return bool(np.linalg.norm(self.r) <= max((1 + FALL**2) * self.noise, _FADED * self.size))
 
     def room(self, r):
         """Return how far the loss may move beside what r says."""
@@ -370,7 +387,8 @@ class _Link:
         cosine = visible / self.size
         length = self._length(look.radial(series.partition, last, before)[1])
         turned = self._length(look.times_w(series.partition, look.turned(before, after, by)))
-        if last * turned / length > _STEADY and cosine > LITTLE:
+        early = last * turned > _STEADY * length + 5 * self.length_noise
+        if early and cosine > LITTLE:
             left = by**2 * np.linalg.norm(self.r)
             return bool(visible <= 8 * left + (1 + by**2) * self.noise), False
         # How small a leak was seen to obey, and how well it could be seen.
@@ -378,6 +396,7 @@ class _Link:
             series.seen = cosine
         off = np.linalg.norm(r - by**2 * self.r)
         room = (share * cosine + _curvature(cosine)) * self.size + (1 + by**2) * self.noise
+        series.hidden |= bool(early and off > room)  # r may pass through 0
         return bool(off <= room), True
 
 
@@ -401,7 +420,10 @@ def _chain(together, found, start=1.0):
         steps = [link.moved(before, after, last, scale, share) for link in links]
         if not all(holds for holds, _ in steps):
             return False
-        if all(steady for _, steady in steps):
+        steady = all(steady for _, steady in steps)
+        if len(links) > 1 and not steady:
+            return False
+        if steady:
             shift = sum(float(np.sum(r)) for r in left) * (1 - by**-2) / 2
             room = sum(link.room(r) for link, r in zip(links, left, strict=True))
             if abs(after.loss - before.loss - shift) > room + 8 * together.point.loss_noise:

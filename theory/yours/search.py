@@ -212,7 +212,7 @@ class _Search:
 
 
 def _lifted(array):
-    """Return weights so large that each unit has a norm of 4 or more; gains and biases as they are."""
+    """Return weights whose units have norms of 4 or more; gains and biases as they are."""
     if array.ndim < 2:
         return array
     norm = np.linalg.norm(array) / np.sqrt(max(array.shape))
