@@ -6,16 +6,20 @@ Nothing here changes a network but `fit` and an optimizer's `step`; `with_parame
 with other numbers, which is how the theory package scales weights.
 """
 
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minimal_nn import arguments, invariance, moved, plans
 from minimal_nn import backend as backends
-from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
+from minimal_nn.errors import NonFiniteError
 from minimal_nn.identity import Individual, methods
 from minimal_nn.layers import Layer
+from minimal_nn.layers.base import local, located, numbered
 from minimal_nn.summary import table
+from minimal_nn.typing import Array, ArrayLike, Arrays, DTypeLike, Seed
 
 __getattr__ = moved.names_of(__name__)
 
@@ -30,26 +34,26 @@ class Gradients(NamedTuple):
     """What `Network.loss_and_gradients` returns."""
 
     loss: float
-    gradients: dict  # by parameter name
-    state: dict  # the running statistics after this batch
+    gradients: Arrays  # by parameter name
+    state: Arrays  # the running statistics after this batch
 
 
 class LayerTrace(NamedTuple):
     """One layer's part of a pass: its input, its output, and the cotangents dL/d(...) of both."""
 
     name: str
-    x: np.ndarray
-    y: np.ndarray
-    dx: np.ndarray
-    dy: np.ndarray
+    x: Array
+    y: Array
+    dx: Array
+    dy: Array
 
 
 class Trace(NamedTuple):
     """What `Network.trace` returns: a whole pass, layer by layer."""
 
     loss: float
-    gradients: dict
-    layers: dict  # LayerTrace by layer name
+    gradients: Arrays
+    layers: dict[str, LayerTrace]  # by layer name
 
 
 class Network:
@@ -72,16 +76,19 @@ class Network:
     ('dense1.W',)
     """
 
+    parameters: Arrays
+    state: Arrays
+
     def __init__(
         self,
-        layers,
-        input_shape,
+        layers: Iterable[Layer],
+        input_shape: Iterable[int],
         *,
-        loss="cross_entropy",
-        rng=0,
-        dtype=np.float32,
-        backend="reference",
-    ):
+        loss: str = "cross_entropy",
+        rng: Seed = 0,
+        dtype: DTypeLike = np.float32,
+        backend: str | backends.Backend = "reference",
+    ) -> None:
         self.layers = tuple(layers)
         for layer in self.layers:
             if not isinstance(layer, Layer):
@@ -98,20 +105,19 @@ class Network:
             raise TypeError(f"dtype: got {self.dtype}, expected a floating type such as float32")
         self.backend = backends.get(backend)
         self.input_shape = _checked_shape(input_shape)
-        self.names = _names(self.layers)
+        self.names = numbered(self.layers)
+        _check_wing(self.names, self.layers, self.backend)
         rng = arguments.random_generator(rng)
         self.shapes = [self.input_shape]
         self.parameters, self.state = {}, {}
         for name, layer in zip(self.names, self.layers, strict=True):
             shape = self.shapes[-1]
-            try:
+            with located(name, layer, ValueError):
                 self.shapes.append(layer.output_shape(shape))
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-            for local, array in layer.initial_parameters(shape, rng).items():
-                self.parameters[f"{name}.{local}"] = self._own(array)
-            for local, array in layer.initial_state(shape).items():
-                self.state[f"{name}.{local}"] = self._own(array)
+            for key, array in layer.initial_parameters(shape, rng).items():
+                self.parameters[f"{name}.{key}"] = self._own(array)
+            for key, array in {**layer.initial_state(shape), **layer.drawn_state(rng)}.items():
+                self.state[f"{name}.{key}"] = self._own(array)
         self._expected = {
             "parameters": {name: array.shape for name, array in self.parameters.items()},
             "state": {name: array.shape for name, array in self.state.items()},
@@ -139,7 +145,11 @@ class Network:
         copy.individual = Individual()
         return copy
 
-    def with_parameters(self, parameters=None, state=None):
+    def with_parameters(
+        self,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        state: Mapping[str, ArrayLike] | None = None,
+    ) -> "Network":
         """Return a network of the same layers with some parameters or statistics replaced.
 
         parameters, state: dicts of arrays by name; what they leave out is shared with this network.
@@ -158,7 +168,7 @@ class Network:
                         f"{argument}: got the name {name!r}, expected one of {', '.join(old)}"
                     )
                 what = f"{argument}[{name!r}]"
-                array = arguments.array(what, given, self._on_device)
+                array: Any = arguments.array(what, given, self._on_device)
                 if array is not given and isinstance(array, np.ndarray):
                     array = array.copy()  # else a tensor that is trained would change it
                 array = self.backend.asarray(array)
@@ -168,7 +178,7 @@ class Network:
             new.append(arrays)
         return self._copy(*new)
 
-    def with_eps(self, eps):
+    def with_eps(self, eps: float) -> "Network":
         """Return this network with `eps` in all its normalization layers, and the same numbers.
 
         Layers within layers are looked into (`Layer.with_eps`).
@@ -177,7 +187,7 @@ class Network:
         copy.layers = tuple(layer.with_eps(eps) for layer in self.layers)
         return copy
 
-    def converted(self, convert, dtype):
+    def converted(self, convert: Callable[[Array], Array], dtype: DTypeLike) -> "Network":
         """Return this network in another arithmetic: `convert` maps NumPy arrays to `dtype`."""
         parameters, state = (
             {name: convert(self.backend.to_numpy(array)) for name, array in arrays.items()}
@@ -185,13 +195,14 @@ class Network:
         )
         return self._copy(parameters, state, dtype=dtype)
 
-    def astype(self, dtype):
+    def astype(self, dtype: DTypeLike) -> "Network":
         """Return this network with its numbers rounded to `dtype`."""
         return self.converted(lambda array: array.astype(dtype), dtype)
 
-    def on(self, backend):
+    def on(self, backend: str | backends.Backend) -> "Network":
         """Return this network in the wing called `backend`, with the same numbers."""
         wing = backends.get(backend)
+        _check_wing(self.names, self.layers, wing)
         parameters, state = (
             {
                 name: wing.asarray(self.backend.to_numpy(array), dtype=self.dtype)
@@ -221,7 +232,7 @@ class Network:
     def _on_device(self):
         return self.backend.name == "cuda"
 
-    def check_inputs(self, X):
+    def check_inputs(self, X: ArrayLike) -> Array:
         """Return X as an array where the wing works; refuse what is not finite or does not fit.
 
         X: an array-like (N, *input_shape) of the network's dtype.  Raises TypeError, ValueError or
@@ -231,7 +242,7 @@ class Network:
             arguments.examples(X, self.input_shape, self.dtype, device=self._on_device)
         )
 
-    def check_targets(self, targets, count):
+    def check_targets(self, targets: ArrayLike, count: int) -> Array:
         """Return the targets of `count` examples as an array where the wing works, or refuse them.
 
         targets: integer labels (N,) for cross_entropy, numbers (N, *outputs) else.
@@ -241,7 +252,7 @@ class Network:
         shape = (count, *self.shapes[-1])
         return self._to_wing(arguments.numbers(targets, shape, self.dtype, device=self._on_device))
 
-    def check_labels(self, labels, count, argument="labels"):
+    def check_labels(self, labels: ArrayLike, count: int, argument: str = "labels") -> Array:
         """Return `count` integer labels, from 0 to below the number of outputs, or refuse them."""
         return self._to_wing(
             arguments.labels(
@@ -254,7 +265,7 @@ class Network:
             )
         )
 
-    def check_numbers(self):
+    def check_numbers(self) -> None:
         """Refuse parameters and statistics that have not the network's names, shapes and dtype."""
         for argument, arrays in (("parameters", self.parameters), ("state", self.state)):
             arguments.check_arrays(argument, arrays, self._expected[argument], self.dtype)
@@ -270,25 +281,24 @@ class Network:
 
     # Forward and backward
 
-    def _local(self, arrays, name):
-        prefix = name + "."
-        return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+    def _forward(self, X, train, frozen=()):
+        """Return the outputs of all layers (X first), their caches, and the state afterwards.
 
-    def _forward(self, X, train):
-        """Return the outputs of all layers (X first), their caches, and the state afterwards."""
+        frozen: names of layers that compute as in evaluation, also where the others train.
+        """
         outputs, caches, state = [X], [], dict(self.state)
         for name, layer in zip(self.names, self.layers, strict=True):
-            local_parameters = self._local(self.parameters, name)
-            local_state = self._local(self.state, name)
-            try:
+            with located(name, layer):
                 y, cache, new_state = layer.forward(
-                    self.backend, local_parameters, local_state, outputs[-1], train
+                    self.backend,
+                    local(self.parameters, name),
+                    local(self.state, name),
+                    outputs[-1],
+                    train and name not in frozen,
                 )
-            except (ZeroVarianceError, ZeroNormError, NonFiniteError) as error:
-                raise type(error)(f"{name}: {error}") from None
             outputs.append(y)
             caches.append(cache)
-            state.update({f"{name}.{local}": array for local, array in new_state.items()})
+            state.update({f"{name}.{key}": array for key, array in new_state.items()})
         return outputs, caches, state
 
     def _backward(self, dscores, caches):
@@ -297,9 +307,9 @@ class Network:
         for name, layer, cache in zip(
             reversed(self.names), reversed(self.layers), reversed(caches), strict=True
         ):
-            dx, local = layer.backward(self.backend, cotangents[-1], cache)
+            dx, own = layer.backward(self.backend, cotangents[-1], cache)
             cotangents.append(dx)
-            gradients.update({f"{name}.{key}": array for key, array in local.items()})
+            gradients.update({f"{name}.{key}": array for key, array in own.items()})
         return {name: gradients[name] for name in self.parameters}, cotangents[::-1]
 
     def _loss(self, scores, targets):
@@ -311,14 +321,31 @@ class Network:
             )
         return value, cache
 
-    def step_gradients(self, X, targets):
-        """Return `Gradients` in training mode without checking the arguments: one training step."""
-        outputs, caches, state = self._forward(X, train=True)
+    def step_gradients(
+        self, X: Array, targets: Array, *, frozen: Collection[str] = ()
+    ) -> Gradients:
+        """Return `Gradients` in training mode without checking the arguments: one training step.
+
+        frozen: names of layers that compute as in evaluation and get no gradients.
+        """
+        outputs, caches, state = self._forward(X, True, frozen)
         value, cache = self._loss(outputs[-1], targets)
         gradients, _ = self._backward(self.backend.loss.backward(1, cache), caches)
-        return Gradients(value, gradients, state)
+        still = self.parameters_of(frozen)
+        return Gradients(value, {k: g for k, g in gradients.items() if k not in still}, state)
 
-    def loss_and_gradients(self, X, targets, *, train=True):
+    def parameters_of(self, layers: Collection[str]) -> tuple[str, ...]:
+        """Return the names of the parameters of some layers, given by name.
+
+        >>> from minimal_nn import Dense, Network, ReLU
+        >>> Network([Dense(2), ReLU(), Dense(2)], (3,)).parameters_of(["dense2"])
+        ('dense2.W', 'dense2.b')
+        """
+        return tuple(name for name in self.parameters if name.split(".")[0] in layers)
+
+    def loss_and_gradients(
+        self, X: ArrayLike, targets: ArrayLike, *, train: bool = True
+    ) -> Gradients:
         """Return the mean loss, its gradient for every parameter, and the state afterwards.
 
         X (N, *input_shape) and targets, (N,) integer labels or (N, K) numbers: array-likes.  train:
@@ -329,7 +356,7 @@ class Network:
         value, gradients, state, _, _ = self._pass(X, targets, train)
         return Gradients(value, gradients, state)
 
-    def trace(self, X, targets, *, train=True):
+    def trace(self, X: ArrayLike, targets: ArrayLike, *, train: bool = True) -> Trace:
         """Return `Trace`: loss and gradients with every layer's input, output and cotangents."""
         value, gradients, _, outputs, cotangents = self._pass(X, targets, train)
         layers = {
@@ -345,11 +372,11 @@ class Network:
         gradients, cotangents = self._backward(self.backend.loss.backward(1, cache), caches)
         return value, gradients, state, outputs, cotangents
 
-    def forward(self, X, *, train=False):
+    def forward(self, X: ArrayLike, *, train: bool = False) -> Array:
         """Return the scores (N, K) of X, with running statistics unless `train`."""
         return self._forward(self._entered(X), train)[0][-1]
 
-    def loss(self, X, targets, *, train=True):
+    def loss(self, X: ArrayLike, targets: ArrayLike, *, train: bool = True) -> float:
         """Return the mean loss, with the batch's statistics unless train=False."""
         X, targets = self._entered(X, targets)
         return self._loss(self._forward(X, train)[0][-1], targets)[0]
@@ -362,7 +389,7 @@ class Network:
         for start in range(0, len(X), size):
             yield start, self._forward(X[start : start + size], False)[0][-1]
 
-    def predict(self, X, *, batch_size=1024):
+    def predict(self, X: ArrayLike, *, batch_size: int = 1024) -> Array:
         """Return what the network says of X (N, *input_shape), in evaluation mode.
 
         For cross_entropy the label of each example's largest score, int64 (N,); for
@@ -374,7 +401,7 @@ class Network:
             scores = [part.argmax(axis=1).astype(np.int64) for part in scores]
         return np.concatenate(scores)
 
-    def error(self, X, labels, *, batch_size=1024):
+    def error(self, X: ArrayLike, labels: ArrayLike, *, batch_size: int = 1024) -> float:
         """Return the fraction of examples whose predicted label is wrong, in evaluation mode.
 
         Raises ValueError for a network of mean_squared_error, whose outputs are no labels.
@@ -389,7 +416,9 @@ class Network:
         labels = self.backend.to_numpy(self.check_labels(labels, len(X)))
         return float(np.mean(self.predict(X, batch_size=batch_size) != labels))
 
-    def evaluate(self, X, targets, *, batch_size=1024):
+    def evaluate(
+        self, X: ArrayLike, targets: ArrayLike, *, batch_size: int = 1024
+    ) -> dict[str, float]:
         """Return {"loss": mean loss} in evaluation mode; for cross_entropy the "error" too.
 
         >>> import minimal_nn as nn
@@ -411,54 +440,71 @@ class Network:
     # Structure
 
     @property
-    def built_in(self):
+    def built_in(self) -> bool:
         """Whether this is a `Network` itself, whose steps a wing may compile."""
         return type(self) is Network and methods(Network) == _METHODS
 
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         """Return the attributes that a subclass has added: they say which network it is."""
         return {name: value for name, value in vars(self).items() if name not in _ATTRIBUTES}
 
-    def named_layers(self):
+    def named_layers(self) -> tuple[tuple[str, Layer], ...]:
         """Return the layers with their names, first to last."""
         return tuple(zip(self.names, self.layers, strict=True))
 
-    def program(self):
+    def program(self) -> plans.Program:
         """Return the `Program` that a wing's plan compiles."""
         operations = []
-        for name, layer, shape, output in zip(
-            self.names, self.layers, self.shapes, self.shapes[1:], strict=False
-        ):
+        each = zip(self.names, self.layers, self.shapes, strict=False)
+        seen = itertools.chain.from_iterable(layer.compiled(n, shape) for n, layer, shape in each)
+        for name, layer, shape in seen:
             module, options = layer.operation()
-            parameters = {local: f"{name}.{local}" for local in self._local(self.parameters, name)}
-            state = {local: f"{name}.{local}" for local in self._local(self.state, name)}
+            parameters, state = (
+                {key: f"{name}.{key}" for key in local(arrays, name)}
+                for arrays in (self.parameters, self.state)
+            )
+            output = layer.output_shape(shape)
             operations.append(
                 plans.Operation(module, name, parameters, state, options, shape, output)
             )
         return plans.Program(tuple(operations), self.loss_kind, self.dtype)
 
-    def plan_report(self, optimizer, batch_size=32):
+    def plan_report(
+        self,
+        optimizer: Any,
+        batch_size: int = 32,
+        *,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        frozen: Collection[str] = (),
+    ) -> str:
         """Return how `fit` would run the steps, compiled or step by step, and why: a sentence.
+
+        The options are those of `fit`; a schedule makes no difference.
 
         >>> from minimal_nn import Dense, Network, SGD
         >>> Network([Dense(3)], (4,)).plan_report(SGD())
         'step by step, with the same numbers: the reference wing has no compiled loop'
         """
-        return plans.report(self, optimizer, batch_size)
+        options = plans.step_options(batch_size, clip_norm, accumulate, frozen)
+        return plans.report(self, optimizer, batch_size * accumulate, **options)
 
-    def weights(self):
+    def weights(self) -> tuple[str, ...]:
         """Return the names of all weight matrices and kernels (W, or v under weight norm)."""
         return tuple(name for name in self.parameters if name.split(".")[-1] in ("W", "v"))
 
-    def least_examples(self):
-        """Return how many examples a training batch must have, and the layer that needs them."""
+    def least_examples(self, frozen: Collection[str] = ()) -> tuple[int, str]:
+        """Return how many examples a training batch must have, and the layer that needs them.
+
+        frozen: names of layers that compute as in evaluation, which take single ones.
+        """
         needs = (
-            (layer.least_examples(shape), name)
+            (1 if name in frozen else layer.least_examples(shape), name)
             for name, layer, shape in zip(self.names, self.layers, self.shapes, strict=False)
         )
         return max(needs, key=lambda need: need[0])
 
-    def invariance_groups(self):
+    def invariance_groups(self) -> tuple[invariance.InvarianceGroup, ...]:
         """Return the `InvarianceGroup`s, derived from the layers: which rescalings are invisible.
 
         For each layer's scale parameters the finest rescaling that a later normalization absorbs is
@@ -472,7 +518,7 @@ class Network:
         """
         return invariance.groups(self.names, self.layers, self.input_shape)
 
-    def summary(self):
+    def summary(self) -> str:
         """Return a table of the layers: outputs, parameters, and what each is invariant to."""
         return table(self)
 
@@ -493,9 +539,8 @@ def _checked_shape(input_shape):
     return tuple(map(int, sizes))
 
 
-def _names(layers):
-    counts, names = {}, []
-    for layer in layers:
-        counts[layer.kind] = counts.get(layer.kind, 0) + 1
-        names.append(f"{layer.kind}{counts[layer.kind]}")
-    return tuple(names)
+def _check_wing(names, layers, wing):
+    """Refuse a wing that lacks what a layer calls."""
+    for name, layer in zip(names, layers, strict=True):
+        with located(name, layer, ValueError):
+            layer.check_wing(wing)

@@ -7,7 +7,7 @@
     subjects   what claims are measured on: networks on the digits, controlled random walks
     numbers    what a claim can be run in: floats, balls, symbols, running error bounds, jets
     yours      verify, assert_claim and audit: the claims on somebody else's code
-    report     the table that `python -m theory` prints, and the page that it writes
+    report     what `python -m theory` prints, and the pages that it writes
     torch      audit of a PyTorch module
 
 Each of these rooms imports none that stands above it in the house: report and yours, claims, claim,
@@ -15,7 +15,7 @@ measures, subjects, laws, numbers.
 """
 
 from theory import claims  # noqa: F401  importing it registers them
-from theory.claim import CLAIMS, Claim, Measurement, Verdict, select
+from theory.claim import CLAIMS, Claim, Measurement, Verdict, claim, select
 from theory.yours.auditing import Audit, audit
 from theory.yours.verification import assert_claim, verify
 
@@ -27,6 +27,7 @@ __all__ = [
     "Verdict",
     "assert_claim",
     "audit",
+    "claim",
     "select",
     "verify",
 ]

@@ -28,6 +28,7 @@ from minimal_nn import (
     Nesterov,
     Network,
     ReLU,
+    RMSNorm,
     RMSprop,
     SignSGD,
     Tanh,
@@ -42,6 +43,7 @@ from minimal_nn.cpu import (
     layernorm,
     loss,
     pooling,
+    rmsnorm,
     update,
     weightnorm,
     winograd,
@@ -177,7 +179,7 @@ OPTIMIZERS = (
 )
 NETWORKS = (
     ([Dense(37), BatchNorm(), ReLU(), Tanh(), Dense(20), LayerNorm(), Dense(3), Tanh()], (19,)),
-    ([WeightNorm(Dense(40)), Tanh(), WeightNorm(Dense(5))], (33,)),
+    ([WeightNorm(Dense(40)), RMSNorm(), Tanh(), WeightNorm(Dense(5))], (33,)),
     ([Conv2d(5), BatchNorm(), MaxPool2d(2), Tanh(), Conv2d(20), ReLU(), Flatten(), Dense(4)],
      (16, 18, 3)),
     ([Conv2d(5, algorithm="winograd2"), BatchNorm(), ReLU(), Conv2d(17, algorithm="winograd4"),
@@ -195,8 +197,9 @@ def train(layers, shape, optimizer, loss, dtype, rng):
     targets = rng.integers(0, outputs[0], 40)
     if loss == "mean_squared_error":
         targets = rng.standard_normal((40, *outputs)).astype(dtype)
-    plan = network.backend.plan(network.program(), training, 35)
-    plan.run(network, training, X, targets, rng.integers(0, 40, (2, 35)))
+    for options in ({}, {"clip_norm": 1e-3}):
+        plan = network.backend.plan(network.program(), training, 35, **options)
+        plan.run(network, training, X, targets, rng.integers(0, 40, (2, 35)))
 
 
 def loops(rng, dtype):
@@ -229,6 +232,8 @@ def functions(rng, dtype):
         update.normalize(W, 2.0)
     y, cache = layernorm.forward(draw(11, 35), draw(35), draw(35), 0.5)
     layernorm.backward(y, cache)
+    y, cache = rmsnorm.forward(draw(11, 35), draw(35), 0.5)
+    rmsnorm.backward(y, cache)
     y, cache = pooling.forward(draw(3, 4, 6, 5), 2)
     pooling.backward(y, cache)
     for kind in ("relu", "tanh"):
@@ -242,6 +247,7 @@ def functions(rng, dtype):
             y, cache = convolution.forward(x, W, draw(k), algorithm=algorithm)
             convolution.backward(y, cache)
     w = draw(7)
+    update.clip({"W": draw(11, 35), "b": draw(35)}, 0.5)
     update.lars(w, w, 0.1)
     update.normalize(w, 2.0)
     update.momentum(draw(7, 5), draw(7, 5), draw(7, 5), draw(5), 0.9)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from minimal_nn.errors import CudaUnavailableError
 from minimal_nn.reference import batchnorm
 from theory import CLAIMS
 from theory.__main__ import main
+from theory.report import outline
 from theory.subjects.networks import Options, network_subject
 from theory.subjects.walks import walk
 
@@ -39,8 +41,8 @@ def loose_floating_point():
         yield
 
 
-def run(capsys, *arguments):
-    status = main(list(arguments))
+def run(capsys, *arguments, table=True):
+    status = main([*(["--table"] if table else []), *arguments])
     out, err = capsys.readouterr()
     return status, out.splitlines(), err
 
@@ -64,21 +66,70 @@ def test_the_table_of_the_spine(capsys, fresh_subjects):
     ]
     assert set(lines[at + 1]) == {"-"} == set(lines[-2])
     rows = lines[at + 2 : -2]
-    assert len(rows) == 7 * 3 * 2
-    assert [row.split()[0] for row in rows] == [id for id in SPINE for _ in range(6)]
+    assert len(rows) == 7 * 5 * 2
+    assert [row.split()[0] for row in rows] == [id for id in SPINE for _ in range(10)]
     for row in rows:
-        assert row[23:24] == " " and " norm float" in row and "holds" in row
-        assert any(f"{kind} norm" in row for kind in ("batch", "weight", "layer"))
-    assert lines[-1].startswith("7 claims, 42 verdicts, 42 verified in ")
+        assert row[23:24] == " " and " float" in row and "holds" in row
+        subjects = ("batch norm", "layer norm", "rms norm", "weight norm", "convolutions")
+        assert any(f" {subject} float" in row for subject in subjects)
+    assert lines[-1].startswith("7 claims, 70 verdicts, 70 verified in ")
     assert lines[-1].endswith(" s: all claims hold, all controls fail as predicted")
+
+
+def test_without_the_table_a_claim_has_one_line(capsys, fresh_subjects):
+    status, lines, err = run(capsys, "--only", *SPINE, "--dtype", "float32", table=False)
+    assert status == 0 and err == "" and all(len(line) <= 100 for line in lines)
+    assert lines[0].startswith("claims to verify: 7;")
+    shown = [line for line in lines if line.split()[0] in CLAIMS]
+    assert [line.split()[0] for line in shown] == list(SPINE)
+    assert all(outline.SENTENCES[line.split()[0]] in line for line in shown)
+    assert all(line.endswith(" holds") for line in shown)
+    chapters = [line for line in lines if line in outline.CHAPTERS.values()]
+    assert chapters == [
+        *("What the network computes", "Its gradients", "The effective learning rate"),
+        "How |w| moves",
+    ]
+    assert re.match(r"7 claims, (\d\d) verdicts, \1 verified in ", lines[-1])
+
+
+def test_the_line_shows_the_worst_subject(capsys, fresh_subjects):
+    only = ("--only", "gradient-orthogonality", "--dtype", "float64")
+    _, lines, _ = run(capsys, *only)
+    rows = [line[54:].split()[:2] for line in lines if line.startswith("gradient-orth")]
+    measured, bound = max(rows, key=lambda row: float(row[0]) / float(row[1]))
+    _, lines, _ = run(capsys, *only, table=False)
+    [shown] = [line for line in lines if line.startswith("gradient-orth")]
+    assert shown.split()[-3:] == [measured, bound, "holds"]
+
+
+def test_a_failing_claim_shows_all_subjects_and_the_next_command(
+    capsys, monkeypatch, fresh_subjects
+):
+    monkeypatch.setattr(batchnorm, "backward", without_the_variance_term)
+    only = ("--only", "gradient-orthogonality", "gradient-scaling", "--dtype", "float32")
+    status, lines, _ = run(capsys, *only, table=False)
+    assert status == 1 and all(len(line) <= 100 for line in lines)
+    [at] = [i for i, line in enumerate(lines) if line.startswith("gradient-orthogonality")]
+    assert lines[at].endswith("FAILS")
+    [end] = [i for i, line in enumerate(lines) if line.startswith("    next: ")]
+    assert lines[end].strip() == "next: python -m theory --explain gradient-orthogonality"
+    words = {line.split("norm")[0].strip(): line.split()[-1] for line in lines[at + 2 : end]}
+    assert words["batch"] == "FAILS" and words["layer"] == words["weight"] == "holds"
+
+
+def test_every_claim_of_the_paper_has_a_sentence_that_fits():
+    paper = {id for id, claim in CLAIMS.items() if claim.cite.startswith("vL17")}
+    assert paper <= set(outline.SENTENCES) <= set(CLAIMS)
+    assert all(len(sentence) <= 46 for sentence in outline.SENTENCES.values())
+    assert all(outline.chapter(claim) in outline.CHAPTERS.values() for claim in CLAIMS.values())
 
 
 def test_only_and_dtype_choose(capsys):
     status, lines, _ = run(capsys, "--only", "eps-rescaling", "--dtype", "float64")
     rows = [line for line in lines if line.startswith("eps-rescaling")]
-    assert status == 0 and len(rows) == 3
+    assert status == 0 and len(rows) == 5
     assert all("float64" in row for row in rows)
-    assert "3 verdicts, 3 verified" in lines[-1]
+    assert "5 verdicts, 5 verified" in lines[-1]
 
 
 def test_the_list_names_every_claim_with_its_control(capsys):
@@ -112,7 +163,7 @@ def test_json_holds_every_figure_with_versions_and_seed(capsys, tmp_path):
     assert {"minimal_nn", "python", "numpy"} <= report["versions"].keys()
     assert report["versions"]["numpy"] == np.__version__
     assert report["options"]["seed"] == 3 and report["options"]["dtype"] == "float32"
-    assert len(report["verdicts"]) == 6
+    assert len(report["verdicts"]) == 10
     rows = [line for line in lines if line.startswith(("scale-", "norm-"))]
     for verdict, row in zip(report["verdicts"], rows, strict=True):
         assert row.startswith(verdict["claim"]) and verdict["subject"] in row
@@ -141,7 +192,7 @@ def test_a_fault_in_the_backward_pass_is_exit_status_1(capsys, monkeypatch, fres
     assert status == 1
     failed = [line for line in lines if line.endswith("FAILS")]
     assert {line.split()[0] for line in failed} == {"gradient-orthogonality", "norm-growth"}
-    assert all("batch norm" in line for line in failed)
+    assert all("batch norm" in line or "convolutions" in line for line in failed)
     assert all(len(line) <= 100 for line in lines)
     assert lines[-1].endswith(f"{len(failed)} FAILED")
 
@@ -151,8 +202,9 @@ def test_a_control_that_does_not_fail_is_exit_status_1(capsys, monkeypatch, fres
     monkeypatch.setattr(batchnorm, "standard_deviation", lambda var, eps, what: np.sqrt(var) + eps)
     status, lines, _ = run(capsys, "--only", "gradient-orthogonality", "--dtype", "float64")
     assert status == 1
-    (broken,) = [line for line in lines if line.endswith("CONTROL HOLDS")]
-    assert "batch norm" in broken
+    broken = [line for line in lines if line.endswith("CONTROL HOLDS")]
+    assert ["batch norm" in broken[0], "convolutions" in broken[1]] == [True, True]
+    assert len(broken) == 2
 
 
 @pytest.mark.parametrize(
@@ -196,7 +248,7 @@ def test_it_runs_as_a_module_from_another_folder(tmp_path):
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    assert "3 verified" in result.stdout and result.stderr == ""
+    assert "5 verified" in result.stdout and result.stderr == ""
     assert os.listdir(tmp_path) == []
 
 
@@ -237,7 +289,7 @@ def test_long_runs_are_left_out_of_a_simulated_wing_by_name():
     claim = CLAIMS["growth-law"]
     simulated = SimpleNamespace(simulated=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("theory.claim.backend.get", lambda name: simulated)
+        patch.setattr("minimal_nn.backend.get", lambda name: simulated)
         assert claim.subjects(Options(backend="cuda")) == []
         assert set(claim.left_out(Options(backend="cuda")).values()) == {claim.too_long}
 

@@ -15,7 +15,8 @@ import minimal_nn as nn
 from minimal_nn import backend as backends
 from minimal_nn.data import digits
 
-NORMALIZATIONS = ("batch", "layer", "weight")
+NORMALIZATIONS = ("batch", "layer", "rms", "weight")
+IMAGES = "batch, images"  # the paper's kind of network: convolutions and pooling
 DTYPES = ("float32", "float64")
 
 
@@ -35,6 +36,12 @@ class Options:
     bits: int = 1000
 
 
+def normalizations(backend):
+    """Return those of `NORMALIZATIONS` that a wing has kernels for."""
+    wing = backends.get(backend)
+    return tuple(name for name in NORMALIZATIONS if wing.has(f"{name}norm"))
+
+
 def dtype_name(dtype):
     """Return an arithmetic's name; longdouble's where it is wider than float64."""
     return "longdouble" if dtype == np.longdouble and dtype.itemsize > 8 else str(dtype)
@@ -44,8 +51,9 @@ def dtype_name(dtype):
 class NetworkSubject:
     """A network with data: `network` after training, `untrained` before; both at eps = 0.
 
-    X (N, D) and targets (N,): one batch.  normalization: "batch", "layer", "weight", or "none" (a
-    control).  The networks may be replaced to take an assumption away (`dataclasses.replace`).
+    X (N, D), or images, and targets (N,): one batch.  normalization: one of `NORMALIZATIONS`,
+    `IMAGES`, or "none" (a control).  The networks may be replaced to take an assumption away
+    (`dataclasses.replace`).
     """
 
     normalization: str
@@ -58,9 +66,15 @@ class NetworkSubject:
         """Return how many steps to train where a claim wants `number`: 2 in a simulated wing."""
         return min(number, 2) if self.network.backend.simulated else number
 
+    def batch(self, step, size):
+        """Return X and targets of the step-th `size` examples, beginning anew at the end."""
+        rows = (np.arange(size) + step * size) % len(self.X)
+        return self.X[rows], self.targets[rows]
+
     @property
     def name(self):
-        return f"{self.normalization} norm" if self.normalization != "none" else "no norm"
+        named = {"none": "no norm", IMAGES: "convolutions"}
+        return named.get(self.normalization, f"{self.normalization} norm")
 
     @property
     def arithmetic(self):
@@ -86,13 +100,21 @@ class NetworkSubject:
 def layers(normalization, width, eps):
     """Return the layers of the built-in subjects: two hidden layers of `width` units, 10 outputs.
 
+    Of images a convolution has an eighth as many channels, and is pooled.
+
     A Dense layer before batch norm has no bias: batch norm cancels it, and its rounding would be
     the only thing that a scaling by 2^k does not commute with.
     """
+    if normalization == IMAGES:
+        conv = nn.Conv2d(max(width // 8, 2), bias=False)
+        block = [conv, nn.BatchNorm(eps), nn.ReLU(), nn.MaxPool2d(2)]
+        return [*block, *block, nn.Flatten(), nn.Dense(10)]
     if normalization == "batch":
         block = [nn.Dense(width, bias=False), nn.BatchNorm(eps), nn.ReLU()]
     elif normalization == "layer":
         block = [nn.Dense(width), nn.LayerNorm(eps), nn.ReLU()]
+    elif normalization == "rms":
+        block = [nn.Dense(width), nn.RMSNorm(eps), nn.ReLU()]
     elif normalization == "weight":
         block = [nn.WeightNorm(nn.Dense(width), eps=eps), nn.ReLU()]
     elif normalization == "none":
@@ -100,7 +122,7 @@ def layers(normalization, width, eps):
     else:
         raise ValueError(
             f"normalization: got {normalization!r}, expected one of "
-            f"{', '.join((*NORMALIZATIONS, 'none'))}"
+            f"{', '.join((*NORMALIZATIONS, IMAGES, 'none'))}"
         )
     return [*block, *block, nn.Dense(10)]
 
@@ -113,15 +135,15 @@ def network_subject(
 
     A network on the digits with two hidden layers of `width` units (24, or 8 in a simulated wing),
     untrained and trained for `epochs` by SGD at eps = 0, in the reference wing, so that all wings
-    are asked about the same numbers; the batch is the first `batch` training images (48, or 16) in
-    the seed's order.
+    are asked about the same numbers; the batch is the first `batch` training images (48; 24 of a
+    convolutional network, 16 in a simulated wing) in the seed's order.
     """
     if dtype == "float16":
         return _one_layer_subject(normalization, seed)
     wing = backends.get(backend)
     width = width or (8 if wing.simulated else 24)
-    batch = batch or (16 if wing.simulated else 48)
-    data = digits(dtype=np.dtype(dtype))
+    batch = batch or (16 if wing.simulated else 24 if normalization == IMAGES else 48)
+    data = digits(dtype=np.dtype(dtype), flat=normalization != IMAGES)
     network = nn.Network(
         layers(normalization, width, eps=0.0),
         input_shape=data.X_train.shape[1:],
@@ -190,11 +212,17 @@ def _one_layer_subject(normalization, seed):
 
 
 def network_subjects(options):
-    """Return the subjects of most claims: every normalization in every dtype of the options."""
+    """Return the subjects of most claims: the wing's normalizations in every dtype asked for.
+
+    And a convolutional network, but in float16, whose range its gradients leave, and in a simulated
+    wing, which would take minutes for it.
+    """
+    images = () if backends.get(options.backend).simulated else (IMAGES,)
     return [
         network_subject(normalization, dtype, backend=options.backend, seed=options.seed)
-        for normalization in NORMALIZATIONS
+        for normalization in (*normalizations(options.backend), *images)
         for dtype in options.dtypes
+        if (normalization, dtype) != (IMAGES, "float16")
     ]
 
 
@@ -225,13 +253,24 @@ def rescaled(network, factor, groups=None):
     factor: a number, or, where every group allows it, a function group -> array of factors, one for
     each unit.  groups: which groups; all weight groups if left out.
     """
-    changes = {}
     for group in weight_groups(network) if groups is None else groups:
         by = factor(group) if callable(factor) else factor
-        for name in group.parameters:
-            array = network.backend.to_numpy(network.parameters[name])
-            changes[name] = (array * np.asarray(by, dtype=array.dtype)).astype(array.dtype)
+        network = times(network, group.parameters, by)
+    return network
+
+
+def times(network, names, a):
+    """Return `network` with the parameters `names` multiplied by a, in their own arithmetic."""
+    changes = {}
+    for name in names:
+        array = network.backend.to_numpy(network.parameters[name])
+        changes[name] = (array * np.asarray(a, dtype=array.dtype)).astype(array.dtype)
     return network.with_parameters(changes)
+
+
+def scores(network, X):
+    """Return the network's scores in training mode as a NumPy array."""
+    return network.backend.to_numpy(network.forward(X, train=True))
 
 
 def to_numpy(network, arrays):
