@@ -5,6 +5,8 @@ A wing is a package with one module for each operation, all with the same functi
     affine, convolution, activation, pooling      forward(...) -> y, cache      backward(dy, cache)
     batchnorm   also forward_running, backward_running (evaluation) and update_running
     layernorm, rmsnorm, groupnorm, weightnorm     forward(...) -> y, cache      backward(dy, cache)
+    averagepooling                                as pooling
+    dropout     forward(x, kept, rate), what is kept being drawn by the layer
     loss        forward(scores, targets, kind) -> value, cache;  backward(dvalue, cache) -> dscores
     update      one function for each optimizer's formula
 
@@ -39,7 +41,9 @@ OPERATIONS = (
     "groupnorm",
     "weightnorm",
     "activation",
+    "dropout",
     "pooling",
+    "averagepooling",
     "loss",
     "update",
 )
@@ -59,7 +63,9 @@ class Backend:
     groupnorm: types.ModuleType
     weightnorm: types.ModuleType
     activation: types.ModuleType
+    dropout: types.ModuleType
     pooling: types.ModuleType
+    averagepooling: types.ModuleType
     loss: types.ModuleType
     update: types.ModuleType
     package: types.ModuleType
