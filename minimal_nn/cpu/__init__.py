@@ -2,8 +2,9 @@
 
 The mathematics stands in this folder, an operation a file, under the names of the reference wing:
 affine, convolution (with winograd beside it), batchnorm, layernorm, rmsnorm, weightnorm,
-activation, pooling, loss and update.  Each holds kernels (compiled) and the contract's pure
-functions (plain Python around a program of kernels).  What they stand on lies behind two doors:
+activation, pooling, averagepooling, loss and update.  Each holds kernels (compiled) and the
+contract's pure functions (plain Python around a program of kernels).  What they stand on lies
+behind two doors:
 
     plan/      a network's training loop, composed of the operations' kernels as one program
 

@@ -17,6 +17,7 @@ from minimal_nn import (
     Adagrad,
     Adam,
     AdamW,
+    AveragePool2d,
     BatchNorm,
     Conv2d,
     Dense,
@@ -38,6 +39,7 @@ from minimal_nn import (
 from minimal_nn.cpu import (
     activation,
     affine,
+    averagepooling,
     batchnorm,
     convolution,
     layernorm,
@@ -182,6 +184,7 @@ NETWORKS = (
     ([WeightNorm(Dense(40)), RMSNorm(), Tanh(), WeightNorm(Dense(5))], (33,)),
     ([Conv2d(5), BatchNorm(), MaxPool2d(2), Tanh(), Conv2d(20), ReLU(), Flatten(), Dense(4)],
      (16, 18, 3)),
+    ([Conv2d(5), ReLU(), AveragePool2d(2), Conv2d(3), AveragePool2d(), Dense(4)], (16, 16, 3)),
     ([Conv2d(5, algorithm="winograd2"), BatchNorm(), ReLU(), Conv2d(17, algorithm="winograd4"),
       Flatten(), Dense(4)], (10, 9, 1)),
 )  # fmt: skip # a group of arguments a line
@@ -236,6 +239,8 @@ def functions(rng, dtype):
     rmsnorm.backward(y, cache)
     y, cache = pooling.forward(draw(3, 4, 6, 5), 2)
     pooling.backward(y, cache)
+    y, cache = averagepooling.forward(draw(3, 4, 6, 5), 2, 3)
+    averagepooling.backward(y, cache)
     for kind in ("relu", "tanh"):
         y, cache = activation.forward(draw(3, 5), kind)
         activation.backward(y, cache)

@@ -9,6 +9,7 @@ from minimal_nn import (
     SGD,
     Adam,
     AdamW,
+    AveragePool2d,
     BatchNorm,
     Conv2d,
     Dense,
@@ -60,6 +61,14 @@ IMAGES = {
             Dense(20), BatchNorm(), ReLU(), Dense(4),
         ],
         (16, 18, 1),
+        "cross_entropy",
+    ),
+    "averages": (
+        [
+            Conv2d(5), BatchNorm(), ReLU(), AveragePool2d(2), Conv2d(20), Tanh(), AveragePool2d(),
+            Dense(20), ReLU(), Dense(4),
+        ],
+        (16, 16, 1),
         "cross_entropy",
     ),
 }  # fmt: skip # a table, a row a line

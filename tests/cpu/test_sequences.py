@@ -21,6 +21,7 @@ from minimal_nn import (
     LARS,
     SGD,
     Adam,
+    AveragePool2d,
     BatchNorm,
     Conv2d,
     Dense,
@@ -59,6 +60,7 @@ IMAGES = {
     "relu": ReLU,
     "tanh": Tanh,
     "pooling": lambda: MaxPool2d(2),
+    "average pooling": lambda: AveragePool2d(2),
 }
 OPTIMIZERS = (
     lambda: SGD(1e-3, l2=1e-3),

@@ -16,10 +16,11 @@ that what one kernel writes is in the nearest cache when the next one reads it.
 
 from typing import NamedTuple
 
-from minimal_nn.cpu import activation, batchnorm, convolution, pooling
+from minimal_nn.cpu import activation, averagepooling, batchnorm, convolution, pooling
 from minimal_nn.cpu.convolution import copies
 from minimal_nn.cpu.machine.operands import image_numbers, image_pixels
 
+POOLINGS = ("pooling", "averagepooling")
 PART_BYTES = 1 << 14  # of an image: half of a first cache of 32 KiB
 
 
@@ -199,7 +200,7 @@ class ImageLayers:
         layer.stages, read_later = [], False
         for number, operation in enumerate(layer.after):
             before = place
-            if operation.module == "pooling":
+            if operation.module in POOLINGS:
                 height, width, _ = operation.output_shape
                 place = self._space(f"pooled {number}", (height * width, channels))
             elif read_later:
@@ -248,6 +249,12 @@ class ImageLayers:
                     width,
                     channels,
                     operation.options["size"],
+                )
+            elif operation.module == "averagepooling":
+                size = operation.options["size"]
+                rows = part.size(height)
+                averagepooling.emit_forward(
+                    program, numbers, result, rows, width, channels, size, size
                 )
             else:
                 count = part.size(height) * width * channels
@@ -329,6 +336,12 @@ class ImageLayers:
                     width // size,
                     channels,
                     size,
+                )
+            elif operation.module == "averagepooling":
+                size = operation.options["size"]
+                rows = part.size(height) // size
+                averagepooling.emit_backward(
+                    self.program, here, target, rows, width // size, channels, size, size
                 )
             else:
                 activation.emit_backward(

@@ -5,7 +5,7 @@ import numpy as np
 from minimal_nn.cpu import activation, convolution, update
 
 DENSE = ("affine", "batchnorm", "layernorm", "rmsnorm", "activation", "flatten")
-IMAGES = ("convolution", "batchnorm", "activation", "pooling")
+IMAGES = ("convolution", "batchnorm", "activation", "pooling", "averagepooling")
 
 
 def parts(operations):
@@ -14,6 +14,8 @@ def parts(operations):
         if operation.module == "flatten" and index > 0:
             return operations[: index + 1], operations[index + 1 :]
         if len(operation.output_shape) == 1:
+            if len(operation.input_shape) == 3 and index > 0:
+                return operations[: index + 1], operations[index + 1 :]
             return (), operations
     return operations, ()
 
@@ -76,6 +78,8 @@ def _not_on_images(operations, index):
     operation, options = operations[index], operations[index].options
     if operation.module == "flatten":
         return None
+    if operation.module == "averagepooling" and operation.options["size"] is None:
+        return "loops are compiled for global average pooling of square images"
     if operation.module not in IMAGES:
         return f"there are no kernels for {operation.module} on images in a loop"
     if index == 0 and operation.module != "convolution":
