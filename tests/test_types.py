@@ -19,6 +19,7 @@ MODULES = (
     "minimal_nn.layers",
     "minimal_nn.mutants",
     "minimal_nn.schedules",
+    "minimal_nn.schedules",
     "minimal_nn.stored",
     "theory.claim",
     "theory.laws",
