@@ -19,7 +19,6 @@ MODULES = (
     "minimal_nn.layers",
     "minimal_nn.mutants",
     "minimal_nn.schedules",
-    "minimal_nn.schedules",
     "minimal_nn.stored",
     "theory.claim",
     "theory.laws",
