@@ -118,8 +118,8 @@ def read_idx(path: PathLike) -> Array:
     """Return the array in an IDX file: two zero bytes, type, rank, sizes, numbers.
 
     It has the file's shape and type, in the machine's byte order.  path: what begins as a gzip file
-    is decompressed, whatever its name.  Raises DataError unless the file is whole and ends where its
-    own header says.
+    is decompressed, whatever its name.  Raises DataError unless the file is whole and ends where
+    its own header says.
     Source: the page of the MNIST database, "The IDX file format".
     """
     path = Path(path)
