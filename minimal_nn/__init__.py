@@ -2,7 +2,7 @@
 
 network     Network: layers -> loss and gradients by explicit backward passes, invariance groups
 layers      Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, RMSNorm, GroupNorm, ReLU, Tanh,
-            MaxPool2d, Flatten, Sequential, Residual
+            Dropout, MaxPool2d, AveragePool2d, Flatten, Sequential, Residual
 optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies
 schedules   Cosine, Warmup, ...: hyper-parameters as functions of the step
 training    fit: batches, history, progress bar, checkpoint and resume
@@ -17,9 +17,11 @@ reference/ cpu/ cuda/   the formulas, in three wings with the same modules
 from minimal_nn import moved, schedules
 from minimal_nn.cpu.machine.threads import set_num_threads
 from minimal_nn.layers import (
+    AveragePool2d,
     BatchNorm,
     Conv2d,
     Dense,
+    Dropout,
     Flatten,
     GroupNorm,
     Layer,
@@ -62,9 +64,11 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "AveragePool2d",
     "BatchNorm",
     "Conv2d",
     "Dense",
+    "Dropout",
     "Flatten",
     "Group",
     "GroupNorm",

@@ -5,6 +5,8 @@ A wing is a package with one module for each operation, all with the same functi
     affine, convolution, activation, pooling      forward(...) -> y, cache      backward(dy, cache)
     batchnorm   also forward_running, backward_running (evaluation) and update_running
     layernorm, rmsnorm, groupnorm, weightnorm     forward(...) -> y, cache      backward(dy, cache)
+    averagepooling                                as pooling
+    dropout     forward(x, kept, rate), what is kept being drawn by the layer
     loss        forward(scores, targets, kind) -> value, cache;  backward(dvalue, cache) -> dscores
     update      step(formula, w, g, states, **hyper), an optimizer's formula by its name
                 add_penalty, normalize, clip
@@ -40,7 +42,9 @@ OPERATIONS = (
     "groupnorm",
     "weightnorm",
     "activation",
+    "dropout",
     "pooling",
+    "averagepooling",
     "loss",
     "update",
 )
@@ -60,7 +64,9 @@ class Backend:
     groupnorm: types.ModuleType
     weightnorm: types.ModuleType
     activation: types.ModuleType
+    dropout: types.ModuleType
     pooling: types.ModuleType
+    averagepooling: types.ModuleType
     loss: types.ModuleType
     update: types.ModuleType
     package: types.ModuleType

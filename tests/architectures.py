@@ -10,9 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn import (
+    AveragePool2d,
     BatchNorm,
     Conv2d,
     Dense,
+    Dropout,
     Flatten,
     GroupNorm,
     LayerNorm,
@@ -254,6 +256,29 @@ ARCHITECTURES = {
         (3, 3, 2),
         (whole("layernorm1", "conv1.W", "conv1.b"),),
     ),
+    "dropout": Architecture(
+        [
+            *(_wide(bias=False), Dropout(0.25), BatchNorm(), ReLU()),
+            *(Dropout(0.25), Dense(6, bias=False), BatchNorm(), Tanh(), Dense(3)),
+        ],
+        (4,),
+        (
+            per_unit("batchnorm1", "dense1.W"),
+            whole("batchnorm2", "batchnorm1.gamma", "batchnorm1.beta"),
+            per_unit("batchnorm2", "dense2.W"),
+        ),
+    ),
+    "dropout behind a bias": Architecture(
+        [_wide(), Dropout(0.25), BatchNorm(), Tanh(), Dense(3)],
+        (4,),
+        (per_unit("batchnorm1", "dense1.W", "dense1.b"),),
+    ),
+    "average pooling before batch norm": Architecture(
+        [Conv2d(3), ReLU(), AveragePool2d(2), Conv2d(2), AveragePool2d(), BatchNorm(), Dense(3)],
+        (4, 4, 2),
+        (whole("batchnorm1", "conv1.W", "conv1.b"), per_unit("batchnorm1", "conv2.W")),
+        ("conv2.b",),
+    ),
     "sequences": Architecture(
         [
             Sequential([_wide(bias=False), BatchNorm(), ReLU()]),
@@ -397,6 +422,7 @@ def network_of(name, rng, *, eps=0.0, dtype=np.float64, loss="cross_entropy", ba
     state = {
         name: _positive(rng, array) if name.endswith(".var") else _normal(rng, array)
         for name, array in network.state.items()
+        if name.endswith((".mean", ".var"))
     }
     return network.with_parameters(parameters, state)
 

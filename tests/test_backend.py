@@ -25,7 +25,9 @@ FUNCTIONS = {
     "groupnorm": {"forward", "backward"},
     "weightnorm": {"forward", "backward"},
     "activation": {"forward", "backward"},
+    "dropout": {"forward", "backward"},
     "pooling": {"forward", "backward"},
+    "averagepooling": {"forward", "backward"},
     "loss": {"forward", "backward"},
     "update": {"step", "add_penalty", "normalize", "clip"},
 }

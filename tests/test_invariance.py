@@ -13,9 +13,11 @@ import own
 import pytest
 
 from minimal_nn import (
+    AveragePool2d,
     BatchNorm,
     Conv2d,
     Dense,
+    Dropout,
     Flatten,
     GroupNorm,
     LayerNorm,
@@ -38,6 +40,20 @@ def group_norm(rng, units):
     return GroupNorm(int(rng.choice([g for g in range(1, units + 1) if units % g == 0])), eps=0.0)
 
 
+def twice_by_group(layers, chosen):
+    """Return whether examples would be normalized once more without a linear layer in between.
+
+    Of what another normalization has made, groups may have statistics that are the same in all
+    examples, or whose factors differ by example: invariances that are true, and not derived.
+    """
+    linear = [isinstance(x, (Dense, Conv2d, WeightNorm)) for x in layers]
+    behind = layers[len(layers) - linear[::-1].index(True) :] if any(linear) else layers
+    by_example = LayerNorm, RMSNorm, GroupNorm, Residual, Sequential, own.Residual
+    if isinstance(chosen, GroupNorm):
+        return any(isinstance(x, by_example) for x in behind)
+    return isinstance(chosen, by_example) and any(isinstance(x, GroupNorm) for x in behind)
+
+
 def image_block(rng, shape, layer):
     """Draw a composite layer on images around a convolution."""
     pointwise = Conv2d(layer.channels, kernel=1, padding=0, bias=bool(rng.integers(2)))
@@ -56,6 +72,7 @@ def block(rng, width, layer):
     norms = [BatchNorm(0.0), LayerNorm(0.0), RMSNorm(0.0)]
     tail = [norms[int(rng.integers(3))]] if rng.integers(2) else []
     tail += [ReLU()] if rng.integers(2) else []
+    tail += [Dropout(0.2)] if rng.random() < 0.2 else []
     if rng.integers(2):
         return Sequential([layer, *tail])
     head = [norms[int(rng.integers(3))]] if width > 2 and rng.integers(2) else []
@@ -74,7 +91,8 @@ def image_layers(rng, shape):
         padding = int(rng.integers(0, 2)) if kernel > 1 else 0  # no window sees borders alone
         options = {"kernel": kernel, "padding": padding, "stride": int(rng.integers(1, 3))}
         layer = Conv2d(int(rng.integers(2, 5)), bias=bool(rng.integers(2)), **options)
-        kinds = [layer, WeightNorm(layer), BatchNorm(0.0), ReLU(), Tanh(), MaxPool2d(2)]
+        pool = AveragePool2d(2) if rng.integers(2) else MaxPool2d(2)
+        kinds = [layer, WeightNorm(layer), BatchNorm(0.0), ReLU(), Tanh(), pool]
         kinds.append(own.Residual((Conv2d(shape[-1]), BatchNorm(0.0))))
         kinds += [image_block(rng, shape, layer), group_norm(rng, shape[-1])]
         chosen = kinds[int(rng.choice(9, p=[0.3, 0.1, 0.1, 0.1, 0.05, 0.1, 0.05, 0.1, 0.1]))]
@@ -84,10 +102,12 @@ def image_layers(rng, shape):
             continue
         if isinstance(chosen, GroupNorm) and np.prod(shape) < 3 * chosen.groups:
             continue
+        if twice_by_group(layers, chosen):
+            continue
         if np.prod(output) > 2:
             shape = output
             layers.append(chosen)
-    return [*layers, Flatten()]
+    return [*layers, AveragePool2d() if shape[-1] > 2 and rng.random() < 0.2 else Flatten()]
 
 
 def vector_layers(rng, width):
@@ -100,7 +120,9 @@ def vector_layers(rng, width):
         chosen = kinds[int(rng.choice(10, p=[0.2, 0.1, 0.15, 0.1] + 4 * [0.05] + [0.15, 0.1]))]
         if isinstance(chosen, (LayerNorm, RMSNorm)) and width < 3:
             continue  # two numbers become -1 and 1: the loss is constant in pieces
-        if isinstance(chosen, GroupNorm) and (width % chosen.groups or width < 3 * chosen.groups):
+        if isinstance(chosen, GroupNorm) and width < 3 * chosen.groups:
+            continue
+        if twice_by_group(layers, chosen):
             continue
         (width,) = chosen.output_shape((width,))
         layers.append(chosen)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from minimal_nn import (
+    AveragePool2d,
     BatchNorm,
     Conv2d,
     Dense,
+    Dropout,
     Flatten,
     GroupNorm,
     LayerNorm,
@@ -41,8 +43,11 @@ SHAPES = [
     (RMSNorm(), (1,), (1,)),
     (ReLU(), (6, 8, 3), (6, 8, 3)),
     (Tanh(), (4,), (4,)),
+    (Dropout(0.5), (6, 8, 3), (6, 8, 3)),
     (MaxPool2d(), (6, 8, 3), (3, 4, 3)),
     (MaxPool2d(3), (6, 9, 3), (2, 3, 3)),
+    (AveragePool2d(2), (6, 8, 3), (3, 4, 3)),
+    (AveragePool2d(), (6, 9, 3), (3,)),
     (Flatten(), (6, 8, 3), (144,)),
     (Flatten(), (4,), (4,)),
     (Sequential([Conv2d(5, kernel=1, padding=0), Flatten(), Dense(2)]), (3, 2, 1), (2,)),
@@ -158,6 +163,7 @@ REFUSED = [
     (lambda: Conv2d(3, kernel=0), ValueError, "kernel: got 0, expected an integer >= 1"),
     (lambda: Conv2d(3, stride=0), ValueError, "stride: got 0, expected an integer >= 1"),
     (lambda: Conv2d(3, padding=-1), ValueError, "padding: got -1, expected an integer >= 0"),
+    (lambda: AveragePool2d(0), ValueError, "size: got 0, expected an integer >= 1"),
     (lambda: MaxPool2d(0), ValueError, "size: got 0, expected an integer >= 1"),
     (lambda: BatchNorm(eps=-1e-5), ValueError, "eps: got -1e-05, expected a finite number >= 0"),
     (lambda: LayerNorm(eps=np.inf), ValueError, "eps: got inf, expected a finite number >= 0"),
@@ -200,6 +206,8 @@ MISFITS = [
     (GroupNorm(2), (1, 1, 2), r"groupnorm1: .* got \(1, 1, 2\), expected at least 2 numbers"),
     (LayerNorm(), (1,), r"layernorm1: .* got \(1,\), expected at least 2 units"),
     (MaxPool2d(2), (5, 4, 1), r"maxpool1: .* got \(5, 4, 1\), expected .* multiples of size = 2"),
+    (AveragePool2d(2), (5, 4, 1), r"averagepool1: .* got \(5, 4, 1\), expected .* multiples of"),
+    (AveragePool2d(), (4,), r"averagepool1: .* got \(4,\), expected \(height, width, channels\)"),
     (MaxPool2d(2), (4,), r"maxpool1: input shape of MaxPool2d: got \(4,\), expected \(height"),
     (
         Residual([Dense(3)]),
@@ -250,6 +258,7 @@ def test_what_becomes_of_a_rescaling():
     assert GroupNorm(4).rescaled(instances) == Absorbed(1e-5, training_only=False)
     assert GroupNorm(4).rescaled(instances._replace(by_pixel=True)) is None
     assert GroupNorm(2).rescaled(Rescaling(False, True, even=True)) is not None
+    assert [Dropout(0.5).rescaled(r) for r in bare] == [None, unit, None, all_units]
     assert [ReLU().rescaled(r) for r in bare] == [None, unit, None, all_units]
     assert [Dense(2).rescaled(r) for r in bare] == [None, None, all_offset, all_offset]
     assert Dense(2, bias=False).rescaled(all_units) == all_units

@@ -85,7 +85,7 @@ def image_part(rng, shape):
             few.append(nn.GroupNorm(2, eps=1e-2) if rng.random() < 0.2 * (channels > 3) else norm)
         layers += composed(rng, few + activations(rng))
         if rng.random() < 0.3:
-            layers.append(nn.MaxPool2d(2))
+            layers.append(nn.AveragePool2d(2) if rng.random() < 0.3 else nn.MaxPool2d(2))
     kept = []
     for layer in layers:
         try:
@@ -93,7 +93,7 @@ def image_part(rng, shape):
         except ValueError:
             continue
         kept.append(layer)
-    return [*kept, nn.Flatten()]
+    return [*kept, nn.AveragePool2d() if rng.random() < 0.2 else nn.Flatten()]
 
 
 def layers_of(rng):
@@ -110,7 +110,10 @@ def layers_of(rng):
             few.append(norms[int(rng.choice(3, p=[0.5, 0.25, 0.25]))])
             if rng.random() < 0.1:
                 few[-1] = nn.GroupNorm(1, eps=1e-2)
-        layers += composed(rng, few + activations(rng))
+        few += activations(rng)
+        if rng.random() < 0.1:
+            few.append(nn.Dropout(0.3))
+        layers += composed(rng, few)
     loss = str(rng.choice(["cross_entropy", "mean_squared_error"]))
     if loss == "cross_entropy" or rng.random() < 0.7 or not layers:
         layers.append(nn.Dense(int(rng.choice([2, 3, 10]))))
@@ -406,6 +409,14 @@ def torch_forward(torch, parts, parameters, state, x, train):
             order = (0, -1, *range(1, x.ndim - 1))
             x = f.group_norm(x.permute(order), layer.groups, own["gamma"], own["beta"], layer.eps)
             x = x.permute(0, *range(2, x.ndim), 1)
+        elif isinstance(layer, nn.Dropout):
+            own = {n: state[f"{name}.{n}"].numpy() for n in ("seed", "step")}
+            x = x * torch.tensor(layer.kept(own, tuple(x.shape))) / (1 - layer.rate)
+            state[f"{name}.step"] += 1
+        elif isinstance(layer, nn.AveragePool2d):
+            size = layer.size or tuple(x.shape[1:3])
+            x = f.avg_pool2d(x.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+            x = x[:, 0, 0] if layer.size is None else x
         elif isinstance(layer, nn.MaxPool2d):
             x = f.max_pool2d(x.permute(0, 3, 1, 2), layer.size).permute(0, 2, 3, 1)
         elif isinstance(layer, nn.Flatten):

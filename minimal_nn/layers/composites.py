@@ -40,6 +40,10 @@ class _Composite(Layer):
     def initial_state(self, input_shape):
         return self._each(lambda part, shape: part.initial_state(shape), input_shape)
 
+    def drawn_state(self, rng):
+        parts = (item for branch in self.branches() for item in branch)
+        return {f"{n}.{key}": a for n, part in parts for key, a in part.drawn_state(rng).items()}
+
     def _output_shapes(self, input_shape):
         """Return the output's shape of each branch."""
         shapes = []

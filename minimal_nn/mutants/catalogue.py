@@ -54,6 +54,15 @@ MUTANTS = (
     ),
     mutant("activation", "relu-hides-nan", ("~(z.real <= 0)", "z.real > 0")),
     mutant("activation", "relu-leaks", ("np.where(mask, z, 0)", "np.where(mask, z, z / 128)")),
+    # dropout
+    mutant("dropout", "not-scaled-up", ("x / (1 - rate)", "x")),
+    mutant("dropout", "scaled-by-the-rate", ("x / (1 - rate)", "x / (0.5 + rate)")),
+    mutant(
+        "dropout",
+        "gradient-of-what-is-dropped",
+        ("np.where(cache.kept, dy / (1 - cache.rate), 0)", "dy / (1 - cache.rate)"),
+    ),
+    mutant("dropout", "gradient-not-scaled-up", ("dy / (1 - cache.rate)", "dy")),
     # pooling
     mutant(
         "pooling",
@@ -67,6 +76,17 @@ MUTANTS = (
         "pooling",
         "gradient-to-the-first-entry",
         ("cache.winner[..., None, :] == positions", "0 * cache.winner[..., None, :] == positions"),
+    ),
+    # averagepooling
+    mutant(
+        "averagepooling", "sum-for-the-mean", ("axis=(2, 4)) / (height * width)", "axis=(2, 4))")
+    ),
+    mutant("averagepooling", "mean-over-the-height-alone", ("/ (height * width)", "/ height")),
+    mutant("averagepooling", "gradient-not-shared-out", (" / (cache.height * cache.width)", "")),
+    mutant(
+        "averagepooling",
+        "gradient-to-other-windows",
+        ("np.arange(count * size) // size", "np.arange(count * size) % count"),
     ),
     # loss
     mutant(

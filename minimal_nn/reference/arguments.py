@@ -127,6 +127,18 @@ def expect_pooling(x, size):
         )
 
 
+def expect_windows(x, height, width):
+    """Refuse what are not images (N, H, W, C) that windows of height x width pixels cover."""
+    if len(_shape(x)) != 4:
+        raise ValueError(f"x: got shape {_shape(x)}, expected images (N, H, W, C)")
+    expect_integer("height", height, 1)
+    expect_integer("width", width, 1)
+    if x.shape[1] % height or x.shape[2] % width:
+        raise ValueError(
+            f"x: got height and width {x.shape[1:3]}, expected multiples of {(height, width)}"
+        )
+
+
 def expect_integer(name, value, least):
     """Refuse what is not an integer from `least` on."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
