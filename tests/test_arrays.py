@@ -142,6 +142,18 @@ CASES = {
         [whole(1, 2, 4, 6, 3)],
         whole(2, 2, 2, 3, 3),
     ),
+    "averagepooling": Case(
+        lambda wing, x: wing.averagepooling.forward(x, 2, 2),
+        lambda wing, dy, cache: wing.averagepooling.backward(dy, cache),
+        [whole(1, 2, 4, 6, 3)],
+        whole(2, 2, 2, 3, 3),
+    ),
+    "dropout": Case(
+        lambda wing, x: wing.dropout.forward(x, SIGNS > 0, 0.5),
+        lambda wing, dy, cache: wing.dropout.backward(dy, cache),
+        [whole(1, ROWS, UNITS)],
+        whole(2, ROWS, UNITS),
+    ),
     "cross entropy": Case(
         lambda wing, s: wing.loss.forward(s, LABELS, "cross_entropy"),
         lambda wing, dy, cache: wing.loss.backward(float(dy), cache),
