@@ -6,6 +6,8 @@ it is an L2 penalty, which pulls what the network computes towards 0.
 
 from typing import NamedTuple
 
+from theory.yours.auditing import Audit
+
 _STEPS = 10_000
 _INVARIANT = ("per unit", "in blocks", "partly", "as a whole")
 
@@ -26,7 +28,7 @@ class Finding(NamedTuple):
         return f"{', '.join(self.parameters)}: {self.sentence}"
 
 
-def lint_decay(report):
+def lint_decay(report: Audit) -> tuple[Finding, ...]:
     """Return the Findings of an Audit on the weight decay of its optimizer's groups.
 
     What is frozen, held at a norm, cancelled or unclear is left out, and so is the decay of
