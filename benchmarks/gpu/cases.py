@@ -184,8 +184,7 @@ def other_cases(rng, size):
     place = asarray(np.zeros(1, np.uint32))
 
     def adam():
-        for call in update.step_calls("adam", w, gradient, (m, s), table, place):
-            launch.launch(*call)
+        update.launch_step("adam", w, gradient, (m, s), table, place)
 
     n = (size // 4) ** 3
     return [

@@ -12,10 +12,10 @@ import math
 import types
 from typing import NamedTuple
 
-from minimal_nn.cuda.device.arrays import empty
+from minimal_nn.cuda.device.arrays import empty, given
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts.elementwise import THREADS, elementwise, grid
-from minimal_nn.cuda.parts.vectors import flatten, number_type, placed, vector_width
+from minimal_nn.cuda.parts.vectors import flatten, number_type, vector_width
 
 KINDS = ("relu", "tanh", "identity")
 
@@ -37,10 +37,10 @@ def kernels(T, width):
         return (T(1) - y * y) * dy
 
     return types.SimpleNamespace(
-        forward={k.__name__: elementwise(k, 1, T, width) for k in (relu, tanh)},
+        forward={k.__name__: elementwise(k, T, width) for k in (relu, tanh)},
         backward={
-            "relu": elementwise(relu_gradient, 2, T, width),
-            "tanh": elementwise(tanh_gradient, 2, T, width),
+            "relu": elementwise(relu_gradient, T, width),
+            "tanh": elementwise(tanh_gradient, T, width),
         },
     )
 
@@ -50,30 +50,15 @@ class Cache(NamedTuple):
     y: object
 
 
-def forward_calls(z, kind, y):
-    """Return the launches that write y = f(z); z and y contiguous."""
-    wide = vector_width(None, z, y)
-    k = kernels(number_type(z.dtype), wide).forward[kind]
-    return [(k, grid(z.size, wide), THREADS, flatten(z, y))]
-
-
-def backward_calls(dy, cache, dz):
-    """Return the launches that write dz = f'(z) dy."""
-    wide = vector_width(None, dy, cache.y, dz)
-    k = kernels(number_type(dy.dtype), wide).backward[cache.kind]
-    return [(k, grid(dy.size, wide), THREADS, flatten(dy, cache.y, dz))]
-
-
 def forward(z, kind):
     """Return y = f(z), f one of `KINDS`, in the shape and dtype of z, and the cache."""
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
     if kind == "identity":
         return z, Cache(kind, None)
-    z = placed(z)
+    z = given("z", z)
     y = empty(z.shape, z.dtype)
-    for call in forward_calls(z, kind, y):
-        launch(*call)
+    _launch("forward", kind, (z,), y)
     return y, Cache(kind, y)
 
 
@@ -81,8 +66,14 @@ def backward(dy, cache):
     """Return dz = f'(z) dy."""
     if cache.kind == "identity":
         return dy
-    dy = placed(dy, dtype=cache.y.dtype)
-    dz = empty(dy.shape, dy.dtype)
-    for call in backward_calls(dy, cache, dz):
-        launch(*call)
+    y = cache.y
+    dy, dz = given("dy", dy, y.shape, y.dtype), empty(y.shape, y.dtype)
+    _launch("backward", cache.kind, (dy, y), dz)
     return dz
+
+
+def _launch(direction, kind, arrays, out):
+    width = vector_width(None, *arrays, out)
+    kernel = getattr(kernels(number_type(out.dtype), width), direction)[kind]
+    args = tuple(map(flatten, arrays)), flatten(out)
+    launch(kernel, grid(out.size, width), THREADS, args)

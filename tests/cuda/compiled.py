@@ -12,10 +12,12 @@ them; test_the_checks.py sees to it that every module is named somewhere.
 
 import ast
 import inspect
+import itertools
 
 import pytest
 
 from minimal_nn.cuda.device import assembly
+from minimal_nn.cuda.parts import columns
 
 _seen = {}
 
@@ -29,14 +31,21 @@ def assembled(record):
 
 
 def places(module):
-    """Return where a module makes kernels: {(its name, line of the call of `kernel`)}."""
+    """Return where a module makes kernels: {(its name, a line or the name of a pass)}."""
     calls = [n for n in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(n, ast.Call)]
-    names = [ast.unparse(call.func) for call in calls]
-    return {
+    found = {
         (module.__name__, call.lineno)
-        for call, name in zip(calls, names, strict=True)
-        if name in ("kernel", "language.kernel")
+        for call in calls
+        if ast.unparse(call.func) in ("kernel", "language.kernel")
     }
+    if module is columns:  # its kernels belong to the modules of the operations
+        return set()
+    tables = [value.values() for value in vars(module).values() if isinstance(value, dict)]
+    for value in [*vars(module).values(), *itertools.chain(*tables)]:
+        if getattr(value, "is_operation", False) and value.__module__ == module.__name__:
+            names = (f"{value.__name__}_{stage}" for stage in columns.stages(value))
+            found |= {(module.__name__, name) for name in names}
+    return found
 
 
 def check(records, *modules):
@@ -44,7 +53,7 @@ def check(records, *modules):
     return the assemblies by kernel name.
     """
     made = {record.kernel.place for record in records}
-    missing = sorted(set().union(*map(places, modules)) - made)
+    missing = sorted(set().union(*map(places, modules)) - made, key=str)
     assert not missing, f"no launch was recorded of the kernels made at {missing}"
     try:
         assembly.tool("ptxas")

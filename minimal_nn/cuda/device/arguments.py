@@ -1,7 +1,8 @@
 """A kernel's arguments: their types.
 
-Arguments are arrays, NumPy scalars, and tuples of them.  A Python int is passed as uint32 (all
-indices are unsigned); a Python float is refused, since its type would decide the arithmetic.
+Arguments are arrays, NumPy scalars, and tuples of them, named or not.  A Python int is passed as
+uint32 (all indices are unsigned); a Python float is refused, since its type would decide the
+arithmetic.
 """
 
 import numba
@@ -16,7 +17,7 @@ def typed(args):
 
 def _typed(arg):
     if isinstance(arg, tuple):
-        return typed(arg)
+        return type(arg)(*typed(arg)) if hasattr(arg, "_fields") else typed(arg)
     if isinstance(arg, np.generic):  # np.float64 is a Python float as well
         return arg
     if isinstance(arg, bool | float):
@@ -36,7 +37,9 @@ def signature(args):
 
 def _type(arg):
     if isinstance(arg, tuple):
-        return types.Tuple.from_types(tuple(_type(item) for item in arg))
+        kinds = tuple(_type(item) for item in arg)
+        named = hasattr(arg, "_fields")
+        return types.NamedTuple(kinds, type(arg)) if named else types.Tuple.from_types(kinds)
     if isinstance(arg, np.ndarray):
         layout = "C" if arg.flags.c_contiguous else "A"
         return types.Array(numba.from_dtype(arg.dtype), arg.ndim, layout)

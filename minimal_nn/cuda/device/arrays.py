@@ -3,57 +3,81 @@
 import contextlib
 import math
 
-import numba
 import numpy as np
 
 from minimal_nn.cuda.device.current import current
-from minimal_nn.cuda.device.language import cuda, kernel
+from minimal_nn.cuda.device.language import cuda, kernel, unroll
 from minimal_nn.cuda.device.launch import launch
 
 MOST = 2**31  # numbers in an array: indices are uint32, also a few steps behind the end
 
 
-def asarray(x, dtype=None):
+def asarray(x, dtype=None, name="x"):
     """Return x on the device: device and foreign arrays as they are, host arrays copied.
 
     A foreign array is any object with `__cuda_array_interface__` (CuPy, PyTorch, JAX, Numba); it is
     used in place.  Kernels run on the default stream: work on the array by another stream is waited
     for only where the interface names that stream (PyTorch's does not).  dtype converts host
-    arrays; of others it is only checked.
+    arrays; of others it is only checked.  name: what messages call it.
     """
     device = current()
     if device.owns(x):
         if device.simulated and dtype is not None:
             x = x.astype(dtype, copy=False)  # there, an array of the host looks the same
-        return _checked(x, dtype)
+        return _checked(x, dtype, name)
     if hasattr(x, "__cuda_array_interface__"):
-        return _checked(device.from_foreign(x), dtype)
+        return _checked(device.from_foreign(x), dtype, name)
     x = np.asarray(x, dtype=dtype)
     if x.dtype.kind not in "fiub":
-        raise TypeError(f"x: got an array of {x.dtype}, expected real numbers")
-    return device.from_host(_checked(x, dtype))
+        raise TypeError(f"{name}: got an array of {x.dtype}, expected real numbers")
+    return device.from_host(_checked(x, dtype, name))
 
 
-def _checked(x, dtype):
+def _checked(x, dtype, name):
     if dtype is not None and x.dtype != np.dtype(dtype):
         raise TypeError(
-            f"x: got a device array of {x.dtype}, expected {np.dtype(dtype)}; convert it where it "
-            "was made"
+            f"{name}: got a device array of {x.dtype}, expected {np.dtype(dtype)}; convert it "
+            "where it was made"
         )
     if 0 in x.shape:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected no axis of length zero")
+        raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected no axis of length zero")
     if x.size >= MOST:
         raise ValueError(
-            f"x: got {x.size} numbers, expected fewer than 2**31 (indices have 32 bits): take it "
-            "in parts"
+            f"{name}: got {x.size} numbers, expected fewer than 2**31 (indices have 32 bits): take "
+            "it in parts"
         )
     if not isinstance(x, np.ndarray):
         if any(stride < 0 or stride % x.dtype.itemsize for stride in x.strides):
             raise ValueError(
-                f"x: got a device array with strides of {tuple(x.strides)} bytes, expected "
+                f"{name}: got a device array with strides of {tuple(x.strides)} bytes, expected "
                 f"multiples of {x.dtype.itemsize}, none negative: copy it where it was made"
             )
     return x
+
+
+def expect_shape(name, x, shape):
+    """Return x, or refuse it: of another shape, a kernel would go past its end."""
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected {tuple(shape)}")
+    return x
+
+
+def given(name, x, shape=None, dtype=None):
+    """Return an argument on the device, contiguous, or refuse its shape or dtype."""
+    x = contiguous(asarray(x, dtype, name))
+    return x if shape is None else expect_shape(name, x, shape)
+
+
+def result(name, out, shape, dtype):
+    """Return the array that a function writes: a new one, or `out` where it is given and fits."""
+    if out is None:
+        return empty(shape, dtype)
+    if not is_device_array(out) or not is_contiguous(out) or out.dtype != np.dtype(dtype):
+        raise TypeError(
+            f"{name}: got a {type(out).__name__} of {getattr(out, 'dtype', None)}, expected a "
+            f"contiguous device array of {np.dtype(dtype)}"
+        )
+    return expect_shape(name, out, shape)
 
 
 def is_device_array(x):
@@ -160,11 +184,11 @@ def contiguous(x):
 @kernel(threads=256)
 def gather(x, y, shape, strides):
     """y = x, read by its strides."""
-    i = numba.uint32(cuda.grid(1))
-    if i < numba.uint32(y.size):
+    i = cuda.grid(1)
+    if i < y.size:
         rest = i
-        place = numba.uint32(0)
-        for axis in (3, 2, 1, 0):
-            place += (rest % shape[axis]) * strides[axis]
-            rest //= shape[axis]
+        place = 0
+        for axis in unroll(4):
+            place += rest % shape[3 - axis] * strides[3 - axis]
+            rest //= shape[3 - axis]
         y[i] = x[place]

@@ -7,10 +7,8 @@ The signature of a kernel comes from a launch under `launch.recorded`.
 
 import collections
 import contextlib
-import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 import types as python_types
@@ -20,6 +18,7 @@ from typing import NamedTuple
 from numba import types
 
 from minimal_nn.cuda.device.language import cuda
+from minimal_nn.cuda.device.toolkit import tool
 
 CAPABILITY = (9, 0, "a")
 ARCHITECTURE = "sm_90a"
@@ -76,23 +75,6 @@ def compile_ptx(kernel, signature):
             kernel.function, types.void(*signature), cc=CAPABILITY, launch_bounds=kernel.bounds
         )
     return ptx
-
-
-def tool(name):
-    """Return the path of ptxas or nvdisasm: on the PATH, or in NVIDIA's Python packages."""
-    found = shutil.which(name)
-    if found is None:
-        spec = importlib.util.find_spec("nvidia")
-        for folder in spec.submodule_search_locations if spec else ():
-            candidate = Path(folder, "cu13", "bin", name)
-            if candidate.exists():
-                found = str(candidate)
-    if found is None:
-        raise FileNotFoundError(
-            f"{name} was not found: pip install nvidia-cuda-nvcc==13.0.88 (ptxas) or "
-            "nvidia-cuda-nvdisasm (nvdisasm), or put it on the PATH"
-        )
-    return found
 
 
 def assemble(kernel, signature):

@@ -20,7 +20,7 @@ import numba
 import numpy as np
 from numba import uint32
 
-from minimal_nn.cuda.device.arrays import MOST, address, asarray, contiguous, empty, flat
+from minimal_nn.cuda.device.arrays import MOST, address, asarray, empty, flat, given, result
 from minimal_nn.cuda.device.language import cuda, device, kernel
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.products import blocked, tensor
@@ -87,9 +87,13 @@ def _tiles(tile, M, N):
     return -(-M // tile.BM) * -(-N // tile.BN)
 
 
-def fitting(a, b, N, dtype):
-    """Return which kinds of operands (see TILES) the operands of a product with N columns are."""
+def fitting(a, b, N, dtype, *written):
+    """Return which kinds of operands (see TILES) the operands of a product with N columns are.
+
+    written: the arrays that the kernel writes by vectors of 16 bytes, where all fits.
+    """
     wide = a.vectors and b.vectors and N % (16 // np.dtype(dtype).itemsize) == 0
+    wide = wide and all(address(array) % 16 == 0 for array in written)
     matrices = a.locate is locate_strided and b.locate is locate_strided
     return ("any",) + ("vectors",) * wide + ("matrices",) * (wide and matrices)
 
@@ -174,10 +178,10 @@ def product_of_operands(
         )
     if activation not in ("identity", "relu"):
         raise ValueError(f"activation: got {activation!r}, expected 'identity' or 'relu'")
-    c = empty((M, N), dtype) if out is None else out
+    c = result("out", out, (M, N), dtype)
     flags = (int(BIAS) if bias is not None else 0) | (int(RELU) if activation == "relu" else 0)
-    bias = c.reshape(M * N) if bias is None else contiguous(asarray(bias, dtype))
-    compiled, tile = _variant(dtype, precision, a, b, M, N, K)
+    bias = c.reshape(M * N) if bias is None else given("bias", bias, (N,), dtype)
+    compiled, tile = _variant(dtype, precision, a, b, M, N, K, c)
     count, part = parts(tile, M, N, K)
     target, own_flags = (c, flags) if count == 1 else (empty((count, M, N), dtype), 0)
     target = target.reshape(count * M * N)
@@ -191,14 +195,14 @@ def product_of_operands(
     return c
 
 
-def _variant(dtype, precision, a, b, M, N, K):
+def _variant(dtype, precision, a, b, M, N, K, out):
     """Return the kernel for a product, and its tile."""
     if np.dtype(dtype).name not in ("float32", "float64"):
         raise TypeError(f"a: got an array of {np.dtype(dtype)}, expected float32 or float64")
     if precision not in PRECISIONS:
         raise ValueError(f"precision: got {precision!r}, expected one of {PRECISIONS}")
     arithmetic = ARITHMETIC.get((np.dtype(dtype).name, precision))
-    fits = fitting(a, b, N, dtype)
+    fits = fitting(a, b, N, dtype, out)
     layout = (a.transposed, b.transposed, "vectors" in fits, a.locate, b.locate)
     if arithmetic is None:
         if precision is not None:

@@ -41,11 +41,11 @@ def rounded(a, b):
     a, b = asarray(a, np.float32), asarray(b, np.float32)
     M, K, N = choice.product_shape(a, b)
     left, right = choice.strided(a), choice.strided(b)
-    wide = "vectors" in choice.fitting(left, right, N, np.float32)
+    c, marks = empty((M, N), np.float32), empty((M, N), np.uint8)
+    wide = "vectors" in choice.fitting(left, right, N, np.float32, c)
     tile = choice.TILES["tensor"][-1][0]
     layout = (left.transposed, right.transposed, wide, left.locate, right.locate)
     compiled = tensor.product_kernel(tensor.WIDENED, tile, *layout, certify=True)
-    c, marks = empty((M, N), np.float32), empty((M, N), np.uint8)
     c_flat, marks_flat = c.reshape(M * N), marks.reshape(M * N)
     # The sum of sizes is rounded as well: a little more than K units cover both.
     unit = np.float64(K * 2.0**-53 * (1 + 2.0**-20))
