@@ -1,4 +1,4 @@
-"""The wing's own kernels race where a barrier, a wait or a commit is taken away, and nowhere else."""
+"""The wing's own kernels race where a barrier, a wait or a commit is taken away."""
 
 import numpy as np
 import pytest
