@@ -12,13 +12,20 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 TEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) \
 	--dist loadgroup
 
-.PHONY: verify figures test test-fast bench clean
+.PHONY: verify figures lint test test-fast bench clean
 
 verify: .venv/installed
 	$(BIN)/python -m theory
 
 figures: .venv/installed
 	$(BIN)/python -m figures
+
+# What every file keeps, whatever it does: style, types, the direction of imports.
+lint: .venv/installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 test: .venv/installed-test
 	$(TEST) $(PYTEST_ARGS)
@@ -45,4 +52,4 @@ bench: .venv/installed-bench
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .benchmarks .import_linter_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .benchmarks .import_linter_cache .mypy_cache .ruff_cache

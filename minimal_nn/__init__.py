@@ -6,6 +6,7 @@ optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and
 training    fit: batches, history, progress bar, checkpoint and resume
 augmentation   flip_and_shift: training images mirrored and moved at random
 gradcheck   derivatives checked by complex steps and finite differences
+lab/        exercises: write a backward pass, and the fault is named
 data        the digits that come with the package; readers for MNIST and CIFAR-10
 reference/ cpu/ cuda/   the formulas, in three wings with the same modules
 """

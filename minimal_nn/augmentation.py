@@ -3,9 +3,10 @@
 import numpy as np
 
 from minimal_nn import arguments
+from minimal_nn.typing import Array, ArrayLike, Seed
 
 
-def flip_and_shift(X, rng, shift=4):
+def flip_and_shift(X: ArrayLike, rng: Seed, shift: int = 4) -> Array:
     """Mirror each image left to right with probability 1/2, and move it by up to `shift` pixels.
 
         y[n, p, q, c] = x[n, p + u_n, q' + v_n, c],   q' = q or W - 1 - q;   0 outside the image

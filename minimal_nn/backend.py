@@ -20,8 +20,11 @@ program that it cannot compile; then the steps are made of calls of the function
 import importlib
 import types
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from minimal_nn.typing import Array, DTypeLike
 
 OPERATIONS = (
     "affine",
@@ -54,20 +57,20 @@ class Backend:
     package: types.ModuleType
 
     @property
-    def simulated(self):
+    def simulated(self) -> bool:
         """Whether the wing runs in a simulator, which is meant for small sizes."""
         device = getattr(self.package, "current_device", None)
         return device is not None and device().simulated
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return get, (self.name,)  # modules cannot be pickled, their wing's name can
 
-    def asarray(self, array, dtype=None):
+    def asarray(self, array: Array, dtype: DTypeLike | None = None) -> Array:
         """Return `array` where the wing works: a NumPy array, or one on the device."""
         convert = getattr(self.package, "asarray", np.asarray)
         return convert(array, dtype=dtype)
 
-    def to_numpy(self, array):
+    def to_numpy(self, array: Array) -> Array:
         """Return a wing's array as a NumPy array."""
         convert = getattr(self.package, "to_numpy", np.asarray)
         return convert(array)
@@ -80,12 +83,12 @@ class Backend:
                 raise
             return None
 
-    def plan(self, program, optimizer, batch_size):
+    def plan(self, program: Any, optimizer: Any, batch_size: int) -> Any:
         """Return the wing's compiled training loop, or None where it has none for this program."""
         module = self._plan_module()
         return None if module is None else module.plan(program, optimizer, batch_size)
 
-    def why_not(self, program, optimizer):
+    def why_not(self, program: Any, optimizer: Any) -> str:
         """Return why `plan` returns None, as a sentence."""
         module = self._plan_module()
         if module is None:
@@ -94,7 +97,7 @@ class Backend:
         return wing_says or f"the {self.name} wing compiles no loop for this network and optimizer"
 
 
-def get(name):
+def get(name: str | Backend) -> Backend:
     """Return the backend called `name`: "reference", "cpu" or "cuda".
 
     Raises ValueError for another name, and ImportError, with the command that mends it, where the

@@ -9,6 +9,8 @@ A file (npz) holds
 
 import json
 import pathlib
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +29,11 @@ class History:
     `observe` returned.
     """
 
-    def __init__(self, loss=(), epochs=()):
+    def __init__(self, loss: Iterable[float] = (), epochs: Iterable[dict[str, Any]] = ()) -> None:
         self.loss = list(loss)
         self.epochs = list(epochs)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         last = f", last {self.epochs[-1]}" if self.epochs else ""
         return f"History({len(self.epochs)} epochs, {len(self.loss)} steps{last})"
 

@@ -24,29 +24,29 @@ class Comparison(NamedTuple):
     tells: bool = True
 
     @property
-    def error(self):
+    def error(self) -> float:
         return abs(self.numeric - self.backward)
 
     @property
-    def agrees(self):
+    def agrees(self) -> bool:
         return bool(self.error <= self.bound)  # False for NaN
 
     @property
-    def ok(self):
+    def ok(self) -> bool:
         return self.agrees and self.tells
 
     @property
-    def severity(self):
+    def severity(self) -> float:
         """error / bound; infinite for NaN and where the bound is exceeded at 0 or tells nothing."""
         if self.error == 0:
             return 0.0 if self.tells else np.inf
         return self.error / self.bound if self.bound > 0 and not np.isnan(self.error) else np.inf
 
     @property
-    def verdict(self):
+    def verdict(self) -> str:
         return "agree" if self.ok else "CANNOT TELL" if self.agrees else "DISAGREE"
 
-    def account(self, more=""):
+    def account(self, more: str = "") -> str:
         """Return three lines: the verdict (and `more`), the numbers, how the bound is derived."""
         return (
             f"d/d{self.name}, {self.kind}: {self.verdict}{more}\n"
@@ -55,7 +55,8 @@ class Comparison(NamedTuple):
             f"    bound = {self.derivation}"
         )
 
-    __str__ = account
+    def __str__(self) -> str:
+        return self.account()
 
 
 class Sensitivity(NamedTuple):
@@ -69,7 +70,7 @@ class Sensitivity(NamedTuple):
     factor: float
     entry: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         seen = f"of {self.name}, a common factor off by {self.factor:.1g} would have been seen"
         if self.entry < 1:
             return f"{seen}, and one entry off by {self.entry:.1g} of the mean |gradient|"
@@ -86,28 +87,28 @@ class Result(NamedTuple):
     complex steps are not derivatives, and which were therefore judged by differences.
     """
 
-    comparisons: tuple
-    sensitivities: tuple = ()
-    not_analytic: tuple = ()
+    comparisons: tuple[Comparison, ...]
+    sensitivities: tuple[Sensitivity, ...] = ()
+    not_analytic: tuple[str, ...] = ()
 
     @property
-    def ok(self):
+    def ok(self) -> bool:
         return all(comparison.ok for comparison in self.comparisons)
 
     @property
-    def worst(self):
+    def worst(self) -> Comparison:
         return max(self.comparisons, key=lambda comparison: comparison.severity)
 
     @property
-    def error(self):
+    def error(self) -> float:
         return self.worst.error
 
     @property
-    def bound(self):
+    def bound(self) -> float:
         return self.worst.bound
 
     @property
-    def message(self):
+    def message(self) -> str:
         """What was found, in at most ten lines: the worst entry of the arguments that fail."""
         note = "".join(
             f"; the forward pass is not analytic in {name} (abs, var, norm, conj, or a comparison "

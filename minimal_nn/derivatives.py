@@ -4,10 +4,13 @@ complex_step(f, x, direction)         without subtraction, exact to the rounding
 finite_difference(f, x, direction)    for functions of real numbers, with bounds of its error
 """
 
+from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from minimal_nn.typing import Array, ArrayLike, DTypeLike
 
 # Small enough that step^2 vanishes beside 1 in any precision, large enough that step^2 itself,
 # which a complex product forms, is not subnormal.
@@ -23,7 +26,7 @@ class FiniteDifference(NamedTuple):
     noise: float  # of the rounding errors in f, divided by the step
 
 
-def unit_roundoff(dtype):
+def unit_roundoff(dtype: DTypeLike) -> float:
     """Return u, the largest relative error of one rounding in `dtype`: half its machine epsilon.
 
     >>> unit_roundoff(np.float64) == 2.0**-53
@@ -32,14 +35,16 @@ def unit_roundoff(dtype):
     return float(np.finfo(dtype).eps) / 2
 
 
-def gamma(n, u):
+def gamma(n: int, u: float) -> float:
     """Return n u / (1 - n u), a bound of the relative effect of n roundings (Higham, lemma 3.1)."""
     if n * u >= 1:
         raise ValueError(f"n: {n} roundings of {u:.3g} leave no digit; expected n u < 1")
     return n * u / (1 - n * u)
 
 
-def complex_step(f, x, direction=None, step=STEP):
+def complex_step(
+    f: Callable[[Array], Any], x: ArrayLike, direction: ArrayLike | None = None, step: float = STEP
+) -> Array:
     """Return the derivative of f at x along `direction`, as Im f(x + i step direction) / step.
 
     There is no subtraction, so the result is exact to the rounding errors of f.  f must be analytic
@@ -80,7 +85,9 @@ def complex_step(f, x, direction=None, step=STEP):
     return np.stack(columns, axis=-1).reshape(columns[0].shape + x.shape)
 
 
-def finite_difference(f, x, direction, noise=None):
+def finite_difference(
+    f: Callable[[Array], Any], x: ArrayLike, direction: ArrayLike, noise: float | None = None
+) -> FiniteDifference:
     """Return the derivative of f at x along `direction` by differences, and bounds of its error.
 
     D(h) = (f(x + h d) - f(x - h d)) / (2 h) = f' + c h^2 + ..., so that (4 D(h/2) - D(h)) / 3 loses
@@ -135,7 +142,7 @@ def finite_difference(f, x, direction, noise=None):
     return min(candidates, key=lambda result: result.truncation + result.noise)
 
 
-def float_array(name, x):
+def float_array(name: str, x: ArrayLike) -> Array:
     x = np.asarray(x)
     if not np.issubdtype(x.dtype, np.floating):
         raise TypeError(

@@ -26,7 +26,9 @@ forward passes at one x differ, and where complex steps are not derivatives, sin
 is not analytic, the check says so.
 """
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,7 @@ from minimal_nn.derivatives import (
     gamma,
     unit_roundoff,
 )
+from minimal_nn.typing import Seed
 
 __all__ = [
     "Comparison",
@@ -67,17 +70,17 @@ DIRECTION = "<dy, J d> = <J^T dy, d>"
 
 
 def check(
-    forward,
-    backward,
-    arguments,
-    rng,
-    names=None,
-    complex_forward=None,
-    method="complex_step",
-    entries=64,
-    groups=256,
-    probes=4,
-):
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    arguments: Sequence[Any],
+    rng: Seed,
+    names: Sequence[str] | None = None,
+    complex_forward: Callable[..., Any] | None = None,
+    method: str = "complex_step",
+    entries: int = 64,
+    groups: int = 256,
+    probes: int = 4,
+) -> Result:
     """Check that `backward` applies the transposed derivative of `forward`; return a `Result`.
 
     forward(*arguments) -> y, cache and backward(dy, cache) -> the gradients, one for each argument
@@ -152,15 +155,18 @@ def check(
         _as_tuple(backward(_perturb(dy, rng), forward(*[_perturb(x, rng) for x in arguments])[1]))
         for _ in range(probes)
     ]
-    comparisons, sensitivities, not_analytic = [], [], []
+    comparisons: list[Comparison] = []
+    sensitivities: list[Sensitivity] = []
+    not_analytic: list[str] = []
     for k, (name, x, gradient) in enumerate(zip(names, arguments, gradients, strict=True)):
         if gradient is None:
             continue
         if gradient.shape != x.shape:
             raise ValueError(f"d{name}: got shape {gradient.shape}, expected {name}'s, {x.shape}")
         changes = [np.abs(_wide(other[k]) - _wide(gradient)) for other in perturbed]
-        functions = (_function_of(f, arguments, k) for f in (complex_forward or forward, forward))
-        argument = _Argument(name, x, gradient, changes, dy, y, *functions, rng)
+        function = _function_of(complex_forward or forward, arguments, k)
+        real_function = _function_of(forward, arguments, k)
+        argument = _Argument(name, x, gradient, changes, dy, y, function, real_function, rng)
         if method == "finite_differences":
             own = [argument.difference()]
         else:
@@ -179,7 +185,13 @@ def check(
     return Result(tuple(comparisons), tuple(sensitivities), tuple(not_analytic))
 
 
-def assert_gradient(forward, backward, arguments, rng, **options):
+def assert_gradient(
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    arguments: Sequence[Any],
+    rng: Seed,
+    **options: Any,
+) -> None:
     """Raise AssertionError with the errors, their bounds and scales where `check` disagrees."""
     result = check(forward, backward, arguments, rng, **options)
     if not result.ok:

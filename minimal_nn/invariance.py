@@ -8,7 +8,10 @@ are rescaled together at their end (`Layer.leaving`).
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from minimal_nn.typing import Shape
 
 
 class Rescaling(NamedTuple):
@@ -51,14 +54,16 @@ class InvarianceGroup(NamedTuple):
     the invariance is exact at 0.  training_only: lost with running statistics.
     """
 
-    parameters: tuple
+    parameters: tuple[str, ...]
     per_unit: bool
     absorbed_by: str
     eps: float
     training_only: bool
 
 
-def groups(names, layers, input_shape):
+def groups(
+    names: Sequence[str], layers: Sequence[Any], input_shape: Shape
+) -> tuple[InvarianceGroup, ...]:
     """Return the `InvarianceGroup`s of a sequence of layers with these names.
 
     For each layer's scale parameters the finest rescaling that a later normalization absorbs is
@@ -134,7 +139,7 @@ def _seen(rescaling, shape):
     return Rescaling(per_unit and shape[-1] > 1, offset, by_pixel, even)
 
 
-def describe(group):
+def describe(group: InvarianceGroup) -> str:
     """Return what a group is invariant under, as a few words of a table."""
     locals_ = ", ".join(name.split(".")[-1] for name in group.parameters)
     joint = f"({locals_}) " if len(group.parameters) > 1 else ""

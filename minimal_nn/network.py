@@ -6,7 +6,8 @@ Nothing here changes a network but `fit` and an optimizer's `step`; `with_parame
 with other numbers, which is how the theory package scales weights.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.identity import Individual, methods
 from minimal_nn.layers import Layer
 from minimal_nn.summary import table
+from minimal_nn.typing import Array, ArrayLike, Arrays, DTypeLike, Seed
 
 __getattr__ = moved.names_of(__name__)
 
@@ -30,26 +32,26 @@ class Gradients(NamedTuple):
     """What `Network.loss_and_gradients` returns."""
 
     loss: float
-    gradients: dict  # by parameter name
-    state: dict  # the running statistics after this batch
+    gradients: Arrays  # by parameter name
+    state: Arrays  # the running statistics after this batch
 
 
 class LayerTrace(NamedTuple):
     """One layer's part of a pass: its input, its output, and the cotangents dL/d(...) of both."""
 
     name: str
-    x: np.ndarray
-    y: np.ndarray
-    dx: np.ndarray
-    dy: np.ndarray
+    x: Array
+    y: Array
+    dx: Array
+    dy: Array
 
 
 class Trace(NamedTuple):
     """What `Network.trace` returns: a whole pass, layer by layer."""
 
     loss: float
-    gradients: dict
-    layers: dict  # LayerTrace by layer name
+    gradients: Arrays
+    layers: dict[str, LayerTrace]  # by layer name
 
 
 class Network:
@@ -72,16 +74,19 @@ class Network:
     ('dense1.W',)
     """
 
+    parameters: Arrays
+    state: Arrays
+
     def __init__(
         self,
-        layers,
-        input_shape,
+        layers: Iterable[Layer],
+        input_shape: Iterable[int],
         *,
-        loss="cross_entropy",
-        rng=0,
-        dtype=np.float32,
-        backend="reference",
-    ):
+        loss: str = "cross_entropy",
+        rng: Seed = 0,
+        dtype: DTypeLike = np.float32,
+        backend: str | backends.Backend = "reference",
+    ) -> None:
         self.layers = tuple(layers)
         for layer in self.layers:
             if not isinstance(layer, Layer):
@@ -139,7 +144,11 @@ class Network:
         copy.individual = Individual()
         return copy
 
-    def with_parameters(self, parameters=None, state=None):
+    def with_parameters(
+        self,
+        parameters: Mapping[str, ArrayLike] | None = None,
+        state: Mapping[str, ArrayLike] | None = None,
+    ) -> "Network":
         """Return a network of the same layers with some parameters or statistics replaced.
 
         parameters, state: dicts of arrays by name; what they leave out is shared with this network.
@@ -158,7 +167,7 @@ class Network:
                         f"{argument}: got the name {name!r}, expected one of {', '.join(old)}"
                     )
                 what = f"{argument}[{name!r}]"
-                array = arguments.array(what, given, self._on_device)
+                array: Any = arguments.array(what, given, self._on_device)
                 if array is not given and isinstance(array, np.ndarray):
                     array = array.copy()  # else a tensor that is trained would change it
                 array = self.backend.asarray(array)
@@ -168,7 +177,7 @@ class Network:
             new.append(arrays)
         return self._copy(*new)
 
-    def with_eps(self, eps):
+    def with_eps(self, eps: float) -> "Network":
         """Return this network with `eps` in all its normalization layers, and the same numbers.
 
         Layers within layers are looked into (`Layer.with_eps`).
@@ -177,7 +186,7 @@ class Network:
         copy.layers = tuple(layer.with_eps(eps) for layer in self.layers)
         return copy
 
-    def converted(self, convert, dtype):
+    def converted(self, convert: Callable[[Array], Array], dtype: DTypeLike) -> "Network":
         """Return this network in another arithmetic: `convert` maps NumPy arrays to `dtype`."""
         parameters, state = (
             {name: convert(self.backend.to_numpy(array)) for name, array in arrays.items()}
@@ -185,11 +194,11 @@ class Network:
         )
         return self._copy(parameters, state, dtype=dtype)
 
-    def astype(self, dtype):
+    def astype(self, dtype: DTypeLike) -> "Network":
         """Return this network with its numbers rounded to `dtype`."""
         return self.converted(lambda array: array.astype(dtype), dtype)
 
-    def on(self, backend):
+    def on(self, backend: str | backends.Backend) -> "Network":
         """Return this network in the wing called `backend`, with the same numbers."""
         wing = backends.get(backend)
         parameters, state = (
@@ -221,7 +230,7 @@ class Network:
     def _on_device(self):
         return self.backend.name == "cuda"
 
-    def check_inputs(self, X):
+    def check_inputs(self, X: ArrayLike) -> Array:
         """Return X as an array where the wing works; refuse what is not finite or does not fit.
 
         X: an array-like (N, *input_shape) of the network's dtype.  Raises TypeError, ValueError or
@@ -231,7 +240,7 @@ class Network:
             arguments.examples(X, self.input_shape, self.dtype, device=self._on_device)
         )
 
-    def check_targets(self, targets, count):
+    def check_targets(self, targets: ArrayLike, count: int) -> Array:
         """Return the targets of `count` examples as an array where the wing works, or refuse them.
 
         targets: integer labels (N,) for cross_entropy, numbers (N, *outputs) else.
@@ -241,7 +250,7 @@ class Network:
         shape = (count, *self.shapes[-1])
         return self._to_wing(arguments.numbers(targets, shape, self.dtype, device=self._on_device))
 
-    def check_labels(self, labels, count, argument="labels"):
+    def check_labels(self, labels: ArrayLike, count: int, argument: str = "labels") -> Array:
         """Return `count` integer labels, from 0 to below the number of outputs, or refuse them."""
         return self._to_wing(
             arguments.labels(
@@ -254,7 +263,7 @@ class Network:
             )
         )
 
-    def check_numbers(self):
+    def check_numbers(self) -> None:
         """Refuse parameters and statistics that have not the network's names, shapes and dtype."""
         for argument, arrays in (("parameters", self.parameters), ("state", self.state)):
             arguments.check_arrays(argument, arrays, self._expected[argument], self.dtype)
@@ -311,14 +320,16 @@ class Network:
             )
         return value, cache
 
-    def step_gradients(self, X, targets):
+    def step_gradients(self, X: Array, targets: Array) -> Gradients:
         """Return `Gradients` in training mode without checking the arguments: one training step."""
         outputs, caches, state = self._forward(X, train=True)
         value, cache = self._loss(outputs[-1], targets)
         gradients, _ = self._backward(self.backend.loss.backward(1, cache), caches)
         return Gradients(value, gradients, state)
 
-    def loss_and_gradients(self, X, targets, *, train=True):
+    def loss_and_gradients(
+        self, X: ArrayLike, targets: ArrayLike, *, train: bool = True
+    ) -> Gradients:
         """Return the mean loss, its gradient for every parameter, and the state afterwards.
 
         X (N, *input_shape) and targets, (N,) integer labels or (N, K) numbers: array-likes.  train:
@@ -329,7 +340,7 @@ class Network:
         value, gradients, state, _, _ = self._pass(X, targets, train)
         return Gradients(value, gradients, state)
 
-    def trace(self, X, targets, *, train=True):
+    def trace(self, X: ArrayLike, targets: ArrayLike, *, train: bool = True) -> Trace:
         """Return `Trace`: loss and gradients with every layer's input, output and cotangents."""
         value, gradients, _, outputs, cotangents = self._pass(X, targets, train)
         layers = {
@@ -345,11 +356,11 @@ class Network:
         gradients, cotangents = self._backward(self.backend.loss.backward(1, cache), caches)
         return value, gradients, state, outputs, cotangents
 
-    def forward(self, X, *, train=False):
+    def forward(self, X: ArrayLike, *, train: bool = False) -> Array:
         """Return the scores (N, K) of X, with running statistics unless `train`."""
         return self._forward(self._entered(X), train)[0][-1]
 
-    def loss(self, X, targets, *, train=True):
+    def loss(self, X: ArrayLike, targets: ArrayLike, *, train: bool = True) -> float:
         """Return the mean loss, with the batch's statistics unless train=False."""
         X, targets = self._entered(X, targets)
         return self._loss(self._forward(X, train)[0][-1], targets)[0]
@@ -362,7 +373,7 @@ class Network:
         for start in range(0, len(X), size):
             yield start, self._forward(X[start : start + size], False)[0][-1]
 
-    def predict(self, X, *, batch_size=1024):
+    def predict(self, X: ArrayLike, *, batch_size: int = 1024) -> Array:
         """Return what the network says of X (N, *input_shape), in evaluation mode.
 
         For cross_entropy the label of each example's largest score, int64 (N,); for
@@ -374,7 +385,7 @@ class Network:
             scores = [part.argmax(axis=1).astype(np.int64) for part in scores]
         return np.concatenate(scores)
 
-    def error(self, X, labels, *, batch_size=1024):
+    def error(self, X: ArrayLike, labels: ArrayLike, *, batch_size: int = 1024) -> float:
         """Return the fraction of examples whose predicted label is wrong, in evaluation mode.
 
         Raises ValueError for a network of mean_squared_error, whose outputs are no labels.
@@ -389,7 +400,9 @@ class Network:
         labels = self.backend.to_numpy(self.check_labels(labels, len(X)))
         return float(np.mean(self.predict(X, batch_size=batch_size) != labels))
 
-    def evaluate(self, X, targets, *, batch_size=1024):
+    def evaluate(
+        self, X: ArrayLike, targets: ArrayLike, *, batch_size: int = 1024
+    ) -> dict[str, float]:
         """Return {"loss": mean loss} in evaluation mode; for cross_entropy the "error" too.
 
         >>> import minimal_nn as nn
@@ -411,19 +424,19 @@ class Network:
     # Structure
 
     @property
-    def built_in(self):
+    def built_in(self) -> bool:
         """Whether this is a `Network` itself, whose steps a wing may compile."""
         return type(self) is Network and methods(Network) == _METHODS
 
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         """Return the attributes that a subclass has added: they say which network it is."""
         return {name: value for name, value in vars(self).items() if name not in _ATTRIBUTES}
 
-    def named_layers(self):
+    def named_layers(self) -> tuple[tuple[str, Layer], ...]:
         """Return the layers with their names, first to last."""
         return tuple(zip(self.names, self.layers, strict=True))
 
-    def program(self):
+    def program(self) -> plans.Program:
         """Return the `Program` that a wing's plan compiles."""
         operations = []
         for name, layer, shape, output in zip(
@@ -437,7 +450,7 @@ class Network:
             )
         return plans.Program(tuple(operations), self.loss_kind, self.dtype)
 
-    def plan_report(self, optimizer, batch_size=32):
+    def plan_report(self, optimizer: Any, batch_size: int = 32) -> str:
         """Return how `fit` would run the steps, compiled or step by step, and why: a sentence.
 
         >>> from minimal_nn import Dense, Network, SGD
@@ -446,11 +459,11 @@ class Network:
         """
         return plans.report(self, optimizer, batch_size)
 
-    def weights(self):
+    def weights(self) -> tuple[str, ...]:
         """Return the names of all weight matrices and kernels (W, or v under weight norm)."""
         return tuple(name for name in self.parameters if name.split(".")[-1] in ("W", "v"))
 
-    def least_examples(self):
+    def least_examples(self) -> tuple[int, str]:
         """Return how many examples a training batch must have, and the layer that needs them."""
         needs = (
             (layer.least_examples(shape), name)
@@ -458,7 +471,7 @@ class Network:
         )
         return max(needs, key=lambda need: need[0])
 
-    def invariance_groups(self):
+    def invariance_groups(self) -> tuple[invariance.InvarianceGroup, ...]:
         """Return the `InvarianceGroup`s, derived from the layers: which rescalings are invisible.
 
         For each layer's scale parameters the finest rescaling that a later normalization absorbs is
@@ -472,7 +485,7 @@ class Network:
         """
         return invariance.groups(self.names, self.layers, self.input_shape)
 
-    def summary(self):
+    def summary(self) -> str:
         """Return a table of the layers: outputs, parameters, and what each is invariant to."""
         return table(self)
 

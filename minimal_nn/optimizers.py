@@ -12,13 +12,18 @@ that broadcasts against the parameter, such as one learning rate per unit.
 """
 
 import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from minimal_nn import arguments
+from minimal_nn.backend import Backend
 from minimal_nn.errors import ZeroNormError
 from minimal_nn.hyper import PENALTIES, check_fit, checked, for_formula, for_parameter
 from minimal_nn.identity import methods
+from minimal_nn.network import Network
+from minimal_nn.typing import Array, ArrayLike, Arrays, Hyper
 
 
 class Group:
@@ -29,7 +34,7 @@ class Group:
     SGD(learning_rate=0.1, groups=[Group(['dense1.W'], learning_rate=0.4, l2=0.001)])
     """
 
-    def __init__(self, parameters, **hyper):
+    def __init__(self, parameters: Iterable[str], **hyper: Hyper | None) -> None:
         if isinstance(parameters, str):
             raise TypeError(
                 f"parameters: got the string {parameters!r}, expected a list of parameter names"
@@ -37,12 +42,12 @@ class Group:
         self.parameters = tuple(parameters)
         self.hyper = hyper
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         hyper = "".join(f", {key}={value!r}" for key, value in self.hyper.items())
         return f"Group({list(self.parameters)!r}{hyper})"
 
 
-def weight_decay_of(l2=None, weight_decay=None):
+def weight_decay_of(l2: Hyper | None = None, weight_decay: Hyper | None = None) -> Any:
     """Return the coupled weight decay, 2 l2: the one place that converts the paper's convention.
 
     >>> weight_decay_of(l2=0.25), weight_decay_of(weight_decay=0.5), weight_decay_of()
@@ -69,26 +74,34 @@ class Optimizer:
     """
 
     formula = ""  # the function of the wing's update module
-    slots = ()  # the state arrays it carries, in the order of its arguments
+    slots: tuple[str, ...] = ()  # the state arrays it carries, in the order of its arguments
     counts_steps = False  # whether the formula takes t
-    defaults = {}  # its hyper-parameters
+    defaults: dict[str, float] = {}  # its hyper-parameters
+    state: dict[str, Arrays]
+    t: int
 
-    def __init__(self, learning_rate=None, *, groups=(), **hyper):
+    def __init__(
+        self,
+        learning_rate: Hyper | None = None,
+        *,
+        groups: Iterable[Group] = (),
+        **hyper: Hyper | None,
+    ) -> None:
         if learning_rate is not None:
             hyper = {"learning_rate": learning_rate, **hyper}
         self.hyper = hyper
         self.groups = list(groups)
         self._check_options()
-        self._checked = None
+        self._checked: tuple[list[Any], list[Any]] | None = None
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Forget the state and the steps taken: the next step may be another network's."""
         self.state, self.t = {}, 0
         self._individual = self._lineage = None
 
     @property
-    def built_in(self):
+    def built_in(self) -> bool:
         """Whether this is exactly an optimizer of this module, as a wing's plan knows it."""
         return _BUILT_IN.get(type(self)) == methods(type(self))
 
@@ -127,7 +140,7 @@ class Optimizer:
                 return group.hyper
         return {}
 
-    def hyper_parameters(self, name):
+    def hyper_parameters(self, name: str) -> dict[str, Any]:
         """Return the hyper-parameters of parameter `name`, with `weight_decay` and `fixed_norm`."""
         own = self._group(name)
         hyper = {**self.defaults, **{k: v for k, v in self.hyper.items() if k in self.defaults}}
@@ -139,7 +152,7 @@ class Optimizer:
 
     # Checks
 
-    def check(self, network):
+    def check(self, network: Network) -> None:
         """Refuse options and state that do not fit the network, also those changed since."""
         options = self._options()
         shapes = [(name, w.shape, w.dtype) for name, w in network.parameters.items()]
@@ -160,7 +173,7 @@ class Optimizer:
         hypers = [self.hyper, *(group.hyper for group in self.groups)]
         return [x for hyper in hypers for item in hyper.items() for x in item]
 
-    def check_names(self, parameters):
+    def check_names(self, parameters: Iterable[str]) -> None:
         """Refuse groups that name parameters which the network does not have."""
         names = [name for group in self.groups for name in group.parameters]
         unknown = [name for name in names if name not in parameters]
@@ -169,7 +182,7 @@ class Optimizer:
                 f"groups: got the names {unknown}, expected names among {', '.join(parameters)}"
             )
 
-    def check_belongs(self, network):
+    def check_belongs(self, network: Network) -> None:
         """Refuse another network than that of the steps taken, which the state belongs to."""
         if self._carries and self._individual not in (None, network.individual):
             self._refuse_network()
@@ -198,18 +211,18 @@ class Optimizer:
                         "now; call reset() first"
                     )
 
-    def belong(self, network):
+    def belong(self, network: Network) -> None:
         """Note whose network's state this is."""
         self._individual = getattr(network, "individual", None)
         self._lineage = getattr(network, "lineage", None)
 
     # A step
 
-    def initial_state(self, array, wing):
+    def initial_state(self, array: Array, wing: Backend) -> Arrays:
         """Return the state of a parameter before the first step: zeros in its shape."""
         return {slot: wing.asarray(np.zeros(array.shape, dtype=array.dtype)) for slot in self.slots}
 
-    def rule(self, wing):
+    def rule(self, wing: Backend) -> Callable[..., Any]:
         """Return the update function: the wing's `formula`, or what a subclass has instead.
 
         It takes (w, g, *state arrays, t where counts_steps, **defaults' hyper-parameters) and
@@ -217,7 +230,7 @@ class Optimizer:
         """
         return getattr(wing.update, self.formula)
 
-    def step(self, network, gradients):
+    def step(self, network: Network, gradients: Mapping[str, ArrayLike]) -> None:
         """Update the network's parameters in place of the old ones, given {name: gradient}.
 
         Gradients are not changed; the network's arrays are replaced, not written into.  Where the
@@ -253,12 +266,12 @@ class Optimizer:
         self.t = t
         self.belong(network)
 
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         """Return all attributes that say which optimizer this is, apart from where it stands."""
         standing = ("state", "t", "_individual", "_lineage", "_checked")
         return {name: value for name, value in vars(self).items() if name not in standing}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         hyper = ", ".join(f"{key}={value!r}" for key, value in self.hyper.items())
         groups = f"groups={self.groups!r}" if self.groups else ""
         return f"{type(self).__name__}({', '.join(filter(None, [hyper, groups]))})"
@@ -391,4 +404,4 @@ ALL = (
     NormalizedSGD,
     LARS,
 )
-_BUILT_IN = {cls: methods(cls) for cls in ALL}
+_BUILT_IN: dict[type[Optimizer], dict[str, Any]] = {cls: methods(cls) for cls in ALL}

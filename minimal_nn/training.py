@@ -5,34 +5,38 @@ after any epoch.
 """
 
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from minimal_nn import arguments, blas
 from minimal_nn.checkpoint import Checkpoint, History, path_of
 from minimal_nn.errors import CheckpointError, NonFiniteError, ZeroNormError, ZeroVarianceError
+from minimal_nn.network import Network
 from minimal_nn.optimizers import Optimizer
 from minimal_nn.plans import Plan, StepByStep
+from minimal_nn.typing import Array, ArrayLike, PathLike, Seed
 
 __all__ = ["History", "StepByStep", "fit"]
 
 
 def fit(
-    network,
-    optimizer,
-    X,
-    targets,
+    network: Network,
+    optimizer: Optimizer,
+    X: ArrayLike,
+    targets: ArrayLike,
     *,
-    epochs,
-    batch_size=32,
-    rng=0,
-    augment=None,
-    validation=None,
-    observe=None,
-    progress=True,
-    checkpoint=None,
-    resume=False,
-):
+    epochs: int,
+    batch_size: int = 32,
+    rng: Seed = 0,
+    augment: Callable[[Array, np.random.Generator], ArrayLike] | None = None,
+    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    observe: Callable[[Network], dict[str, Any]] | None = None,
+    progress: bool = True,
+    checkpoint: PathLike | None = None,
+    resume: bool = False,
+) -> History:
     """Train `network` in place and return its `History`.
 
     Each epoch visits the examples in a new random order, in batches of `batch_size`; the last batch

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import tokenize
 from pathlib import Path
 
@@ -12,17 +13,13 @@ PACKAGES = ("minimal_nn", "theory", "figures", "benchmarks")
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 LONGEST_MODULE = 500
 LONGEST_FUNCTION = 100
+MOST_SKIPS = 15  # lines that the formatter leaves as they are: a table, a group of arguments a line
 # A function that is longer, and why.  Kernels are compiled from closures over constants: the tile's
 # sizes, the dtype's functions; what lies between their lines belongs to one kernel or its twins.
 _KERNELS = "makes the kernels of one dtype and size, each short, which share its constants"
 _ONE_KERNEL = "one kernel, whose registers and shared memory all parts use, with its constants"
 LONG_FUNCTIONS = {
-    "minimal_nn/cuda/batchnorm.py:kernels": _KERNELS,
     "minimal_nn/cuda/layernorm.py:kernels": _KERNELS,
-    "minimal_nn/cuda/weightnorm.py:kernels": _KERNELS,
-    "minimal_nn/cuda/update.py:unit_kernels": _KERNELS,
-    "minimal_nn/cuda/parts/reduction.py:columns_of_block": _ONE_KERNEL,
-    "minimal_nn/cuda/products/blocked.py:blocked": _ONE_KERNEL,
     "minimal_nn/cuda/products/blocked.py:product_kernel": _ONE_KERNEL,
     "minimal_nn/cuda/products/tensor.py:product_kernel": _ONE_KERNEL,
 }
@@ -81,6 +78,21 @@ def test_the_exceptions_are_needed():
             if isinstance(node, ast.FunctionDef) and node.name == function
         ]
         assert max(found, default=0) > LONGEST_FUNCTION, name
+
+
+def skips(source):
+    """Return what stands behind each `fmt: skip` of a source."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return [text for c in comments for text in re.findall(r"fmt: (?:skip|off)(.*)", c)]
+
+
+def test_the_formatter_is_seldom_told_to_skip_and_never_without_a_reason():
+    everything = [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]
+    found = [text for path in everything for text in skips(path.read_text(encoding="utf-8"))]
+    assert 0 < len(found) <= MOST_SKIPS
+    assert [text for text in found if not re.fullmatch(r" # \w.{10,}", text)] == []
+    assert skips("x = 1  # fmt: skip\ny = 'fmt: skip'\n") == [""]
 
 
 def test_what_does_not_count():

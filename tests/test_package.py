@@ -73,7 +73,7 @@ def test_the_metadata(python, tmp_path):
         "from importlib.metadata import metadata; m = metadata('l2-versus-normalization');"
         "print(m['Requires-Python'], sorted(m.get_all('Provides-Extra')), len(m.get_payload()))"
     )
-    extras = ["bench", "cluster", "cuda", "data", "exact", "test", "torch"]
+    extras = ["bench", "cluster", "cuda", "data", "exact", "lint", "test", "torch"]
     version, rest = check(python, "-c", code, cwd=tmp_path).split(" ", 1)
     listed, length = rest.rsplit(" ", 1)
     assert (version, listed) == (">=3.10", str(extras))

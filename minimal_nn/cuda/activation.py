@@ -12,10 +12,11 @@ import math
 import types
 from typing import NamedTuple
 
-from minimal_nn.cuda.device.arrays import empty, given
+from minimal_nn.cuda.device.arrays import empty
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts.elementwise import THREADS, elementwise, grid
-from minimal_nn.cuda.parts.vectors import flatten, number_type, vector_width
+from minimal_nn.cuda.parts.vectors import flatten, number_type, placed, vector_width
+from minimal_nn.reference.arguments import expect_shape
 
 KINDS = ("relu", "tanh", "identity")
 
@@ -54,9 +55,9 @@ def forward(z, kind):
     """Return y = f(z), f one of `KINDS`, in the shape and dtype of z, and the cache."""
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
+    z = placed(z=z)
     if kind == "identity":
-        return z, Cache(kind, None)
-    z = given("z", z)
+        return z, Cache(kind, z)
     y = empty(z.shape, z.dtype)
     _launch("forward", kind, (z,), y)
     return y, Cache(kind, y)
@@ -64,11 +65,13 @@ def forward(z, kind):
 
 def backward(dy, cache):
     """Return dz = f'(z) dy."""
-    if cache.kind == "identity":
+    kind, y = cache
+    dy = placed(y.dtype, dy=dy)
+    expect_shape("dy", dy, y.shape)
+    if kind == "identity":
         return dy
-    y = cache.y
-    dy, dz = given("dy", dy, y.shape, y.dtype), empty(y.shape, y.dtype)
-    _launch("backward", cache.kind, (dy, y), dz)
+    dz = empty(y.shape, y.dtype)
+    _launch("backward", kind, (dy, y), dz)
     return dz
 
 

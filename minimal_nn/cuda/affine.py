@@ -7,12 +7,13 @@ dx = dy W^T as NT, dW = x^T dy as TN.  db is a sum over rows in the fixed order 
 import types
 from typing import NamedTuple
 
-from minimal_nn.cuda.device.arrays import asarray, contiguous, expect_shape, result, transposed
+from minimal_nn.cuda.device.arrays import contiguous, floating, result, transposed
 from minimal_nn.cuda.device.language import device
 from minimal_nn.cuda.device.launch import launch_all
 from minimal_nn.cuda.parts import columns
 from minimal_nn.cuda.parts.vectors import flatten, vector_width
 from minimal_nn.cuda.products.choice import product
+from minimal_nn.reference.arguments import expect_affine, expect_shape
 
 
 class Cache(NamedTuple):
@@ -28,7 +29,8 @@ def forward(x, W, b=None, *, precision=None, activation="identity"):
     x (N, D), W (D, K), b (K,) or None -> y (N, K), in the dtype of the arguments.  precision and
     activation ("relu" is taken in the same kernel): see `product`; None keeps the dtype's own.
     """
-    x, W = asarray(x, name="x"), asarray(W, name="W")
+    x, W, b = floating(x=x, W=W, b=b)
+    expect_affine(x, W, b)
     y = product(x, W, bias=b, precision=precision, activation=activation)
     return y, Cache(x, W, b is not None, precision)
 
@@ -39,7 +41,8 @@ def backward(dy, cache, *, out=(None, None), needed=True):
     out: arrays to write dW and db into.  needed: whether dx is.
     """
     x, W, has_bias, precision = cache
-    dy = expect_shape("dy", asarray(dy, x.dtype, "dy"), (x.shape[0], W.shape[1]))
+    (dy,) = floating(x.dtype, dy=dy)
+    expect_shape("dy", dy, (x.shape[0], W.shape[1]))
     dx = product(dy, transposed(W), precision=precision) if needed else None
     dW = product(transposed(x), dy, precision=precision, out=out[0])
     return dx, dW, column_sums(dy, out[1]) if has_bias else None

@@ -26,12 +26,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cuda.device.arrays import empty, given, result, to_host
+from minimal_nn.cuda.device.arrays import empty, result, to_host
 from minimal_nn.cuda.device.language import cuda, device, kernel
 from minimal_nn.cuda.device.launch import launch, launch_all
 from minimal_nn.cuda.parts import columns, reduction
 from minimal_nn.cuda.parts.reduction import NOT_FINITE, ZERO_VARIANCE
-from minimal_nn.cuda.parts.vectors import flatten, number_type, vector_width
+from minimal_nn.cuda.parts.vectors import flatten, number_type, placed, vector_width
+from minimal_nn.reference.arguments import expect_each_unit, expect_shape
 from minimal_nn.reference.batchnorm import standard_deviation
 
 
@@ -258,7 +259,8 @@ def forward(z, gamma, beta, eps, *, running=None, relu=False, status=None):
     running: (running_mean, running_var, momentum), moved by the same launch.  relu: max(0, y).
     status: the array of reduction.py that is told of these instead of an exception.
     """
-    z, gamma, beta = _arguments(z, gamma=gamma, beta=beta)
+    z, gamma, beta = placed(z=z, gamma=gamma, beta=beta)
+    expect_each_unit(z, gamma=gamma, beta=beta)
     y, mean, var = empty(z.shape, z.dtype), empty(gamma.shape, z.dtype), empty(gamma.shape, z.dtype)
     call = _normalization(z, gamma, beta, eps, y, mean, var, running, relu, status)
     launch_all(columns.calls(*call))
@@ -269,16 +271,12 @@ def forward(z, gamma, beta, eps, *, running=None, relu=False, status=None):
 
 def forward_running(z, gamma, beta, mean, var, eps):
     """Normalize with given statistics: y = gamma (z - mean) / sqrt(var + eps) + beta."""
-    z, gamma, beta, mean, var = _arguments(z, gamma=gamma, beta=beta, mean=mean, var=var)
+    z, gamma, beta, mean, var = placed(z=z, gamma=gamma, beta=beta, mean=mean, var=var)
+    expect_each_unit(z, gamma=gamma, beta=beta, mean=mean, var=var)
     standard_deviation(to_host(var), eps, "units (running variance)")
     y = empty(z.shape, z.dtype)
     launch(*columns.write_call(*_normalization(z, gamma, beta, eps, y, mean, var)))
     return y, RunningCache(z, gamma, beta, mean, var, eps)
-
-
-def _arguments(z, **of_units):
-    z = given("z", z)
-    return z, *(given(name, x, z.shape[-1:], z.dtype) for name, x in of_units.items())
 
 
 def _normalization(z, gamma, beta, eps, y, mean, var, running=None, relu=False, status=None):
@@ -321,7 +319,9 @@ def backward_running(dy, cache):
 
 def _backward(dy, cache, training, relu, out):
     z, gamma, beta, mean, var, eps = cache
-    dy, dz, units = given("dy", dy, z.shape, z.dtype), empty(z.shape, z.dtype), z.shape[-1]
+    dy = placed(z.dtype, dy=dy)
+    expect_shape("dy", dy, z.shape)
+    dz, units = empty(z.shape, z.dtype), z.shape[-1]
     dgamma, dbeta = (result("out", x, gamma.shape, z.dtype) for x in out)
     width = vector_width(units, dy, z, dz, mean, var, gamma, beta, dgamma, dbeta)
     numbers = z.dtype.type(eps), np.uint32(relu), np.uint32(training)
@@ -335,12 +335,12 @@ def update_running(running_mean, running_var, mean, var, count, momentum):
 
     The variance enters unbiased, var count / (count - 1) with count the numbers per unit.
     """
-    mean = given("mean", mean)
-    others = {"running_mean": running_mean, "running_var": running_var, "var": var}
-    others = {name: given(name, x, mean.shape, mean.dtype) for name, x in others.items()}
+    old = placed(running_mean=running_mean, running_var=running_var, mean=mean, var=var)
+    for name, array in zip(("running_var", "mean", "var"), old[1:], strict=True):
+        expect_shape(name, array, old[0].shape)
+    mean = old[2]
     number = mean.dtype.type
     new = empty(mean.shape, mean.dtype), empty(mean.shape, mean.dtype)
-    old = others["running_mean"], others["running_var"], mean, others["var"]
     scalars = number(momentum), number(count / (count - 1))
     kernel = running_kernel(number_type(mean.dtype))
     launch(kernel, -(-mean.size // 256), 256, (*old, *scalars, *new))

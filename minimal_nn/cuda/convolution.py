@@ -22,9 +22,11 @@ import numpy as np
 from numba import uint32, uint64
 
 from minimal_nn.cuda.affine import column_sums
-from minimal_nn.cuda.device.arrays import address, given, result
+from minimal_nn.cuda.device.arrays import address, contiguous, floating, result
 from minimal_nn.cuda.device.language import device
+from minimal_nn.cuda.parts.vectors import placed
 from minimal_nn.cuda.products.choice import Operand, product_of_operands, strided
+from minimal_nn.reference.arguments import expect_convolution, expect_shape
 from minimal_nn.reference.convolution import output_size
 
 
@@ -109,20 +111,11 @@ def forward(
     algorithm: a choice of the cpu wing; here always the sum itself, which differs by rounding only.
     precision and activation ("relu" is taken in the same kernel): see `product`.
     """
-    x = given("x", x)
-    W = given("W", W, dtype=x.dtype)
-    (n, height, width, channels), (kh, kw, channels_of_W, units) = x.shape, W.shape
-    if channels != channels_of_W:
-        raise ValueError(
-            f"W: got shape {tuple(W.shape)}, expected (kh, kw, {channels}, K) to fit x's "
-            f"{channels} channels"
-        )
+    x, W, b = floating(x=x, W=W, b=b)
+    expect_convolution(x, W, b, stride, padding)
+    x, W = contiguous(x), contiguous(W)
+    (n, height, width, channels), (kh, kw, _, units) = x.shape, W.shape
     p, q = output_size(height, kh, stride, padding), output_size(width, kw, stride, padding)
-    if p < 1 or q < 1:
-        raise ValueError(
-            f"W: got a kernel of {kh} x {kw} pixels, expected at most the "
-            f"{height + 2 * padding} x {width + 2 * padding} pixels of the padded image"
-        )
     rows, inner = n * p * q, kh * kw * channels
     patches = _patches(x, W, p, q, stride, padding, transposed=False)
     kernel = strided(W.reshape(inner, units))
@@ -146,7 +139,8 @@ def backward(dy, cache, *, out=(None, None), needed=True):
 
     out: arrays to write dW and db into.  needed: whether dx is.
     """
-    dy = given("dy", dy, cache.shape, cache.x.dtype)
+    dy = placed(cache.x.dtype, dy=dy)
+    expect_shape("dy", dy, cache.shape)
     dx = input_gradient(dy, cache) if needed else None
     dW = kernel_gradient(dy, cache, out[0])
     return dx, dW, column_sums(dy, out[1]) if cache.has_bias else None

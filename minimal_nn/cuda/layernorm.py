@@ -26,12 +26,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cuda.device.arrays import empty, given, result, to_host
+from minimal_nn.cuda.device.arrays import empty, result, to_host
 from minimal_nn.cuda.device.language import cuda, device, kernel, unroll
 from minimal_nn.cuda.device.launch import launch, launch_all
 from minimal_nn.cuda.parts import columns, reduction
 from minimal_nn.cuda.parts.reduction import NOT_FINITE, ZERO_VARIANCE
-from minimal_nn.cuda.parts.vectors import flatten, number_type, vector, vector_width
+from minimal_nn.cuda.parts.vectors import flatten, number_type, placed, vector, vector_width
+from minimal_nn.reference.arguments import expect_each_unit, expect_shape
 from minimal_nn.reference.extremes import check_variance
 
 
@@ -279,11 +280,9 @@ def forward(z, gamma, beta, eps, *, status=None):
     eps = 0 where all units of an example are equal, NonFiniteError where a variance overflows.
     status: the array of reduction.py that is told of it instead.
     """
-    z = given("z", z)
+    z, gamma, beta = placed(z=z, gamma=gamma, beta=beta)
+    expect_each_unit(z, gamma=gamma, beta=beta)
     units, T = z.shape[-1], number_type(z.dtype)
-    gamma, beta = (
-        given(name, x, (units,), z.dtype) for name, x in (("gamma", gamma), ("beta", beta))
-    )
     rows = z.size // units
     y, mean, inverse = empty(z.shape, z.dtype), empty(rows, z.dtype), empty(rows, z.dtype)
     width = vector_width(units, z, y, gamma, beta)
@@ -305,7 +304,9 @@ def backward(dy, cache, *, out=(None, None)):
     out: arrays to write dgamma and dbeta into.
     """
     z, gamma, mean, inverse = cache
-    dy, dz, units = given("dy", dy, z.shape, z.dtype), empty(z.shape, z.dtype), z.shape[-1]
+    dy = placed(z.dtype, dy=dy)
+    expect_shape("dy", dy, z.shape)
+    dz, units = empty(z.shape, z.dtype), z.shape[-1]
     dgamma, dbeta = (result("out", x, gamma.shape, z.dtype) for x in out)
     rows, T = z.size // units, number_type(z.dtype)
     width = vector_width(units, dy, z, dz, gamma)

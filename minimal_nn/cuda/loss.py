@@ -6,8 +6,7 @@ r"""Losses: value and gradient by one reading of the scores, reference/loss.py a
     scaled                dvalue times the gradient
 
 A block adds its warps' sums in their order, and `finish` adds the blocks' by a fixed tree.  A
-label outside 0 ... K-1 reads no memory that is not its own; labels are checked where they enter
-the device.
+label outside 0 ... K-1 reads no memory that is not its own; `forward` refuses it.
 
 Traffic for each score in float32: 8 bytes (cross entropy, one row in the first-level cache), 12
 bytes (mean squared error).
@@ -20,12 +19,14 @@ from typing import NamedTuple
 
 from numba import uint32
 
-from minimal_nn.cuda.device.arrays import empty, given, to_host
+from minimal_nn.cuda.device.arrays import asarray, empty, to_host
 from minimal_nn.cuda.device.language import cuda, device, kernel
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.cuda.parts.reduction import NOT_FINITE
-from minimal_nn.cuda.parts.vectors import flatten, number_type
+from minimal_nn.cuda.parts.vectors import flatten, number_type, placed
+from minimal_nn.reference.arguments import expect_shape
+from minimal_nn.reference.arguments import labels as checked_labels
 
 KINDS = ("cross_entropy", "mean_squared_error")
 THREADS = 256
@@ -140,25 +141,18 @@ class Cache(NamedTuple):
 
 
 def on_device(scores, targets, kind, status):
-    """Return the mean loss as an array (1,), and the cache; see `forward`.
+    """Return the mean loss as an array (1,), and the cache, for checked arrays; see `forward`.
 
     status: the array of reduction.py that is told of a loss that is not finite.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
-    scores = given("scores", scores)
     rows, columns = scores.shape
     k, number = kernels(number_type(scores.dtype)), scores.dtype.type
     dscores = empty(scores.shape, scores.dtype)
     flat_scores, flat_dscores = flatten(scores, dscores)
     if kind == "cross_entropy":
-        targets = given("targets", targets, (rows,))
-        if targets.dtype.kind not in "iu":
-            raise TypeError(f"targets: got an array of {targets.dtype}, expected integer labels")
         count, blocks = rows, min(reduction.BLOCKS, -(-rows // WARPS))
         args = (flat_scores, targets, rows, columns, flat_dscores)
     else:
-        targets = given("targets", targets, scores.shape, scores.dtype)
         count, blocks = scores.size, min(reduction.BLOCKS, -(-scores.size // THREADS))
         args = (flat_scores, flatten(targets), flat_dscores)
     partial, value = empty(blocks, scores.dtype), empty(1, scores.dtype)
@@ -173,6 +167,15 @@ def forward(scores, targets, kind):
     cross_entropy: scores (N, K), integer targets (N,) in 0 ... K-1.
     mean_squared_error: scores and targets (N, K).
     """
+    if kind not in KINDS:
+        raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
+    if kind == "cross_entropy":
+        scores = placed(scores=scores)
+        labels = to_host(targets) if hasattr(targets, "__cuda_array_interface__") else targets
+        targets = asarray(checked_labels(labels, scores))
+    else:
+        scores, targets = placed(scores=scores, targets=targets)
+        expect_shape("targets", targets, scores.shape)
     value, cache = on_device(scores, targets, kind, reduction.status())
     return to_host(value)[0], cache
 

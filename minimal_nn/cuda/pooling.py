@@ -15,16 +15,11 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from minimal_nn.cuda.device.arrays import empty, given
+from minimal_nn.cuda.device.arrays import empty
 from minimal_nn.cuda.device.language import cuda, device, kernel
 from minimal_nn.cuda.device.launch import launch
-from minimal_nn.cuda.parts.vectors import (
-    flatten,
-    lift,
-    number_type,
-    vector,
-    vector_width,
-)
+from minimal_nn.cuda.parts.vectors import flatten, lift, number_type, placed, vector, vector_width
+from minimal_nn.reference.arguments import expect_pooling, expect_shape
 
 THREADS = 128
 
@@ -86,12 +81,9 @@ class Cache(NamedTuple):
 
 def forward(x, size):
     """Return the windows' maxima (N, H/size, W/size, C) of images x (N, H, W, C), and the cache."""
+    x = placed(x=x)
+    expect_pooling(x, size)
     n, height, breadth, channels = x.shape
-    if height % size or breadth % size:
-        raise ValueError(
-            f"x: got height and width {(height, breadth)}, expected multiples of size = {size}"
-        )
-    x = given("x", x)
     y = empty((n, height // size, breadth // size, channels), x.dtype)
     winner = empty(y.shape, np.uint8 if size <= 16 else np.uint32)
     flat_x, flat_y, flat_winner = flatten(x, y, winner)
@@ -105,7 +97,8 @@ def forward(x, size):
 def backward(dy, cache):
     """Return dx (N, H, W, C): each entry of dy at its window's winner, 0 elsewhere."""
     winner, size = cache
-    dy = given("dy", dy, winner.shape)
+    dy = placed(dy=dy)
+    expect_shape("dy", dy, winner.shape)
     n, height, breadth, channels = dy.shape
     dx = empty((n, height * size, breadth * size, channels), dy.dtype)
     flat_dy, flat_winner, flat_dx = flatten(dy, winner, dx)

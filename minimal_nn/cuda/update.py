@@ -24,13 +24,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cuda.device.arrays import asarray, empty, given, is_device_array, to_host
+from minimal_nn.cuda.device.arrays import asarray, empty, is_device_array, to_host
 from minimal_nn.cuda.device.language import cuda, device, kernel, unroll
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.cuda.parts.elementwise import THREADS, grid
 from minimal_nn.cuda.parts.units import Units, reading
-from minimal_nn.cuda.parts.vectors import flatten, number_type, vector, vector_width
+from minimal_nn.cuda.parts.vectors import flatten, number_type, placed, vector, vector_width
+from minimal_nn.reference.arguments import expect_broadcast, expect_norm, expect_shape
 from minimal_nn.reference.extremes import FIXED_NORM, check_norm
 
 
@@ -199,13 +200,10 @@ def launch_step(formula, w, g, states, table, place, new=None, per_entry=False):
     launch(k, grid(w.size, width), THREADS, ((w, g, *states), table, place, new))
 
 
-def _step(formula, w, g, states, **hyper):
-    """Run a formula on one parameter and return w and the states."""
-    w = given("w", w)
-    g = given("g", g, w.shape, w.dtype)
-    states = [given(f"state {k}", state, w.shape, w.dtype) for k, state in enumerate(states)]
-    row = scalars(formula, **{name: _on_host(value) for name, value in hyper.items()})
-    table, per_entry = _table(row, w)
+def _step(formula, w, g, states=None, **hyper):
+    """Take a step with `states` by name; return w, and the new states where there are any."""
+    (w, g, *states), hyper = _checked({"w": w, "g": g, **(states or {})}, hyper)
+    table, per_entry = _table(scalars(formula, **hyper), w)
     new = [empty(w.shape, w.dtype) for _ in (w, *states)]
     flat_w, flat_g, *flat_states = map(flatten, (w, g, *states))
     place, flat_new = asarray(np.zeros(1, np.uint32)), tuple(map(flatten, new))
@@ -221,15 +219,25 @@ def _table(row, w):
     return asarray(np.array(row, w.dtype).ravel()), per_entry
 
 
+def _checked(arrays, hyper):
+    """Return arrays of one shape by name, and hyper-parameters, on the host, that fit the first."""
+    first, *others = placed(**arrays)
+    for name, array in zip(list(arrays)[1:], others, strict=True):
+        expect_shape(name, array, first.shape)
+    hyper = {name: _on_host(value) for name, value in hyper.items()}
+    for name, value in hyper.items():
+        expect_broadcast(name, value, first)
+    return (first, *others), hyper
+
+
 def _on_host(value):
     return to_host(value) if is_device_array(value) else value
 
 
 def add_penalty(g, w, weight_decay):
     """Return g + weight_decay w: the gradient of L + (weight_decay / 2) |w|^2."""
-    g = given("g", g)
-    w = given("w", w, g.shape, g.dtype)
-    decay = np.broadcast_to(np.asarray(_on_host(weight_decay), w.dtype), w.shape)
+    (g, w), hyper = _checked({"g": g, "w": w}, {"weight_decay": weight_decay})
+    decay = np.broadcast_to(np.asarray(hyper["weight_decay"], w.dtype), w.shape)
     out = empty(w.shape, w.dtype)
     flat = flatten(asarray(np.ascontiguousarray(decay)), w, g, out)
     launch(_penalty(number_type(w.dtype)), grid(w.size, 1), THREADS, flat)
@@ -250,33 +258,35 @@ def _penalty(T):
 
 def sgd(w, g, learning_rate):
     """Return w - eta g."""
-    return _step("sgd", w, g, (), learning_rate=learning_rate)
+    return _step("sgd", w, g, learning_rate=learning_rate)
 
 
 def sign_sgd(w, g, learning_rate):
     """Return w - eta sign(g)."""
-    return _step("sign_sgd", w, g, (), learning_rate=learning_rate)
+    return _step("sign_sgd", w, g, learning_rate=learning_rate)
 
 
 def momentum(w, g, buffer, learning_rate, momentum):
     """Heavy ball: v = momentum v + g; w - eta v.  Returns w and v."""
-    return _step("momentum", w, g, (buffer,), learning_rate=learning_rate, momentum=momentum)
+    hyper = {"learning_rate": learning_rate, "momentum": momentum}
+    return _step("momentum", w, g, {"buffer": buffer}, **hyper)
 
 
 def nesterov(w, g, buffer, learning_rate, momentum):
     """Nesterov's form: v = momentum v + g; w - eta (g + momentum v).  Returns w and v."""
-    return _step("nesterov", w, g, (buffer,), learning_rate=learning_rate, momentum=momentum)
+    hyper = {"learning_rate": learning_rate, "momentum": momentum}
+    return _step("nesterov", w, g, {"buffer": buffer}, **hyper)
 
 
 def rmsprop(w, g, square, learning_rate, decay, eps):
     """RMSprop: s = decay s + (1 - decay) g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
     hyper = {"learning_rate": learning_rate, "decay": decay, "eps": eps}
-    return _step("rmsprop", w, g, (square,), **hyper)
+    return _step("rmsprop", w, g, {"square": square}, **hyper)
 
 
 def adagrad(w, g, square, learning_rate, eps):
     """Adagrad: s = s + g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
-    return _step("adagrad", w, g, (square,), learning_rate=learning_rate, eps=eps)
+    return _step("adagrad", w, g, {"square": square}, learning_rate=learning_rate, eps=eps)
 
 
 def adadelta(w, g, square, delta_square, learning_rate, decay, eps_numerator, eps_denominator):
@@ -285,34 +295,28 @@ def adadelta(w, g, square, delta_square, learning_rate, decay, eps_numerator, ep
     s = decay s + (1 - decay) g^2; d = sqrt(u + eps_numerator) / sqrt(s + eps_denominator) g;
     u = decay u + (1 - decay) d^2; w - eta d.
     """
-    return _step(
-        "adadelta",
-        w,
-        g,
-        (square, delta_square),
-        learning_rate=learning_rate,
-        decay=decay,
-        eps_numerator=eps_numerator,
-        eps_denominator=eps_denominator,
-    )
+    states = {"square": square, "delta_square": delta_square}
+    hyper = {"learning_rate": learning_rate, "decay": decay}
+    hyper |= {"eps_numerator": eps_numerator, "eps_denominator": eps_denominator}
+    return _step("adadelta", w, g, states, **hyper)
 
 
 def adam(w, g, m, v, t, learning_rate, beta1, beta2, eps):
     """Adam: w - eta m' / (sqrt(v') + eps), bias corrected, t = 1, 2, ...  Returns w, m and v."""
     hyper = {"learning_rate": learning_rate, "beta1": beta1, "beta2": beta2, "eps": eps}
-    return _step("adam", w, g, (m, v), t=t, **hyper)
+    return _step("adam", w, g, {"m": m, "v": v}, t=t, **hyper)
 
 
 def adamw(w, g, m, v, t, learning_rate, beta1, beta2, eps, decoupled_weight_decay):
     """AdamW: (1 - eta decoupled_weight_decay) w - Adam's step.  Returns w, m and v."""
     hyper = {"learning_rate": learning_rate, "beta1": beta1, "beta2": beta2, "eps": eps}
-    return _step("adamw", w, g, (m, v), t=t, decoupled_weight_decay=decoupled_weight_decay, **hyper)
+    hyper["decoupled_weight_decay"] = decoupled_weight_decay
+    return _step("adamw", w, g, {"m": m, "v": v}, t=t, **hyper)
 
 
 def _unit_step(formula, w, g, learning_rate):
-    w = given("w", w)
-    g = given("g", g, w.shape, w.dtype)
-    rate = np.asarray(_on_host(learning_rate), w.dtype)
+    (w, g), hyper = _checked({"w": w, "g": g}, {"learning_rate": learning_rate})
+    rate = np.asarray(hyper["learning_rate"], w.dtype)
     table, per_entry = _table((np.zeros_like(rate), rate), w)
     out = empty(w.shape, w.dtype)
     widest = Units.widest([w.shape], [0], w, g, out)
@@ -340,10 +344,11 @@ def normalize(w, norm):
 
     Raises ZeroNormError where a unit's weights are all 0.
     """
-    w = given("w", w)
+    w, norm = placed(w=w), _on_host(norm)
+    expect_norm(norm, w)
     out = empty(w.shape, w.dtype)
     units = Units([w.shape], Units.widest([w.shape], [0], w, out))
-    norms = asarray(np.full(units.count, _on_host(norm), w.dtype))
+    norms = asarray(np.full(units.count, norm, w.dtype))
     lengths = units.launch_norms(*flatten(w, out), norms, reduction.status())
     check_norm(to_host(lengths), *FIXED_NORM)
     return out

@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cuda.device.arrays import empty, given, result, to_host
+from minimal_nn.cuda.device.arrays import empty, result, to_host
 from minimal_nn.cuda.device.language import device
 from minimal_nn.cuda.device.launch import launch_all
 from minimal_nn.cuda.parts import columns, reduction
 from minimal_nn.cuda.parts.reduction import NOT_FINITE, ZERO_NORM
-from minimal_nn.cuda.parts.vectors import flatten, vector_width
+from minimal_nn.cuda.parts.vectors import flatten, placed, vector_width
+from minimal_nn.reference.arguments import expect_shape
 from minimal_nn.reference.extremes import WEIGHT_NORM, check_norm
 
 SMALLEST = {name: float(np.finfo(name).tiny) for name in ("float32", "float64")}
@@ -176,9 +177,9 @@ def forward(v, g, eps, *, status=None):
     NonFiniteError where it overflows, or with more than `reduction.SHORT` rows its square.
     status: the array of reduction.py that is told of it instead.
     """
-    v = given("v", v)
+    v, g = placed(v=v, g=g)
+    expect_shape("g", g, v.shape[-1:])
     units = v.shape[-1]
-    g = given("g", g, (units,), v.dtype)
     W, norm = empty(v.shape, v.dtype), empty(units, v.dtype)
     told = reduction.status() if status is None else status
     a = Scaling(*flatten(v, W), g, norm, v.dtype.type(eps), told)
@@ -195,7 +196,9 @@ def forward(v, g, eps, *, status=None):
 def backward(dW, cache, *, out=(None, None)):
     """Return dv (the shape of v) and dg (K,) for the cotangent dW; out: where they go."""
     v, g, norm = cache
-    units, dW = v.shape[-1], given("dW", dW, v.shape, v.dtype)
+    dW = placed(v.dtype, dW=dW)
+    expect_shape("dW", dW, v.shape)
+    units = v.shape[-1]
     dv, dg = (result("out", x, like.shape, v.dtype) for x, like in zip(out, (v, g), strict=True))
     width = vector_width(units, dW, v, dv, g, norm, dg)
     a = Gradient(*flatten(dW, v, dv), g, norm, dg)

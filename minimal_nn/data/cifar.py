@@ -13,6 +13,7 @@ import numpy as np
 
 from minimal_nn.data.dataset import FETCH, DataError, Dataset, missing, pixels, read
 from minimal_nn.data.pickled import unpickled
+from minimal_nn.typing import DTypeLike, PathLike
 
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 CIFAR10_RECORDS = 10_000  # in each of the six files
@@ -74,7 +75,7 @@ def _layouts100():
     )
 
 
-def cifar10(folder, dtype=np.float32, flat=False):
+def cifar10(folder: PathLike, dtype: DTypeLike = np.float32, flat: bool = False) -> Dataset:
     """CIFAR-10, 50,000 training and 10,000 test images, from its binary layout or from pickles.
 
     Arguments: folder, cifar-10-batches-bin or cifar-10-batches-py, or the folder that it lies in;
@@ -86,7 +87,9 @@ def cifar10(folder, dtype=np.float32, flat=False):
     return _set(folder, _layouts10(), (0, "labels"), CIFAR10_CLASSES, dtype, flat)
 
 
-def cifar100(folder, dtype=np.float32, flat=False, *, coarse=False):
+def cifar100(
+    folder: PathLike, dtype: DTypeLike = np.float32, flat: bool = False, *, coarse: bool = False
+) -> Dataset:
     """CIFAR-100, 50,000 training and 10,000 test images, from its binary layout or from pickles.
 
     Arguments: as for `cifar10`, with cifar-100-binary or cifar-100-python; coarse, the 20

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minimal_nn.typing import Array, DTypeLike
+
 FETCH = "with `python -m minimal_nn.data`"
 GZIP = b"\x1f\x8b"  # the first two bytes of a gzip file
 LISTED = 12  # names in a message
@@ -22,10 +24,10 @@ class Dataset(NamedTuple):
     classes: the name of each label, or () where it is not known.
     """
 
-    X_train: np.ndarray
-    y_train: np.ndarray
-    X_test: np.ndarray
-    y_test: np.ndarray
+    X_train: Array
+    y_train: Array
+    X_test: Array
+    y_test: Array
     classes: tuple[str, ...]
 
 
@@ -76,7 +78,7 @@ def names_in(folder):
         raise DataError(f"{folder} cannot be read: {error.strerror}") from error
 
 
-def pixels(images, largest, dtype, flat):
+def pixels(images: Array, largest: int, dtype: DTypeLike, flat: bool) -> Array:
     """Images (N, H, W, C) uint8 as dtype, scaled to [0, 1] when dtype is a floating type."""
     dtype = np.dtype(dtype)
     if dtype != np.uint8 and dtype.kind != "f":

@@ -11,11 +11,13 @@ import os
 import shutil
 import sys
 import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from minimal_nn.data.cifar import CIFAR10_FOLDER, CIFAR10_TEST, CIFAR10_TRAIN
 from minimal_nn.data.sources import SOURCES
+from minimal_nn.typing import PathLike
 
 COMMAND = "`python -m minimal_nn.data`"
 EXTRA = "pip install 'l2-versus-normalization[data]'"
@@ -28,7 +30,12 @@ class FetchError(RuntimeError):
     """A data set could not be fetched: one sentence that says why, and what to do."""
 
 
-def fetch(name, folder="data", report=print, progress=False):
+def fetch(
+    name: str,
+    folder: PathLike = "data",
+    report: Callable[[str], object] = print,
+    progress: bool = False,
+) -> Path:
     """Bring one data set into a folder, verify it, and leave what is there and whole alone.
 
     Arguments: name, a key of SOURCES; folder, made if need be; report, called with one sentence
@@ -196,7 +203,7 @@ def _sha256(path):
     return pooch.file_hash(str(path), alg="sha256")
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: exit status 0 when every named set is there and whole, else 1."""
     parser = argparse.ArgumentParser(
         prog="python -m minimal_nn.data",

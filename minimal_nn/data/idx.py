@@ -9,12 +9,14 @@ or not:
 import hashlib
 import math
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from minimal_nn.data.dataset import FETCH, DataError, Dataset, missing, names_in, pixels, read
 from minimal_nn.data.sources import MNIST_FILES, SOURCES
+from minimal_nn.typing import Array, DTypeLike, PathLike
 
 _NAME = re.compile(
     r"(?P<prefix>(?:.+-)?)(?P<part>train|t10k|test)-(?P<what>images|labels)[-.]idx[13][-.]ubyte"
@@ -53,7 +55,13 @@ _BEGINNINGS = {
 }
 
 
-def mnist(folder, dtype=np.float32, flat=False, *, classes=None):
+def mnist(
+    folder: PathLike,
+    dtype: DTypeLike = np.float32,
+    flat: bool = False,
+    *,
+    classes: str | Sequence[str] | Mapping[int, str] | None = None,
+) -> Dataset:
     """MNIST, or a set in the same layout, from four IDX files.
 
     Arguments: folder with train-images-idx3-ubyte, train-labels-idx1-ubyte,
@@ -102,10 +110,10 @@ def mnist(folder, dtype=np.float32, flat=False, *, classes=None):
         arrays[k] = _counted(path, arrays[k], known)
     for k in (0, 2):
         arrays[k] = pixels(arrays[k][..., None], 255, dtype, flat)
-    return Dataset(*arrays, classes=tuple(names.values()))
+    return Dataset._make([*arrays, tuple(names.values())])
 
 
-def read_idx(path):
+def read_idx(path: PathLike) -> Array:
     """The array in an IDX file, plain or gzip: two zero bytes, type, rank, sizes, numbers.
 
     Arguments: path; what begins as a gzip file is decompressed, whatever its name.

@@ -28,11 +28,12 @@ import numpy as np
 from minimal_nn.data.cifar import cifar10, cifar100
 from minimal_nn.data.dataset import DataError, Dataset, pixels
 from minimal_nn.data.idx import mnist, read_idx
+from minimal_nn.typing import DTypeLike
 
 __all__ = ["DataError", "Dataset", "cifar10", "cifar100", "digits", "mnist", "read_idx"]
 
 
-def digits(dtype=np.float32, flat=True):
+def digits(dtype: DTypeLike = np.float32, flat: bool = True) -> Dataset:
     """The UCI handwritten digits, split once and for all: 1,352 to train, 445 to test.
 
     Every fourth image of each class, in the order of the file, is a test image: the split is

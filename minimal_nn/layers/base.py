@@ -4,12 +4,24 @@ import copy
 import dataclasses
 import functools
 import inspect
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from minimal_nn.backend import Backend
 from minimal_nn.identity import methods
+from minimal_nn.invariance import Absorbed, Rescaling, Source
+from minimal_nn.typing import Array, Arrays, Shape
+
+if sys.version_info >= (3, 11):
+    from typing import dataclass_transform
+else:
+
+    def dataclass_transform(**options):
+        return lambda decorator: decorator
 
 
 @dataclass(frozen=True)
@@ -38,41 +50,43 @@ class Layer(ABC):
     sees_pixels = False  # whether `rescaled` looks at by_pixel and even
 
     @abstractmethod
-    def output_shape(self, input_shape):
+    def output_shape(self, input_shape: Shape) -> Shape:
         """Return the output's shape without the batch axis; refuse an input that does not fit."""
 
-    def initial_parameters(self, input_shape, rng):
+    def initial_parameters(self, input_shape: Shape, rng: np.random.Generator) -> Arrays:
         """Return the initial parameters, float64, by local name."""
         return {}
 
-    def initial_state(self, input_shape):
+    def initial_state(self, input_shape: Shape) -> Arrays:
         """Return the initial state (running statistics), float64, by local name."""
         return {}
 
     @abstractmethod
-    def forward(self, wing, parameters, state, x, train):
+    def forward(
+        self, wing: Backend, parameters: Arrays, state: Arrays, x: Array, train: bool
+    ) -> tuple[Array, Any, Arrays]:
         """Return y, the cache for `backward`, and the state after this batch."""
 
     @abstractmethod
-    def backward(self, wing, dy, cache):
+    def backward(self, wing: Backend, dy: Array, cache: Any) -> tuple[Array, Arrays]:
         """Return dx and the gradients by local name."""
 
-    def operation(self):
+    def operation(self) -> tuple[str, dict[str, Any]]:
         """Return the wing module that does the work, and its options, for a wing's plan.
 
         Only built-in layers are compiled: a layer of one's own needs none.
         """
         raise NotImplementedError(f"{type(self).__name__} is not compiled")
 
-    def rescaled(self, rescaling):
+    def rescaled(self, rescaling: Rescaling) -> Rescaling | Absorbed | None:
         """Return what a `Rescaling` of the input is at the output: Rescaling, Absorbed, or None."""
         return None
 
-    def sources(self):
+    def sources(self) -> tuple[Source, ...]:
         """Return the `Source`s among the layer's parameters."""
         return ()
 
-    def parts(self):
+    def parts(self) -> tuple[tuple[str, "Layer"], ...]:
         """Return the layers that this one is made of, in order, each with the prefix of its names.
 
         A layer with parts has for the parameter W of its part ("dense1", layer) the local name
@@ -80,20 +94,20 @@ class Layer(ABC):
         """
         return ()
 
-    def leaving(self, rescaling):
+    def leaving(self, rescaling: Rescaling) -> Rescaling | None:
         """Return what a `Rescaling` of the last part's output is at this layer's own output.
 
         A sequence passes it on; where the output is added to something else it is lost: None.
         """
         return None
 
-    def with_eps(self, eps):
+    def with_eps(self, eps: float) -> "Layer":
         """Return this layer with `eps` in it, and in the layers that it holds.
 
         A layer that computes something from eps when it is made, without being a dataclass,
         overrides this.
         """
-        changed = {"eps": eps} if hasattr(self, "eps") else {}
+        changed: dict[str, Any] = {"eps": eps} if hasattr(self, "eps") else {}
         for name, value in vars(self).items():
             if isinstance(value, Layer):
                 changed[name] = value.with_eps(eps)
@@ -110,15 +124,15 @@ class Layer(ABC):
         return new
 
     @property
-    def built_in(self):
+    def built_in(self) -> bool:
         """Whether this is exactly a built-in layer, as a wing's plan knows it."""
         return BUILT_IN.get(type(self)) == methods(type(self))
 
-    def normalized(self):
+    def normalized(self) -> tuple[tuple[str, float], ...]:
         """Return the parameters whose units the layer itself normalizes, as (local name, eps)."""
         return ()
 
-    def least_examples(self, input_shape):
+    def least_examples(self, input_shape: Shape) -> int:
         """Return how many examples a batch must have in training mode."""
         least = 1
         for _, part in self.parts():
@@ -127,9 +141,12 @@ class Layer(ABC):
         return least
 
 
-BUILT_IN = {}  # the methods that each built-in layer was shipped with
+BUILT_IN: dict[
+    type[Layer], dict[str, Any]
+] = {}  # the methods that each built-in layer was shipped with
 
 
+@dataclass_transform(frozen_default=True)
 def layer(cls):
     """Make a built-in layer of a class: a dataclass whose constructor says what it expects."""
     cls = dataclass(frozen=True)(cls)

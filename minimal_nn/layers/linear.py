@@ -1,12 +1,15 @@
 """Linear layers: Dense, Conv2d, and WeightNorm, which reparametrizes either."""
 
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 
 from minimal_nn.arguments import whole_number
+from minimal_nn.backend import Backend
 from minimal_nn.invariance import Rescaling, Source
 from minimal_nn.layers.base import Layer, check_bias, check_eps, layer, refuse
+from minimal_nn.typing import Array, Arrays
 
 CONVOLUTION_ALGORITHMS = ("direct", "winograd2", "winograd4")
 
@@ -54,10 +57,12 @@ class Dense(_Affine):
         W = rng.standard_normal((features, self.units)) * np.sqrt(2 / features)
         return {"W": W, "b": np.zeros(self.units)} if self.bias else {"W": W}
 
-    def apply(self, wing, x, W, b):
+    def apply(self, wing: Backend, x: Array, W: Array, b: Array | None) -> tuple[Array, Any]:
         return wing.affine.forward(x, W, b)
 
-    def apply_backward(self, wing, dy, cache):
+    def apply_backward(
+        self, wing: Backend, dy: Array, cache: Any
+    ) -> tuple[Array, Array, Array | None]:
         return wing.affine.backward(dy, cache)
 
     def operation(self):
@@ -123,10 +128,12 @@ class Conv2d(_Affine):
         W = rng.standard_normal(shape) * np.sqrt(2 / fan_in)
         return {"W": W, "b": np.zeros(self.channels)} if self.bias else {"W": W}
 
-    def apply(self, wing, x, W, b):
+    def apply(self, wing: Backend, x: Array, W: Array, b: Array | None) -> tuple[Array, Any]:
         return wing.convolution.forward(x, W, b, self.stride, self.padding, self.algorithm)
 
-    def apply_backward(self, wing, dy, cache):
+    def apply_backward(
+        self, wing: Backend, dy: Array, cache: Any
+    ) -> tuple[Array, Array, Array | None]:
         return wing.convolution.backward(dy, cache)
 
     def operation(self):
@@ -193,7 +200,7 @@ class WeightNorm(Layer):
     def normalized(self):
         return (("v", self.eps),)
 
-    def beside_eps(self, x, parameters):
+    def beside_eps(self, x: Array, parameters: Arrays) -> Array:
         """Return |v|^2 of each unit, beside which eps stands."""
         v = parameters["v"]
         return (v * v).sum(axis=tuple(range(v.ndim - 1)))

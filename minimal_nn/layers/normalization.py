@@ -7,6 +7,7 @@ import numpy as np
 
 from minimal_nn.invariance import Absorbed, Rescaling, Source
 from minimal_nn.layers.base import Layer, check_eps, layer, python_number, refuse
+from minimal_nn.typing import Array, Arrays
 
 
 def _normalization_parameters(units):
@@ -80,11 +81,11 @@ class BatchNorm(Layer):
         dx, dgamma, dbeta = step(dy, cache)
         return dx, {"gamma": dgamma, "beta": dbeta}
 
-    def centered(self, x):
+    def centered(self, x: Array) -> Array:
         """Return the inputs less their mean over the batch."""
         return x - _mean(x, tuple(range(x.ndim - 1)))
 
-    def beside_eps(self, x, parameters):
+    def beside_eps(self, x: Array, parameters: Arrays) -> Array:
         """Return the variance over the batch, beside which eps stands."""
         centered = self.centered(x)
         return _mean(centered * centered, tuple(range(x.ndim - 1)))
@@ -141,11 +142,11 @@ class LayerNorm(Layer):
         dx, dgamma, dbeta = wing.layernorm.backward(dy, cache)
         return dx, {"gamma": dgamma, "beta": dbeta}
 
-    def centered(self, x):
+    def centered(self, x: Array) -> Array:
         """Return the inputs less their mean over an example's units."""
         return x - _mean(x, -1)
 
-    def beside_eps(self, x, parameters):
+    def beside_eps(self, x: Array, parameters: Arrays) -> Array:
         """Return the variance over an example's units, beside which eps stands."""
         centered = self.centered(x)
         return _mean(centered * centered, -1)

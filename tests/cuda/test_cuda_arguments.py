@@ -31,9 +31,9 @@ def made(function, *args):
 # What is called, with what in place of an argument, and what the message begins with.
 REFUSED = {
     "product, bias": (lambda: choice.product(f(3, 4), f(4, 5), bias=f(4)), "bias: got shape"),
-    "affine, b": (lambda: affine.forward(f(3, 4), f(4, 5), f(6)), "bias: got shape"),
+    "affine, b": (lambda: affine.forward(f(3, 4), f(4, 5), f(6)), "b: got shape"),
     "affine, dy": (lambda: affine.backward(f(3, 4), made(affine.forward, f(3, 4), f(4, 5))), "dy:"),
-    "convolution, b": (lambda: convolution.forward(f(1, 4, 4, 2), f(3, 3, 2, 5), f(4)), "bias:"),
+    "convolution, b": (lambda: convolution.forward(f(1, 4, 4, 2), f(3, 3, 2, 5), f(4)), "b:"),
     "convolution, dy": (
         lambda: convolution.backward(
             f(1, 4, 3, 5), made(convolution.forward, f(1, 4, 4, 2), f(3, 3, 2, 5))
@@ -52,7 +52,7 @@ REFUSED = {
     ),
     "batch norm, running": (
         lambda: batchnorm.update_running(f(3), f(4), f(4), f(4), 3, 0.1),
-        "running_mean:",
+        "running_var:",
     ),
     "layer norm, gamma": (lambda: layernorm.forward(f(3, 4), f(3), f(4), 0.5), "gamma:"),
     "layer norm, dy": (
@@ -82,10 +82,10 @@ REFUSED = {
     ),
     "loss, real labels": (
         lambda: loss.forward(f(3, 4), f(3), "cross_entropy"),
-        "targets: got an array of float32, expected integer",
+        "targets: got shape .3,. and dtype float32, expected integers",
     ),
     "update, g": (lambda: update.sgd(f(3, 4), f(4), 0.1), "g: got shape"),
-    "update, state": (lambda: update.adam(f(3), f(3), f(3), f(2), 1, 1, 1, 1, 1), "state 1:"),
+    "update, state": (lambda: update.adam(f(3), f(3), f(3), f(2), 1, 1, 1, 1, 1), "v: got shape"),
     "lars, g": (lambda: update.lars(f(3, 4), f(4, 3), 0.1), "g: got shape"),
     "penalty, w": (lambda: update.add_penalty(f(3), f(4), 0.1), "w: got shape"),
     "rounded": (lambda: rounded(f(3, 4), f(3, 4)), "b: got shape"),

@@ -13,7 +13,7 @@ TESTS = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", (*OPERATIONS, "arrays", "arguments"))
 def test_the_wing_keeps_the_contract_of(operation):
     """tests/test_<operation>.py for float32 and MINIMAL_NN_TEST_WINGS=cuda, in its own process.
 

@@ -38,7 +38,7 @@ def _checked(number):
     return number
 
 
-def set_num_threads(n):
+def set_num_threads(n: int) -> None:
     """Let the cpu wing use `n` threads, in this process and in worker processes started later.
 
     Results are the same bits for any n.

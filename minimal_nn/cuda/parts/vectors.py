@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from minimal_nn.cuda.device import intrinsics
-from minimal_nn.cuda.device.arrays import address
+from minimal_nn.cuda.device.arrays import address, contiguous, floating
 from minimal_nn.cuda.device.language import device, made, unroll
 
 BYTES = 16
@@ -117,6 +117,12 @@ def vector_width(length, *arrays):
     whole = length is None or length % widest == 0
     aligned = all(address(array) % BYTES == 0 for array in arrays)
     return widest if whole and aligned else 1
+
+
+def placed(dtype=None, **arrays):
+    """Return the arrays, checked by `floating`, contiguous: several as a tuple."""
+    found = tuple(contiguous(array) for array in floating(dtype, **arrays))
+    return found if len(found) > 1 else found[0]
 
 
 def flatten(*arrays):

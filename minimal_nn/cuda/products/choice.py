@@ -20,11 +20,12 @@ import numba
 import numpy as np
 from numba import uint32
 
-from minimal_nn.cuda.device.arrays import MOST, address, asarray, empty, flat, given, result
+from minimal_nn.cuda.device.arrays import MOST, address, asarray, contiguous, empty, flat, result
 from minimal_nn.cuda.device.language import cuda, device, kernel
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.products import blocked, tensor
 from minimal_nn.cuda.products.blocked import BIAS, RELU
+from minimal_nn.reference.arguments import expect_shape
 
 PRECISIONS = (None, "float64", "tf32", "bfloat16")
 ARITHMETIC = {
@@ -180,7 +181,11 @@ def product_of_operands(
         raise ValueError(f"activation: got {activation!r}, expected 'identity' or 'relu'")
     c = result("out", out, (M, N), dtype)
     flags = (int(BIAS) if bias is not None else 0) | (int(RELU) if activation == "relu" else 0)
-    bias = c.reshape(M * N) if bias is None else given("bias", bias, (N,), dtype)
+    if bias is None:
+        bias = c.reshape(M * N)  # any array; the kernel does not read it
+    else:
+        bias = contiguous(asarray(bias, dtype, "bias"))
+        expect_shape("bias", bias, (N,))
     compiled, tile = _variant(dtype, precision, a, b, M, N, K, c)
     count, part = parts(tile, M, N, K)
     target, own_flags = (c, flags) if count == 1 else (empty((count, M, N), dtype), 0)
