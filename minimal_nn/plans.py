@@ -55,17 +55,20 @@ class Plan:
     """Steps of a network by an optimizer, compiled where the wing can.
 
     What `observe` changes between two runs (hyper-parameters, layers, the wing) is followed: the
-    plan is made again.  report: a sentence that says how the steps are run, and why.
+    plan is made again.  fixed: arrays that no run finds changed; a wing with memory of its own
+    copies them there once.  report: a sentence that says how the steps are run, and why.
     """
 
-    def __init__(self, network, optimizer, batch_size):
+    def __init__(self, network, optimizer, batch_size, fixed=()):
         self.network, self.optimizer, self.batch_size = network, optimizer, batch_size
-        self.report = None
+        self.fixed, self.report = fixed, None
         self._make()
 
     def _make(self):
         self._layers, self._made_for = self.network.layers, self._settings()
         self._plan, report = _chosen(self.network, self.optimizer, self.batch_size)
+        place = getattr(self._plan, "place", lambda array: array)
+        self._placed = [(array, place(array)) for array in self.fixed]
         if report != self.report:
             LOG.info(report)
         self.report = report
@@ -83,7 +86,11 @@ class Plan:
         """Train on X[rows], targets[rows] for rows in `batches`; return the losses, (steps,)."""
         if self.network.layers is not self._layers or self._settings() != self._made_for:
             self._make()
+        X, targets = self._found(X), self._found(targets)
         return self._plan.run(self.network, self.optimizer, X, targets, batches)
+
+    def _found(self, array):
+        return next((placed for one, placed in self._placed if one is array), array)
 
 
 def report(network, optimizer, batch_size):

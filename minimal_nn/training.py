@@ -44,8 +44,8 @@ def fit(
     it would hold (batch norm has no variance over a single number).  An epoch's loss is the mean
     over its batches, a smaller last one counting as much as the others.
 
-    X (N, *input_shape) and targets: array-likes as for `Network.loss_and_gradients`.  epochs:
-    passes over the data.  rng: a seed or numpy.random.Generator for the order.  augment: a function
+    X (N, *input_shape) and targets: array-likes as for `Network.loss_and_gradients`, which nobody
+    changes while they are trained on.  epochs: passes over the data.  rng: a seed or numpy.random.Generator for the order.  augment: a function
     (X, rng) -> changed X, such as `augmentation.flip_and_shift`, called on the whole of X at the
     beginning of each epoch; its result takes X's place there.  validation: (X, targets) whose loss,
     and error where they are labels, is recorded after each epoch.  observe: a function network ->
@@ -86,7 +86,8 @@ def fit(
             rng, history, threads = file.load(rng, given, epochs)
     elif resume:
         raise ValueError("resume: got True without a checkpoint, expected checkpoint=PATH as well")
-    plan = Plan(network, optimizer, batch_size)
+    fixed = (X, targets) if augment is None else (targets,)
+    plan = Plan(network, optimizer, batch_size, fixed)
     with _kept(history), _pinned(threads) as threads, _bar(progress, epochs, history) as bar:
         for epoch in range(len(history.epochs) + 1, epochs + 1):
             shown = X if augment is None else _augmented(network, X, augment, rng)

@@ -20,7 +20,6 @@ _KERNELS = "makes the kernels of one dtype and size, each short, which share its
 _ONE_KERNEL = "one kernel, whose registers and shared memory all parts use, with its constants"
 LONG_FUNCTIONS = {
     "minimal_nn/cuda/layernorm.py:kernels": _KERNELS,
-    "minimal_nn/cuda/products/blocked.py:product_kernel": _ONE_KERNEL,
     "minimal_nn/cuda/products/tensor.py:product_kernel": _ONE_KERNEL,
 }
 NOT_CODE = {

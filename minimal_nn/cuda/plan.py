@@ -103,19 +103,38 @@ def plan(program, optimizer, batch_size):
     return Plan(program)
 
 
+class Placed:
+    """Data that lie on the device, and on the host as they were given."""
+
+    def __init__(self, host):
+        # A copy of its own, where an array of the host looks like one of the device.
+        self.host, self.device = host, duplicate(asarray(np.ascontiguousarray(host)))
+
+    def __len__(self):
+        return len(self.host)
+
+    def __getitem__(self, rows):
+        return self.host[rows]
+
+
 class Plan:
     """A network's training loop for batches of any size, each prepared on first use."""
 
     def __init__(self, program):
         self.program = program
-        self._steps = {}
-        self._data = {}
+        self._steps, self._memory = {}, {}
+
+    def place(self, array):
+        """Return data for `run` that are copied to the device once, and do not change."""
+        on_device = isinstance(array, Placed) or hasattr(array, "__cuda_array_interface__")
+        return array if on_device else Placed(np.asarray(array))
 
     def run(self, network, optimizer, X, targets, batches):
         """Train on X[rows], targets[rows] for each row of `batches`; return the losses, (steps,).
 
-        Parameters, running statistics and optimizer state are replaced by those after the last step
-        that succeeded.  Raises NonFiniteError, ZeroVarianceError or ZeroNormError.
+        X, targets: arrays, or what `place` made of them.  Parameters, running statistics and
+        optimizer state are replaced by those after the last step that succeeded.  Raises
+        NonFiniteError, ZeroVarianceError or ZeroNormError.
         """
         batches = np.ascontiguousarray(batches)
         if batches.size and (batches.min() < 0 or batches.max() >= len(X)):
@@ -123,25 +142,32 @@ class Plan:
                 f"batches: got row numbers from {batches.min()} to {batches.max()}, expected 0 to "
                 f"{len(X) - 1}"
             )
-        data = self._placed("X", X), self._placed("targets", targets)
-        rows = batches.shape[1]
-        key = (rows, *(address(array) for array in data))
-        if key not in self._steps:
-            self._steps[key] = Step(self.program, network, optimizer, rows, *data)
-        return self._steps[key].run(network, optimizer, X, targets, batches)
+        data = self._on_device("X", X), self._on_device("targets", targets)
+        step = self._step(network, optimizer, batches.shape[1], data)
+        return step.run(network, optimizer, X, targets, batches)
 
-    def _placed(self, name, array):
-        """Return the data on the device; a host array goes into the same memory each time."""
+    def _step(self, network, optimizer, rows, data):
+        """Return the step for a batch size and data; the last two are kept, whole and rest."""
+        key = (rows, *(address(array) for array in data))
+        step = self._steps.pop(key, None)
+        self._steps[key] = step or Step(self.program, network, optimizer, rows, *data)
+        for old in list(self._steps)[:-2]:
+            del self._steps[old]
+        return self._steps[key]
+
+    def _on_device(self, name, array):
+        """Return the data on the device; an array that may change goes into the same memory."""
+        if isinstance(array, Placed):
+            return array.device
         if hasattr(array, "__cuda_array_interface__"):
             return contiguous(asarray(array))
         array = np.asarray(array)
         key = (name, array.shape, array.dtype)
-        if key in self._data:
-            fill_from_host(self._data[key], array)
+        if key in self._memory:
+            fill_from_host(self._memory[key], array)
         else:
-            # A copy of its own: it is written again in the next run.
-            self._data[key] = duplicate(asarray(np.ascontiguousarray(array)))
-        return self._data[key]
+            self._memory[key] = Placed(array).device
+        return self._memory[key]
 
 
 def _takes_relu(operation, following):
