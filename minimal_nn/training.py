@@ -45,13 +45,13 @@ def fit(
     over its batches, a smaller last one counting as much as the others.
 
     X (N, *input_shape) and targets: array-likes as for `Network.loss_and_gradients`, which nobody
-    changes while they are trained on.  epochs: passes over the data.  rng: a seed or numpy.random.Generator for the order.  augment: a function
-    (X, rng) -> changed X, such as `augmentation.flip_and_shift`, called on the whole of X at the
-    beginning of each epoch; its result takes X's place there.  validation: (X, targets) whose loss,
-    and error where they are labels, is recorded after each epoch.  observe: a function network ->
-    dict of numbers, recorded too.  progress: show a bar.  checkpoint: a path, written whole after
-    every epoch.  resume: continue from it if it exists; the result is bit for bit that of an
-    uninterrupted run.
+    changes while they are trained on. epochs: passes over the data. rng: a seed or
+    numpy.random.Generator for the order. augment: a function (X, rng) -> changed X, such as
+    `augmentation.flip_and_shift`, called on the whole of X at the beginning of each epoch; its
+    result takes X's place there. validation: (X, targets) whose loss, and error where they are
+    labels, is recorded after each epoch. observe: a function network -> dict of numbers, recorded
+    too. progress: show a bar. checkpoint: a path, written whole after every epoch. resume: continue
+    from it if it exists; the result is bit for bit that of an uninterrupted run.
 
     What `observe` changes (optimizer.hyper, say) holds from the next epoch on, in every wing.
     Where a wing's compiled loop cannot be used, `network.plan_report(optimizer, batch_size)` says
