@@ -12,7 +12,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 TEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) \
 	--dist loadgroup
 
-.PHONY: verify figures lint test test-fast bench clean
+.PHONY: verify figures lint test test-fast bench dist clean
 
 verify: .venv/installed
 	$(BIN)/python -m theory
@@ -35,6 +35,12 @@ test-fast: .venv/installed-test
 
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks
+
+# What a release uploads, built from the source distribution and checked; nothing is uploaded.
+dist: .venv/installed-release
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 # The stamps are written last, so a broken installation is begun again.
 .venv/created:

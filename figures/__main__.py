@@ -14,6 +14,7 @@ import pathlib
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -175,7 +176,7 @@ def collect(arguments, preset, wanted):
     return by_figure, everything, report, code, kept
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     arguments = parser().parse_args(argv)
     if arguments.list:

@@ -1,7 +1,8 @@
 """minimal_nn: a hand-written network, no autodiff; forward and backward passes that can be read.
 
 network     Network: layers -> loss and gradients by explicit backward passes, invariance groups
-layers      Dense, Conv2d, BatchNorm, LayerNorm, WeightNorm, ReLU, Tanh, MaxPool2d, Flatten
+layers      Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, RMSNorm, ReLU, Tanh, MaxPool2d,
+            Flatten
 optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies
 training    fit: batches, history, progress bar, checkpoint and resume
 augmentation   flip_and_shift: training images mirrored and moved at random
@@ -22,6 +23,7 @@ from minimal_nn.layers import (
     LayerNorm,
     MaxPool2d,
     ReLU,
+    RMSNorm,
     Tanh,
     WeightNorm,
 )
@@ -45,7 +47,7 @@ from minimal_nn.training import History, fit
 
 moved.install()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "LARS",
@@ -67,6 +69,7 @@ __all__ = [
     "Network",
     "NormalizedSGD",
     "Optimizer",
+    "RMSNorm",
     "RMSprop",
     "ReLU",
     "SGD",

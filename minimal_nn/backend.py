@@ -4,7 +4,7 @@ A wing is a package with one module for each operation, all with the same functi
 
     affine, convolution, activation, pooling      forward(...) -> y, cache      backward(dy, cache)
     batchnorm   also forward_running, backward_running (evaluation) and update_running
-    layernorm, weightnorm                         forward(...) -> y, cache      backward(dy, cache)
+    layernorm, rmsnorm, weightnorm                forward(...) -> y, cache      backward(dy, cache)
     loss        forward(scores, targets, kind) -> value, cache;  backward(dvalue, cache) -> dscores
     update      one function for each optimizer's formula
 
@@ -15,12 +15,15 @@ A wing may have a module `plan` whose `plan(program, optimizer, batch_size)` all
 space once and returns an object with `run(X, targets, batches)` (see `training.fit`), or None for a
 program that it cannot compile; then the steps are made of calls of the functions above.  A
 `why_not(program, optimizer)` beside it says the reason, as a sentence.
+
+Where a wing on NumPy arrays has no module for an operation, the reference wing's formulas take its
+place; where one whose arrays are its own has none, `Backend.has` says so, and calls are refused.
 """
 
 import importlib
 import types
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -31,6 +34,7 @@ OPERATIONS = (
     "convolution",
     "batchnorm",
     "layernorm",
+    "rmsnorm",
     "weightnorm",
     "activation",
     "pooling",
@@ -49,12 +53,22 @@ class Backend:
     convolution: types.ModuleType
     batchnorm: types.ModuleType
     layernorm: types.ModuleType
+    rmsnorm: types.ModuleType
     weightnorm: types.ModuleType
     activation: types.ModuleType
     pooling: types.ModuleType
     loss: types.ModuleType
     update: types.ModuleType
     package: types.ModuleType
+
+    def has(self, operation: str) -> bool:
+        """Return whether the wing computes an operation."""
+        return not isinstance(getattr(self, operation), Missing)
+
+    def check(self, operation: str) -> None:
+        """Refuse an operation that the wing has no kernels for."""
+        if operation in OPERATIONS and not self.has(operation):
+            raise ValueError(getattr(self, operation).refusal)
 
     @property
     def simulated(self) -> bool:
@@ -97,6 +111,34 @@ class Backend:
         return wing_says or f"the {self.name} wing compiles no loop for this network and optimizer"
 
 
+class Missing:
+    """Stands for an operation that a wing has no kernels for."""
+
+    def __init__(self, wing: str, operation: str) -> None:
+        self.refusal = (
+            f"backend: got {wing!r}, which has no kernels for {operation}; expected 'reference' or "
+            "'cpu'"
+        )
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ValueError(self.refusal)
+
+
+def _module(package, wing, operation):
+    """Return a wing's module for an operation, or what takes its place."""
+    path = f"minimal_nn.{wing}.{operation}"
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name != path:
+            raise
+    if hasattr(package, "asarray"):  # it has arrays of its own
+        return Missing(wing, operation)
+    return importlib.import_module(f"minimal_nn.reference.{operation}")
+
+
 def get(name: str | Backend) -> Backend:
     """Return the backend called `name`: "reference", "cpu" or "cuda".
 
@@ -110,7 +152,7 @@ def get(name: str | Backend) -> Backend:
     path = f"minimal_nn.{name}"
     try:
         package = importlib.import_module(path)
-        modules = {op: importlib.import_module(f"{path}.{op}") for op in OPERATIONS}
+        modules = {op: _module(package, name, op) for op in OPERATIONS}
     except ModuleNotFoundError as error:
         extra = "[cuda]" if name == "cuda" else ""
         raise ImportError(

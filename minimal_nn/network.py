@@ -104,6 +104,7 @@ class Network:
         self.backend = backends.get(backend)
         self.input_shape = _checked_shape(input_shape)
         self.names = _names(self.layers)
+        _check_wing(self.names, self.layers, self.backend)
         rng = arguments.random_generator(rng)
         self.shapes = [self.input_shape]
         self.parameters, self.state = {}, {}
@@ -201,6 +202,7 @@ class Network:
     def on(self, backend: str | backends.Backend) -> "Network":
         """Return this network in the wing called `backend`, with the same numbers."""
         wing = backends.get(backend)
+        _check_wing(self.names, self.layers, wing)
         parameters, state = (
             {
                 name: wing.asarray(self.backend.to_numpy(array), dtype=self.dtype)
@@ -504,6 +506,15 @@ def _checked_shape(input_shape):
             "(height, width, channels)"
         )
     return tuple(map(int, sizes))
+
+
+def _check_wing(names, layers, wing):
+    """Refuse a wing that lacks what a layer calls."""
+    for name, layer in zip(names, layers, strict=True):
+        try:
+            layer.check_wing(wing)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
 
 def _names(layers):

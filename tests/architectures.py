@@ -17,6 +17,7 @@ from minimal_nn import (
     MaxPool2d,
     Network,
     ReLU,
+    RMSNorm,
     Tanh,
     WeightNorm,
 )
@@ -139,6 +140,25 @@ ARCHITECTURES = {
             per_unit("batchnorm1", "dense2.W"),
         ),
         ("layernorm1.beta", "dense2.b"),
+    ),
+    "rms norm": Architecture(
+        [_wide(bias=False), RMSNorm(), Tanh(), Dense(3)],
+        (4,),
+        (whole("rmsnorm1", "dense1.W"),),
+    ),
+    "rms norm after a bias": Architecture(
+        [_wide(), RMSNorm(), Tanh(), Dense(3)],
+        (4,),
+        (whole("rmsnorm1", "dense1.W", "dense1.b"),),
+    ),
+    "rms norm, linear, rms norm": Architecture(
+        [_wide(bias=False), RMSNorm(), Dense(6, bias=False), RMSNorm(), Tanh(), Dense(3)],
+        (4,),
+        (
+            whole("rmsnorm1", "dense1.W"),
+            whole("rmsnorm2", "rmsnorm1.gamma"),
+            whole("rmsnorm2", "dense2.W"),
+        ),
     ),
     "weight norm": Architecture(
         [WeightNorm(_wide()), ReLU(), Dense(3)],

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import test_batchnorm
 import test_layernorm
+import test_rmsnorm
 import test_weightnorm
 import wings
 from agreement import assert_within, check_backward, wide
@@ -16,7 +17,7 @@ from theory.numbers.bounded import running
 REAL = (np.float16, np.longdouble)
 COMPLEX = (np.complex64, np.complex128, np.clongdouble)
 PAIRS = tuple(zip(COMPLEX, (*wings.DTYPES, np.longdouble), strict=True))
-NORMALIZATIONS = (test_batchnorm, test_layernorm, test_weightnorm)
+NORMALIZATIONS = (test_batchnorm, test_layernorm, test_rmsnorm, test_weightnorm)
 
 
 def results(dtype, rng):

@@ -20,6 +20,7 @@ FUNCTIONS = {
     "convolution": {"forward", "backward"},
     "batchnorm": {"forward", "backward", "forward_running", "backward_running", "update_running"},
     "layernorm": {"forward", "backward"},
+    "rmsnorm": {"forward", "backward"},
     "weightnorm": {"forward", "backward"},
     "activation": {"forward", "backward"},
     "pooling": {"forward", "backward"},

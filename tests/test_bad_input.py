@@ -17,6 +17,7 @@ from minimal_nn import (
     LayerNorm,
     Network,
     ReLU,
+    RMSNorm,
     WeightNorm,
     errors,
     fit,
@@ -188,6 +189,13 @@ STEPS = {  # case: (call, exception, message): what shows only inside a pass
         ),
         ZeroVarianceError,
         r"layernorm1: var: examples \[2\] have variance 0 at eps = 0",
+    ),
+    "zero examples in RMS norm": (
+        lambda: gradients(
+            with_entry(X, 2, 0), network=Network([Dense(5), RMSNorm(0.0), Dense(3)], (4,))
+        ),
+        ZeroVarianceError,
+        r"rmsnorm1: z: examples \[2\] have mean square 0 at eps = 0",
     ),
     "zero weights in weight norm": (
         lambda: gradients(

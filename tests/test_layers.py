@@ -14,6 +14,7 @@ from minimal_nn import (
     MaxPool2d,
     Network,
     ReLU,
+    RMSNorm,
     Tanh,
     WeightNorm,
 )
@@ -30,6 +31,8 @@ SHAPES = [
     (BatchNorm(), (4,), (4,)),
     (BatchNorm(), (6, 8, 3), (6, 8, 3)),
     (LayerNorm(), (4,), (4,)),
+    (RMSNorm(), (4,), (4,)),
+    (RMSNorm(), (1,), (1,)),
     (ReLU(), (6, 8, 3), (6, 8, 3)),
     (Tanh(), (4,), (4,)),
     (MaxPool2d(), (6, 8, 3), (3, 4, 3)),
@@ -124,6 +127,7 @@ def test_numbers_of_numpy_do_not_promote_float32(number, rng):
     layers = [
         BatchNorm(eps=number, momentum=number),
         LayerNorm(number),
+        RMSNorm(number),
         WeightNorm(Dense(3), eps=number),
     ]
     network = Network(layers, (4,))
@@ -148,6 +152,7 @@ REFUSED = [
     (lambda: BatchNorm(eps=-1e-5), ValueError, "eps: got -1e-05, expected a finite number >= 0"),
     (lambda: LayerNorm(eps=np.inf), ValueError, "eps: got inf, expected a finite number >= 0"),
     (lambda: LayerNorm(eps=np.nan), ValueError, "eps: got nan, expected a finite number >= 0"),
+    (lambda: RMSNorm(64), TypeError, "eps: got the integer 64, .* RMSNorm takes no number of"),
     (lambda: BatchNorm(eps="1e-5"), TypeError, "eps: got '1e-5', expected a finite number >= 0"),
     (lambda: BatchNorm(momentum=1.5), ValueError, "momentum: got 1.5, expected a number from 0"),
     (lambda: BatchNorm(momentum="a"), TypeError, "momentum: got 'a', expected a number from 0"),
@@ -171,6 +176,7 @@ MISFITS = [
     (Conv2d(3), (4,), r"conv1: input shape of Conv2d: got \(4,\), expected \(height, width, chan"),
     (Conv2d(3, kernel=5, padding=0), (4, 4, 1), r"conv1: .* got \(4, 4, 1\), expected at least 5"),
     (LayerNorm(), (4, 4, 2), r"layernorm1: .* got \(4, 4, 2\), expected \(K,\): put Flatten"),
+    (RMSNorm(), (4, 4, 2), r"rmsnorm1: .* got \(4, 4, 2\), expected \(K,\): put Flatten"),
     (LayerNorm(), (1,), r"layernorm1: .* got \(1,\), expected at least 2 units"),
     (MaxPool2d(2), (5, 4, 1), r"maxpool1: .* got \(5, 4, 1\), expected .* multiples of size = 2"),
     (MaxPool2d(2), (4,), r"maxpool1: input shape of MaxPool2d: got \(4,\), expected \(height"),
@@ -195,6 +201,9 @@ def test_what_becomes_of_a_rescaling():
             assert layer.rescaled(rescaling) == rescaling
     assert LayerNorm(0.5).rescaled(all_units) == Absorbed(0.5, training_only=False)
     assert [LayerNorm().rescaled(r) for r in (unit_offset, unit, all_offset)] == [None] * 3
+    assert RMSNorm(0.5).rescaled(all_units) == Absorbed(0.5, training_only=False)
+    assert [RMSNorm().rescaled(r) for r in (unit_offset, unit, all_offset)] == [None] * 3
+    assert RMSNorm().rescaled(Rescaling(False, True, even=True)) is None
     assert [ReLU().rescaled(r) for r in bare] == [None, unit, None, all_units]
     assert [Dense(2).rescaled(r) for r in bare] == [None, None, all_offset, all_offset]
     assert Dense(2, bias=False).rescaled(all_units) == all_units

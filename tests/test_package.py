@@ -1,5 +1,7 @@
 """The wheel is what people install: it is built, installed elsewhere and used from there."""
 
+import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import minimal_nn
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("minimal_nn", "theory", "figures")
@@ -73,11 +77,24 @@ def test_the_metadata(python, tmp_path):
         "from importlib.metadata import metadata; m = metadata('l2-versus-normalization');"
         "print(m['Requires-Python'], sorted(m.get_all('Provides-Extra')), len(m.get_payload()))"
     )
-    extras = ["bench", "cluster", "cuda", "data", "exact", "lint", "test", "torch"]
+    extras = ["bench", "cluster", "cuda", "data", "exact", "lint", "release", "test", "torch"]
     version, rest = check(python, "-c", code, cwd=tmp_path).split(" ", 1)
     listed, length = rest.rsplit(" ", 1)
     assert (version, listed) == (">=3.10", str(extras))
     assert int(length) > 500  # the README
+
+
+def test_one_version_stands_everywhere():
+    """In the metadata, the package, the citation, and the changelog's newest entry."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    version = settings["metadata"]["version"]
+    assert version == minimal_nn.__version__
+    citation, changes = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("CITATION.cff", "CHANGELOG.md")
+    )
+    assert re.search(r"^version: (.*)$", citation, re.M)[1] == version
+    assert re.search(r"^## \[(\d.*?)\]", changes, re.M)[1] == version
 
 
 def test_the_installed_package_is_the_one_that_runs(python, tmp_path):

@@ -91,8 +91,8 @@ def layers_of(rng):
         layer = nn.Dense(int(rng.choice([3, 5, 16, 17, 33])), bias=bool(rng.random() < 0.6))
         layers.append(nn.WeightNorm(layer, eps=1e-4) if rng.random() < 0.2 else layer)
         if rng.random() < 0.6:
-            norm = nn.BatchNorm(1e-2) if rng.random() < 0.6 else nn.LayerNorm(1e-2)
-            layers.append(norm)
+            norms = nn.BatchNorm(1e-2), nn.LayerNorm(1e-2), nn.RMSNorm(1e-2)
+            layers.append(norms[int(rng.choice(3, p=[0.5, 0.25, 0.25]))])
         layers += activations(rng)
     loss = str(rng.choice(["cross_entropy", "mean_squared_error"]))
     if loss == "cross_entropy" or rng.random() < 0.7 or not layers:
@@ -322,6 +322,8 @@ def torch_forward(torch, network, parameters, state, x, train=True):
             x = x.permute(0, *range(2, x.ndim), 1)
         elif isinstance(layer, nn.LayerNorm):
             x = f.layer_norm(x, x.shape[1:], own["gamma"], own["beta"], layer.eps)
+        elif isinstance(layer, nn.RMSNorm):
+            x = f.rms_norm(x, x.shape[1:], own["gamma"], layer.eps)
         elif isinstance(layer, nn.MaxPool2d):
             x = f.max_pool2d(x.permute(0, 3, 1, 2), layer.size).permute(0, 2, 3, 1)
         elif isinstance(layer, nn.Flatten):

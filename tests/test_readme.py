@@ -1,4 +1,4 @@
-"""The README's Python code runs, and prints what the README says that it prints.
+"""The Python code of the README and the guide runs, and prints what they say that it prints.
 
 All ```python blocks run in their order in one namespace. A ```text block right after one is its
 output: words must be equal, numbers must agree to one unit in the last digit that is shown
@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import table
+from theory import CLAIMS
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+GUIDE = sorted((ROOT / "guide").glob("*.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
 
@@ -60,18 +63,29 @@ def run(text, name):
             compare(printed.getvalue(), shown, f"{name}:{line}")
 
 
-def test_the_readme_runs_and_prints_what_it_shows(tmp_path, monkeypatch):
+@pytest.fixture
+def own_claims():
+    """Forget the claims that a page registers."""
+    before = dict(CLAIMS)
+    yield
+    CLAIMS.clear()
+    CLAIMS.update(before)
+
+
+@pytest.mark.parametrize("page", [README, *GUIDE], ids=lambda page: page.name)
+def test_a_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch, own_claims):
     monkeypatch.chdir(tmp_path)
-    text = README.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     assert any(shown for _, _, shown in examples(text)), "no example with its output"
-    run(text, "README.md")
+    run(text, page.name)
 
 
-def test_the_links_lead_somewhere():
-    text = README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", [README, *GUIDE], ids=lambda page: page.name)
+def test_the_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)#\s]+)", text) + re.findall(r'src="([^"]+)"', text)
     local = [target for target in targets if "://" not in target]
-    assert [target for target in local if not (README.parent / target).exists()] == []
+    assert [target for target in local if not (page.parent / target).exists()] == []
 
 
 def test_the_table_of_times_is_made_from_the_newest_record():

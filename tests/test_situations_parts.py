@@ -18,6 +18,7 @@ from minimal_nn import (
     LayerNorm,
     Network,
     ReLU,
+    RMSNorm,
     backend,
     fit,
 )
@@ -55,6 +56,7 @@ def test_float16_values_of_100_do_not(norm, rng):
 
 NORMALIZED = {
     "batchnorm1: var: units": ([Dense(6), BatchNorm(), ReLU(), Dense(3)], (4,), "dense1.W"),
+    "rmsnorm1: z: examples": ([Dense(6), RMSNorm(), Dense(3)], (4,), "dense1.W"),
     "layernorm1: var: examples": ([Dense(6), LayerNorm(), Dense(3)], (4,), "dense1.W"),
     "batchnorm2: var: units": (
         [

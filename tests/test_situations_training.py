@@ -108,8 +108,9 @@ def test_positions_and_names_of_other_frameworks_are_refused(habit):
 @pytest.mark.parametrize("eps", (0, 0.0, np.float32(0.5), 1.0, 64.0, 2.0**300))
 def test_a_large_eps_is_allowed_where_it_is_a_float(eps):
     """w 2^k with eps 4^k is the same function: claims rescale eps far."""
-    layers = nn.BatchNorm(eps), nn.LayerNorm(eps), nn.WeightNorm(nn.Dense(3), eps=eps)
-    assert [layer.eps for layer in layers] == 3 * [float(eps)]
+    norms = nn.BatchNorm(eps), nn.LayerNorm(eps), nn.RMSNorm(eps)
+    layers = (*norms, nn.WeightNorm(nn.Dense(3), eps=eps))
+    assert [layer.eps for layer in layers] == 4 * [float(eps)]
     assert network_of().with_eps(eps).layers[1].eps == eps
 
 
@@ -393,6 +394,7 @@ LAST = {  # layers and input shape: the sizes of batches of 3 that 7 examples ma
     "batch norm": ([nn.Dense(3), nn.BatchNorm()], (4,), [3, 3]),
     "no batch norm": ([nn.Dense(3)], (4,), [3, 3, 1]),
     "layer norm": ([nn.Dense(3), nn.LayerNorm()], (4,), [3, 3, 1]),
+    "rms norm": ([nn.Dense(3), nn.RMSNorm()], (4,), [3, 3, 1]),
     "weight norm": ([nn.WeightNorm(nn.Dense(3))], (4,), [3, 3, 1]),
     "images": ([nn.Conv2d(2), nn.BatchNorm(), nn.Flatten()], (4, 4, 1), [3, 3, 1]),
     "one pixel": ([nn.Conv2d(2), nn.BatchNorm(), nn.Flatten()], (1, 1, 1), [3, 3]),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import test_batchnorm
 import test_layernorm
+import test_rmsnorm
 import test_weightnorm
 import wings
 from agreement import (
@@ -40,6 +41,7 @@ def off_by(factor, backward, position):
 SUBJECTS = {
     "batchnorm": (test_batchnorm, test_batchnorm.NAMES),
     "layernorm": (test_layernorm, test_layernorm.NAMES),
+    "rmsnorm": (test_rmsnorm, test_rmsnorm.NAMES),
     "weightnorm": (test_weightnorm, test_weightnorm.NAMES),
 }
 

@@ -15,6 +15,10 @@ MODULES = (
     "minimal_nn.errors",
     "minimal_nn.gradcheck",
     "minimal_nn.invariance",
+    "minimal_nn.layers",
+    "theory.claim",
+    "theory.laws",
+    "theory.yours.verification",
 )
 
 

@@ -15,7 +15,7 @@ measures, subjects, laws, numbers.
 """
 
 from theory import claims  # noqa: F401  importing it registers them
-from theory.claim import CLAIMS, Claim, Measurement, Verdict, select
+from theory.claim import CLAIMS, Claim, Measurement, Verdict, claim, select
 from theory.yours.auditing import Audit, audit
 from theory.yours.verification import assert_claim, verify
 
@@ -27,6 +27,7 @@ __all__ = [
     "Verdict",
     "assert_claim",
     "audit",
+    "claim",
     "select",
     "verify",
 ]

@@ -36,6 +36,7 @@ def parser():
     p.add_argument("--seed", type=int, default=0, help="of weights and batches (default 0)")
     p.add_argument("--thorough", action="store_true", help="also the long statistical runs")
     p.add_argument("--json", metavar="FILE", help="write every figure to FILE")
+    p.add_argument("--play", metavar="DIR", help="write a page to play with to DIR and exit")
     p.add_argument("--report", metavar="DIR", help="write a page with every claim to DIR")
     return p
 
@@ -50,6 +51,11 @@ def main(arguments=None):
         if options.explain:
             print(table.explanation(select([options.explain])[0]))
             return 0
+        if options.play:
+            from theory.report import play  # latex2mathml, for this option alone
+
+            print(f"page: {play.write(options.play)}")
+            return 0
         claims = select(options.only)
         if options.seed < 0:
             raise ValueError(f"--seed: got {options.seed}, expected an integer >= 0")
@@ -61,7 +67,7 @@ def main(arguments=None):
         asked = _asked(options)
         left_out = {claim: claim.left_out(asked) for claim in claims}
         _refuse(options, asked, claims)
-    except (ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(f"python -m theory: {error}", file=sys.stderr)
         return 2
     started = time.perf_counter()

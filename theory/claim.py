@@ -9,9 +9,9 @@ of the residual of at least one of twenty seeds (tests/theory/test_bounds.py).
 
 import html
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from theory.numbers import arithmetic
 from theory.subjects.exact import exact_subjects
 from theory.subjects.networks import network_subjects
 
-CLAIMS = {}  # by id, in the order of the paper
+CLAIMS: dict[str, "Claim"] = {}  # by id, in the order of the paper
 
 
 # Why some claims are not run in some arithmetics
@@ -54,17 +54,17 @@ class Verdict:
     measurement: Measurement
 
     @property
-    def holds(self):
+    def holds(self) -> bool:
         """Whether the residual keeps the bound (a NaN does not)."""
         return bool(self.measurement.measured <= self.measurement.bound) and not self.refused
 
     @property
-    def refused(self):
+    def refused(self) -> str:
         """Why the measurement can tell nothing; "" if it can."""
         return self.measurement.refused
 
     @property
-    def control_fails(self):
+    def control_fails(self) -> bool:
         """Whether the control breaks the bound as predicted; True where there is no control."""
         m = self.measurement
         if m.control is None:
@@ -72,12 +72,12 @@ class Verdict:
         return bool(m.control > m.bound and m.control >= m.control_least) and m.control_as_predicted
 
     @property
-    def verified(self):
+    def verified(self) -> bool:
         """Whether the claim holds and its control fails."""
         return self.holds and self.control_fails
 
     @property
-    def word(self):
+    def word(self) -> str:
         """The verdict in a word: holds (estimated), leaks, FAILS, CONTROL HOLDS, or refused."""
         if self.refused:
             return "refused"
@@ -108,7 +108,7 @@ class Verdict:
             f"{m.measured:.3g}, bound {m.bound:.3g} ({m.how}), {control}"
         )
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """Return every figure of the verdict as plain JSON values."""
         m = self.measurement
         return {
@@ -157,19 +157,21 @@ class Claim:
     id: str
     statement: str
     source: str
-    assumptions: tuple
+    assumptions: tuple[str, ...]
     control: str
     derivation: str
     measure: Callable
     floats: Callable
     cite: str
-    unfit: dict
+    unfit: dict[str, str]
     numpy_only: str = ""
     too_long: str = ""
     erratum: str = ""
-    exact: ExactForm | None = None
+    exact: Any = None
 
-    def exactly(self, identity=None, *, subjects=exact_subjects):
+    def exactly(
+        self, identity: Callable | None = None, *, subjects: Callable = exact_subjects
+    ) -> Callable:
         """Take the decorated function, exact subject -> Identity, as the claim's exact form.
 
         subjects: Options -> the subjects in balls or symbols that it is measured on.
@@ -179,7 +181,7 @@ class Claim:
         self.exact = ExactForm(identity, subjects)
         return identity
 
-    def subjects(self, options):
+    def subjects(self, options: Any) -> Sequence[Any]:
         """Return the subjects that `python -m theory` measures the claim on."""
         left_out = self.left_out(options)
         if options.arithmetic in arithmetic.EXACT:
@@ -187,7 +189,7 @@ class Claim:
         dtypes = tuple(dtype for dtype in options.dtypes if dtype not in left_out)
         return self.floats(replace(options, dtypes=dtypes)) if dtypes else []
 
-    def left_out(self, options):
+    def left_out(self, options: Any) -> dict[str, str]:
         """Return {arithmetic: why the claim is not run in it} for those that are asked for."""
         exact = options.arithmetic in arithmetic.EXACT
         asked = (options.arithmetic,) if exact else options.dtypes
@@ -197,7 +199,7 @@ class Claim:
             return {name: self.unfit.get(name, "it has no exact form") for name in asked}
         return {name: self.unfit[name] for name in asked if name in self.unfit}
 
-    def verify(self, subject):
+    def verify(self, subject: Any) -> Verdict:
         """Measure on `subject` and return the Verdict; `refused` where that can tell nothing.
 
         A subject that is `exact` (in balls or symbols) is measured by the claim's exact form.
@@ -214,19 +216,19 @@ class Claim:
 
 def claim(
     *,
-    id,
-    statement,
-    source,
-    cite,
-    assumptions,
-    control,
-    derivation,
-    erratum="",
-    subjects=network_subjects,
-    unfit=(),
-    numpy_only="",
-    too_long="",
-):
+    id: str,
+    statement: str,
+    source: str,
+    cite: str,
+    assumptions: Iterable[str],
+    control: str,
+    derivation: str,
+    erratum: str = "",
+    subjects: Callable = network_subjects,
+    unfit: Iterable[tuple[str, str]] = (),
+    numpy_only: str = "",
+    too_long: str = "",
+) -> Callable[[Callable], Claim]:
     """Register the decorated function, subject -> Measurement, as a Claim, and return the Claim.
 
     unfit: (why, names) pairs, the names of arithmetics separated by spaces.
@@ -255,7 +257,7 @@ def claim(
     return register
 
 
-def select(ids=None):
+def select(ids: Iterable[str] | None = None) -> tuple[Claim, ...]:
     """Return the claims with the given ids, or all, in the registry's order.
 
     Raises ValueError for an unknown id.

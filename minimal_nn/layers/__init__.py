@@ -6,19 +6,19 @@ the network (network.py), formulas in the wings (reference/, cpu/, cuda/).
 
 base.py             the class Layer
 linear.py           Dense, Conv2d, WeightNorm
-normalization.py    BatchNorm, LayerNorm
+normalization.py    BatchNorm, LayerNorm, RMSNorm
 elementwise.py      ReLU, Tanh
 images.py           MaxPool2d, Flatten
 
 Local names: W, b (Dense, Conv2d), v, g, b (WeightNorm), gamma, beta with the running statistics
-mean, var (BatchNorm), gamma, beta (LayerNorm).
+mean, var (BatchNorm), gamma, beta (LayerNorm), gamma (RMSNorm).
 """
 
 from minimal_nn.layers.base import BUILT_IN, Layer
 from minimal_nn.layers.elementwise import ReLU, Tanh, _Activation
 from minimal_nn.layers.images import Flatten, MaxPool2d
 from minimal_nn.layers.linear import CONVOLUTION_ALGORITHMS, Conv2d, Dense, WeightNorm
-from minimal_nn.layers.normalization import BatchNorm, LayerNorm
+from minimal_nn.layers.normalization import BatchNorm, LayerNorm, RMSNorm
 
 __all__ = [
     "BUILT_IN",
@@ -30,6 +30,7 @@ __all__ = [
     "Layer",
     "LayerNorm",
     "MaxPool2d",
+    "RMSNorm",
     "ReLU",
     "Tanh",
     "WeightNorm",

@@ -78,6 +78,13 @@ class Layer(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} is not compiled")
 
+    def check_wing(self, wing: Backend) -> None:
+        """Refuse a wing that has no kernels for this layer, or for one in it."""
+        if self.built_in and not self.parts():
+            wing.check(self.operation()[0])
+        for _, part in self.parts():
+            part.check_wing(wing)
+
     def rescaled(self, rescaling: Rescaling) -> Rescaling | Absorbed | None:
         """Return what a `Rescaling` of the input is at the output: Rescaling, Absorbed, or None."""
         return None

@@ -1,4 +1,4 @@
-"""Layers that normalize: BatchNorm and LayerNorm."""
+"""Layers that normalize: BatchNorm, LayerNorm and RMSNorm."""
 
 import warnings
 from dataclasses import KW_ONLY
@@ -12,6 +12,16 @@ from minimal_nn.typing import Array, Arrays
 
 def _normalization_parameters(units):
     return {"gamma": np.ones(units), "beta": np.zeros(units)}
+
+
+def expect_vector(layer, input_shape, least):
+    """Refuse an input that is no vector, or has fewer units than a statistic over them needs."""
+    shape, name = tuple(input_shape), type(layer).__name__
+    if len(shape) != 1:
+        refuse(f"input shape of {name}", shape, "(K,): put Flatten() before it")
+    if shape[0] < least:
+        expected = f"at least {least} units (the variance of one number is 0)"
+        refuse(f"input shape of {name}", shape, expected)
 
 
 def _mean(x, axes):
@@ -121,14 +131,7 @@ class LayerNorm(Layer):
         check_eps(self)
 
     def output_shape(self, input_shape):
-        if len(input_shape) != 1:
-            refuse("input shape of LayerNorm", tuple(input_shape), "(K,): put Flatten() before it")
-        if input_shape[0] < 2:
-            refuse(
-                "input shape of LayerNorm",
-                tuple(input_shape),
-                "at least 2 units (the variance of one number is 0)",
-            )
+        expect_vector(self, input_shape, least=2)
         return tuple(input_shape)
 
     def initial_parameters(self, input_shape, rng):
@@ -162,3 +165,56 @@ class LayerNorm(Layer):
 
     def sources(self):
         return (Source("gamma", "beta"),)
+
+
+@layer
+class RMSNorm(Layer):
+    """Division of each example by the root mean square of its units, with gamma for each unit.
+
+    eps: inside the root, added to the mean square.
+
+    >>> from minimal_nn import Dense, Network, RMSNorm
+    >>> network = Network([Dense(8, bias=False), RMSNorm(), Dense(3)], input_shape=(4,))
+    >>> [group.parameters for group in network.invariance_groups()]
+    [('dense1.W',)]
+    """
+
+    eps: float = 1e-5
+    kind = "rmsnorm"
+
+    def __post_init__(self):
+        check_eps(self)
+
+    def output_shape(self, input_shape):
+        expect_vector(self, input_shape, least=1)
+        return tuple(input_shape)
+
+    def initial_parameters(self, input_shape, rng):
+        return {"gamma": np.ones(input_shape[-1])}
+
+    def forward(self, wing, parameters, state, x, train):
+        y, cache = wing.rmsnorm.forward(x, parameters["gamma"], self.eps)
+        return y, cache, state
+
+    def backward(self, wing, dy, cache):
+        dx, dgamma = wing.rmsnorm.backward(dy, cache)
+        return dx, {"gamma": dgamma}
+
+    def centered(self, x: Array) -> Array:
+        """Return the inputs: no mean is subtracted."""
+        return x
+
+    def beside_eps(self, x: Array, parameters: Arrays) -> Array:
+        """Return the mean square of an example's units, beside which eps stands."""
+        return _mean(x * x, -1)
+
+    def operation(self):
+        return "rmsnorm", {"eps": self.eps}
+
+    def rescaled(self, rescaling):
+        # One factor for all units, and no bias at all: no mean is there to subtract it.
+        one_factor = not rescaling.per_unit and not rescaling.offset
+        return Absorbed(self.eps, training_only=False) if one_factor else None
+
+    def sources(self):
+        return (Source("gamma", None),)

@@ -11,6 +11,8 @@
 False
 """
 
-from minimal_nn.mutants.catalogue import MUTANTS, Mutant, load, source_of
+from minimal_nn.mutants.catalogue import MUTANTS
+from minimal_nn.mutants.loading import Mutant, load, source_of
+from minimal_nn.mutants.planting import planted
 
-__all__ = ["MUTANTS", "Mutant", "load", "source_of"]
+__all__ = ["MUTANTS", "Mutant", "load", "planted", "source_of"]

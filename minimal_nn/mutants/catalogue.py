@@ -1,45 +1,6 @@
-"""Named faults in forward passes, backward passes and optimizers, each an edit of the source.
+"""Named faults in forward passes, backward passes and optimizers, each an edit of the source."""
 
-A mutant is (name, module, edits); an edit is (text, replacement), and the text stands exactly once
-in the module.  When a module's wording changes, `load` says which edit no longer fits.
-"""
-
-import importlib.util
-import types
-from pathlib import Path
-from typing import NamedTuple
-
-
-class Mutant(NamedTuple):
-    name: str
-    module: str
-    edits: tuple
-
-    @property
-    def tested_by(self):
-        """The operation whose ordinary tests must catch the mutant."""
-        return "update" if self.module == "optimizers" else self.module
-
-
-def source_of(module):
-    package = "minimal_nn" if module == "optimizers" else "minimal_nn.reference"
-    return Path(importlib.util.find_spec(f"{package}.{module}").origin).read_text(encoding="utf-8")
-
-
-def load(module, edits=(), name="unmutated"):
-    """Return a fresh module made of the edited source; the imported one is not touched."""
-    source = source_of(module)
-    for text, replacement in edits:
-        count = source.count(text)
-        if count != 1:
-            raise ValueError(
-                f"mutant {name!r}: {text!r} stands {count} times in {module}.py, expected once: "
-                "fit the mutant to the module's new wording"
-            )
-        source = source.replace(text, replacement)
-    fresh = types.ModuleType(f"{name} {module}")
-    exec(compile(source, f"<{name}: {module}.py>", "exec"), vars(fresh))
-    return fresh
+from minimal_nn.mutants.loading import Mutant
 
 
 def _mutant(module, name, *edits):
@@ -67,7 +28,7 @@ MUTANTS = (
     _mutant(
         "convolution",
         "windows-overwrite-each-other",
-        ("target[...] = target + dy", "target[...] = dy"),
+        ("dpadded[met] = dpadded[met] + dy", "dpadded[met] = dy"),
     ),
     _mutant(
         "convolution",
@@ -78,8 +39,8 @@ MUTANTS = (
         "convolution",
         "weight-gradient-without-the-stride",
         (
-            "range(kw):\n            view = _view(padded, a, b, stride, height, width)",
-            "range(kw):\n            view = _view(padded, a, b, 1, height, width)",
+            "dW[a, b] = padded[met]",
+            "dW[a, b] = padded[_met(a, b, 1, height, width)]",
         ),
     ),
     # batchnorm
@@ -184,6 +145,12 @@ MUTANTS = (
         ("mean = first + (z - first).sum(axis=axes) / n", "mean = z.sum(axis=axes) / n"),
     ),
     _mutant("batchnorm", "overflow-unseen", ("    check_variance(var + eps, eps, what)\n", "")),
+    _mutant(
+        "batchnorm",
+        "running-statistics-never-updated",
+        ("running_mean + momentum * (mean - running_mean)", "running_mean"),
+        ("running_var + momentum * (unbiased - running_var)", "running_var"),
+    ),
     # layernorm
     _mutant(
         "layernorm",
@@ -232,6 +199,42 @@ MUTANTS = (
             "mean = z.sum(axis=-1, keepdims=True) / units",
         ),
     ),
+    # rmsnorm
+    _mutant("rmsnorm", "projection-missing", ("(a - normalized * mean_ah)", "a")),
+    _mutant("rmsnorm", "gamma-forgotten", ("a = cache.gamma * dy", "a = dy")),
+    _mutant(
+        "rmsnorm",
+        "gamma-outside-the-mean",
+        ("a = cache.gamma * dy", "a = dy"),
+        ("dz = (a - normalized", "dz = cache.gamma * (a - normalized"),
+    ),
+    _mutant(
+        "rmsnorm",
+        "n-1-for-n-in-the-gradient",
+        ("keepdims=True) / dy.shape[-1]", "keepdims=True) / (dy.shape[-1] - 1)"),
+    ),
+    _mutant(
+        "rmsnorm",
+        "sum-for-the-mean-of-squares",
+        ("keepdims=True) / z.shape[-1] + eps", "keepdims=True) + eps"),
+    ),
+    _mutant(
+        "rmsnorm",
+        "squares-of-the-batch",
+        ("(z * z).sum(axis=-1, keepdims=True)", "(z * z).sum(keepdims=True)"),
+    ),
+    _mutant(
+        "rmsnorm",
+        "eps-outside-the-root",
+        (" / z.shape[-1] + eps", " / z.shape[-1]"),
+        ("root = np.sqrt(square)", "root = np.sqrt(square) + eps"),
+    ),
+    _mutant("rmsnorm", "root-missing", ("root = np.sqrt(square)", "root = square")),
+    _mutant(
+        "rmsnorm",
+        "overflow-unseen",
+        ('    check_variance(square, eps, "examples", MEAN_SQUARE)\n', ""),
+    ),
     # weightnorm
     _mutant(
         "weightnorm",
@@ -274,17 +277,14 @@ MUTANTS = (
         "pooling",
         "gradient-to-all-ties",
         ("Cache(winner, size)", "Cache(windows == best[..., None, :], size)"),
-        (
-            "np.put_along_axis(windows, cache.winner[..., None, :], dy[..., None, :], axis=3)\n",
-            "windows = np.where(cache.winner, dy[..., None, :], windows)\n",
-        ),
+        ("cache.winner[..., None, :] == positions", "cache.winner"),
         ('    expect_shape("dy", dy, cache.winner.shape)\n', ""),
     ),
     _mutant("pooling", "last-of-ties-wins", ("(a.real > b.real)", "(a.real >= b.real)")),
     _mutant(
         "pooling",
         "gradient-to-the-first-entry",
-        ("cache.winner[..., None, :], dy", "0 * cache.winner[..., None, :], dy"),
+        ("cache.winner[..., None, :] == positions", "0 * cache.winner[..., None, :] == positions"),
     ),
     # loss
     _mutant(
@@ -315,6 +315,17 @@ MUTANTS = (
         ),
     ),
     _mutant("loss", "cotangent-ignored", ("return dvalue * cache.dscores", "return cache.dscores")),
+    _mutant(
+        "loss", "cross-entropy-gradient-twice", ("Cache(dscores / n)", "Cache(2 * dscores / n)")
+    ),
+    _mutant(
+        "loss",
+        "gradient-of-another-label",
+        (
+            "dscores[rows, targets] = dscores[rows, targets] - 1",
+            "dscores[rows, targets - 1] = dscores[rows, targets - 1] - 1",
+        ),
+    ),
     # update
     _mutant(
         "update",
@@ -329,6 +340,7 @@ MUTANTS = (
         ("v / (1 - beta2**t)", "v / (1 - beta2)"),
     ),
     _mutant("update", "adam-corrects-the-first-moment-alone", ("v / (1 - beta2**t)", "v")),
+    _mutant("update", "adam-corrects-the-second-moment-alone", ("m / (1 - beta1**t)", "m")),
     _mutant(
         "update",
         "adam-eps-inside-the-root",
@@ -384,6 +396,22 @@ MUTANTS = (
             "(g * g)\n    return w - learning_rate * _ratio(g, square + eps)",
         ),
     ),
+    _mutant(
+        "update",
+        "rmsprop-step-twice",
+        (
+            "(g * g)\n    return w - learning_rate * _ratio(g, np.sqrt(square) + eps)",
+            "(g * g)\n    return w - 2 * learning_rate * _ratio(g, np.sqrt(square) + eps)",
+        ),
+    ),
+    _mutant(
+        "update",
+        "rmsprop-decay-squared",
+        (
+            "square = decay * square + (1 - decay) * (g * g)\n    return",
+            "square = decay**2 * square + (1 - decay**2) * (g * g)\n    return",
+        ),
+    ),
     _mutant("update", "adagrad-forgets", ("square = square + g * g", "square = g * g")),
     _mutant(
         "update",
@@ -394,6 +422,22 @@ MUTANTS = (
         "update",
         "adadelta-with-one-eps",
         ("np.sqrt(square + eps_denominator)", "np.sqrt(square + eps_numerator)"),
+    ),
+    _mutant(
+        "update",
+        "adadelta-forgets-its-steps",
+        ("decay * delta_square + (1 - decay) * (delta", "(1 - decay) * (delta"),
+    ),
+    _mutant("update", "sign-step-twice", ("* np.sign(g)", "* 2 * np.sign(g)")),
+    _mutant(
+        "update",
+        "normalized-by-the-sum-of-magnitudes",
+        (
+            "    _, g, length = _scaled_norm(g)\n",
+            "    _, g, length = _scaled_norm(g)\n"
+            "    axes = tuple(range(g.ndim - 1)) if g.ndim > 1 else None\n"
+            "    length = (g * np.sign(g)).sum(axis=axes)\n",
+        ),
     ),
     _mutant("update", "penalty-twice", ("g + weight_decay * w\n", "g + 2 * weight_decay * w\n")),
     _mutant(
@@ -407,6 +451,19 @@ MUTANTS = (
         ("norm * _ratio(scaled_g, g_length))", "_ratio(scaled_g, g_length))"),
     ),
     _mutant("update", "lars-stays-at-zero", ("np.where(norm == 0, g", "np.where(norm < 0, g")),
+    _mutant(
+        "update",
+        "lars-climbs",
+        ("w - learning_rate * np.where(norm", "w + learning_rate * np.where(norm"),
+    ),
+    _mutant(
+        "update",
+        "lars-with-the-largest-weight",
+        (
+            "norm = w_length / a",
+            "norm = np.sqrt((w * w).max(axis=tuple(range(w.ndim - 1)) if w.ndim > 1 else None))",
+        ),
+    ),
     _mutant("update", "squares-unscaled", ("a = power_of_two(w, axes)", "a = 1")),
     _mutant(
         "update",
@@ -423,6 +480,7 @@ MUTANTS = (
     ),
     # optimizers
     _mutant("optimizers", "l2-without-2", ("return 2 * l2\n", "return l2\n")),
+    _mutant("optimizers", "adam-beta2-of-0.99", ('"beta2": 0.999, "eps"', '"beta2": 0.99, "eps"')),
     _mutant(
         "optimizers",
         "l2-after-the-adaptive-scaling",

@@ -22,9 +22,15 @@ class Cache(NamedTuple):
     padding: int
 
 
-def _view(padded, a, b, stride, height, width):
-    """Return the pixels that kernel offset (a, b) meets: (N, height, width, C), a view."""
-    return padded[:, a : a + stride * height : stride, b : b + stride * width : stride]
+def _met(a, b, stride, height, width):
+    """Return the index of the pixels (N, height, width, C) that kernel offset (a, b) meets."""
+    rows, columns = (slice(at, at + stride * n, stride) for at, n in ((a, height), (b, width)))
+    return slice(None), rows, columns
+
+
+def _zeros(like, shape):
+    """Return zeros in the arithmetic of `like`: jets, say, if it is an array of jets."""
+    return np.zeros_like(like, shape=shape, order="C", subok=False)
 
 
 def output_size(size, kernel, stride, padding):
@@ -41,13 +47,13 @@ def forward(x, W, b=None, stride=1, padding=1, algorithm="direct"):
     expect_convolution(x, W, b, stride, padding)
     kh, kw, _, channels = W.shape
     n, h, w, c = x.shape
-    padded = np.zeros((n, h + 2 * padding, w + 2 * padding, c), dtype=x.dtype)
+    padded = _zeros(x, (n, h + 2 * padding, w + 2 * padding, c))
     padded[:, padding : padding + h, padding : padding + w] = x
     height, width = output_size(h, kh, stride, padding), output_size(w, kw, stride, padding)
-    y = np.zeros((n, height, width, channels), dtype=x.dtype)
+    y = _zeros(x, (n, height, width, channels))
     for a in range(kh):
         for bb in range(kw):
-            y = y + _view(padded, a, bb, stride, height, width) @ W[a, bb]
+            y = y + padded[_met(a, bb, stride, height, width)] @ W[a, bb]
     if b is not None:
         y = y + b
     return y, Cache(padded, W, b is not None, stride, padding)
@@ -61,14 +67,12 @@ def backward(dy, cache):
     n, h, w, _ = padded.shape
     height, width = output_size(h, kh, stride, 0), output_size(w, kw, stride, 0)
     expect_shape("dy", dy, (n, height, width, channels))
-    dpadded = np.zeros(padded.shape, dtype=dy.dtype)
-    dW = np.zeros(W.shape, dtype=dy.dtype)
+    dpadded, dW = _zeros(dy, padded.shape), _zeros(dy, W.shape)
     flat_dy = dy.reshape(-1, channels)
     for a in range(kh):
         for b in range(kw):
-            view = _view(padded, a, b, stride, height, width)
-            dW[a, b] = view.reshape(-1, c).T @ flat_dy
-            target = _view(dpadded, a, b, stride, height, width)
-            target[...] = target + dy @ W[a, b].T
+            met = _met(a, b, stride, height, width)
+            dW[a, b] = padded[met].reshape(-1, c).T @ flat_dy
+            dpadded[met] = dpadded[met] + dy @ W[a, b].T
     dx = dpadded[:, padding : h - padding, padding : w - padding]
     return dx, dW, dy.sum(axis=(0, 1, 2)) if cache.has_bias else None

@@ -28,37 +28,44 @@ def power_of_two(w, axes, eps=0):
     return np.ldexp(np.ones_like(largest), -exponent)
 
 
-def check_variance(square, eps, what):
+# What `check_variance` calls the numbers: the argument, one of them, several, what is squared.
+VARIANCE = "var", "variance", "variances", "|z - mean|"
+MEAN_SQUARE = "z", "mean square", "mean squares", "|z|"
+
+
+def check_variance(square, eps, what, called=VARIANCE):
     """Refuse square = var + eps where it is not finite, 0 or subnormal.
 
-    `what` names whose the variances are: "units".
+    `what` names whose the variances are, "units"; `called` what they are.
     """
+    argument, name, names, squared = called
+    whose = f"{argument}: {what}"
     if square.dtype == object:
-        _refuse(square == 0, ZeroVarianceError, f"var: {what}", _zero_variance(0))
+        _refuse(square == 0, ZeroVarianceError, whose, _zero_variance(0, name, names))
         return
     limits = np.finfo(square.dtype)
     _refuse(
         ~np.isfinite(square),
         NonFiniteError,
-        f"var: {what}",
-        f"have variances that are not finite: their numbers are NaN or infinite, or their squares "
-        f"overflow {limits.dtype}; expected |z - mean| below {float(limits.max) ** 0.5:.3g} (a "
+        whose,
+        f"have {names} that are not finite: their numbers are NaN or infinite, or their squares "
+        f"overflow {limits.dtype}; expected {squared} below {float(limits.max) ** 0.5:.3g} (a "
         "smaller learning rate keeps activations small)",
     )
     real = square.real
-    _refuse(real == 0, ZeroVarianceError, f"var: {what}", _zero_variance(eps))
+    _refuse(real == 0, ZeroVarianceError, whose, _zero_variance(eps, name, names))
     _refuse(
         np.greater(limits.tiny, real),
         ZeroVarianceError,
-        f"var: {what}",
-        f"have variances below {limits.tiny:.3g} at eps = {eps:g}, where {limits.dtype} loses its "
-        "digits; expected larger variances, or a larger eps",
+        whose,
+        f"have {names} below {limits.tiny:.3g} at eps = {eps:g}, where {limits.dtype} loses its "
+        f"digits; expected larger {names}, or a larger eps",
     )
 
 
-def _zero_variance(eps):
+def _zero_variance(eps, name, names):
     return (
-        f"have variance 0 at eps = {eps:g}, where 0/0 is undefined; expected variances > 0 or "
+        f"have {name} 0 at eps = {eps:g}, where 0/0 is undefined; expected {names} > 0 or "
         "eps > 0 (units die under strong decay; use a smaller decay, or a small eps)"
     )
 

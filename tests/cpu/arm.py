@@ -73,6 +73,7 @@ from minimal_nn import (  # noqa: E402
     MaxPool2d,
     Network,
     ReLU,
+    RMSNorm,
     Tanh,
     WeightNorm,
     cpu,
@@ -81,7 +82,7 @@ from minimal_nn import (  # noqa: E402
 from minimal_nn.cpu import batchnorm, convolution, pooling, update  # noqa: E402
 from minimal_nn.cpu.machine import compiler, processor, program  # noqa: E402
 
-MLP = [Dense(9), BatchNorm(), Tanh(), Dense(9), LayerNorm(), ReLU(), Dense(3)]
+MLP = [Dense(9), BatchNorm(), Tanh(), Dense(9), LayerNorm(), ReLU(), Dense(3), RMSNorm()]
 IMAGES = [
     Conv2d(9),
     BatchNorm(),

@@ -28,6 +28,7 @@ from minimal_nn import (
     Nesterov,
     Network,
     ReLU,
+    RMSNorm,
     RMSprop,
     SignSGD,
     Tanh,
@@ -42,6 +43,7 @@ from minimal_nn.cpu import (
     layernorm,
     loss,
     pooling,
+    rmsnorm,
     update,
     weightnorm,
     winograd,
@@ -177,7 +179,7 @@ OPTIMIZERS = (
 )
 NETWORKS = (
     ([Dense(37), BatchNorm(), ReLU(), Tanh(), Dense(20), LayerNorm(), Dense(3), Tanh()], (19,)),
-    ([WeightNorm(Dense(40)), Tanh(), WeightNorm(Dense(5))], (33,)),
+    ([WeightNorm(Dense(40)), RMSNorm(), Tanh(), WeightNorm(Dense(5))], (33,)),
     ([Conv2d(5), BatchNorm(), MaxPool2d(2), Tanh(), Conv2d(20), ReLU(), Flatten(), Dense(4)],
      (16, 18, 3)),
     ([Conv2d(5, algorithm="winograd2"), BatchNorm(), ReLU(), Conv2d(17, algorithm="winograd4"),
@@ -229,6 +231,8 @@ def functions(rng, dtype):
         update.normalize(W, 2.0)
     y, cache = layernorm.forward(draw(11, 35), draw(35), draw(35), 0.5)
     layernorm.backward(y, cache)
+    y, cache = rmsnorm.forward(draw(11, 35), draw(35), 0.5)
+    rmsnorm.backward(y, cache)
     y, cache = pooling.forward(draw(3, 4, 6, 5), 2)
     pooling.backward(y, cache)
     for kind in ("relu", "tanh"):

@@ -14,6 +14,7 @@ from minimal_nn import (
     LayerNorm,
     Network,
     ReLU,
+    RMSNorm,
     Tanh,
     WeightNorm,
 )
@@ -89,7 +90,7 @@ def test_fresh_arrays_are_zeros_at_a_cache_line(dtype, shape, monkeypatch):
 
 NETWORKS = {
     "dense": (
-        [Dense(37), BatchNorm(), Tanh(), WeightNorm(Dense(20)), LayerNorm(), Dense(3)],
+        [Dense(37), BatchNorm(), Tanh(), WeightNorm(Dense(20)), LayerNorm(), RMSNorm()],
         (19,),
     ),
     "images": ([Conv2d(5), BatchNorm(), ReLU(), Conv2d(3), Flatten(), Dense(2)], (3, 9, 3)),

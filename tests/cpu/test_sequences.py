@@ -30,6 +30,7 @@ from minimal_nn import (
     Nesterov,
     Network,
     ReLU,
+    RMSNorm,
     Tanh,
     WeightNorm,
 )
@@ -44,6 +45,7 @@ DENSE = {
     "weight norm": lambda: WeightNorm(Dense(9), eps=1e-4),
     "batch norm": lambda: BatchNorm(eps=1e-2),
     "layer norm": lambda: LayerNorm(eps=1e-2),
+    "rms norm": lambda: RMSNorm(eps=1e-2),
     "relu": ReLU,
     "tanh": Tanh,
 }

@@ -3,17 +3,40 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+import minimal_nn as nn
 from minimal_nn.backend import OPERATIONS
 
 TESTS = Path(__file__).parents[1]
 
 
+LACKING = [
+    operation for operation in OPERATIONS if find_spec(f"minimal_nn.cuda.{operation}") is None
+]
+LAYERS = {"rmsnorm": ([nn.Dense(4), nn.RMSNorm(), nn.Dense(3)], (4,))}
+
+
+@pytest.mark.parametrize("operation", LACKING)
+def test_what_the_wing_lacks_is_refused_before_a_device_is_asked_for(operation):
+    layers, shape = LAYERS[operation]
+    message = (
+        rf"{operation}1: backend: got 'cuda', which has no kernels for {operation}; "
+        "expected 'reference' or 'cpu'"
+    )
+    with pytest.raises(ValueError, match=message):
+        nn.Network(layers, shape, backend="cuda")
+    with pytest.raises(ValueError, match=message):
+        nn.Network(layers, shape).on("cuda")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("operation", (*OPERATIONS, "arrays", "arguments"))
+@pytest.mark.parametrize(
+    "operation", [*(x for x in OPERATIONS if x not in LACKING), "arrays", "arguments"]
+)
 def test_the_wing_keeps_the_contract_of(operation):
     """tests/test_<operation>.py for float32 and MINIMAL_NN_TEST_WINGS=cuda, in its own process.
 

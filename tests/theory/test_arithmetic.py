@@ -37,6 +37,7 @@ def faulty(name, text, replacement):
 FAULTS = {
     "batchnorm": (" - normalized * (dgamma / n))", ")"),
     "layernorm": (" - normalized * mean_ah) / std", ") / std"),
+    "rmsnorm": ("(a - normalized * mean_ah)", "a"),
     "weightnorm": ("(dW - cache.direction * dg)", "dW"),
 }
 
@@ -133,7 +134,7 @@ def test_radius_follows_the_precision():
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_balls_exclude_zero_when_the_variance_term_is_dropped(normalization, monkeypatch):
-    name = {"batch": "batchnorm", "layer": "layernorm", "weight": "weightnorm"}[normalization]
+    name = f"{normalization}norm"
     subject = ball_subject(normalization, bits=200)
     mutant = without_variance_term(name)
     monkeypatch.setattr(getattr(WING, name), "backward", mutant.backward)
@@ -189,12 +190,13 @@ def normalization_case(norm, module, signs=None):
         shape = (3, 1) if norm == "batchnorm" else (1, 3)
         units = shape[1:]
         z, dy = symbols.variables("z", shape), symbols.variables("d", shape)
-        gamma, beta = symbols.variables("gamma", units), symbols.variables("beta", units)
-        y, cache = module.forward(z, gamma, beta, eps)
+        names = ("gamma",) if norm == "rmsnorm" else ("gamma", "beta")
+        arguments = z, *(symbols.variables(name, units) for name in names)
+        y, cache = module.forward(*arguments, eps)
         gradients = module.backward(dy, cache)
         pairs = [
             (gradient, derivatives(symbols, y, dy, variables))
-            for gradient, variables in zip(gradients, (z, gamma, beta), strict=True)
+            for gradient, variables in zip(gradients, arguments, strict=True)
         ]
     return symbols, [a - b for a, b in pairs]
 
@@ -268,7 +270,7 @@ def test_claims_simplify_to_zero(id):
 @pytest.mark.parametrize("id", [id for id in IN_SYMBOLS if id not in QUICK_SYMBOLS])
 @pytest.mark.parametrize(
     "normalization",
-    ["weight", *(pytest.param(n, marks=pytest.mark.slow) for n in ("batch", "layer"))],
+    ["weight", *(pytest.param(n, marks=pytest.mark.slow) for n in ("batch", "layer", "rms"))],
 )
 def test_longer_claims_simplify_to_zero(id, normalization):
     verdict = CLAIMS[id].verify(symbol_subject(normalization))
@@ -285,14 +287,17 @@ def operations(rng):
     targets = rng.integers(0, K, 6)
     W = rng.standard_normal((4, 3))
     yield "affine", WING.affine.forward, WING.affine.backward, (z, W, beta[:3])
-    for name in ("batchnorm", "layernorm"):
+    for name, arguments in (
+        *(("batchnorm", (z, gamma, beta)), ("layernorm", (z, gamma, beta))),
+        ("rmsnorm", (z, gamma)),
+    ):
         module = getattr(WING, name)
         for eps in (0.0, 1e-5, 0.5):
             yield (
                 f"{name} eps={eps}",
                 lambda *a, module=module, eps=eps: module.forward(*a, eps),
                 module.backward,
-                (z, gamma, beta),
+                arguments,
             )
     yield (
         "weightnorm",
@@ -466,7 +471,7 @@ def test_the_command_encloses_zero_at_a_thousand_bits(capsys):
     arguments = ["--arithmetic", "ball", "--bits", "1000", "--only", "gradient-orthogonality"]
     assert command.main(arguments) == 0
     out = capsys.readouterr().out
-    assert out.count("ball 1000") == 3 and "3 verified" in out
+    assert out.count("ball 1000") == 4 and "4 verified" in out
     assert all(len(line) <= 100 for line in out.splitlines())
 
 

@@ -13,6 +13,10 @@ from theory.subjects.networks import Options
 SLACK, SEEDS = 1000, 20
 DERIVED = (
     "gradient-of-loss",
+    "hessian-symmetric",
+    "loss-is-a-mean",
+    "running-statistics",
+    "step-by-definition",
     "direction-rate",
     "step-on-one-gradient",
     "penalty-rescaling",
@@ -72,7 +76,8 @@ def test_every_claim_with_a_derived_bound_is_tested():
         id for id in others if "sampling" in CLAIMS[id].unfit.get("float32", "")
     }
     bits = {
-        *("scale-invariance", "eps-rescaling", "gradient-scaling", "effective-learning-rate"),
+        *("training-is-its-steps", "scale-invariance", "eps-rescaling", "gradient-scaling"),
+        "effective-learning-rate",
         *("optimizer-symmetry", "hessian-scaling", "second-order-symmetry", "fixed-norm-adam"),
         *("weight-norm-grows", "lars-removes-scale", "gamma-beta"),
     }

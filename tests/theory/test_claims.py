@@ -9,7 +9,7 @@ from minimal_nn.reference import batchnorm
 from theory import CLAIMS, Claim, Measurement, Verdict, select
 from theory.claim import claim
 from theory.measures.bits import LEAST_RANGE, differing, exact_range
-from theory.subjects.networks import DTYPES, NORMALIZATIONS, Options, network_subject
+from theory.subjects.networks import DTYPES, IMAGES, NORMALIZATIONS, Options, network_subject
 
 SPINE = (
     "scale-invariance",
@@ -23,7 +23,8 @@ SPINE = (
 BIT_EXACT = tuple(id for id in SPINE if id not in ("gradient-orthogonality", "norm-growth"))
 ROUNDED = ("gradient-orthogonality", "norm-growth")
 SUBJECTS = pytest.mark.parametrize(
-    "normalization, dtype", [(n, d) for n in NORMALIZATIONS for d in DTYPES]
+    "normalization, dtype",
+    [*((n, d) for n in NORMALIZATIONS for d in DTYPES), (IMAGES, "float32")],
 )
 
 

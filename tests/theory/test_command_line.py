@@ -64,21 +64,22 @@ def test_the_table_of_the_spine(capsys, fresh_subjects):
     ]
     assert set(lines[at + 1]) == {"-"} == set(lines[-2])
     rows = lines[at + 2 : -2]
-    assert len(rows) == 7 * 3 * 2
-    assert [row.split()[0] for row in rows] == [id for id in SPINE for _ in range(6)]
+    assert len(rows) == 7 * 5 * 2
+    assert [row.split()[0] for row in rows] == [id for id in SPINE for _ in range(10)]
     for row in rows:
-        assert row[23:24] == " " and " norm float" in row and "holds" in row
-        assert any(f"{kind} norm" in row for kind in ("batch", "weight", "layer"))
-    assert lines[-1].startswith("7 claims, 42 verdicts, 42 verified in ")
+        assert row[23:24] == " " and " float" in row and "holds" in row
+        subjects = ("batch norm", "layer norm", "rms norm", "weight norm", "convolutions")
+        assert any(f" {subject} float" in row for subject in subjects)
+    assert lines[-1].startswith("7 claims, 70 verdicts, 70 verified in ")
     assert lines[-1].endswith(" s: all claims hold, all controls fail as predicted")
 
 
 def test_only_and_dtype_choose(capsys):
     status, lines, _ = run(capsys, "--only", "eps-rescaling", "--dtype", "float64")
     rows = [line for line in lines if line.startswith("eps-rescaling")]
-    assert status == 0 and len(rows) == 3
+    assert status == 0 and len(rows) == 5
     assert all("float64" in row for row in rows)
-    assert "3 verdicts, 3 verified" in lines[-1]
+    assert "5 verdicts, 5 verified" in lines[-1]
 
 
 def test_the_list_names_every_claim_with_its_control(capsys):
@@ -112,7 +113,7 @@ def test_json_holds_every_figure_with_versions_and_seed(capsys, tmp_path):
     assert {"minimal_nn", "python", "numpy"} <= report["versions"].keys()
     assert report["versions"]["numpy"] == np.__version__
     assert report["options"]["seed"] == 3 and report["options"]["dtype"] == "float32"
-    assert len(report["verdicts"]) == 6
+    assert len(report["verdicts"]) == 10
     rows = [line for line in lines if line.startswith(("scale-", "norm-"))]
     for verdict, row in zip(report["verdicts"], rows, strict=True):
         assert row.startswith(verdict["claim"]) and verdict["subject"] in row
@@ -141,7 +142,7 @@ def test_a_fault_in_the_backward_pass_is_exit_status_1(capsys, monkeypatch, fres
     assert status == 1
     failed = [line for line in lines if line.endswith("FAILS")]
     assert {line.split()[0] for line in failed} == {"gradient-orthogonality", "norm-growth"}
-    assert all("batch norm" in line for line in failed)
+    assert all("batch norm" in line or "convolutions" in line for line in failed)
     assert all(len(line) <= 100 for line in lines)
     assert lines[-1].endswith(f"{len(failed)} FAILED")
 
@@ -151,8 +152,9 @@ def test_a_control_that_does_not_fail_is_exit_status_1(capsys, monkeypatch, fres
     monkeypatch.setattr(batchnorm, "standard_deviation", lambda var, eps, what: np.sqrt(var) + eps)
     status, lines, _ = run(capsys, "--only", "gradient-orthogonality", "--dtype", "float64")
     assert status == 1
-    (broken,) = [line for line in lines if line.endswith("CONTROL HOLDS")]
-    assert "batch norm" in broken
+    broken = [line for line in lines if line.endswith("CONTROL HOLDS")]
+    assert ["batch norm" in broken[0], "convolutions" in broken[1]] == [True, True]
+    assert len(broken) == 2
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_it_runs_as_a_module_from_another_folder(tmp_path):
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    assert "3 verified" in result.stdout and result.stderr == ""
+    assert "5 verified" in result.stdout and result.stderr == ""
     assert os.listdir(tmp_path) == []
 
 
@@ -237,7 +239,7 @@ def test_long_runs_are_left_out_of_a_simulated_wing_by_name():
     claim = CLAIMS["growth-law"]
     simulated = SimpleNamespace(simulated=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("theory.claim.backend.get", lambda name: simulated)
+        patch.setattr("minimal_nn.backend.get", lambda name: simulated)
         assert claim.subjects(Options(backend="cuda")) == []
         assert set(claim.left_out(Options(backend="cuda")).values()) == {claim.too_long}
 

@@ -256,8 +256,14 @@ def exact(id):
     return lambda: CLAIMS[id].subjects(Options(arithmetic="ball", bits=100))
 
 
-def walks(*names):
-    return lambda: [s for s in equilibrium_subjects(Options()) if s.name in names]
+def walks(*names, large=False):
+    """Return what gives the walks of these optimizers, at a small x or at a large one."""
+
+    def chosen():
+        subjects = equilibrium_subjects(Options())
+        return [s for s in subjects if s.rule.name in names and bool(s.label) == large]
+
+    return chosen
 
 
 def of_claim(id, *names):
@@ -292,9 +298,9 @@ SEEN = {
     "direction_rate": [("direction-rate", of_claim("direction-rate", "batch norm"))],
     "repeated_step": [("step-on-one-gradient", steps)],
     "adam_exponent": [("adam-eps", networks)],
-    "adam_root": [(NORM, walks("adam + L2 0.8"))],
-    "_adam_equilibrium": [(NORM, walks("adam + L2 0.8"))],
-    "equilibrium": [(NORM, walks("sgd 0.3", "adamw 0.3"))],
+    "adam_root": [(NORM, walks("adam + L2", large=True))],
+    "_adam_equilibrium": [(NORM, walks("adam + L2", large=True))],
+    "equilibrium": [(NORM, walks("sgd", "adamw", large=True))],
     "norm_exponent": [
         ("equilibrium-exponents", of_claim("equilibrium-exponents", "sgd", "adam + L2")),
     ],
@@ -328,7 +334,9 @@ IN_BALLS = [(id, exact(id)) for id in (NORM, ANGLE, RELAXATION)]
 def seen(name):
     """Return whether a claim that tests a function is no longer verified."""
     for id, subjects in SEEN.get(name, IN_BALLS):
-        for subject in subjects():
+        chosen = subjects()
+        assert chosen, f"{name}: no subject of {id}"
+        for subject in chosen:
             try:
                 verified = CLAIMS[id].verify(subject).verified
             except (ArithmeticError, TypeError, ValueError):

@@ -1,6 +1,7 @@
 """The claims, in the paper's order.  Importing this package registers all of them.
 
     derivative      the gradient is the gradient of the loss
+    definitions/    loss, running statistics, steps and training, defined a second time
     invariance      outputs and objective (section 2)
     gradients       scaling and orthogonality (section 3)
     effective_rate  SGD's, as a symmetry of runs (sections 3 and 4)
@@ -19,12 +20,14 @@ symbols stands below it, by `@that_claim.exactly`.
 """
 
 # isort: off
-from theory.claims import derivative, invariance, gradients, effective_rate, optimizers
+from theory.claims import derivative, definitions, invariance, gradients, effective_rate
+from theory.claims import optimizers
 from theory.claims import second_order, norm_dynamics, flow, equilibrium, rotation, in_training
 from theory.claims import remedies, gamma_beta
 # isort: on
 
 __all__ = [
+    "definitions",
     "derivative",
     "effective_rate",
     "equilibrium",

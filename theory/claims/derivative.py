@@ -7,7 +7,13 @@ import numpy as np
 from minimal_nn.gradcheck import complex_step
 from theory.claim import WORST_CASE, claim
 from theory.measures.closest import Closest
-from theory.measures.derivatives import bounded_gradients, with_direction
+from theory.measures.derivatives import (
+    bounded_gradients,
+    directional,
+    hessian,
+    hessian_error,
+    with_direction,
+)
 from theory.measures.identity import Identity, size_of
 from theory.measures.measurement import Measurement
 from theory.numbers.jet import Jet
@@ -142,4 +148,91 @@ def _(subject):
             inner, size = (g * d).sum(), size_of(subject, g)
             identity.vanishes(np.array([inner - derivative]), size)
             identity.remains(np.array([inner * factor - derivative]), size)
+    return identity
+
+
+def _asymmetry(A):
+    """Return the largest |A_ij - A_ji|, relative to |A|."""
+    return float(np.abs(A - A.T).max() / np.linalg.norm(A))
+
+
+def _derivative_of_field(network, rng):
+    """Return the derivative (P, P) of a tangent field of the invariant weights."""
+    (name,) = invariant_weights(network)
+    w = network.parameters[name]
+    matrix = rng.standard_normal((w.size, w.size))
+    derivative = complex_step(lambda w: tangent_field(w, matrix), w)
+    return derivative.reshape(w.size, w.size)
+
+
+@claim(
+    id="hessian-symmetric",
+    statement=r"H = H^\top, \quad H_{ij} = \lim_{h \to 0} \operatorname{Im} \nabla_i L(w + i h "
+    r"e_j)/h",
+    source="Schwarz's theorem; complex steps: Squire & Trapp 1998",
+    cite="Schwarz",
+    assumptions=("a smooth network (tanh)", "statistics of the batch", "all parameters at once"),
+    control="a random field that is orthogonal to w and of degree -1; the gradient of the "
+    "invariant weights, alone, times 1 + 2^-8",
+    derivation=r"""
+A field of vectors is the gradient of a function exactly where its derivative is symmetric. So this
+tells gradients from all other fields by the backward pass alone, between any two parameters; whose
+gradient it is (twice the loss, another label's) is told by gradient-of-loss.
+
+Homogeneity says nothing of it: a field that is orthogonal to $w$ and of degree $-1$ has $H w =
+-\nabla L$ and $H^\top w = -\nabla L$, and no more. (In two dimensions it is symmetric all the same,
+a gradient by the angle; from three on a random one is not.) A factor that one parameter's gradient
+has and another's has not shows in the mixed blocks.
+
+$H$ is a complex step of the backward pass, column by column. Bound: of each entry the distance to
+the same lines run on jets that carry their rounding error, and that error, of $H_{ij}$ and of
+$H_{ji}$, relative to $|H|$.
+""",
+    subjects=float_subjects,
+    unfit=(("complex steps are taken in complex128, which is float64", "float16 float32"),),
+    numpy_only="complex numbers, and sums that carry bounds, run through its lines alone",
+)
+def hessian_symmetric(subject):
+    """|H - H^T| / |H| at the entry, of all parameters and two batches, that comes closest to its
+    bound.
+    """
+    network, closest, rng = subject.network, Closest(), np.random.default_rng(0)
+    names, fields, mixed = tuple(network.parameters), [], []
+    for X, targets in subject.batches[:2]:
+        H = hessian(network, X, targets, names)
+        _, error = hessian_error(network, X, targets, H, names)
+        size = np.linalg.norm(H)
+        closest.offer(np.abs(H - H.T).astype(float) / size, (error + error.T).astype(float) / size)
+        fields.append(_asymmetry(_derivative_of_field(network, rng)))
+        first = sum(network.parameters[name].size for name in invariant_weights(network))
+        mixed.append(_asymmetry(np.concatenate([_too_long("float64") * H[:first], H[first:]])))
+    return Measurement(
+        measured=closest.residual,
+        bound=closest.bound,
+        how="running error of H_ij and H_ji, relative to |H|",
+        control=min(fields + mixed),
+        control_least=100 * closest.bound,
+        details={"a tangent field": min(fields), "one gradient too long": min(mixed)},
+    )
+
+
+@hessian_symmetric.exactly
+def _(subject):
+    """On jets; the control has the gradient of some weights times 1 + 2^-8."""
+    identity, rng, numbers = Identity(), np.random.default_rng(0), subject.numbers
+    factor = numbers.number(_too_long("ball"))
+
+    def drawn(shape):
+        return numbers.array(rng.integers(1, 8, shape).astype(float))
+
+    for network in subject.states:
+        d, e = ({name: drawn(w.shape) for name, w in network.parameters.items()} for _ in range(2))
+        data = subject.X, subject.targets
+        Hd, He = (directional(network, direction, *data)[1] for direction in (d, e))
+        parts = {name: (e[name] * Hd[name]).sum() - (d[name] * He[name]).sum() for name in d}
+        size = sum(size_of(subject, Hd[name]) for name in d)
+        identity.vanishes(np.array([sum(parts.values())]), size)
+        for name in invariant_weights(network):
+            wrong = sum(parts.values()) + parts[name] * (factor - 1)
+            identity.remains(np.array([wrong]), size)
     return identity

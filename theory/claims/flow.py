@@ -8,7 +8,7 @@ import minimal_nn as nn
 from theory.claim import TOO_LONG, claim
 from theory.measures.closest import Closest
 from theory.measures.measurement import Measurement
-from theory.subjects.networks import NORMALIZATIONS, network_subject, to_numpy, weight_groups
+from theory.subjects.networks import network_subject, normalizations, to_numpy, weight_groups
 
 TOLERANCE = 1e-7  # the solver's rtol
 _TIME = 1.0
@@ -32,14 +32,15 @@ class FlowSubject:
 
 
 def flow_subjects(options):
-    """Return the three normalizations."""
+    """Return the normalizations of the wing."""
     subjects = []
-    for normalization in NORMALIZATIONS:
+    for normalization in normalizations(options.backend):
         data = network_subject(normalization, "float64", backend=options.backend, seed=options.seed)
         dense = nn.Dense(12, bias=normalization != "batch")
         block = {
             "batch": [dense, nn.BatchNorm(0.0)],
             "layer": [dense, nn.LayerNorm(0.0)],
+            "rms": [dense, nn.RMSNorm(0.0)],
             "weight": [nn.WeightNorm(dense, eps=0.0)],
         }[normalization]
         network = nn.Network(

@@ -13,7 +13,7 @@ from theory.measures.identity import Identity, size_of
 from theory.measures.runs import plain_sgd, rescaled_optimizer, run
 from theory.numbers.balls import Balls
 from theory.subjects.exact import BATCH, FACTOR, WIDTH, ExactSubject
-from theory.subjects.networks import NORMALIZATIONS, NetworkSubject, to_numpy, weight_groups
+from theory.subjects.networks import NetworkSubject, to_numpy, weight_groups
 
 _STEPS = 8
 
@@ -165,7 +165,7 @@ def _exact_subjects(options):
     """Return networks whose first (gamma, beta) a later normalization absorbs, in balls."""
     balls = Balls(options.bits)
     results = []
-    for normalization in NORMALIZATIONS[:2]:
+    for normalization in ("batch", "layer"):
         floats = affine_subject(
             normalization, "float64", seed=options.seed, width=WIDTH, batch=BATCH
         )

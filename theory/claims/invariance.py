@@ -39,14 +39,19 @@ def _with_negative_gamma(network):
     r"y(X; a w, \gamma, \beta) = y(X; w, -\gamma, \beta) \; (a < 0)",
     source="van Laarhoven 2017, sec. 2",
     cite="vL17 s2",
-    assumptions=("batch, layer or weight normalization", "eps = 0", "statistics of the batch"),
+    assumptions=(
+        "batch, layer, RMS or weight normalization",
+        "eps = 0",
+        "statistics of the batch",
+    ),
     control="no normalization: the scores change with the scale of w",
     derivation=r"""
 $z = X w$ is linear in $w$, so $a w$ gives $a z$. Its mean is $a \mu$ and its standard deviation
 $|a| \sigma$, hence $(a z - a \mu) / (|a| \sigma) = \operatorname{sign}(a) (z - \mu) / \sigma$.
 
-The same holds for layer norm with mean and deviation over the units of an example, when the whole
-$W$ (with a bias before the normalization) is scaled; for weight norm $(X a v) / |a v| =
+The same holds for layer norm with mean and deviation over the units of an example, and for RMS
+norm with their root mean square, when the whole $W$ (with a bias before the normalization) is
+scaled; for weight norm $(X a v) / |a v| =
 \operatorname{sign}(a) (X v) / |v|$. The sign moves into $\gamma$.
 
 With $a = 2^k$ no rounding changes: the scores must have the same bits.
@@ -154,12 +159,12 @@ def penalty_rescaling(subject):
             closest.offer(abs(float(value - loss) - predicted), bound)
             # Not attained: the objective stays above L until the penalty is below L's last digit.
             attained += not (value > loss or predicted <= u * float(loss))
-    control = subject.unnormalized().network
+    plain = subject.unnormalized()
+    control, data = plain.network, (plain.X, plain.targets)
     weights = control.weights()[:2]
     doubled = control.with_parameters(
         {name: 2 * to_numpy(control, control.parameters)[name] for name in weights}
     )
-    data = subject.X, subject.targets
     left = float(doubled.loss(*data)) + l2 * penalty(doubled, weights)
     right = float(control.loss(*data)) + 4 * l2 * penalty(control, weights)
     approached = closest.residual <= closest.bound

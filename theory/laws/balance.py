@@ -13,14 +13,16 @@ is divided as well: x_e = learning_rate weight_decay/V takes the place of x, V^2
 weight_decay^2 |w|^2)/dims being the mean of v.  Both with beta2 -> 1.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from minimal_nn.typing import Hyper
 from theory.laws.scaling import DEGREES
+from theory.numbers import Number
 
 
-def momentum_balance(x, memory):
+def momentum_balance(x: Number, memory: Number) -> Number:
     r"""Return E|w|^2/E|g|^2 in learning_rate/weight_decay under momentum rho; SGD's at rho = 0.
 
     1/((1 - rho) (2 - x/(1 + rho))), for 0 < x < 2 (1 + rho).  From <w, v'> = learning_rate |v'|^2/2
@@ -34,7 +36,7 @@ def momentum_balance(x, memory):
     return 1 / ((1 - memory) * (2 - x / (1 + memory)))
 
 
-def nesterov_balance(x, memory):
+def nesterov_balance(x: Number, memory: Number) -> Number:
     r"""Return E|w|^2/E|g|^2 in learning_rate/weight_decay under Nesterov's momentum rho.
 
     (1 + rho + rho x + 2 rho^2 x)/((1 - rho + rho x) (2 + 2 rho - x (1 + 2 rho))), for 0 < x <
@@ -47,7 +49,7 @@ def nesterov_balance(x, memory):
     return top / ((1 - memory + memory * x) * (2 + 2 * memory - x * (1 + 2 * memory)))
 
 
-def adamw_balance(x, memory):
+def adamw_balance(x: Number, memory: Number) -> Number:
     r"""Return E|w|^2/E|g/sqrt(v)|^2 in learning_rate/weight_decay under AdamW, memory beta1.
 
     (1 - beta1)/(1 + beta1) (1 + a beta1)/((2 - x) (1 - a beta1)), a = 1 - x, for 0 < x < 2: 1/2 as
@@ -62,7 +64,7 @@ def adamw_balance(x, memory):
     return kappa * (1 + a * memory) / ((2 - x) * (1 - a * memory))
 
 
-def adam_balance(x, memory):
+def adam_balance(x: Number, memory: Number) -> Number:
     r"""Return E|w|^2/E|g|^2 in learning_rate/(V weight_decay) under Adam with L2, memory beta1.
 
     1/(2 - kappa x), kappa = (1 - beta1)/(1 + beta1): momentum's law for v' = m'/(1 - beta1), at the
@@ -74,7 +76,7 @@ def adam_balance(x, memory):
     return 1 / (2 - (1 - memory) / (1 + memory) * x)
 
 
-def momentum_turn(x, memory):
+def momentum_turn(x: Number, memory: Number) -> Number:
     r"""Return 1 - E<w, w'>/E|w|^2 = x/(1 + rho) under momentum rho, whatever gradients remember.
 
     Exact in x; SGD's is x, the cosine 1 - x wherever |w'| = |w|.
@@ -86,7 +88,7 @@ def momentum_turn(x, memory):
     return x / (1 + memory)
 
 
-def nesterov_turn(x, memory):
+def nesterov_turn(x: Number, memory: Number) -> Number:
     r"""Return 1 - E<w, w'>/E|w|^2 under Nesterov's momentum rho.
 
     x (1 + 2 rho - 2 rho^3 + x (rho + 3 rho^2 + 2 rho^3))/(1 + rho + rho x + 2 rho^2 x).
@@ -100,7 +102,7 @@ def nesterov_turn(x, memory):
     return x * top / (1 + memory + memory * x + 2 * square * x)
 
 
-def adamw_turn(x, memory):
+def adamw_turn(x: Number, memory: Number) -> Number:
     r"""Return 1 - E<w, w'>/E|w|^2 under AdamW: the cosine is (a + beta1)/(1 + a beta1), a = 1 - x.
 
     So 1 - cos = x (1 - beta1)/(1 + a beta1): it depends on x and beta1 alone, not on the layer.
@@ -112,7 +114,7 @@ def adamw_turn(x, memory):
     return x * (1 - memory) / (1 + (1 - x) * memory)
 
 
-def adam_turn(x, memory):
+def adam_turn(x: Number, memory: Number) -> Number:
     r"""Return 1 - E<w, w'>/E|w|^2 = x (1 - beta1)/(1 + beta1) under Adam with L2, x = x_e.
 
     Source: Kosson et al. 2024, table 1 (small x); the exact form is ours.
@@ -139,7 +141,7 @@ TURNS = {
 }
 
 
-def adam_shares(t, memory):
+def adam_shares(t: Number, memory: Number) -> Number:
     r"""Return x_e under Adam with L2 where decay's part of v is t/(1 + t): t = (decay |w|^2/s)^2.
 
     x_e = 2 t/(1 + kappa t), kappa = (1 - beta1)/(1 + beta1).  From |w|^4 = (learning_rate/V) s^2/
@@ -151,7 +153,7 @@ def adam_shares(t, memory):
     return 2 * t / (1 + (1 - memory) / (1 + memory) * t)
 
 
-def adam_root(p, memory):
+def adam_root(p: Hyper, memory: Hyper) -> Any:
     r"""Return q = |w|^2/r_0^2 under Adam with L2, r_0 the norm as x_e -> 0 and p half of x_e there.
 
     The positive root of (1 + kappa p q^2)^2 = q^3 (1 + p q^2), kappa = (1 - beta1)/(1 + beta1): it
@@ -190,12 +192,20 @@ class Equilibrium(NamedTuple):
     successive w.  small: the parameter that the laws are written in, x, or Adam's x_e.
     """
 
-    norm: object
-    turn: object
-    small: object
+    norm: Number
+    turn: Number
+    small: Number
 
 
-def equilibrium(optimizer, learning_rate, weight_decay, *, s=1.0, dims=1, memory=0.9):
+def equilibrium(
+    optimizer: str,
+    learning_rate: Number,
+    weight_decay: Number,
+    *,
+    s: Number = 1.0,
+    dims: Number = 1,
+    memory: Number = 0.9,
+) -> Equilibrium:
     r"""Return the Equilibrium of an optimizer of `BALANCES`.
 
     SGD, Momentum, Nesterov: |w|^4 = (learning_rate s^2/weight_decay) balance(x); the number of
@@ -234,7 +244,15 @@ def _adam_equilibrium(learning_rate, weight_decay, s, dims, memory):
     return Equilibrium(start * np.sqrt(q), adam_turn(small, memory), small)
 
 
-def equilibrium_rate(optimizer, learning_rate, weight_decay, *, s=1.0, dims=1, memory=0.9):
+def equilibrium_rate(
+    optimizer: str,
+    learning_rate: Number,
+    weight_decay: Number,
+    *,
+    s: Number = 1.0,
+    dims: Number = 1,
+    memory: Number = 0.9,
+) -> Number:
     r"""Return the effective rate at equilibrium: how fast the direction moves there.
 
     SGD, Momentum, Nesterov: sqrt(x/balance)/((1 - rho) s), for small x sqrt(2 x/(1 - rho))/s; rho
@@ -258,7 +276,7 @@ def equilibrium_rate(optimizer, learning_rate, weight_decay, *, s=1.0, dims=1, m
     return rate / ((1 - (0 if optimizer == "SGD" else memory)) * s)
 
 
-def norm_exponent(optimizer):
+def norm_exponent(optimizer: str) -> float:
     r"""Return e: |w| goes as (learning_rate/weight_decay)^e where x, or x_e, is small.
 
     Growth by steps of length |w|^-nu, mean square |w|^(-2 nu), balances a decay that is a part of
@@ -272,7 +290,7 @@ def norm_exponent(optimizer):
     return 1 / 2 if optimizer == "AdamW" else 1 / (3 + DEGREES[optimizer])
 
 
-def rate_exponents(optimizer):
+def rate_exponents(optimizer: str) -> tuple[float, float]:
     r"""Return the powers of learning_rate and weight_decay in the effective rate at equilibrium.
 
     (1 - (1 + nu) e, (1 + nu) e), e by norm_exponent: the rate is learning_rate/|w|^(1 + nu).
@@ -286,7 +304,7 @@ def rate_exponents(optimizer):
     return 1 - power, power
 
 
-def limit(optimizer, memory):
+def limit(optimizer: str, memory: Number) -> Number:
     r"""Return the x beyond which |w| grows without bound however small gradients are.
 
     Where w shrinks no more without a gradient: 2 for SGD and AdamW, 2 (1 + rho) for momentum,

@@ -7,9 +7,10 @@ memory the second term is 0 in the mean.
 """
 
 from theory.laws.balance import adamw_balance
+from theory.numbers import Number
 
 
-def momentum_memory(x, memory):
+def momentum_memory(x: Number, memory: Number) -> Number:
     r"""Return c = 2 rho for momentum rho, exact at any x.  Source: Wan et al. 2021, theorem 2.
 
     >>> momentum_memory(0.1, 0.75)
@@ -18,7 +19,7 @@ def momentum_memory(x, memory):
     return 2 * memory
 
 
-def nesterov_memory(x, memory):
+def nesterov_memory(x: Number, memory: Number) -> Number:
     r"""Return c for Nesterov: 2 rho^2 (1 + rho)/(1 + rho + rho x + 2 rho^2 x), exact; 2 rho^2 at 0.
 
     Source: ours, by the recursion of the second moments.
@@ -30,7 +31,7 @@ def nesterov_memory(x, memory):
     return 2 * square * (1 + memory) / (1 + memory + memory * x + 2 * square * x)
 
 
-def adam_memory(x, memory):
+def adam_memory(x: Number, memory: Number) -> Number:
     r"""Return c = 2 beta1/(1 - beta1) for Adam and AdamW, m the uncorrected average, x -> 0.
 
     Source: ours: momentum's for v = m/(1 - beta1).
@@ -50,7 +51,7 @@ MEMORIES = {
 }
 
 
-def adam_weighted(learning_rate, weight_decay, drive):
+def adam_weighted(learning_rate: Number, weight_decay: Number, drive: Number) -> Number:
     r"""Return E|w|^2 under Adam with L2 where every weight has a v_i of its own, whatever it is.
 
     learning_rate/(2 weight_decay) times the drive E sum_i (p_i^2 + c m_i p_i)/sqrt(v_i), p_i =
@@ -69,7 +70,9 @@ def adam_weighted(learning_rate, weight_decay, drive):
     return learning_rate / (2 * weight_decay) * drive
 
 
-def adamw_weighted(learning_rate, weight_decay, drive, memory):
+def adamw_weighted(
+    learning_rate: Number, weight_decay: Number, drive: Number, memory: Number
+) -> Number:
     r"""Return E sum_i sqrt(v_i) w_i^2 under AdamW where every weight has a v_i of its own.
 
     (learning_rate/weight_decay) adamw_balance(x) times the drive E sum_i (g_i^2 + c m_i g_i)/

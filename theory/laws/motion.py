@@ -4,9 +4,19 @@ import numpy as np
 
 from theory.laws.balance import equilibrium
 from theory.laws.scaling import DEGREES
+from theory.numbers import Number
 
 
-def growth(optimizer, norm, steps, learning_rate, *, s=1.0, dims=1, memory=0.9):
+def growth(
+    optimizer: str,
+    norm: Number,
+    steps: Number,
+    learning_rate: Number,
+    *,
+    s: Number = 1.0,
+    dims: Number = 1,
+    memory: Number = 0.9,
+) -> Number:
     r"""Return |w| after `steps` steps without decay, from |w| = norm.
 
     SGD, Momentum, Nesterov: |w_t|^4 = |w_0|^4 + 2 (learning_rate s/(1 - rho))^2 t, rho = 0 for SGD.
@@ -33,7 +43,7 @@ def growth(optimizer, norm, steps, learning_rate, *, s=1.0, dims=1, memory=0.9):
     return np.sqrt(np.sqrt(square * square + 2 * step * step * steps))
 
 
-def momentum_shrink(x, memory):
+def momentum_shrink(x: Number, memory: Number) -> Number:
     r"""Return the factor by which w shrinks per step under momentum rho where there is no gradient.
 
     The larger root of z^2 - (1 + rho - x) z + rho = 0, about 1 - x/(1 - rho); 1 - x at rho = 0.
@@ -46,7 +56,7 @@ def momentum_shrink(x, memory):
     return _larger_root(1 + memory - x, memory)
 
 
-def nesterov_shrink(x, memory):
+def nesterov_shrink(x: Number, memory: Number) -> Number:
     r"""Return the same under Nesterov's momentum: z^2 - (1 + rho) (1 - x) z + rho (1 - x) = 0.
 
     From v' = rho v + weight_decay w, w' = w - learning_rate (weight_decay w + rho v').  Real for x
@@ -73,7 +83,7 @@ SHRINKS = {
 }
 
 
-def norm_power(optimizer):
+def norm_power(optimizer: str) -> int:
     r"""Return 2 + 2 nu, the power of |w| that comes to its limit exponentially, or grows linearly.
 
     |w|^(2 + 2 nu) with steps of length |w|^-nu.  Source: Li, Lyu & Arora 2020, section 4 (SGD).
@@ -84,7 +94,15 @@ def norm_power(optimizer):
     return 2 + 2 * DEGREES[optimizer]
 
 
-def relaxation_rate(optimizer, learning_rate, weight_decay, *, s=1.0, dims=1, memory=0.9):
+def relaxation_rate(
+    optimizer: str,
+    learning_rate: Number,
+    weight_decay: Number,
+    *,
+    s: Number = 1.0,
+    dims: Number = 1,
+    memory: Number = 0.9,
+) -> Number:
     r"""Return 1/tau: |w|^p, p = 2 + 2 nu, comes to its limit as exp(-t/tau), t in steps.
 
     p (norm_power) times minus the logarithm of the factor by which w shrinks without gradient
@@ -108,7 +126,7 @@ def relaxation_rate(optimizer, learning_rate, weight_decay, *, s=1.0, dims=1, me
     return -norm_power(optimizer) * np.log(shrink)
 
 
-def adam_clock(q):
+def adam_clock(q: Number) -> Number:
     r"""Return F(q) of q = |w| over its limit under Adam with L2: it falls by 3 x_e per step.
 
     F = log|q - 1| - log(q^2 + q + 1)/2 + sqrt(3) arctan((2 q + 1)/sqrt(3)), from dq/dt = x_e (1/q -
@@ -123,7 +141,7 @@ def adam_clock(q):
     )
 
 
-def power_clock(q, optimizer):
+def power_clock(q: Number, optimizer: str) -> Number:
     r"""Return log|q^p - 1|, p = 2 + 2 nu, which falls by the relaxation rate per step.
 
     q: |w| over its limit, floats or arrays.  Not for Adam with L2: see adam_clock.

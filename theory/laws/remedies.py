@@ -4,8 +4,11 @@ import cmath
 
 import numpy as np
 
+from minimal_nn.typing import Array
+from theory.numbers import Number
 
-def fixed_norm_share(learning_rate, weight_decay, memory=0.0):
+
+def fixed_norm_share(learning_rate: Number, weight_decay: Number, memory: Number = 0.0) -> Number:
     r"""Return how much of the threshold decay has reached where |w| is held at 1: x/(1 - rho)^2.
 
     x = learning_rate weight_decay; rho = 0 for SGD.  Far below 1 decay is not felt; beyond 1 it
@@ -19,7 +22,7 @@ def fixed_norm_share(learning_rate, weight_decay, memory=0.0):
     return learning_rate * weight_decay / ((1 - memory) * (1 - memory))
 
 
-def fixed_norm_rate(learning_rate, weight_decay, memory=0.0):
+def fixed_norm_rate(learning_rate: Number, weight_decay: Number, memory: Number = 0.0) -> Number:
     r"""Return the effective rate where |w| is held at 1: (learning_rate/(1 - rho))/(1 - share).
 
     SGD, rho = 0: learning_rate/(1 - x), exactly, since w' is proportional to w - that times g.
@@ -34,7 +37,9 @@ def fixed_norm_rate(learning_rate, weight_decay, memory=0.0):
     )
 
 
-def circle_angle(learning_rate, weight_decay, slope, memory=0.0):
+def circle_angle(
+    learning_rate: float, weight_decay: float, slope: float, memory: float = 0.0
+) -> float:
     r"""Return the steady angle per step on the circle |w| = 1 with a gradient of length c = slope.
 
     phi = arg(1 - learning_rate (weight_decay + i c)/(1 - rho e^(-i phi))), iterated to its fixed
@@ -51,7 +56,7 @@ def circle_angle(learning_rate, weight_decay, slope, memory=0.0):
     return phi
 
 
-def fixed_norm_adam_share(weight_decay, s):
+def fixed_norm_adam_share(weight_decay: Number, s: Number) -> Number:
     r"""Return the same of Adam with L2: weight_decay/s, whatever the learning rate is.
 
     At |w| = 1 with `dims` weights |w_i| is about 1/sqrt(dims) and |g_i| about s/sqrt(dims); decay
@@ -63,7 +68,7 @@ def fixed_norm_adam_share(weight_decay, s):
     return weight_decay / s
 
 
-def reversed_by_decay(g, w, weight_decay):
+def reversed_by_decay(g: Array, w: Array, weight_decay: float) -> Array:
     r"""Return where decay turns the sign of Adam's first step, whatever the learning rate is.
 
     weight_decay |w_i| > |g_i| and w_i g_i < 0: at eps = 0 that step is sign(g_i + weight_decay

@@ -7,6 +7,9 @@ hyper-parameter times a to its power is a times the run from w_0.
 
 import numpy as np
 
+from minimal_nn.typing import Array
+from theory.numbers import Number
+
 # nu of p(a w) = a^-nu p(w), at eps = 0, or eps taking part.  Sources: van Laarhoven 2017, section
 # 5; for sign, normalized and LARS ours.
 DEGREES = {
@@ -28,7 +31,7 @@ _OF_A_GRADIENT = -1
 _OF_ITS_SQUARE = -2
 
 
-def powers(optimizer):
+def powers(optimizer: str) -> dict[str, int]:
     r"""Return {hyper-parameter: the power of a that it takes where w_0 becomes a w_0}.
 
     learning_rate: 1 + nu; Adadelta's, a mere factor of its step, 0.  weight_decay (or l2): -2,
@@ -60,7 +63,9 @@ def _degree(optimizer):
     return DEGREES[optimizer]
 
 
-def effective_rate(optimizer, norm, learning_rate, momentum=0.0):
+def effective_rate(
+    optimizer: str, norm: Number, learning_rate: Number, momentum: Number = 0.0
+) -> Number:
     r"""Return the effective learning rate, learning_rate/((1 - momentum) |w|^(1 + nu)).
 
     norm: |w|, a number or an array.  momentum: 0 where there is none; with it each gradient moves w
@@ -82,7 +87,7 @@ def effective_rate(optimizer, norm, learning_rate, momentum=0.0):
     return learning_rate / ((1 - momentum) * norm ** (1 + nu))
 
 
-def direction_rate(norm, learning_rate, weight_decay):
+def direction_rate(norm: Number, learning_rate: Number, weight_decay: Number) -> Number:
     r"""Return Phi of plain SGD's direction: u' = (u - Phi |w| g)/|u - Phi |w| g|, exactly.
 
     Phi = learning_rate/((1 - x) |w|^2), x = learning_rate weight_decay < 1: w' = (1 - x) (w -
@@ -95,7 +100,16 @@ def direction_rate(norm, learning_rate, weight_decay):
     return learning_rate / ((1 - learning_rate * weight_decay) * norm**2)
 
 
-def repeated_step(optimizer, g, steps, *, momentum=0.9, decay=0.99, eps=0.0, norm=None):
+def repeated_step(
+    optimizer: str,
+    g: Array,
+    steps: int,
+    *,
+    momentum: Number = 0.9,
+    decay: Number = 0.99,
+    eps: Number = 0.0,
+    norm: Number = None,
+) -> Array:
     r"""Return the raw step p after `steps` steps on one gradient g, w held at its place.
 
     SGD: g.  Momentum: g (1 - momentum^t)/(1 - momentum), Nesterov: the same at t + 1.  Adam, AdamW:
@@ -136,7 +150,7 @@ def _ratio(numerator, denominator):
     return np.where(zero, 0, numerator / np.where(zero, 1, denominator))
 
 
-def adam_exponent(g, eps):
+def adam_exponent(g: Array, eps: Number) -> Number:
     r"""Return nu of Adam's first step where |g_i| and eps meet: sum q_i^2 (1 - q_i)/sum q_i^2.
 
     q_i = |g_i|/(|g_i| + eps): the step is q_i sign(g_i), g falls with 1/|w|, and -d log |p|/d log

@@ -113,23 +113,32 @@ def bounded_directional(network, direction, X, targets):
     )
 
 
-def hessian_error(network, X, targets, H):
+def hessian_error(network, X, targets, H, names=None):
     """Return the gradient as a Bounded array (P,), and error bounds of H's entries (P, P).
 
     |H - exact| <= |H - H'| + error(H'), with H' the Hessian by `bounded_directional`, whose errors
-    are known.
+    are known.  names: as of `hessian`.
     """
-    (name,) = invariant_weights(network)
-    shape = network.parameters[name].shape
-    columns = []
-    for j in range(len(H)):
-        direction = np.zeros(len(H), dtype=network.dtype)
-        direction[j] = 1
-        gradient, product = bounded_directional(
-            network, {name: direction.reshape(shape)}, X, targets
-        )
-        columns.append(np.abs(product[name].value.ravel() - H[:, j]) + product[name].error.ravel())
-    return gradient[name].reshape(-1), np.array(columns).T
+    names = invariant_weights(network) if names is None else names
+    columns, start = [], 0
+    for name in names:
+        shape = network.parameters[name].shape
+        for index in np.ndindex(shape):
+            direction = np.zeros(shape, dtype=network.dtype)
+            direction[index] = 1
+            gradient, product = bounded_directional(network, {name: direction}, X, targets)
+            value, error = _values_and_errors(product, names)
+            columns.append(np.abs(value - H[:, start]) + error)
+            start += 1
+    return Bounded(*_values_and_errors(gradient, names)), np.array(columns).T
+
+
+def _values_and_errors(arrays, names):
+    """Return the values and the errors of Bounded arrays as vectors."""
+    return (
+        np.concatenate([np.ravel(getattr(arrays[name], part)) for name in names])
+        for part in ("value", "error")
+    )
 
 
 # In balls, column by column from jets

@@ -12,8 +12,9 @@ by hand: it is the formula, run on other numbers.  The rules, with u the unit ro
     exp, log, tanh, powers       propagated error + 4 ulp, what NumPy documents for its own
     a Python float               the error of rounding it to the precision first
 
-where tiny, the smallest normal number, is what a result may lose by underflow.  There are two ways
-to begin:
+where tiny, the smallest normal number, is what a result may lose by underflow.  What is selected
+(np.where: ReLU's branch, the pixel that wins in a window) is selected by the values and held: the
+bound is that of the branch taken.  There are two ways to begin:
 
     Bounded(array)           the values are computed in the array's own dtype, and the bound is on
                              their distance from what exact arithmetic gives
@@ -97,6 +98,9 @@ class Bounded(np.lib.mixins.NDArrayOperatorsMixin):
     def reshape(self, *shape):
         return Bounded(self.value.reshape(*shape), self.error.reshape(*shape), self.precision)
 
+    def transpose(self, *axes):
+        return Bounded(self.value.transpose(*axes), self.error.transpose(*axes), self.precision)
+
     def max(self, **options):
         """Return the largest values: exact numbers, such as a loss shifts its scores by."""
         return self.value.max(**options)
@@ -122,6 +126,8 @@ class Bounded(np.lib.mixins.NDArrayOperatorsMixin):
         return Bounded(value, _RULES[ufunc](arithmetic, value, *operands), precision)
 
     def __array_function__(self, function, types, args, kwargs):
+        if function is np.zeros_like and args[0] is self:
+            return Bounded(function(self.value, **kwargs), precision=self.precision)
         if function is not np.where or len(args) != 3 or kwargs:
             return NotImplemented
         (a, a_error), (b, b_error) = (
@@ -249,5 +255,5 @@ _RULES = {
 }
 _COMPARISONS = (
     *(np.equal, np.not_equal, np.greater, np.greater_equal, np.less, np.less_equal),
-    np.isfinite,
+    *(np.isfinite, np.isnan),
 )

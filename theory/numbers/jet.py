@@ -57,6 +57,9 @@ class Jet(np.lib.mixins.NDArrayOperatorsMixin):
     def reshape(self, *shape):
         return self._each(lambda array: array.reshape(*shape))
 
+    def transpose(self, *axes):
+        return self._each(lambda array: array.transpose(*axes))
+
     def sum(self, axis=None, keepdims=False):
         return self._each(lambda array: array.sum(axis=axis, keepdims=keepdims))
 
@@ -75,6 +78,8 @@ class Jet(np.lib.mixins.NDArrayOperatorsMixin):
         return Jet(value, sum(parts[1:], parts[0]) if parts else None)
 
     def __array_function__(self, function, types, args, kwargs):
+        if function is np.zeros_like and args[0] is self:
+            return Jet(function(self.value, **kwargs))
         if function is np.where and len(args) == 3 and not kwargs:
             mask, x, y = args[0], *(a if isinstance(a, Jet) else Jet(a) for a in args[1:])
             if x.tangent is None and y.tangent is None:
@@ -102,4 +107,4 @@ _RULES = {
     np.log: (lambda t, y, a: t / a,),
     np.tanh: (lambda t, y, a: t * (1 - y * y),),
 }
-_OF_VALUES = (np.greater, np.less_equal, np.equal, np.isfinite)
+_OF_VALUES = (np.greater, np.less_equal, np.equal, np.isfinite, np.isnan)

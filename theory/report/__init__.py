@@ -1,1 +1,1 @@
-"""What `python -m theory` prints and writes: the table, the page."""
+"""What `python -m theory` prints and writes: the table, the page, the page to play with."""

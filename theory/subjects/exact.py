@@ -65,13 +65,14 @@ def ball_subject(normalization, bits, seed=0):
 def symbol_subject(normalization, seed=0):
     """Return the smallest network whose identities are not trivial, its invariant weights symbols.
 
-    Three examples of small integers and one unit (layer norm: one example, three units), a
+    Three examples of small integers and one unit (layer and RMS norm: one example, three units), a
     squared loss; all other parameters are small integers.  No activation, since tanh of two forms
     of one expression is not one expression.
     """
     symbols = Symbols()
     rng = np.random.default_rng(seed)
-    examples, features, units = (1, 1, 3) if normalization == "layer" else (3, 2, 1)
+    over_units = normalization in ("layer", "rms")
+    examples, features, units = (1, 1, 3) if over_units else (3, 2, 1)
     X = symbols.array([[2.0, 1.0], [-1.0, 3.0], [1.0, -1.0]])[:examples, :features]
     targets = symbols.array(rng.integers(-3, 4, (len(X), 1)).astype(float))
 
@@ -79,6 +80,7 @@ def symbol_subject(normalization, seed=0):
         layers = {
             "batch": [nn.Dense(units, bias=False), nn.BatchNorm(0.0)],
             "layer": [nn.Dense(units, bias=False), nn.LayerNorm(0.0)],
+            "rms": [nn.Dense(units, bias=False), nn.RMSNorm(0.0)],
             "weight": [nn.WeightNorm(nn.Dense(units))],
             "none": [nn.Dense(units)],
         }[kind]

@@ -15,7 +15,8 @@ import minimal_nn as nn
 from minimal_nn import backend as backends
 from minimal_nn.data import digits
 
-NORMALIZATIONS = ("batch", "layer", "weight")
+NORMALIZATIONS = ("batch", "layer", "rms", "weight")
+IMAGES = "batch, images"  # the paper's kind of network: convolutions and pooling
 DTYPES = ("float32", "float64")
 
 
@@ -35,6 +36,12 @@ class Options:
     bits: int = 1000
 
 
+def normalizations(backend):
+    """Return those of `NORMALIZATIONS` that a wing has kernels for."""
+    wing = backends.get(backend)
+    return tuple(name for name in NORMALIZATIONS if wing.has(f"{name}norm"))
+
+
 def dtype_name(dtype):
     """Return an arithmetic's name; longdouble's where it is wider than float64."""
     return "longdouble" if dtype == np.longdouble and dtype.itemsize > 8 else str(dtype)
@@ -44,8 +51,9 @@ def dtype_name(dtype):
 class NetworkSubject:
     """A network with data: `network` after training, `untrained` before; both at eps = 0.
 
-    X (N, D) and targets (N,): one batch.  normalization: "batch", "layer", "weight", or "none" (a
-    control).  The networks may be replaced to take an assumption away (`dataclasses.replace`).
+    X (N, D), or images, and targets (N,): one batch.  normalization: one of `NORMALIZATIONS`,
+    `IMAGES`, or "none" (a control).  The networks may be replaced to take an assumption away
+    (`dataclasses.replace`).
     """
 
     normalization: str
@@ -60,7 +68,8 @@ class NetworkSubject:
 
     @property
     def name(self):
-        return f"{self.normalization} norm" if self.normalization != "none" else "no norm"
+        named = {"none": "no norm", IMAGES: "convolutions"}
+        return named.get(self.normalization, f"{self.normalization} norm")
 
     @property
     def arithmetic(self):
@@ -86,13 +95,21 @@ class NetworkSubject:
 def layers(normalization, width, eps):
     """Return the layers of the built-in subjects: two hidden layers of `width` units, 10 outputs.
 
+    Of images a convolution has an eighth as many channels, and is pooled.
+
     A Dense layer before batch norm has no bias: batch norm cancels it, and its rounding would be
     the only thing that a scaling by 2^k does not commute with.
     """
+    if normalization == IMAGES:
+        conv = nn.Conv2d(max(width // 8, 2), bias=False)
+        block = [conv, nn.BatchNorm(eps), nn.ReLU(), nn.MaxPool2d(2)]
+        return [*block, *block, nn.Flatten(), nn.Dense(10)]
     if normalization == "batch":
         block = [nn.Dense(width, bias=False), nn.BatchNorm(eps), nn.ReLU()]
     elif normalization == "layer":
         block = [nn.Dense(width), nn.LayerNorm(eps), nn.ReLU()]
+    elif normalization == "rms":
+        block = [nn.Dense(width), nn.RMSNorm(eps), nn.ReLU()]
     elif normalization == "weight":
         block = [nn.WeightNorm(nn.Dense(width), eps=eps), nn.ReLU()]
     elif normalization == "none":
@@ -100,7 +117,7 @@ def layers(normalization, width, eps):
     else:
         raise ValueError(
             f"normalization: got {normalization!r}, expected one of "
-            f"{', '.join((*NORMALIZATIONS, 'none'))}"
+            f"{', '.join((*NORMALIZATIONS, IMAGES, 'none'))}"
         )
     return [*block, *block, nn.Dense(10)]
 
@@ -113,15 +130,15 @@ def network_subject(
 
     A network on the digits with two hidden layers of `width` units (24, or 8 in a simulated wing),
     untrained and trained for `epochs` by SGD at eps = 0, in the reference wing, so that all wings
-    are asked about the same numbers; the batch is the first `batch` training images (48, or 16) in
-    the seed's order.
+    are asked about the same numbers; the batch is the first `batch` training images (48; 24 of a
+    convolutional network, 16 in a simulated wing) in the seed's order.
     """
     if dtype == "float16":
         return _one_layer_subject(normalization, seed)
     wing = backends.get(backend)
     width = width or (8 if wing.simulated else 24)
-    batch = batch or (16 if wing.simulated else 48)
-    data = digits(dtype=np.dtype(dtype))
+    batch = batch or (16 if wing.simulated else 24 if normalization == IMAGES else 48)
+    data = digits(dtype=np.dtype(dtype), flat=normalization != IMAGES)
     network = nn.Network(
         layers(normalization, width, eps=0.0),
         input_shape=data.X_train.shape[1:],
@@ -190,11 +207,17 @@ def _one_layer_subject(normalization, seed):
 
 
 def network_subjects(options):
-    """Return the subjects of most claims: every normalization in every dtype of the options."""
+    """Return the subjects of most claims: the wing's normalizations in every dtype asked for.
+
+    And a convolutional network, but in float16, whose range its gradients leave, and in a simulated
+    wing, which would take minutes for it.
+    """
+    images = () if backends.get(options.backend).simulated else (IMAGES,)
     return [
         network_subject(normalization, dtype, backend=options.backend, seed=options.seed)
-        for normalization in NORMALIZATIONS
+        for normalization in (*normalizations(options.backend), *images)
         for dtype in options.dtypes
+        if (normalization, dtype) != (IMAGES, "float16")
     ]
 
 

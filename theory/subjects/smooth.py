@@ -55,6 +55,7 @@ def smooth_subject(normalization, dtype="float64", seed=0, dead=0):
     layers = {
         "batch": [nn.Dense(UNITS, bias=False), nn.BatchNorm(0.0)],
         "layer": [nn.Dense(UNITS, bias=False), nn.LayerNorm(0.0)],
+        "rms": [nn.Dense(UNITS, bias=False), nn.RMSNorm(0.0)],
         "weight": [nn.WeightNorm(nn.Dense(UNITS))],
     }[normalization]
     network = nn.Network(
@@ -78,8 +79,9 @@ def smooth_subject(normalization, dtype="float64", seed=0, dead=0):
 def _flat_directions(normalization, shape, dead):
     """Return an orthonormal basis of the weights' directions that change no output.
 
-    Layer norm: the same number added to a pixel's weights to all units.  Batch and layer norm:
-    the weights of a pixel that is always 0 (under weight norm they change |v| and are felt).
+    Layer norm: the same number added to a pixel's weights to all units.  Batch, layer and
+    RMS norm: the weights of a pixel that is always 0 (under weight norm they change |v| and are
+    felt).
     """
     basis = []
     features, units = shape
@@ -96,7 +98,7 @@ def _flat_directions(normalization, shape, dead):
 
 
 def float_subjects(options):
-    """Return the three normalizations in each dtype."""
+    """Return the normalizations in each dtype."""
     return [
         smooth_subject(norm, dtype, options.seed)
         for norm in NORMALIZATIONS
@@ -136,5 +138,5 @@ def ball_subject(normalization, bits, seed=0, dead=0):
 
 
 def ball_subjects(options):
-    """Return the three normalizations."""
+    """Return the normalizations."""
     return [ball_subject(norm, options.bits, options.seed) for norm in NORMALIZATIONS]

@@ -9,6 +9,8 @@ callable; it is estimated from evaluations at w changed by some ulps, and the ve
 """
 
 import math
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -209,7 +211,15 @@ ON_CALLABLE = {
 }
 
 
-def verify(loss_and_grad, w, *, claims=None, groups="whole", leak=None, name="callable"):
+def verify(
+    loss_and_grad: Callable[[Any], tuple[Any, Any]],
+    w: Any,
+    *,
+    claims: Iterable[str] | None = None,
+    groups: Any = "whole",
+    leak: Callable[[Any], Any] | None = None,
+    name: str = "callable",
+) -> list[Verdict]:
     """Verify claims on a loss with its gradient, and return the Verdicts; each is true if verified.
 
     loss_and_grad: w -> (loss, gradient), arrays of w's shape and dtype, the same bits at every
@@ -257,7 +267,9 @@ def _verdict(id, subject):
     return Verdict(claim, subject.name, subject.arithmetic, measurement)
 
 
-def assert_claim(loss_and_grad, w, claim, **options):
+def assert_claim(
+    loss_and_grad: Callable[[Any], tuple[Any, Any]], w: Any, claim: str, **options: Any
+) -> None:
     """Raise AssertionError, saying what was measured against which bound, unless the claim holds.
 
     The arguments are those of `verify`, with one claim id.

@@ -16,7 +16,7 @@ from minimal_nn.cpu.machine.vectors import (
     square_root,
     where_zero,
 )
-from minimal_nn.reference.extremes import check_variance
+from minimal_nn.reference.extremes import VARIANCE, check_variance
 
 BLOCK_ROWS = 256
 ZERO_VARIANCE = 1  # the status
@@ -163,7 +163,7 @@ def _one(value, operand):
     return np.array([value], operand.array.dtype)
 
 
-def check_inverses(inverse, eps, what):
+def check_inverses(inverse, eps, what, called=VARIANCE):
     """Refuse what `check_variance` does, told from inverse = 1 / sqrt(var + eps), or 0 or NaN."""
     deviation = np.divide(1, inverse, out=np.zeros_like(inverse), where=inverse != 0)
-    check_variance(deviation * deviation, eps, what)
+    check_variance(deviation * deviation, eps, what, called)

@@ -7,7 +7,7 @@ is so, checks.py looks at when the program is built.
 
 import numpy as np
 
-from minimal_nn.cpu import activation, affine, batchnorm, layernorm, loss, weightnorm
+from minimal_nn.cpu import activation, affine, batchnorm, layernorm, loss, rmsnorm, weightnorm
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.plan.gather import emit_gather_labels, emit_gather_targets
 from minimal_nn.cpu.plan.layouts import Matrix
@@ -143,6 +143,16 @@ class DenseLayers:
         saved = {"z": self._keep(z), "gamma": gamma, "beta": beta}
         return y, {**saved, "mean": mean, "inverse": inverse}
 
+    def _rmsnorm(self, operation, z, index):
+        program, (columns,) = self.program, operation.input_shape
+        y = program.panels(self.rows, columns, self.dtype)
+        gamma = self.loop.parameter(operation, "gamma", columns)
+        inverse = program.made(self.rows, self.dtype)
+        eps = operation.options["eps"]
+        rmsnorm.emit_forward(program, z, y, gamma.operand, inverse, eps, self.rows, columns)
+        self.loop.statistics[operation.layer] = ("mean square", inverse.array, self.rows)
+        return y, {"z": self._keep(z), "gamma": gamma, "inverse": inverse}
+
     def _activation(self, operation, z, index):
         kind = operation.options["kind"]
         if kind == "identity":
@@ -227,6 +237,24 @@ class DenseLayers:
         )
         self.updates.emit(saved["gamma"], dgamma)
         self.updates.emit(saved["beta"], dbeta)
+        return dz
+
+    def _rmsnorm_backward(self, operation, saved, dy, needed):
+        (columns,) = operation.input_shape
+        dz = self.program.panels(self.rows, columns, self.dtype) if needed else None
+        dgamma = self._vector(dy)
+        rmsnorm.emit_backward(
+            self.program,
+            saved["z"],
+            dy,
+            dz,
+            saved["gamma"].operand,
+            saved["inverse"],
+            dgamma,
+            self.rows,
+            columns,
+        )
+        self.updates.emit(saved["gamma"], dgamma)
         return dz
 
     def _affine_backward(self, operation, saved, dz, needed):

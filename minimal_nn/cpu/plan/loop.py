@@ -41,6 +41,7 @@ from minimal_nn.cpu.plan.layouts import Parameter, Vector
 from minimal_nn.cpu.plan.reasons import parts, why_not
 from minimal_nn.cpu.plan.updates import Updates
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
+from minimal_nn.reference.extremes import MEAN_SQUARE, VARIANCE
 
 CHUNK = 256  # steps between two looks at the host's tables
 # A step with fewer multiplications than this (some 40 us) runs on one thread; for others the faster
@@ -228,7 +229,8 @@ class TrainingLoop:
                     weightnorm.check_inverses(inverse[:count])
                 else:
                     who = "units" if what == "variance" else "examples"
-                    batchnorm.check_inverses(inverse[:count], 0, who)
+                    called = MEAN_SQUARE if what == "mean square" else VARIANCE
+                    batchnorm.check_inverses(inverse[:count], 0, who, called)
             except (NonFiniteError, ZeroNormError, ZeroVarianceError) as error:
                 raise type(error)(f"{layer}: {error}") from None
         raise NonFiniteError(

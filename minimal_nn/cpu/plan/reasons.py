@@ -4,7 +4,7 @@ import numpy as np
 
 from minimal_nn.cpu import activation, convolution, update
 
-DENSE = ("affine", "batchnorm", "layernorm", "activation", "flatten")
+DENSE = ("affine", "batchnorm", "layernorm", "rmsnorm", "activation", "flatten")
 IMAGES = ("convolution", "batchnorm", "activation", "pooling")
 
 

@@ -76,14 +76,22 @@ def relaxation_time(subject):
         how="1 % of the law, with the 99.9 % t interval over independent chains inside it",
         details={"eta": eta, "decay": decay, "dims": DIMS, "chains": 12},
     )
-    return dataclasses.replace(judgement, control_as_predicted=not coupled or _clock_runs())
+    return dataclasses.replace(judgement, control_as_predicted=_clock_runs(rule))
 
 
-def _clock_runs():
-    """Return whether dF/dq (1/q - q^2) is -3, by differences, as the clock of Adam with L2 says."""
+def _clock_runs(rule):
+    """Return whether the clock F solves dF/dq dq/dt = -1 by differences, t in relaxation times.
+
+    dq/dt is (q^-(1 + 2 nu) - q)/(2 + 2 nu), or for Adam with L2 (1/q - q^2)/3.
+    """
     q, h = np.array([0.25, 0.75, 1.25, 2.0]), 2.0**-17
-    slope = (laws.adam_clock(q + h) - laws.adam_clock(q - h)) / (2 * h)
-    return bool(np.all(np.abs(slope * (1 / q - q * q) / 3 + 1) < 1e-6))
+    if rule.optimizer == "Adam":
+        clock, speed = laws.adam_clock, (1 / q - q * q) / 3
+    else:
+        clock = functools.partial(laws.power_clock, optimizer=rule.optimizer)
+        speed = (q ** -(1 + 2 * rule.degree) - q) / laws.norm_power(rule.optimizer)
+    slope = (clock(q + h) - clock(q - h)) / (2 * h)
+    return bool(np.all(np.abs(slope * speed + 1) < 1e-6))
 
 
 @functools.lru_cache(maxsize=8)

@@ -124,19 +124,19 @@ def _(subject):
         plain, scaled = (
             _gradients_of_weights(n, subject) for n in (network, subject.rescaled(network))
         )
-        sizes = np.concatenate([np.abs(g).ravel() for g in plain])
+        # An enclosure of 0 has no sign; the law is a sum over weights, those left out or not.
+        plain, scaled = (np.concatenate([g.ravel() for g in each]) for each in (plain, scaled))
+        told = (plain == 0) | ~subject.numbers.contain_zero(plain)
+        sizes, scaled = np.abs(plain[told]), scaled[told]
         # The median gradient meets eps in the middle of the curve.
         middle = np.median(subject.numbers.midpoints(sizes).astype(float))
         eps = subject.numbers.number(float(2.0 ** np.round(np.log2(middle))))
 
         def length(eps, scaled=scaled):
             hyper = {"learning_rate": 1.0, "beta1": 0.5, "beta2": 0.75, "eps": eps}
-            zeros = [subject.numbers.array(np.zeros(g.shape)) for g in scaled]
-            steps = [
-                UPDATE.adam(zero, g, zero, zero, 1, **hyper)[0]
-                for zero, g in zip(zeros, scaled, strict=True)
-            ]
-            return sum((step * step).sum() for step in steps)
+            zero = subject.numbers.array(np.zeros(scaled.shape))
+            step = UPDATE.adam(zero, scaled, zero, zero, 1, **hyper)[0]
+            return (step * step).sum()
 
         shares = laws.repeated_step("Adam", sizes, 1, eps=subject.a * eps)
         law = (shares * shares).sum()

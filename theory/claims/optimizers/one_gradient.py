@@ -35,7 +35,7 @@ _OTHER = {
 
 @dataclasses.dataclass(frozen=True)
 class StepSubject:
-    """An optimizer on the three built-in networks of one dtype, or on small ones in balls."""
+    """An optimizer on the built-in networks of one dtype, or on small ones in balls."""
 
     optimizer: str
     networks: tuple

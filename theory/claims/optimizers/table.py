@@ -7,7 +7,7 @@ import numpy as np
 import minimal_nn as nn
 from theory import laws
 from theory.measures.runs import LAMBDA
-from theory.subjects.networks import NORMALIZATIONS, network_subject
+from theory.subjects.networks import network_subject, normalizations
 
 
 class _EpsInside:
@@ -132,7 +132,7 @@ def symmetries():
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSubject:
-    """An optimizer on the three built-in networks of one dtype."""
+    """An optimizer on the built-in networks of one dtype."""
 
     symmetry: Symmetry
     networks: tuple
@@ -144,8 +144,8 @@ class OptimizerSubject:
 
 
 def networks_of(options, dtype):
-    """Return the three built-in networks in a dtype."""
+    """Return the built-in networks in a dtype."""
     return tuple(
         network_subject(normalization, dtype, backend=options.backend, seed=options.seed)
-        for normalization in NORMALIZATIONS
+        for normalization in normalizations(options.backend)
     )

@@ -74,7 +74,7 @@ def _(subject):
 def _along_w(network, X, targets):
     """Return grad L and H w of the invariant weights as `Bounded` arrays.
 
-    For batch and layer norm z = X W and its derivative along W, which is z again, are the same
+    For batch, layer and RMS norm z = X W and its derivative along W, which is z again, are the same
     numbers.  H w = -grad L holds for these z, however they were rounded, so that only what comes
     after z counts as an error.  It holds for z less its mean as well (for other X or W), where a
     bound need not allow for the cancellation of a large mean.
