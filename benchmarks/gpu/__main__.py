@@ -16,6 +16,8 @@ on, and the status is 1.  Without a device it ends with one sentence and status 
 `--static` needs no device: it compiles the kernels that the timings would run, for sm_90a, and
 prints registers, spills, occupancy, instructions for each product and bytes for each number; with
 nvdisasm on the PATH also the main loop's share of multiply-adds and its reads of shared memory.
+`--cubins FOLDER` writes the same kernels, and those of the training steps, compiled; a machine with
+a GPU takes them from there with MINIMAL_NN_CUBINS=FOLDER, and compiles nothing.
 """
 
 import argparse
@@ -31,7 +33,7 @@ import numpy as np
 from benchmarks.gpu.cases import Sizes, every_case
 from benchmarks.gpu.chip import chip
 from benchmarks.gpu.correctness import BESIDE, ROOT, Beside, correctness
-from benchmarks.gpu.static import static
+from benchmarks.gpu.static import static, write_cubins
 from benchmarks.gpu.steps import networks, training_step
 from benchmarks.gpu.timing import attempted, libraries, measure, show
 from minimal_nn.cuda.device.current import current
@@ -46,12 +48,15 @@ def main(arguments=None):
     parser.add_argument(
         "--static", action="store_true", help="analyse the kernels without a device"
     )
+    parser.add_argument("--cubins", metavar="FOLDER", help="compile the kernels without a device")
     parser.add_argument("--phase", choices=PHASES, help="do one phase alone")
     parser.add_argument("--seed", type=int, help="of the random numbers (default: a fresh one)")
     options = parser.parse_args(arguments)
     if options.static:
         static()
         return 0
+    if options.cubins:
+        return write_cubins(options.cubins)
     try:
         device = current().require()
     except CudaUnavailableError as error:

@@ -3,24 +3,43 @@
 import numpy as np
 
 from benchmarks.gpu.cases import STATIC, every_case, recorded_launches
-from minimal_nn.cuda.device import assembly, launch
+from benchmarks.gpu.steps import networks, recorded_step
+from minimal_nn.cuda.device import assembly, cubins, launch
+
+
+def different(records):
+    """Return the records of different kernels, or of different types of arguments."""
+    return list({(record.kernel, record.signature): record for record in records}.values())
+
+
+def of_cases(rng):
+    """Return the launches that the timings would make; nothing is run."""
+    with launch.simulation():
+        # Also not the forward passes that the backward passes need.
+        with launch.recorded(run=False):
+            cases = every_case(rng, STATIC)
+        records = [recorded_launches(case.ours, run=False)[0] for case in cases]
+    return different(record for of_case in records for record in of_case)
+
+
+def write_cubins(folder, capabilities=(assembly.CAPABILITY,)):
+    """Write a cubin for each launch of the timings and of the training steps; return the status."""
+    rng, failed = np.random.default_rng(0), 0
+    steps = [record for network in networks() for record in recorded_step(rng, network)]
+    for record in different([*of_cases(rng), *steps]):
+        for capability in capabilities:
+            try:
+                made, path = cubins.write(folder, record.kernel, record.signature, capability)
+                print(f"{path}: {made.registers} registers, {len(made.cubin)} bytes", flush=True)
+            except RuntimeError as error:
+                failed = 1
+                print(f"{assembly.architecture(capability)}: {error}", flush=True)
+    return failed
 
 
 def static():
     """Print what can be said of the kernels without a device."""
-    rng = np.random.default_rng(0)
-    seen, rows = set(), []
-    with launch.simulation():
-        # Nothing is run, also not the forward passes that the backward passes need.
-        with launch.recorded(run=False):
-            cases = every_case(rng, STATIC)
-        for case in cases:
-            records, _ = recorded_launches(case.ours, run=False)
-            for record in records:
-                key = (record.kernel, record.signature)
-                if key not in seen:
-                    seen.add(key)
-                    rows.append(record)
+    rows = of_cases(np.random.default_rng(0))
     names = ("threads", "regs", "spill", "smem", "blocks", "warps")
     print(f"{'kernel':48} " + " ".join(f"{name:>7}" for name in names) + "  main loop", flush=True)
     for record in rows:

@@ -13,8 +13,10 @@ them; test_the_checks.py sees to it that every module is named somewhere.
 import ast
 import inspect
 import itertools
+import re
 
 import pytest
+from numba import types
 
 from minimal_nn.cuda.device import assembly
 from minimal_nn.cuda.parts import columns
@@ -48,6 +50,17 @@ def places(module):
     return found
 
 
+def words(kinds):
+    """Return how many words a kernel takes for arguments of these types (arguments.flattened)."""
+
+    def of_one(kind):
+        if isinstance(kind, types.BaseTuple):
+            return words(kind)
+        return 5 + 2 * kind.ndim if isinstance(kind, types.Array) else 1
+
+    return sum(map(of_one, kinds))
+
+
 def check(records, *modules):
     """Fail where a recorded kernel has a fault, or where one that the modules make is missing;
     return the assemblies by kernel name.
@@ -61,6 +74,9 @@ def check(records, *modules):
         pytest.skip(str(error))
     assert records, "no launch was recorded"
     found = [assembled(record) for record in records]
+    for record, one in zip(records, found, strict=True):
+        (parameters,) = re.findall(r"\.entry kernel\((.*?)\)", one.ptx, re.DOTALL)
+        assert parameters.count(".param") == words(record.signature), one.name
     faults = [fault for one in found for fault in assembly.faults(one)]
     assert not faults, "\n".join(dict.fromkeys(faults))
     return {one.name: one for one in found}

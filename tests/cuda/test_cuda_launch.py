@@ -126,7 +126,7 @@ def test_an_unknown_schedule_is_refused():
 
 
 def test_numba_cuda_is_imported_in_one_place():
-    """What else of numba-cuda is used stands inside the functions of chip.py and assembly.py."""
+    """What else of numba-cuda is used stands in the list of private.py."""
     importing = {}
     for path, text in sources(cuda_wing):
         for node in ast.walk(ast.parse(text)):
@@ -137,7 +137,7 @@ def test_numba_cuda_is_imported_in_one_place():
                 names = [alias.name for alias in node.names]
             if any(name.startswith("numba.cuda") for name in names):
                 importing.setdefault(path.name, []).extend(names)
-    assert set(importing) == {"language.py", "assembly.py", "chip.py"}, importing
+    assert set(importing) == {"language.py"}, importing
 
 
 # Arrays and launches

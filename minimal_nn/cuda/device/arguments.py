@@ -30,6 +30,24 @@ def _typed(arg):
     return arg
 
 
+def flattened(args):
+    """Return the words that a kernel takes for its arguments, as numba-cuda lays them out.
+
+    An array is nine words and more: two that are 0 there, its size, the size of an entry, the
+    address, the shape and the strides; a NumPy scalar is one of its own type.
+    """
+    words = []
+    for arg in args:
+        if isinstance(arg, tuple):
+            words += flattened(arg)
+        elif isinstance(arg, np.generic):
+            words.append(np.ctypeslib.as_ctypes_type(arg.dtype)(arg.item()))
+        else:
+            address = arg.device_ctypes_pointer.value
+            words += [0, 0, arg.size, arg.dtype.itemsize, address, *arg.shape, *arg.strides]
+    return words
+
+
 def signature(args):
     """Return the Numba types of a kernel's arguments."""
     return tuple(_type(arg) for arg in typed(args))
