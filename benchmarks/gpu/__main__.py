@@ -7,11 +7,13 @@
     --phase timings       what the device can do (copy bandwidth, multiply-adds), then CUDA events
                           around prepared launches, in turns with PyTorch (cuBLAS, cuDNN) and CuPy
                           in the same process with TF32 off
+    --phase tiles         every tile of the table in products/choice.py, also those that nothing
+                          takes yet; what is taken at present has a star
 
-Without --phase it does both; each takes less than five minutes on an H200 by estimate.  It prints
-one table and writes one JSON record of the day into benchmarks/records/, after every phase, so that
-the phases may be commands of their own.  Whatever fails is recorded with its message, the rest goes
-on, and the status is 1.  Without a device it ends with one sentence and status 1.
+Without --phase it does the first two; each takes less than five minutes on an H200 by estimate. It
+prints one table and writes one JSON record of the day into benchmarks/records/, after every phase,
+so that the phases may be commands of their own. Whatever fails is recorded with its message, the
+rest goes on, and the status is 1. Without a device it ends with one sentence and status 1.
 
 `--static` needs no device: it compiles the kernels that the timings would run, for sm_90a, and
 prints registers, spills, occupancy, instructions for each product and bytes for each number; with
@@ -30,7 +32,7 @@ import sys
 
 import numpy as np
 
-from benchmarks.gpu.cases import Sizes, every_case
+from benchmarks.gpu.cases import TILED, Sizes, every_case, tile_cases
 from benchmarks.gpu.chip import chip
 from benchmarks.gpu.correctness import BESIDE, ROOT, Beside, correctness
 from benchmarks.gpu.static import static, write_cubins
@@ -68,7 +70,8 @@ def main(arguments=None):
     seed = options.seed
     if seed is None:
         seed = int(np.random.SeedSequence().generate_state(1)[0])
-    return run(device, PHASES if options.phase is None else (options.phase,), seed)
+    phases = ("correctness", "timings") if options.phase is None else (options.phase,)
+    return run(device, phases, seed)
 
 
 def run(device, phases, seed):
@@ -130,7 +133,17 @@ def timings_phase(rng, peers):
     return {"good": not any("failed" in row for row in rows), "chip": limits, "rows": rows}
 
 
-PHASES = {"correctness": correctness_phase, "timings": timings_phase}
+def tiles_phase(rng, peers):
+    """Measure every tile; return what the record keeps."""
+    limits = chip(peers.get("torch"))
+    rows = []
+    for case in tile_cases(rng, TILED):
+        rows.append(attempted(case.name, measure, case, peers))
+        show(rows[-1:], limits, header=len(rows) == 1)
+    return {"good": not any("failed" in row for row in rows), "chip": limits, "rows": rows}
+
+
+PHASES = {"correctness": correctness_phase, "timings": timings_phase, "tiles": tiles_phase}
 
 
 def versions(peers):

@@ -15,6 +15,7 @@ from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, MaxPool2d, ReLU
 from minimal_nn.cuda import affine
 from minimal_nn.cuda.device import language, launch
 from minimal_nn.cuda.device.arrays import empty
+from minimal_nn.cuda.products import choice
 
 
 def test_without_a_device_it_ends_with_one_sentence(capsys):
@@ -111,6 +112,16 @@ def test_every_row_of_the_table_runs(measured, capsys):
     assert {peer for row in rows for peer in row["peers"]} == {"torch", "torch.compile", "cupy"}
     assert all(row["name"] in said and row["seconds"] > 0 for row in rows)
     assert rows[-1]["name"] == "training step, MLP"
+
+
+def test_every_tile_runs(measured, monkeypatch, capsys):
+    monkeypatch.setattr(command, "TILED", ((4, 8, 12),))
+    assert command.run("a device", ["tiles"], 3) == 0
+    said = capsys.readouterr().out
+    for family, tiles in choice.TILES.items():
+        lines = [line for line in said.splitlines() if line.startswith(family)]
+        assert len(lines) == len(tiles) and sum(" * " in line for line in lines) == 1
+    assert "blocked 32x32x32 4x8x12" in said and "float64 128x128x8 4x8x12" in said
 
 
 def test_the_record_keeps_both_phases_and_what_failed(measured, monkeypatch, capsys):

@@ -225,7 +225,8 @@ def write_kernel(operation, T, width):
         y_count = cuda.blockDim.y
         column = (cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x) * width
         if column < columns:
-            c, row = op.begin(a, column), cuda.blockIdx.y * chunk
+            # From the last chunk on: what the sums have read last is in the cache still.
+            c, row = op.begin(a, column), (cuda.gridDim.y - 1 - cuda.blockIdx.y) * chunk
             w = op.ready(a, c, op.recall(a, column), rows, column)
             end = min(row + chunk, rows)
             rewrite(a, c, w, columns, column, row + cuda.threadIdx.y, y_count, end)

@@ -2,7 +2,10 @@
 
 A block computes a tile of BM x BN entries of C and walks along k in steps of BK.  A thread holds TM
 x TN sums in registers; its rows lie in groups of four, BM / (TM / 4) apart, so that it reads four
-entries at once from shared memory, and neighbours read neighbouring words.
+entries at once from shared memory, and neighbours read neighbouring words.  The threads stand in
+lines along n; interleaved, a warp is a field of 4 x 8 threads, numbered so that the eight which
+read at the same time want few different words of either operand: two passes for a read of B, where
+lines take three.
 
 Two buffers of shared memory: while a tile is multiplied out of one, the next tile is on its way
 from global memory into registers, and goes into the other buffer afterwards, so that one barrier
@@ -42,6 +45,7 @@ class Tile(NamedTuple):
     TM: int
     TN: int
     blocks: int  # that must fit on a multiprocessor at once
+    interleaved: bool = False  # how threads stand
 
     @property
     def threads(self):
@@ -122,8 +126,9 @@ def loading(locate, wide, transposed, side, tile):
 @functools.cache
 def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
     """Return the kernel C = act(A B + bias) of one tile size, one layout and two operands."""
-    BM, BN, BK, TM, TN, _ = tile
+    BM, BN, BK, TM, TN, _, interleaved = tile
     threads_n = BN // TN
+    warps_n = threads_n // 8
     a_pitch, b_pitch = BM + 4, BN + 4
     a_buffer, b_buffer = BK * a_pitch, BK * b_pitch
     # Groups of four rows or columns of a thread, and how far apart they are.
@@ -148,7 +153,15 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
         column = cuda.local.array(TN, float32)
         next_a = cuda.local.array((BM * BK // 4 // tile.threads, 4), float32)
         next_b = cuda.local.array((BN * BK // 4 // tile.threads, 4), float32)
-        m_thread, n_thread = cuda.threadIdx.x // threads_n * 4, cuda.threadIdx.x % threads_n * 4
+        if interleaved:
+            warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
+            # The bits of a lane: n, m, n, m, n.
+            n_lane = lane % 2 + lane // 4 % 2 * 2 + lane // 16 * 4
+            m_lane = lane // 2 % 2 + lane // 8 % 2 * 2
+            m_thread = (warp // warps_n * 4 + m_lane) * 4
+            n_thread = (warp % warps_n * 8 + n_lane) * 4
+        else:
+            m_thread, n_thread = cuda.threadIdx.x // threads_n * 4, cuda.threadIdx.x % threads_n * 4
         m0, n0 = cuda.blockIdx.x * BM, cuda.blockIdx.y * BN
         k0 = cuda.blockIdx.z * part
         k_end = min(K, k0 + part)
@@ -211,7 +224,7 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
                             C[start + m * N + column_q] = sums[i, p * 4 + q]
 
     layout = ("T" if a_transposed else "N") + ("T" if b_transposed else "N")
-    width = "wide" if wide else "any"
+    width = ("interleaved_" if interleaved else "") + ("wide" if wide else "any")
     operands = "".join(name(locate) for locate in (locate_a, locate_b))
     blocked.__name__ = f"blocked_{BM}x{BN}x{BK}_{layout}_{width}{operands}"
     return kernel(threads=tile.threads, blocks=tile.blocks)(blocked)

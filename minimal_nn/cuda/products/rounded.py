@@ -43,7 +43,7 @@ def rounded(a, b):
     left, right = choice.strided(a), choice.strided(b)
     c, marks = empty((M, N), np.float32), empty((M, N), np.uint8)
     wide = "vectors" in choice.fitting(left, right, N, np.float32, c)
-    tile = choice.TILES["tensor"][-1][0]
+    tile = choice.TILES["widened"][-1][0]
     layout = (left.transposed, right.transposed, wide, left.locate, right.locate)
     compiled = tensor.product_kernel(tensor.WIDENED, tile, *layout, certify=True)
     c_flat, marks_flat = c.reshape(M * N), marks.reshape(M * N)
