@@ -4,8 +4,8 @@ A block computes a tile of BM x BN entries of C and walks along k in steps of BK
 x TN sums in registers; its rows lie in groups of four, BM / (TM / 4) apart, so that it reads four
 entries at once from shared memory, and neighbours read neighbouring words.  The threads stand in
 lines along n; interleaved, a warp is a field of 4 x 8 threads, numbered so that the eight which
-read at the same time want few different words of either operand: two passes for a read of B, where
-lines take three.
+read at the same time want few different words of either operand: two passes for a read of A or B,
+where lines take two and four.
 
 Two buffers of shared memory: while a tile is multiplied out of one, the next tile is on its way
 from global memory into registers, and goes into the other buffer afterwards, so that one barrier

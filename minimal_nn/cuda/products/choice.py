@@ -45,7 +45,7 @@ ARITHMETIC = {
 MULTIPROCESSORS = 132
 TILES = {
     "blocked": (
-        # Shared memory is read in 2/3 of the passes.
+        # Shared memory is read in four passes for six.
         (blocked.Tile(BM=128, BN=128, BK=16, TM=8, TN=8, blocks=2, interleaved=True), "trial"),
         (blocked.Tile(BM=64, BN=64, BK=8, TM=8, TN=4, blocks=4, interleaved=True), "trial"),
         # 512 of 740 instructions are multiply-adds, where with BK = 8 it is 128 of 212.
