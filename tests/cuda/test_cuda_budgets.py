@@ -1,4 +1,4 @@
-"""What products may cost, counted without a device: in machine code, and in reads of shared memory."""
+"""What products may cost: their machine code, and their reads of shared memory, counted."""
 
 import collections
 
