@@ -238,11 +238,11 @@ def sum_parts(real):
 
     @kernel(threads=256)
     def sum_of_parts(parts, C, bias, count, M, N, flags):
-        i = uint32(cuda.grid(1))
+        i = cuda.grid(1)
         if i < M * N:
             total = parts[i]
-            for p in range(uint32(1), count):
-                total += parts[uint32(p) * M * N + i]
+            for p in range(1, count):
+                total += parts[p * M * N + i]
             if flags & BIAS:
                 total += bias[i % N]
             if flags & RELU:

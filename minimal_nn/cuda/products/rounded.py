@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
-from numba import float32, float64, uint8, uint32, uint64
+from numba import float32, float64, uint8, uint64
 
 from minimal_nn.cuda.device.arrays import asarray, empty, flat, to_host
 from minimal_nn.cuda.device.intrinsics import bits_float64, float64_bits
@@ -78,7 +78,7 @@ def round_to_float32(high, low):
 @kernel(threads=128, widens=True)
 def recompute(A, B, C, marks, M, N, K, a_strides, b_strides):
     """Compute the marked entries again in double-double; mark with 2 what stays undecided."""
-    i = uint32(cuda.grid(1))
+    i = cuda.grid(1)
     if i < M * N and marks[i] != uint8(0):
         place_a, place_b = (i // N) * a_strides[0], (i % N) * b_strides[1]
         high, low, lost = float64(0), float64(0), float64(0)
