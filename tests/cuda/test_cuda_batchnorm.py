@@ -242,14 +242,17 @@ def test_running_statistics_are_constants(place, rng, kind, shape):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)],
-    ids=["float32", "float64"],
+    ("kind", "columns"),
+    [
+        (np.float32, (3, 8)),
+        pytest.param(np.float64, (8,), marks=pytest.mark.slow),
+        pytest.param(np.float64, (3,), marks=pytest.mark.nightly),
+    ],
 )
 @pytest.mark.parametrize("path", ["one launch"], indirect=True)
-def test_the_compiled_kernels(rng, kind, monkeypatch):
+def test_the_compiled_kernels(rng, kind, columns, monkeypatch):
     with launch.simulation(), launch.recorded() as records:
-        for units in (3, 8):
+        for units in columns:
             z, gamma, beta, dy = draw(rng, (6, units), kind)
             for short in (reduction.SHORT, 0):
                 monkeypatch.setattr(reduction, "SHORT", short)

@@ -174,15 +174,18 @@ def test_threads_with_several_vectors(place, path, rng):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)],
-    ids=["float32", "float64"],
+    ("kind", "columns"),
+    [
+        (np.float32, (3, 8)),
+        pytest.param(np.float64, (8,), marks=pytest.mark.slow),
+        pytest.param(np.float64, (3,), marks=pytest.mark.nightly),
+    ],
 )
 @pytest.mark.parametrize("path", ["warp"], indirect=True)
-def test_the_compiled_kernels(rng, kind, monkeypatch):
+def test_the_compiled_kernels(rng, kind, columns, monkeypatch):
     with launch.simulation(), launch.recorded() as records:
         for layout in LAYOUTS.values():
             take(monkeypatch, layout)
-            for units in (3, 8):
+            for units in columns:
                 everything(*draw(rng, (2, units), kind), 1e-5)
     compiled.check(records, layernorm)

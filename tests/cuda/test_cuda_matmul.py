@@ -1,5 +1,6 @@
 """Products on the device: exact on integers, within derived bounds otherwise, and compiled."""
 
+import budgets
 import compiled
 import numpy as np
 import pytest
@@ -155,7 +156,16 @@ def test_every_kernel_exactly_and_compiled(rng, case):
     with launch.simulation(), launch.recorded() as records:
         got, expected = direct(rng, family, tile, layout, wide, M, K, N, arithmetic)
     assert np.array_equal(got, expected)
-    compiled.check(records, blocked if family == "blocked" else tensor)
+    (made,) = compiled.check(records, blocked if family == "blocked" else tensor).values()
+    rolled = family == "reduced" and tile == SQUARE_TENSOR  # its steps are not written out
+    if layout == "NN" and wide and not rolled and budgets.DISASSEMBLER:
+        budgets.check_loop(made, tile, got.dtype.itemsize)
+
+
+def test_interleaved_lanes_read_shared_memory_in_fewer_passes(monkeypatch):
+    assert LANES == LARGE._replace(interleaved=True)
+    assert budgets.passes_of(LARGE, monkeypatch) == [2, 4]
+    assert budgets.passes_of(LANES, monkeypatch) == [2, 2]
 
 
 def test_the_checks_see_a_kernel_with_too_few_registers():

@@ -145,15 +145,18 @@ def test_strided_arrays_give_the_same_bits(rng):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)],
-    ids=["float32", "float64"],
+    ("kind", "columns"),
+    [
+        (np.float32, (3, 8)),
+        pytest.param(np.float64, (8,), marks=pytest.mark.slow),
+        pytest.param(np.float64, (3,), marks=pytest.mark.nightly),
+    ],
 )
 @pytest.mark.parametrize("path", ["one launch"], indirect=True)
-def test_the_compiled_kernels(rng, kind, monkeypatch):
+def test_the_compiled_kernels(rng, kind, columns, monkeypatch):
     with launch.simulation(), launch.recorded() as records:
         for short in (reduction.SHORT, 0):
             monkeypatch.setattr(reduction, "SHORT", short)
-            for units in (3, 8):
+            for units in columns:
                 everything(*draw(rng, (6, units), kind), 1e-5)
     compiled.check(records, weightnorm)
