@@ -9,7 +9,7 @@ import numpy as np
 from minimal_nn import backend
 from theory.claim import select
 from theory.numbers import arithmetic
-from theory.report import table
+from theory.report import outline, table
 from theory.subjects.networks import DTYPES, Options
 
 
@@ -35,6 +35,7 @@ def parser():
     p.add_argument("--bits", type=int, default=1000, help="the balls' precision (default 1000)")
     p.add_argument("--seed", type=int, default=0, help="of weights and batches (default 0)")
     p.add_argument("--thorough", action="store_true", help="also the long statistical runs")
+    p.add_argument("--table", action="store_true", help="print a line for every subject")
     p.add_argument("--json", metavar="FILE", help="write every figure to FILE")
     p.add_argument("--play", metavar="DIR", help="write a page to play with to DIR and exit")
     p.add_argument("--report", metavar="DIR", help="write a page with every claim to DIR")
@@ -71,13 +72,8 @@ def main(arguments=None):
         print(f"python -m theory: {error}", file=sys.stderr)
         return 2
     started = time.perf_counter()
-    print("\n".join(table.header(asked.arithmetic)))
-    verdicts = []
     with _one_blas_thread():
-        for claim in claims:
-            for subject in claim.subjects(asked):
-                verdicts.append(claim.verify(subject))
-                print(table.line(verdicts[-1]), flush=True)
+        verdicts = (_every_subject if options.table else _every_claim)(claims, asked)
     for line in table.notes(left_out, options.backend):
         print(line)
     print("-" * table.WIDTH)
@@ -94,6 +90,34 @@ def main(arguments=None):
         print(f"python -m theory: {error}", file=sys.stderr)
         return 2
     return 0 if all(verdict.verified for verdict in verdicts) else 1
+
+
+def _every_subject(claims, asked):
+    """Verify the claims and print a line for each subject; return the verdicts."""
+    print("\n".join(table.header(asked.arithmetic)))
+    verdicts = []
+    for claim in claims:
+        for subject in claim.subjects(asked):
+            verdicts.append(claim.verify(subject))
+            print(table.line(verdicts[-1]), flush=True)
+    return verdicts
+
+
+def _every_claim(claims, asked):
+    """Verify the claims and print a line for each, under its chapter; return the verdicts."""
+    print("\n".join(outline.header(len(claims), asked.arithmetic)), flush=True)
+    verdicts, chapter = [], None
+    for claim in claims:
+        subjects = claim.subjects(asked)
+        if not subjects:
+            continue
+        if outline.chapter(claim) != chapter:
+            chapter = outline.chapter(claim)
+            print(chapter, flush=True)
+        own = [claim.verify(subject) for subject in subjects]
+        print("\n".join(outline.lines(own)), flush=True)
+        verdicts += own
+    return verdicts
 
 
 def _asked(options):

@@ -24,13 +24,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cuda.device.arrays import asarray, empty, is_device_array, to_host
+from minimal_nn.cuda.device.arrays import asarray, empty, floating, is_device_array, to_host
 from minimal_nn.cuda.device.language import cuda, device, kernel, unroll
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.cuda.parts.elementwise import THREADS, grid
 from minimal_nn.cuda.parts.units import Units, reading
 from minimal_nn.cuda.parts.vectors import flatten, number_type, placed, vector, vector_width
+from minimal_nn.reference import update as reference
 from minimal_nn.reference.arguments import expect_broadcast, expect_norm, expect_shape
 from minimal_nn.reference.extremes import FIXED_NORM, check_norm
 
@@ -312,6 +313,17 @@ def adamw(w, g, m, v, t, learning_rate, beta1, beta2, eps, decoupled_weight_deca
     hyper = {"learning_rate": learning_rate, "beta1": beta1, "beta2": beta2, "eps": eps}
     hyper["decoupled_weight_decay"] = decoupled_weight_decay
     return _step("adamw", w, g, {"m": m, "v": v}, t=t, **hyper)
+
+
+def clip(gradients, limit):
+    """Return gradients {name: array} times min(1, limit / |g|), |g| the norm of all together.
+
+    By the reference wing, on the host.  Raises NonFiniteError where |g| is NaN or beyond the range
+    of the dtype.
+    """
+    checked = zip(gradients, floating(**gradients), strict=True)
+    clipped = reference.clip({name: to_host(g) for name, g in checked}, limit)
+    return {name: asarray(g) for name, g in clipped.items()}
 
 
 def _unit_step(formula, w, g, learning_rate):
