@@ -44,6 +44,7 @@ from minimal_nn.cuda.parts.vectors import (
 from minimal_nn.reference import update as reference
 from minimal_nn.reference.arguments import expect_broadcast, expect_norm, expect_shape
 from minimal_nn.reference.extremes import FIXED_NORM, check_norm
+from minimal_nn.reference.update import of_step
 
 
 class Formula(NamedTuple):
@@ -59,9 +60,14 @@ FORMULAS = {
     "momentum": Formula(1, lambda learning_rate, momentum: (learning_rate, momentum)),
     "nesterov": Formula(1, lambda learning_rate, momentum: (learning_rate, momentum)),
     "rmsprop": Formula(
-        1, lambda learning_rate, decay, eps: (learning_rate, decay, 1 - decay, eps)
+        1,
+        lambda learning_rate, decay, eps, eps_inside_root=0.0: (
+            learning_rate, decay, 1 - decay, eps, eps_inside_root,
+        ),
     ),
-    "adagrad": Formula(1, lambda learning_rate, eps: (learning_rate, eps)),
+    "adagrad": Formula(
+        1, lambda learning_rate, eps, eps_inside_root=0.0: (learning_rate, eps, eps_inside_root)
+    ),
     "adadelta": Formula(
         2,
         lambda learning_rate, decay, eps_numerator, eps_denominator: (
@@ -70,15 +76,16 @@ FORMULAS = {
     ),
     "adam": Formula(
         2,
-        lambda t, learning_rate, beta1, beta2, eps: (
+        lambda t, learning_rate, beta1, beta2, eps, eps_inside_root=0.0: (
             learning_rate, beta1, 1 - beta1, beta2, 1 - beta2, 1 - beta1**t, 1 - beta2**t, eps,
+            eps_inside_root,
         ),
     ),
     "adamw": Formula(
         2,
-        lambda t, learning_rate, beta1, beta2, eps, decoupled_weight_decay: (
+        lambda t, learning_rate, beta1, beta2, eps, decoupled_weight_decay, eps_inside_root=0.0: (
             learning_rate, beta1, 1 - beta1, beta2, 1 - beta2, 1 - beta1**t, 1 - beta2**t, eps,
-            1 - learning_rate * decoupled_weight_decay,
+            eps_inside_root, 1 - learning_rate * decoupled_weight_decay,
         ),
     ),
 }  # fmt: skip # a table, a row a line
@@ -113,13 +120,13 @@ def _formulas(T):
         buffer = momentum * buffer + g
         return w - rate * (g + momentum * buffer), buffer
 
-    def rmsprop(w, g, square, rate, decay, rest, eps):
+    def rmsprop(w, g, square, rate, decay, rest, eps, inside):
         square = decay * square + rest * (g * g)
-        return w - rate * ratio(g, math.sqrt(square) + eps), square
+        return w - rate * ratio(g, math.sqrt(square + inside) + eps), square
 
-    def adagrad(w, g, square, rate, eps):
+    def adagrad(w, g, square, rate, eps, inside):
         square = square + g * g
-        return w - rate * ratio(g, math.sqrt(square) + eps), square
+        return w - rate * ratio(g, math.sqrt(square + inside) + eps), square
 
     def adadelta(w, g, square, delta_square, rate, decay, rest, eps_numerator, eps_denominator):
         square = decay * square + rest * (g * g)
@@ -129,21 +136,23 @@ def _formulas(T):
         return w - rate * delta, square, delta_square
 
     @device
-    def adam_step(g, m, v, rate, beta1, rest1, beta2, rest2, correction1, correction2, eps):
+    def adam_step(g, m, v, rate, beta1, rest1, beta2, rest2, correction1, correction2, eps, inside):
         m = beta1 * m + rest1 * g
         v = beta2 * v + rest2 * (g * g)
-        step = rate * ratio(m / correction1, math.sqrt(v / correction2) + eps)
+        step = rate * ratio(m / correction1, math.sqrt(v / correction2 + inside) + eps)
         return step, m, v
 
-    def adam(w, g, m, v, rate, beta1, rest1, beta2, rest2, correction1, correction2, eps):
+    def adam(w, g, m, v, rate, beta1, rest1, beta2, rest2, correction1, correction2, eps, inside):
         step, m, v = adam_step(
-            g, m, v, rate, beta1, rest1, beta2, rest2, correction1, correction2, eps
+            g, m, v, rate, beta1, rest1, beta2, rest2, correction1, correction2, eps, inside
         )
         return w - step, m, v
 
-    def adamw(w, g, m, v, rate, beta1, rest1, beta2, rest2, correction1, correction2, eps, shrink):
+    def adamw(
+        w, g, m, v, rate, beta1, rest1, beta2, rest2, correction1, correction2, eps, inside, shrink
+    ):
         step, m, v = adam_step(
-            g, m, v, rate, beta1, rest1, beta2, rest2, correction1, correction2, eps
+            g, m, v, rate, beta1, rest1, beta2, rest2, correction1, correction2, eps, inside
         )
         return shrink * w - step, m, v
 
@@ -641,3 +650,10 @@ def normalize(w, norm):
         launch(*call)
     check_norm(to_host(lengths), *FIXED_NORM)
     return out
+
+
+def step(formula, w, g, states=(), **hyper):
+    """Return the new w of a formula of reference/update.py, by name, and the new states if any."""
+    arrays, hyper = of_step(formula, w, g, states, hyper)
+    take = _unit_step if formula in BY_UNIT else _step
+    return take(formula, arrays.pop("w"), arrays.pop("g"), *([arrays] if states else []), **hyper)
