@@ -53,8 +53,8 @@ def lint_decay(report: Audit) -> tuple[Finding, ...]:
     """
     found = []
     for row in report.rows:
-        own = [report.rules.get(name) for name in row.parameters]
-        if not all(own) or any(rule.fixed_norm is not None for rule in own):
+        own = [report.rules[name] for name in row.parameters if name in report.rules]
+        if len(own) < len(row.parameters) or any(rule.fixed_norm is not None for rule in own):
             continue
         if row.invariant in _INVARIANT:
             found += _of_invariant(report, row, own)
