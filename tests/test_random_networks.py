@@ -410,9 +410,10 @@ def torch_forward(torch, parts, parameters, state, x, train):
             x = f.group_norm(x.permute(order), layer.groups, own["gamma"], own["beta"], layer.eps)
             x = x.permute(0, *range(2, x.ndim), 1)
         elif isinstance(layer, nn.Dropout):
-            own = {n: state[f"{name}.{n}"].numpy() for n in ("seed", "step")}
-            x = x * torch.tensor(layer.kept(own, tuple(x.shape))) / (1 - layer.rate)
-            state[f"{name}.step"] += 1
+            if train:
+                own = {n: state[f"{name}.{n}"].numpy() for n in ("seed", "step")}
+                x = x * torch.tensor(layer.kept(own, tuple(x.shape))) / (1 - layer.rate)
+                state[f"{name}.step"] += 1
         elif isinstance(layer, nn.AveragePool2d):
             size = layer.size or tuple(x.shape[1:3])
             x = f.avg_pool2d(x.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
