@@ -5,6 +5,7 @@ import numpy as np
 from minimal_nn import backend
 from theory.measures.closest import Closest
 from theory.measures.groups import group_sum
+from theory.measures.measurement import Refused
 from theory.numbers.bounded import Bounded, gamma, unit_roundoff
 
 
@@ -17,7 +18,12 @@ def _bounded_group_pass(network, group, trace):
     errors.
     """
     wing = backend.get("reference")
-    source = group.parameters[0].split(".")[0]
+    source = group.parameters[0].rpartition(".")[0]
+    if not {source, group.absorbed_by} <= set(network.names):
+        raise Refused(
+            f"{source}, or {group.absorbed_by} that absorbs its scale, lies within another layer, "
+            "into which no pass that carries bounds goes"
+        )
     first, last = network.names.index(source), network.names.index(group.absorbed_by)
     x = Bounded(network.backend.to_numpy(trace.layers[source].x))
     caches, error_of_z = [], 0.0
