@@ -9,7 +9,7 @@ import numpy as np
 from minimal_nn import backend
 from theory.claim import select
 from theory.numbers import arithmetic
-from theory.report import table
+from theory.report import faults, seeds, table
 from theory.subjects.networks import DTYPES, Options
 
 
@@ -34,6 +34,15 @@ def parser():
     )
     p.add_argument("--bits", type=int, default=1000, help="the balls' precision (default 1000)")
     p.add_argument("--seed", type=int, default=0, help="of weights and batches (default 0)")
+    p.add_argument(
+        "--seeds", type=int, metavar="N", help="seeds 0 to N - 1: how often, and the pooled biases"
+    )
+    p.add_argument(
+        "--faults",
+        metavar="FAULT",
+        nargs="*",
+        help="which claims catch which planted fault (all of them: half an hour)",
+    )
     p.add_argument("--thorough", action="store_true", help="also the long statistical runs")
     p.add_argument("--json", metavar="FILE", help="write every figure to FILE")
     p.add_argument("--play", metavar="DIR", help="write a page to play with to DIR and exit")
@@ -59,6 +68,8 @@ def main(arguments=None):
         claims = select(options.only)
         if options.seed < 0:
             raise ValueError(f"--seed: got {options.seed}, expected an integer >= 0")
+        if options.seeds is not None and options.seeds < 1:
+            raise ValueError(f"--seeds: got {options.seeds}, expected an integer >= 1")
         backend.get(options.backend).asarray(np.zeros(1))  # says what is missing before the work
         if options.json:
             table.check_json_path(options.json)
@@ -67,9 +78,13 @@ def main(arguments=None):
         asked = _asked(options)
         left_out = {claim: claim.left_out(asked) for claim in claims}
         _refuse(options, asked, claims)
+        if options.faults is not None:
+            return _planted(options)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(f"python -m theory: {error}", file=sys.stderr)
         return 2
+    if options.seeds is not None:
+        return _over_seeds(claims, asked, options.seeds)
     started = time.perf_counter()
     print("\n".join(table.header(asked.arithmetic)))
     verdicts = []
@@ -94,6 +109,25 @@ def main(arguments=None):
         print(f"python -m theory: {error}", file=sys.stderr)
         return 2
     return 0 if all(verdict.verified for verdict in verdicts) else 1
+
+
+def _planted(options):
+    """Print which claims catch which fault; return 1 if a fault survives that should not."""
+    with _one_blas_thread():
+        found = faults.judged(options.faults)
+    if options.json:
+        faults.write_json(options.json, found)
+    alive = faults.survivors(found)
+    print(f"{len(found)} faults, {sum(map(bool, found.values()))} caught, {len(alive)} survive")
+    return 1 if alive else 0
+
+
+def _over_seeds(claims, asked, number):
+    """Print how often each claim is verified over seeds; return 1 unless always."""
+    with _one_blas_thread():
+        found = seeds.verdicts_of(claims, asked, number, lambda text: print(text, flush=True))
+    print("\n".join(seeds.lines(found)))
+    return 0 if all(verdict for verdicts in found.values() for verdict in verdicts) else 1
 
 
 def _asked(options):

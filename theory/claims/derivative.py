@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from minimal_nn import backend as backends
 from minimal_nn.gradcheck import complex_step
 from theory.claim import WORST_CASE, claim
 from theory.measures.closest import Closest
@@ -18,7 +19,7 @@ from theory.measures.identity import Identity, size_of
 from theory.measures.measurement import Measurement
 from theory.numbers.jet import Jet
 from theory.subjects.networks import gradients_of, invariant_weights
-from theory.subjects.smooth import CLASSES, float_subjects
+from theory.subjects.smooth import CLASSES, float_subjects, image_subject
 
 _BATCHES, _DIRECTIONS = 8, 2
 _TOO_LONG = {"float32": 2.0**-4}  # by how much the control's gradient is too long, else 2^-8
@@ -29,10 +30,15 @@ def _too_long(arithmetic):
 
 
 def gradient_subjects(options):
-    """Return the smooth networks, in the wing that is asked for."""
+    """Return the smooth networks, in the wing that is asked for.
+
+    Also one with convolutions, but in a simulated wing, which would take minutes for it.
+    """
+    wing = backends.get(options.backend)
+    images = () if wing.simulated else [image_subject(d, options.seed) for d in options.dtypes]
     return [
-        dataclasses.replace(subject, network=subject.network.on(options.backend))
-        for subject in float_subjects(options)
+        dataclasses.replace(subject, network=subject.network.on(wing))
+        for subject in (*float_subjects(options), *images)
     ]
 
 
