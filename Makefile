@@ -12,10 +12,16 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 TEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) \
 	--dist loadgroup
 
-.PHONY: verify figures lint test test-fast bench dist clean
+.PHONY: verify figures lint test test-fast bench dist guide clean
 
 verify: .venv/installed
-	$(BIN)/python -m theory
+	@echo "measuring the claims on networks trained on handwritten digits, and on random walks (about a minute)"
+	@$(BIN)/python -m theory
+
+guide: .venv/installed-guide
+	$(BIN)/python -m sphinx -W --keep-going -q -b html guide build/site
+	$(BIN)/python -m theory --report build/site/claims
+	@echo "the site: build/site/index.html"
 
 figures: .venv/installed
 	$(BIN)/python -m figures
@@ -46,16 +52,19 @@ dist: .venv/installed-release
 .venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "$(PYTHON) is \
 	Python %d.%d; 3.10 or later is needed: make PYTHON=python3.12 ..." % sys.version_info[:2])'
-	$(PYTHON) -m venv --clear .venv
-	touch $@
+	@echo "making a Python environment in .venv"
+	@$(PYTHON) -m venv --clear .venv
+	@touch $@
 
 .venv/installed: setup.cfg pyproject.toml | .venv/created
-	$(PIP_INSTALL) .
-	touch $@
+	@echo "installing numpy, numba, scipy, matplotlib and some smaller packages into .venv (about a minute, once)"
+	@$(PIP_INSTALL) .
+	@touch $@
 
 .venv/installed-%: setup.cfg pyproject.toml | .venv/created
-	$(PIP_INSTALL) ".[$*]"
-	touch $@ .venv/installed
+	@echo "installing what '$*' needs into .venv, beside the package itself (some minutes, once)"
+	@$(PIP_INSTALL) ".[$*]"
+	@touch $@ .venv/installed
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .benchmarks .import_linter_cache .mypy_cache .ruff_cache

@@ -40,7 +40,7 @@ def configurations(preset):
 
 def _expected(optimizer):
     """Return 1 + nu, or None for Adadelta: its eps, not eta, sets the scale of its steps."""
-    return None if optimizer == "Adadelta" else 1 + laws.DEGREES[optimizer]
+    return None if optimizer == "Adadelta" else laws.rate_power(optimizer)
 
 
 def _runs(results, hyper):
@@ -166,7 +166,7 @@ def plot(numbers):
             curve["norm"],
             curve["local"],
             color,
-            rf"$\epsilon = {style.power_of_ten(curve['eps']).strip('$')}$",
+            rf"$\epsilon = {style.plain(curve['eps']).strip('$')}$",
         )
         right.plot(
             curve["norm"],

@@ -58,7 +58,7 @@ def grown(result, s2, steps):
     norm = laws.growth(
         name(result), 0.0, steps, learning_rate, s=np.sqrt(s2), dims=dims, memory=momentum
     )
-    return norm ** (2 + 2 * laws.DEGREES[name(result)])
+    return norm ** laws.norm_power(name(result))
 
 
 def balance(result, s2, s1):
@@ -80,17 +80,10 @@ def equilibrium(result):
 
 
 def finite_equilibrium(result):
-    r"""Return measured and predicted r^4 per layer of plain SGD, without taking steps for small.
-
-    From |w'|^2 = a^2 |w|^2 + eta^2 |g|^2, a = 1 - 2 eta lambda, squared, in the mean:
-
-        (1 - a^4) <r^4> = 2 a^2 eta^2 <s^2> + eta^4 <|g|^4>
-    """
-    eta, weight_decay, _ = hyper(result)
-    half, shrink = late(result), laws.SHRINKS["SGD"](eta * weight_decay, 0.0)
-    s2, g4 = (result.values[key][half].mean(axis=0) for key in ("s2", "g4"))
-    predicted = (2 * shrink**2 * eta**2 * s2 + eta**4 * g4) / (1 - shrink**4)
-    return result.values["w4"][half].mean(axis=0), predicted
+    """Return measured and predicted r^4 per layer of plain SGD, without taking steps for small."""
+    half, (eta, weight_decay, _) = late(result), hyper(result)
+    w4, s2, g4 = (result.values[key][half].mean(axis=0) for key in ("w4", "s2", "g4"))
+    return w4, laws.sgd_fourth_moment(eta, weight_decay, s2, g4)
 
 
 def settled(result):
@@ -112,11 +105,12 @@ def relaxation_rate(result):
     """Return 1/tau of r^4 (Adam: r^3) per layer.
 
     For Adam near the norm at the end: there r^2 grows by G and shrinks by G (r/r_e)^3 a step, so
-    that r^3 comes to r_e^3 at the rate (3/2) G/r_e^2.
+    that x_e is half of G/r_e^2.
     """
     learning_rate, weight_decay, momentum = hyper(result)
     if adam(result):
-        return 1.5 * grown(result, result.values["s2"][-1], 1) / result.values["w2"][-1]
+        growth = grown(result, result.values["s2"][-1], 1) / result.values["w2"][-1]
+        return laws.adam_relaxation(growth / 2)
     return laws.relaxation_rate(name(result), learning_rate, weight_decay, memory=momentum)
 
 
@@ -128,7 +122,7 @@ def trajectory(result):
     """
     values = result.values
     step, penalized = values["step"], result.configuration["optimizer"]["l2"] > 0
-    power = 1 + laws.DEGREES[name(result)]  # of r^2, in which growth is linear
+    power = laws.rate_power(name(result))  # of r^2, in which growth is linear
     x = values["w2"][0].astype(float) ** power
     predicted = [x]
     for i in range(1, len(step)):

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from theory.numbers.slope import slope_interval
+
 LEVEL = 0.95
 
 
@@ -63,9 +65,8 @@ def slope(claim, text, x, y, expected):
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if len(x) < 3 or np.ptp(x) == 0:
         return Statement(claim, text, np.nan, np.nan, np.nan, expected, len(x))
-    fit = stats.linregress(x, y)
-    half = stats.t.ppf((1 + LEVEL) / 2, len(x) - 2) * fit.stderr
-    return Statement(claim, text, fit.slope, fit.slope - half, fit.slope + half, expected, len(x))
+    value, half = slope_interval(x, y, LEVEL)
+    return Statement(claim, text, value, value - half, value + half, expected, len(x))
 
 
 def share(claim, text, outcomes, expected):

@@ -1,10 +1,12 @@
 """minimal_nn: a hand-written network, no autodiff; forward and backward passes that can be read.
 
 network     Network: layers -> loss and gradients by explicit backward passes, invariance groups
-layers      Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, RMSNorm, ReLU, Tanh, MaxPool2d,
-            Flatten
+layers      Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, RMSNorm, GroupNorm, ReLU, Tanh,
+            Dropout, MaxPool2d, AveragePool2d, Flatten, Sequential, Residual
 optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies
+schedules   Cosine, Warmup, ...: hyper-parameters as functions of the step
 training    fit: batches, history, progress bar, checkpoint and resume
+stored      save, load, load_parameters: networks in files
 augmentation   flip_and_shift: training images mirrored and moved at random
 gradcheck   derivatives checked by complex steps and finite differences
 lab/        exercises: write a backward pass, and the fault is named
@@ -12,18 +14,23 @@ data        the digits that come with the package; readers for MNIST and CIFAR-1
 reference/ cpu/ cuda/   the formulas, in three wings with the same modules
 """
 
-from minimal_nn import moved
+from minimal_nn import moved, schedules
 from minimal_nn.cpu.machine.threads import set_num_threads
 from minimal_nn.layers import (
+    AveragePool2d,
     BatchNorm,
     Conv2d,
     Dense,
+    Dropout,
     Flatten,
+    GroupNorm,
     Layer,
     LayerNorm,
     MaxPool2d,
     ReLU,
+    Residual,
     RMSNorm,
+    Sequential,
     Tanh,
     WeightNorm,
 )
@@ -43,6 +50,8 @@ from minimal_nn.optimizers import (
     RMSprop,
     SignSGD,
 )
+from minimal_nn.schedules import Schedule
+from minimal_nn.stored import load, load_parameters, save
 from minimal_nn.training import History, fit
 
 moved.install()
@@ -55,11 +64,14 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "AveragePool2d",
     "BatchNorm",
     "Conv2d",
     "Dense",
+    "Dropout",
     "Flatten",
     "Group",
+    "GroupNorm",
     "History",
     "Layer",
     "LayerNorm",
@@ -72,10 +84,17 @@ __all__ = [
     "RMSNorm",
     "RMSprop",
     "ReLU",
+    "Residual",
     "SGD",
+    "Schedule",
+    "Sequential",
     "SignSGD",
     "Tanh",
     "WeightNorm",
     "fit",
+    "load",
+    "load_parameters",
+    "save",
+    "schedules",
     "set_num_threads",
 ]

@@ -4,17 +4,20 @@ A wing is a package with one module for each operation, all with the same functi
 
     affine, convolution, activation, pooling      forward(...) -> y, cache      backward(dy, cache)
     batchnorm   also forward_running, backward_running (evaluation) and update_running
-    layernorm, rmsnorm, weightnorm                forward(...) -> y, cache      backward(dy, cache)
+    layernorm, rmsnorm, groupnorm, weightnorm     forward(...) -> y, cache      backward(dy, cache)
+    averagepooling                                as pooling
+    dropout     forward(x, kept, rate), what is kept being drawn by the layer
     loss        forward(scores, targets, kind) -> value, cache;  backward(dvalue, cache) -> dscores
     update      one function for each optimizer's formula
 
 The functions are pure: they never change their inputs and return new arrays.  A batch norm cache
 shows the batch's `mean` and biased `var`; every other cache is nobody else's business.
 
-A wing may have a module `plan` whose `plan(program, optimizer, batch_size)` allocates all work
-space once and returns an object with `run(X, targets, batches)` (see `training.fit`), or None for a
-program that it cannot compile; then the steps are made of calls of the functions above.  A
-`why_not(program, optimizer)` beside it says the reason, as a sentence.
+A wing may have a module `plan` whose `plan(program, optimizer, batch_size, **options)` allocates
+all work space once and returns an object with `run(network, optimizer, X, targets, batches)` (see
+`plans.StepByStep`), or None for a program that it cannot compile; then the steps are made of calls
+of the functions above.  A `why_not(program, optimizer, **options)` beside it says the reason, as a
+sentence.  options: what else a step is made of; see `plans.Plan`.
 
 Where a wing on NumPy arrays has no module for an operation, the reference wing's formulas take its
 place; where one whose arrays are its own has none, `Backend.has` says so, and calls are refused.
@@ -35,9 +38,12 @@ OPERATIONS = (
     "batchnorm",
     "layernorm",
     "rmsnorm",
+    "groupnorm",
     "weightnorm",
     "activation",
+    "dropout",
     "pooling",
+    "averagepooling",
     "loss",
     "update",
 )
@@ -54,9 +60,12 @@ class Backend:
     batchnorm: types.ModuleType
     layernorm: types.ModuleType
     rmsnorm: types.ModuleType
+    groupnorm: types.ModuleType
     weightnorm: types.ModuleType
     activation: types.ModuleType
+    dropout: types.ModuleType
     pooling: types.ModuleType
+    averagepooling: types.ModuleType
     loss: types.ModuleType
     update: types.ModuleType
     package: types.ModuleType
@@ -97,18 +106,20 @@ class Backend:
                 raise
             return None
 
-    def plan(self, program: Any, optimizer: Any, batch_size: int) -> Any:
+    def plan(self, program: Any, optimizer: Any, batch_size: int, **options: Any) -> Any:
         """Return the wing's compiled training loop, or None where it has none for this program."""
         module = self._plan_module()
-        return None if module is None else module.plan(program, optimizer, batch_size)
+        return None if module is None else module.plan(program, optimizer, batch_size, **options)
 
-    def why_not(self, program: Any, optimizer: Any) -> str:
+    def why_not(self, program: Any, optimizer: Any, **options: Any) -> str:
         """Return why `plan` returns None, as a sentence."""
         module = self._plan_module()
         if module is None:
             return f"the {self.name} wing has no compiled loop"
-        wing_says = getattr(module, "why_not", lambda *given: None)(program, optimizer)
-        return wing_says or f"the {self.name} wing compiles no loop for this network and optimizer"
+        says = getattr(module, "why_not", lambda *given, **named: None)
+        return says(program, optimizer, **options) or (
+            f"the {self.name} wing compiles no loop for this network, optimizer and options"
+        )
 
 
 class Missing:

@@ -4,7 +4,10 @@ A file (npz) holds
 
     what the run is     layers, optimizer, data, augmentation, ... as `identity.describe` says them
     how it began        a hash of the initial weights, the state and the seed of the generator
-    where it stands     weights, running statistics, optimizer state, generator, history
+    where it stands     weights, running statistics, optimizer state, generator, history, and the
+                        factors that a schedule gave so far
+
+A schedule is known by its factors at the steps taken: whatever says the same of these is the same.
 """
 
 import json
@@ -38,16 +41,54 @@ class History:
         return f"History({len(self.epochs)} epochs, {len(self.loss)} steps{last})"
 
 
+class Best:
+    """The weights and statistics of the epoch whose record has the least value of `key` so far."""
+
+    def __init__(self, key: str) -> None:
+        self.key, self.epoch, self.value = key, 0, np.nan  # no epoch yet
+        self.arrays: dict[str, np.ndarray] = {}  # by "parameter/name" and "state/name"
+
+    def see(self, record: dict[str, Any], network: Any) -> None:
+        """Compare an epoch with the best one before; note in its record which one is the best."""
+        if self.key not in record:
+            raise ValueError(
+                f"best: got {self.key!r}, which the epoch's record does not have, expected one of "
+                f"{', '.join(record)}"
+            )
+        value = record[self.key]
+        if np.isnan(self.value) or value < self.value:
+            self.epoch, self.value = record["epoch"], value
+            self.arrays = {name: array.copy() for name, array in _arrays(network).items()}
+        record["best_epoch"] = self.epoch
+
+    def load(self, arrays: dict[str, np.ndarray], epochs: list[dict[str, Any]]) -> None:
+        """Take up again what a checkpoint holds after these epochs."""
+        if epochs:
+            self.epoch = epochs[-1]["best_epoch"]
+            self.value = epochs[self.epoch - 1][self.key]
+            self.arrays = arrays
+
+    def restore(self, network: Any) -> None:
+        """Give a network these weights and statistics."""
+        if self.epoch:
+            _take(network, self.arrays)
+
+
 class Checkpoint:
     """The file of one run, from its beginning or resumed.
 
     path: where it is written; ~ is the home folder.  network, optimizer, X, targets, batch_size,
-    augment: as `fit` has them.  rng: the Generator of the run.
+    augment: as `fit` has them.  rng: the Generator of the run.  factors: the `Factors` of its
+    schedule, or None.  best: the run's `Best`, or None.  steps: other options of `fit` that say
+    what a step is.
     """
 
-    def __init__(self, path, network, optimizer, X, targets, batch_size, augment, rng):
+    def __init__(
+        self, path, network, optimizer, X, targets, batch_size, augment, rng, factors, best, steps
+    ):
         self.path = path
         self.network, self.optimizer, self.augment = network, optimizer, augment
+        self.factors, self.best = factors, best
         self.run = {
             **self._settings(),
             "input_shape": repr(network.input_shape),
@@ -55,6 +96,11 @@ class Checkpoint:
             "dtype": str(network.dtype),
             "backend": network.backend.name,
             "batch_size": int(batch_size),
+            "schedule": factors and factors.targets(),
+            "clip_norm": steps.get("clip_norm"),
+            "accumulate": steps.get("part_size"),
+            "frozen": list(steps.get("frozen", ())) or None,
+            "best": best and best.key,
             "data": digest(*(network.backend.to_numpy(array) for array in (X, targets))),
         }
         self.start = {"weights": _weights(network), "rng": _chance(rng)}
@@ -91,8 +137,9 @@ class Checkpoint:
                 )
         network, optimizer = self.network, self.optimizer
         to_numpy = network.backend.to_numpy
-        arrays = {f"parameter/{name}": to_numpy(a) for name, a in network.parameters.items()}
-        arrays.update({f"state/{name}": to_numpy(a) for name, a in network.state.items()})
+        arrays = _arrays(network)
+        if self.best is not None:
+            arrays.update({f"best/{name}": array for name, array in self.best.arrays.items()})
         for name, slots in optimizer.state.items():
             arrays.update({f"optimizer/{name}/{slot}": to_numpy(a) for slot, a in slots.items()})
         meta = {
@@ -106,9 +153,18 @@ class Checkpoint:
             "blas_threads": threads,
         }
         arrays["history/loss"] = np.asarray(history.loss)
+        for key, values in self._schedule(len(history.loss)).items():
+            arrays[f"schedule/{key}"] = values
         arrays["meta"] = np.array(json.dumps(meta))
         with whole_file(self.path) as file:
             np.savez(file, **arrays)
+
+    def _schedule(self, steps):
+        """Return the schedule's factors of the first steps, by what they are of."""
+        if self.factors is None:
+            return {}
+        self.factors.extend(steps)
+        return {key: values[:steps] for key, values in self.factors.values.items()}
 
     def load(self, rng, given, epochs):
         """Put network and optimizer where the file stands; return rng, history and BLAS threads.
@@ -121,6 +177,7 @@ class Checkpoint:
         self._check_run(meta["run"])
         own = meta["individual"] == self.network.individual.name
         self._check_start(meta, own, given)
+        self._check_schedule(saved)
         if len(saved["history"].epochs) > epochs:
             raise CheckpointError(
                 f"checkpoint: {self.path} has {len(saved['history'].epochs)} epochs behind it, "
@@ -130,11 +187,14 @@ class Checkpoint:
         self.start = meta["start"]
         network, optimizer = self.network, self.optimizer
         asarray = network.backend.asarray
-        network.parameters = {k: asarray(saved["parameters"][k]) for k in network.parameters}
-        network.state = {k: asarray(saved["state"][k]) for k in network.state}
+        _take(network, saved["arrays"])
+        if self.best is not None:
+            self.best.load(saved["best"], saved["history"].epochs)
+        still = network.parameters_of(self.run["frozen"] or ())  # these have no state
         optimizer.state = {
             name: {slot: asarray(array) for slot, array in own.items()}
             for name, own in saved["optimizer"].items()
+            if name not in still
         }
         optimizer.t = meta["t"]
         optimizer.belong(network)
@@ -158,6 +218,13 @@ class Checkpoint:
         weights = meta["start"]["weights"], self.start["weights"]
         if not own and weights[0] != weights[1]:
             raise _other(self.path, "initial weights", *(text[:8] for text in weights))
+
+    def _check_schedule(self, saved):
+        for key, values in self._schedule(len(saved["history"].loss)).items():
+            steps = np.flatnonzero(saved["schedule"][key] != values)
+            if steps.size:
+                old, new = (float(x[steps[0]]) for x in (saved["schedule"][key], values))
+                raise _other(self.path, "schedule", f"{key} times {old} at step {steps[0]}", new)
 
 
 def _other(path, key, old, new, mend=""):
@@ -185,6 +252,21 @@ def path_of(checkpoint, resume):
     return path
 
 
+def _arrays(network):
+    """Return a network's weights and statistics as NumPy arrays, by their names in a file."""
+    to_numpy = network.backend.to_numpy
+    arrays = {f"parameter/{name}": to_numpy(a) for name, a in network.parameters.items()}
+    arrays.update({f"state/{name}": to_numpy(a) for name, a in network.state.items()})
+    return arrays
+
+
+def _take(network, arrays):
+    """Give a network the weights and statistics of a file."""
+    asarray = network.backend.asarray
+    network.parameters = {k: asarray(arrays[f"parameter/{k}"]) for k in network.parameters}
+    network.state = {k: asarray(arrays[f"state/{k}"]) for k in network.state}
+
+
 def _weights(network):
     arrays = {**network.parameters, **network.state}
     return digest(*(network.backend.to_numpy(arrays[name]) for name in sorted(arrays)))
@@ -201,17 +283,22 @@ def _read(path):
         for key in ("format", "run", "start", "individual", "t", "rng", "epochs", "blas_threads"):
             meta[key]
         meta["start"]["rng"]["seed"], meta["start"]["weights"], meta["rng"]["bit_generator"]
-        parameters = _listed(arrays, "parameter/")
-        slots = {name: {} for name in parameters}
+        slots = {name: {} for name in _listed(arrays, "parameter/")}
         for key, array in _listed(arrays, "optimizer/").items():
             name, slot = key.rsplit("/", 1)
             slots[name][slot] = array
+        history = History(arrays["history/loss"].tolist(), meta["epochs"])
+        schedule = _listed(arrays, "schedule/")
+        for key in meta["run"].get("schedule") or ():
+            if schedule[key].shape != (len(history.loss),):
+                raise ValueError(f"{len(history.loss)} steps and {schedule[key].shape} factors")
         return {
             "meta": meta,
-            "parameters": parameters,
-            "state": _listed(arrays, "state/"),
+            "arrays": arrays,
+            "best": _listed(arrays, "best/"),
             "optimizer": slots,
-            "history": History(arrays["history/loss"].tolist(), meta["epochs"]),
+            "schedule": schedule,
+            "history": history,
         }
     except CheckpointError:
         raise

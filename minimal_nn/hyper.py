@@ -79,6 +79,15 @@ def for_parameter(value, w):
     return np.asarray(value).astype(w.dtype)
 
 
+def scaled(hyper, factors):
+    """Return hyper-parameters, some times a factor (or an array of factors, one for each step).
+
+    >>> scaled({"learning_rate": 0.5, "momentum": 0.9}, {"learning_rate": 0.25})
+    {'learning_rate': 0.125, 'momentum': 0.9}
+    """
+    return {**hyper, **{name: hyper[name] * factor for name, factor in factors.items()}}
+
+
 def for_formula(value, w):
     """Return a hyper-parameter as what an update's formula computes with."""
     return PerUnit(value) if np.ndim(value) else for_parameter(value, w)

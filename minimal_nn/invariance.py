@@ -3,8 +3,12 @@
 A layer says what becomes of a rescaling that travels through it (`Layer.rescaled`), which of its
 parameters rescale its output (`Layer.sources`) and which ones it normalizes itself
 (`Layer.normalized`); `groups` derives from that what the loss of a whole network is invariant to.
-A layer made of others names them (`Layer.parts`) and says what it is to its own output that they
+A layer made of others names them (`Layer.branches`) and says what it is to its own output that they
 are rescaled together at their end (`Layer.leaving`).
+
+What needs the parameters of several layers at once is not derived: that the blocks of a residual
+network may be scaled together with what they are added to, say.  Nor is a rescaling followed that a
+normalization turns into factors which differ by example, and another one absorbs.
 """
 
 import math
@@ -20,15 +24,20 @@ class Rescaling(NamedTuple):
     per_unit: every unit (last axis) has a factor of its own; else one factor for all of them.
     offset: a term that is constant over the batch is not rescaled along (a bias).
 
-    What only a layer with `sees_pixels` is shown, of that term: by_pixel, it differs from pixel to
+    What only a layer with `sees_pixels` is shown.  Of that term: by_pixel, it differs from pixel to
     pixel, as a bias does after a convolution whose borders are 0; even, it is one number for all
-    units, as the bias of a single channel is after Flatten.
+    units, as the bias of a single channel is after Flatten.  Of the factors per unit: blocks, the
+    units lie in so many equal blocks, each with one factor; units, so many units there are;
+    altered, the factors are not those of the parameters any more.
     """
 
     per_unit: bool
     offset: bool
     by_pixel: bool = False
     even: bool = False
+    blocks: int = 0
+    units: int = 0
+    altered: bool = False
 
 
 class Absorbed(NamedTuple):
@@ -49,9 +58,11 @@ class InvarianceGroup(NamedTuple):
     """Parameters under whose common positive rescaling the loss does not change.
 
     parameters: their names; they are rescaled jointly.  per_unit: each unit (last axis) may have a
-    factor of its own, so that each is a group by itself; else one factor for all of them.
+    factor of its own, so that each is a group by itself; else one factor for all of them, or, where
+    blocks > 1, one for each of so many equal blocks of neighbouring units.
     absorbed_by: the layer whose normalization makes the rescaling invisible.  eps: that layer's;
-    the invariance is exact at 0.  training_only: lost with running statistics.
+    the invariance is exact at 0 (the largest one, where each branch of a layer absorbs by its own).
+    training_only: lost with running statistics.
     """
 
     parameters: tuple[str, ...]
@@ -59,6 +70,7 @@ class InvarianceGroup(NamedTuple):
     absorbed_by: str
     eps: float
     training_only: bool
+    blocks: int = 1
 
 
 def groups(
@@ -67,8 +79,8 @@ def groups(
     """Return the `InvarianceGroup`s of a sequence of layers with these names.
 
     For each layer's scale parameters the finest rescaling that a later normalization absorbs is
-    taken: of each unit by itself or of the layer as a whole, without its shift (bias, beta) or
-    jointly with it.
+    taken: of each unit by itself, of blocks of units or of the layer as a whole, without its shift
+    (bias, beta) or jointly with it.
     """
     parts = tuple(zip(names, layers, strict=True))
     return tuple(_groups("", parts, input_shape, lambda rescaling: None))
@@ -84,59 +96,106 @@ def _groups(prefix, parts, shape, beyond):
         full, output = prefix + name, layer.output_shape(shape)
 
         def after(rescaling, rest=parts[index + 1 :], shape=output):
-            return _follow(rescaling, prefix, rest, shape, beyond)
+            end = _follow(rescaling, prefix, rest, shape)
+            return beyond(end) if isinstance(end, Rescaling) else end
 
         for local, eps in layer.normalized():
             yield InvarianceGroup((f"{full}.{local}",), True, full, eps, False)
         for source in layer.sources():
-            yield from _finest(full, source, after)
+            yield from _finest(full, source, output[-1], after)
 
         def leaving(rescaling, layer=layer, after=after):
             rescaling = layer.leaving(rescaling)
             return None if rescaling is None else after(rescaling)
 
-        yield from _groups(f"{full}.", layer.parts(), shape, leaving)
+        for branch in layer.branches():
+            yield from _groups(f"{full}.", branch, shape, leaving)
         shape = output
 
 
-def _finest(name, source, after):
+def _finest(name, source, units, after):
     """Yield the finest group of a layer's source, if it has one."""
-    for per_unit in (True, False):
+    for blocks in [units, *(b for b in range(units - 1, 1, -1) if units % b == 0), 0]:
         for joint in (False, True) if source.shift else (False,):
-            end = after(Rescaling(per_unit, offset=source.shift is not None and not joint))
+            offset = source.shift is not None and not joint
+            end = after(Rescaling(blocks > 0, offset, blocks=blocks))
             if end is not None:
                 by, absorbed = end
                 locals_ = (source.scale, source.shift) if joint else (source.scale,)
-                parameters = tuple(f"{name}.{local}" for local in locals_)
                 yield InvarianceGroup(
-                    parameters, per_unit, by, absorbed.eps, absorbed.training_only
+                    tuple(f"{name}.{local}" for local in locals_),
+                    blocks == units,
+                    by,
+                    absorbed.eps,
+                    absorbed.training_only,
+                    blocks=1 if blocks == units else max(blocks, 1),
                 )
                 return
 
 
-def _follow(rescaling, prefix, parts, shape, beyond):
-    """Follow a rescaling at an output of this shape through the layers; return where it ends."""
+def _follow(rescaling, prefix, parts, shape):
+    """Follow a rescaling at an output of this shape through layers one after the other.
+
+    Returns the `Rescaling` behind them, or (layer name, Absorbed) where it ends, or None.
+    """
     for name, layer in parts:
-        rescaling = _seen(rescaling, shape)
-        if not layer.sees_pixels:
-            if rescaling.by_pixel:
-                return None
-            rescaling = rescaling._replace(even=False)
-        rescaling = layer.rescaled(rescaling)
-        if isinstance(rescaling, Absorbed):
-            return prefix + name, rescaling
-        if rescaling is None:
+        end = _through(_seen(rescaling, shape), prefix + name, layer, shape)
+        if not isinstance(end, Rescaling):
+            return end
+        output = layer.output_shape(shape)
+        # Blocks of channels are none of the units that pixels have become.
+        rescaling = end if output[-1] == shape[-1] else end._replace(blocks=0)
+        shape = output
+    return _seen(rescaling, shape)
+
+
+def _through(rescaling, name, layer, shape):
+    """Follow a rescaling of a layer's input, of this shape; returns what `_follow` does."""
+    if layer.composite:
+        before = rescaling._replace(altered=False)
+        ends = [_follow(before, f"{name}.", branch, shape) for branch in layer.branches()]
+        end = ends[0] if len(ends) == 1 else _sum(name, ends)
+        if isinstance(end, Rescaling):
+            return end._replace(altered=end.altered or rescaling.altered)
+        return end
+    if not layer.sees_pixels:
+        if rescaling.by_pixel:
             return None
-        shape = layer.output_shape(shape)
-    return beyond(_seen(rescaling, shape))
+        rescaling = Rescaling(rescaling.per_unit, rescaling.offset)
+    end = layer.rescaled(rescaling)
+    return (name, end) if isinstance(end, Absorbed) else end
+
+
+def _sum(name, ends):
+    """Return what a rescaling is in the sum of branches of the layer `name`, given its ends."""
+    if all(isinstance(end, Rescaling) for end in ends):
+        # A common factor can be taken out of the sum, if it is the same in all of them.
+        one = ends[0]
+        same = all((e.per_unit, e.blocks) == (one.per_unit, one.blocks) for e in ends)
+        if not same or any(end.altered for end in ends):
+            return None
+        offset = any(end.offset for end in ends)
+        return one._replace(
+            offset=offset,
+            by_pixel=any(end.by_pixel for end in ends),
+            even=offset and all(end.even or not end.offset for end in ends),
+        )
+    if any(end is None or isinstance(end, Rescaling) for end in ends):
+        return None
+    absorbed = [absorbed for _, absorbed in ends]
+    return name, Absorbed(
+        max(each.eps for each in absorbed), any(each.training_only for each in absorbed)
+    )
 
 
 def _seen(rescaling, shape):
     """Return a rescaling as it is at an output of this shape, of one pixel, say, or one unit."""
-    per_unit, offset, by_pixel, even = rescaling
-    by_pixel = by_pixel and offset and math.prod(shape[:-1]) > 1
-    even = offset and not by_pixel and (even or shape[-1] == 1)
-    return Rescaling(per_unit and shape[-1] > 1, offset, by_pixel, even)
+    units, offset = shape[-1], rescaling.offset
+    per_unit = rescaling.per_unit and units > 1
+    by_pixel = rescaling.by_pixel and offset and math.prod(shape[:-1]) > 1
+    even = offset and not by_pixel and (rescaling.even or units == 1)
+    blocks = (rescaling.blocks or units) if per_unit else 0
+    return Rescaling(per_unit, offset, by_pixel, even, blocks, units, rescaling.altered)
 
 
 def describe(group: InvarianceGroup) -> str:
@@ -144,5 +203,7 @@ def describe(group: InvarianceGroup) -> str:
     locals_ = ", ".join(name.split(".")[-1] for name in group.parameters)
     joint = f"({locals_}) " if len(group.parameters) > 1 else ""
     extent = "a factor per unit" if group.per_unit else "one factor"
+    if group.blocks > 1:
+        extent = f"a factor for each of {group.blocks} blocks of units"
     eps = "" if group.eps == 0 else f" up to eps = {group.eps:g}"
     return f"{joint}{extent}, by {group.absorbed_by}{eps}"

@@ -6,16 +6,18 @@ Nothing here changes a network but `fit` and an optimizer's `step`; `with_parame
 with other numbers, which is how the theory package scales weights.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minimal_nn import arguments, invariance, moved, plans
 from minimal_nn import backend as backends
-from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
+from minimal_nn.errors import NonFiniteError
 from minimal_nn.identity import Individual, methods
 from minimal_nn.layers import Layer
+from minimal_nn.layers.base import local, located, numbered
 from minimal_nn.summary import table
 from minimal_nn.typing import Array, ArrayLike, Arrays, DTypeLike, Seed
 
@@ -103,21 +105,19 @@ class Network:
             raise TypeError(f"dtype: got {self.dtype}, expected a floating type such as float32")
         self.backend = backends.get(backend)
         self.input_shape = _checked_shape(input_shape)
-        self.names = _names(self.layers)
+        self.names = numbered(self.layers)
         _check_wing(self.names, self.layers, self.backend)
         rng = arguments.random_generator(rng)
         self.shapes = [self.input_shape]
         self.parameters, self.state = {}, {}
         for name, layer in zip(self.names, self.layers, strict=True):
             shape = self.shapes[-1]
-            try:
+            with located(name, layer, ValueError):
                 self.shapes.append(layer.output_shape(shape))
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-            for local, array in layer.initial_parameters(shape, rng).items():
-                self.parameters[f"{name}.{local}"] = self._own(array)
-            for local, array in layer.initial_state(shape).items():
-                self.state[f"{name}.{local}"] = self._own(array)
+            for key, array in layer.initial_parameters(shape, rng).items():
+                self.parameters[f"{name}.{key}"] = self._own(array)
+            for key, array in {**layer.initial_state(shape), **layer.drawn_state(rng)}.items():
+                self.state[f"{name}.{key}"] = self._own(array)
         self._expected = {
             "parameters": {name: array.shape for name, array in self.parameters.items()},
             "state": {name: array.shape for name, array in self.state.items()},
@@ -281,25 +281,24 @@ class Network:
 
     # Forward and backward
 
-    def _local(self, arrays, name):
-        prefix = name + "."
-        return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+    def _forward(self, X, train, frozen=()):
+        """Return the outputs of all layers (X first), their caches, and the state afterwards.
 
-    def _forward(self, X, train):
-        """Return the outputs of all layers (X first), their caches, and the state afterwards."""
+        frozen: names of layers that compute as in evaluation, also where the others train.
+        """
         outputs, caches, state = [X], [], dict(self.state)
         for name, layer in zip(self.names, self.layers, strict=True):
-            local_parameters = self._local(self.parameters, name)
-            local_state = self._local(self.state, name)
-            try:
+            with located(name, layer):
                 y, cache, new_state = layer.forward(
-                    self.backend, local_parameters, local_state, outputs[-1], train
+                    self.backend,
+                    local(self.parameters, name),
+                    local(self.state, name),
+                    outputs[-1],
+                    train and name not in frozen,
                 )
-            except (ZeroVarianceError, ZeroNormError, NonFiniteError) as error:
-                raise type(error)(f"{name}: {error}") from None
             outputs.append(y)
             caches.append(cache)
-            state.update({f"{name}.{local}": array for local, array in new_state.items()})
+            state.update({f"{name}.{key}": array for key, array in new_state.items()})
         return outputs, caches, state
 
     def _backward(self, dscores, caches):
@@ -308,9 +307,9 @@ class Network:
         for name, layer, cache in zip(
             reversed(self.names), reversed(self.layers), reversed(caches), strict=True
         ):
-            dx, local = layer.backward(self.backend, cotangents[-1], cache)
+            dx, own = layer.backward(self.backend, cotangents[-1], cache)
             cotangents.append(dx)
-            gradients.update({f"{name}.{key}": array for key, array in local.items()})
+            gradients.update({f"{name}.{key}": array for key, array in own.items()})
         return {name: gradients[name] for name in self.parameters}, cotangents[::-1]
 
     def _loss(self, scores, targets):
@@ -322,12 +321,27 @@ class Network:
             )
         return value, cache
 
-    def step_gradients(self, X: Array, targets: Array) -> Gradients:
-        """Return `Gradients` in training mode without checking the arguments: one training step."""
-        outputs, caches, state = self._forward(X, train=True)
+    def step_gradients(
+        self, X: Array, targets: Array, *, frozen: Collection[str] = ()
+    ) -> Gradients:
+        """Return `Gradients` in training mode without checking the arguments: one training step.
+
+        frozen: names of layers that compute as in evaluation and get no gradients.
+        """
+        outputs, caches, state = self._forward(X, True, frozen)
         value, cache = self._loss(outputs[-1], targets)
         gradients, _ = self._backward(self.backend.loss.backward(1, cache), caches)
-        return Gradients(value, gradients, state)
+        still = self.parameters_of(frozen)
+        return Gradients(value, {k: g for k, g in gradients.items() if k not in still}, state)
+
+    def parameters_of(self, layers: Collection[str]) -> tuple[str, ...]:
+        """Return the names of the parameters of some layers, given by name.
+
+        >>> from minimal_nn import Dense, Network, ReLU
+        >>> Network([Dense(2), ReLU(), Dense(2)], (3,)).parameters_of(["dense2"])
+        ('dense2.W', 'dense2.b')
+        """
+        return tuple(name for name in self.parameters if name.split(".")[0] in layers)
 
     def loss_and_gradients(
         self, X: ArrayLike, targets: ArrayLike, *, train: bool = True
@@ -441,34 +455,51 @@ class Network:
     def program(self) -> plans.Program:
         """Return the `Program` that a wing's plan compiles."""
         operations = []
-        for name, layer, shape, output in zip(
-            self.names, self.layers, self.shapes, self.shapes[1:], strict=False
-        ):
+        each = zip(self.names, self.layers, self.shapes, strict=False)
+        seen = itertools.chain.from_iterable(layer.compiled(n, shape) for n, layer, shape in each)
+        for name, layer, shape in seen:
             module, options = layer.operation()
-            parameters = {local: f"{name}.{local}" for local in self._local(self.parameters, name)}
-            state = {local: f"{name}.{local}" for local in self._local(self.state, name)}
+            parameters, state = (
+                {key: f"{name}.{key}" for key in local(arrays, name)}
+                for arrays in (self.parameters, self.state)
+            )
+            output = layer.output_shape(shape)
             operations.append(
                 plans.Operation(module, name, parameters, state, options, shape, output)
             )
         return plans.Program(tuple(operations), self.loss_kind, self.dtype)
 
-    def plan_report(self, optimizer: Any, batch_size: int = 32) -> str:
+    def plan_report(
+        self,
+        optimizer: Any,
+        batch_size: int = 32,
+        *,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        frozen: Collection[str] = (),
+    ) -> str:
         """Return how `fit` would run the steps, compiled or step by step, and why: a sentence.
+
+        The options are those of `fit`; a schedule makes no difference.
 
         >>> from minimal_nn import Dense, Network, SGD
         >>> Network([Dense(3)], (4,)).plan_report(SGD())
         'step by step, with the same numbers: the reference wing has no compiled loop'
         """
-        return plans.report(self, optimizer, batch_size)
+        options = plans.step_options(batch_size, clip_norm, accumulate, frozen)
+        return plans.report(self, optimizer, batch_size * accumulate, **options)
 
     def weights(self) -> tuple[str, ...]:
         """Return the names of all weight matrices and kernels (W, or v under weight norm)."""
         return tuple(name for name in self.parameters if name.split(".")[-1] in ("W", "v"))
 
-    def least_examples(self) -> tuple[int, str]:
-        """Return how many examples a training batch must have, and the layer that needs them."""
+    def least_examples(self, frozen: Collection[str] = ()) -> tuple[int, str]:
+        """Return how many examples a training batch must have, and the layer that needs them.
+
+        frozen: names of layers that compute as in evaluation, which take single ones.
+        """
         needs = (
-            (layer.least_examples(shape), name)
+            (1 if name in frozen else layer.least_examples(shape), name)
             for name, layer, shape in zip(self.names, self.layers, self.shapes, strict=False)
         )
         return max(needs, key=lambda need: need[0])
@@ -511,15 +542,5 @@ def _checked_shape(input_shape):
 def _check_wing(names, layers, wing):
     """Refuse a wing that lacks what a layer calls."""
     for name, layer in zip(names, layers, strict=True):
-        try:
+        with located(name, layer, ValueError):
             layer.check_wing(wing)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-
-
-def _names(layers):
-    counts, names = {}, []
-    for layer in layers:
-        counts[layer.kind] = counts.get(layer.kind, 0) + 1
-        names.append(f"{layer.kind}{counts[layer.kind]}")
-    return tuple(names)

@@ -12,7 +12,7 @@ that broadcasts against the parameter, such as one learning rate per unit.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from minimal_nn import arguments
 from minimal_nn.backend import Backend
 from minimal_nn.errors import ZeroNormError
-from minimal_nn.hyper import PENALTIES, check_fit, checked, for_formula, for_parameter
+from minimal_nn.hyper import PENALTIES, check_fit, checked, for_formula, for_parameter, scaled
 from minimal_nn.identity import methods
 from minimal_nn.network import Network
 from minimal_nn.typing import Array, ArrayLike, Arrays, Hyper
@@ -218,6 +218,15 @@ class Optimizer:
 
     # A step
 
+    def check_takes_part(self, argument: str, *needed: str) -> None:
+        """Refuse an optimizer with its own of the methods that an option of `fit` needs."""
+        for own in needed:
+            if getattr(getattr(self, own), "__func__", None) is not getattr(Optimizer, own):
+                raise TypeError(
+                    f"{argument}: got an optimizer with its own {own} ({type(self).__name__}), "
+                    "which need not take part in it, expected one with a `rule` of its own at most"
+                )
+
     def initial_state(self, array: Array, wing: Backend) -> Arrays:
         """Return the state of a parameter before the first step: zeros in its shape."""
         return {slot: wing.asarray(np.zeros(array.shape, dtype=array.dtype)) for slot in self.slots}
@@ -230,11 +239,20 @@ class Optimizer:
         """
         return getattr(wing.update, self.formula)
 
-    def step(self, network: Network, gradients: Mapping[str, ArrayLike]) -> None:
+    def step(
+        self,
+        network: Network,
+        gradients: Mapping[str, ArrayLike],
+        *,
+        factors: Mapping[str, Mapping[str, float]] | None = None,
+        frozen: Collection[str] = (),
+    ) -> None:
         """Update the network's parameters in place of the old ones, given {name: gradient}.
 
         Gradients are not changed; the network's arrays are replaced, not written into.  Where the
         step ends in an exception (`fixed_norm` of weights that are all 0) nothing has changed.
+        factors: {parameter: {hyper-parameter: what multiplies it in this step}}, see schedules.py.
+        frozen: the names of parameters that stay, with their state, and need no gradient.
         """
         self.check(network)
         if self._carries and self._lineage != getattr(network, "lineage", None):
@@ -242,8 +260,10 @@ class Optimizer:
         update = network.backend.update
         t, parameters, states = self.t + 1, {}, {}
         for name, w in network.parameters.items():
+            if name in frozen:
+                continue
             g = _checked_gradient(name, gradients.get(name), w)
-            hyper = self.hyper_parameters(name)
+            hyper = scaled(self.hyper_parameters(name), (factors or {}).get(name, {}))
             weight_decay, fixed_norm = hyper.pop("weight_decay"), hyper.pop("fixed_norm")
             hyper = {key: for_formula(value, w) for key, value in hyper.items()}
             if np.any(np.asarray(weight_decay) != 0):

@@ -5,17 +5,18 @@ after any epoch.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 
 from minimal_nn import arguments, blas
-from minimal_nn.checkpoint import Checkpoint, History, path_of
+from minimal_nn.checkpoint import Best, Checkpoint, History, path_of
 from minimal_nn.errors import CheckpointError, NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.network import Network
 from minimal_nn.optimizers import Optimizer
-from minimal_nn.plans import Plan, StepByStep
+from minimal_nn.plans import Plan, StepByStep, step_options
+from minimal_nn.schedules import FIRST, Factors, Schedule
 from minimal_nn.typing import Array, ArrayLike, PathLike, Seed
 
 __all__ = ["History", "StepByStep", "fit"]
@@ -32,6 +33,12 @@ def fit(
     rng: Seed = 0,
     augment: Callable[[Array, np.random.Generator], ArrayLike] | None = None,
     validation: tuple[ArrayLike, ArrayLike] | None = None,
+    schedule: Schedule | Callable[[int], float] | None = None,
+    clip_norm: float | None = None,
+    accumulate: int = 1,
+    frozen: Collection[str] = (),
+    best: str | None = None,
+    stop: Callable[[dict[str, Any]], bool] | None = None,
     observe: Callable[[Network], dict[str, Any]] | None = None,
     progress: bool = True,
     checkpoint: PathLike | None = None,
@@ -48,10 +55,18 @@ def fit(
     passes over the data.  rng: a seed or numpy.random.Generator for the order.  augment: a function
     (X, rng) -> changed X, such as `augmentation.flip_and_shift`, called on the whole of X at the
     beginning of each epoch; its result takes X's place there.  validation: (X, targets) whose loss,
-    and error where they are labels, is recorded after each epoch.  observe: a function network ->
-    dict of numbers, recorded too.  progress: show a bar.  checkpoint: a path, written whole after
-    every epoch.  resume: continue from it if it exists; the result is bit for bit that of an
-    uninterrupted run.
+    and error where they are labels, is recorded after each epoch.  schedule: a function of the step
+    (0 at the first one) whose value multiplies the learning rate, such as `schedules.Cosine`, or a
+    `Schedule` for other hyper-parameters and groups.  clip_norm: where the norm of all gradients
+    together is larger, they are scaled to it, before the optimizer adds penalties.  accumulate: so
+    many batches make a step, whose gradient and loss are the means over their examples.  frozen:
+    the names of layers that compute as in evaluation and keep their parameters and statistics.
+    best: a number of the epoch's record, "validation_loss" say: the network ends with the weights
+    and statistics of the epoch where it was least, which the record tells as `best_epoch`.  stop: a
+    function of the epoch's record; training ends where it returns True.  observe: a function
+    network -> dict of numbers, recorded too.  progress: show a bar.  checkpoint: a path, written
+    whole after every epoch.  resume: continue from it if it exists; the result is bit for bit that
+    of an uninterrupted run.
 
     What `observe` changes (optimizer.hyper, say) holds from the next epoch on, in every wing.
     Where a wing's compiled loop cannot be used, `network.plan_report(optimizer, batch_size)` says
@@ -69,28 +84,60 @@ def fit(
     >>> history = fit(network, SGD(0.5), X, np.array([0, 1, 0, 1]), epochs=20, progress=False)
     >>> history.loss[-1] < history.loss[0]
     True
+
+    With a warm-up over ten steps, and a cosine down to 0 over the rest of them:
+
+    >>> from minimal_nn.schedules import Cosine, Warmup
+    >>> history = fit(network, SGD(0.5), X, np.array([0, 1, 0, 1]), epochs=100, progress=False,
+    ...               schedule=Warmup(10, Cosine(90)))
+
+    Until the validation loss has not fallen for three epochs, and back to where it was least:
+
+    >>> history = fit(network, SGD(0.5), X, np.array([0, 1, 0, 1]), epochs=100, progress=False,
+    ...               validation=(X, np.array([0, 1, 1, 1])), best="validation_loss",
+    ...               stop=lambda record: record["epoch"] - record["best_epoch"] >= 3)
+    >>> len(history.epochs) < 100
+    True
     """
-    for argument, value in (("epochs", epochs), ("batch_size", batch_size)):
+    counts = {"epochs": epochs, "batch_size": batch_size, "accumulate": accumulate}
+    for argument, value in counts.items():
         arguments.whole_number(argument, value, wrong_kind=ValueError)
     X, targets = network.check_inputs(X), network.check_targets(targets, len(X))
-    _check_batches(network, batch_size, len(X))
     _check_optimizer(optimizer, network)
-    _check_functions(augment=augment, observe=observe)
+    frozen = _checked_frozen(frozen, network, optimizer)
+    batches = _Batches(network, batch_size, accumulate, frozen)
+    batches.check(len(X))
+    _check_functions(augment=augment, stop=stop, observe=observe)
     validation = _checked_validation(network, validation)
+    kept = None if best is None else Best(_checked_best(best, network, validation, observe))
     given, rng = rng, arguments.random_generator(rng)
+    if clip_norm is not None:
+        clip_norm = _positive("clip_norm", clip_norm)
+    factors = None if schedule is None else Factors(schedule, optimizer, network)
+    if factors is not None:
+        factors.extend(min(batches.count(len(X)) * epochs, FIRST))
+    options = step_options(batch_size, clip_norm, accumulate, frozen)
     history, threads, file = History(), None, None
     if checkpoint is not None:
         path = path_of(checkpoint, resume)
-        file = Checkpoint(path, network, optimizer, X, targets, batch_size, augment, rng)
+        run = {**options, "part_size": accumulate if accumulate > 1 else None}
+        file = Checkpoint(
+            path, network, optimizer, X, targets, batch_size, augment, rng, factors, kept, run
+        )
         if path.exists():
             rng, history, threads = file.load(rng, given, epochs)
     elif resume:
         raise ValueError("resume: got True without a checkpoint, expected checkpoint=PATH as well")
-    plan = Plan(network, optimizer, batch_size)
+    if factors is not None:
+        options["scheduled"] = True
+    plan = Plan(network, optimizer, batch_size * accumulate, **options)
     with _kept(history), _pinned(threads) as threads, _bar(progress, epochs, history) as bar:
         for epoch in range(len(history.epochs) + 1, epochs + 1):
+            if history.epochs and _stops(stop, history.epochs[-1]):
+                break
             shown = X if augment is None else _augmented(network, X, augment, rng)
-            losses = _epoch(plan, shown, targets, rng, epoch)
+            order = batches.of(rng.permutation(len(X)))
+            losses = _epoch(plan, shown, targets, order, epoch, factors, len(history.loss))
             record = {"epoch": epoch, "loss": float(np.mean(losses))}
             history.loss.extend(losses)
             history.epochs.append(record)
@@ -98,22 +145,30 @@ def fit(
                 record.update(_validated(network, *validation))
             if observe is not None:
                 record.update(_observed(observe(network), record))
+            if kept is not None:
+                kept.see(record, network)
             if file is not None:
                 file.save(rng, history, threads)
             bar(record)
+    if kept is not None:
+        kept.restore(network)
     return history
 
 
-def _epoch(plan, X, targets, rng, epoch):
-    """Train on every example once, in a new order; return the losses of the steps."""
+def _epoch(plan, X, targets, order, epoch, factors, first):
+    """Train on every example once, in the batches of `order`; return the losses of the steps.
+
+    factors: of the run's steps, or None; first: the number of this epoch's first step.
+    """
     network, optimizer = plan.network, plan.optimizer
     network.check_numbers()  # `observe` may have replaced some
     optimizer.check(network)
     optimizer.belong(network)
     losses = []
-    for batches in _batches(rng.permutation(len(X)), plan.batch_size, network.least_examples()[0]):
+    for batches in order:
+        now = None if factors is None else factors.of(first + len(losses), len(batches))
         try:
-            losses.extend(plan.run(X, targets, batches).tolist())
+            losses.extend(plan.run(X, targets, batches, now).tolist())
         except (NonFiniteError, ZeroVarianceError, ZeroNormError) as error:
             raise type(error)(f"epoch {epoch}, step {optimizer.t + 1}: {error}") from None
     for name, array in network.parameters.items():
@@ -125,14 +180,38 @@ def _epoch(plan, X, targets, rng, epoch):
     return losses
 
 
-def _batches(order, batch_size, least):
-    """Return the epoch's batches: an array (batches, batch_size), and one of the rest if any."""
-    full = len(order) // batch_size * batch_size
-    parts = [order[:full].reshape(-1, batch_size)] if full else []
-    rest = order[full:]
-    if len(rest) >= max(least, 1):
-        parts.append(rest[None])
-    return parts
+class _Batches:
+    """How an epoch's examples are shared out: `accumulate` batches of `batch_size` to a step."""
+
+    def __init__(self, network, batch_size, accumulate, frozen):
+        self.batch_size, self.size = batch_size, batch_size * accumulate
+        self.least, self.layer = network.least_examples(frozen)
+
+    def check(self, count):
+        """Refuse batches that are too small for a layer."""
+        smallest = min(self.batch_size, count)
+        if smallest < self.least:
+            examples = "1 example" if smallest == 1 else f"{smallest} examples"
+            raise ValueError(
+                f"batch_size: got batches of {examples}, expected at least {self.least} for "
+                f"{self.layer} (the variance of one number is 0)"
+            )
+
+    def _taken(self, count):
+        """Return how many of the examples are taken: a last batch that is too small is not."""
+        last = count % self.batch_size
+        return count - last if last < self.least else count
+
+    def count(self, count):
+        """Return how many steps so many examples make."""
+        return -(-self._taken(count) // self.size)
+
+    def of(self, order):
+        """Return the steps' examples: an array (steps, size), and one of the rest if any."""
+        order = order[: self._taken(len(order))]
+        full = len(order) // self.size * self.size
+        parts = [order[:full].reshape(-1, self.size), order[full:][None]]
+        return [part for part in parts if part.size]
 
 
 def _augmented(network, X, augment, rng):
@@ -145,6 +224,16 @@ def _augmented(network, X, augment, rng):
             f"augment: got {len(shown)} examples back, expected {len(X)}, one for each target"
         )
     return shown
+
+
+def _stops(stop, record):
+    """Return whether training ends behind an epoch."""
+    if stop is None:
+        return False
+    found = stop(dict(record))
+    if not isinstance(found, (bool, np.bool_)):
+        raise TypeError(f"stop: got {found!r} from it, expected True or False")
+    return bool(found)
 
 
 # What is recorded
@@ -161,7 +250,7 @@ def _observed(numbers, record):
         raise TypeError(f"observe: got {numbers!r}, expected a dict of numbers")
     found = {}
     for name, value in numbers.items():
-        if name in record:
+        if name in record or name == "best_epoch":
             raise ValueError(
                 f"observe: got the name {name!r}, which the epoch's record has already; expected "
                 f"another than {', '.join(record)}"
@@ -212,15 +301,11 @@ def _pinned(threads):
 # What is refused before anything begins
 
 
-def _check_batches(network, batch_size, count):
-    least, layer = network.least_examples()
-    smallest = min(batch_size, count)
-    if smallest < least:
-        examples = "1 example" if smallest == 1 else f"{smallest} examples"
-        raise ValueError(
-            f"batch_size: got batches of {examples}, expected at least {least} for {layer} (the "
-            "variance of one number is 0)"
-        )
+def _positive(argument, value):
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real or not 0 < value < np.inf:
+        raise ValueError(f"{argument}: got {value!r}, expected a finite number > 0")
+    return float(value)
 
 
 def _check_optimizer(optimizer, network):
@@ -234,11 +319,54 @@ def _check_optimizer(optimizer, network):
 def _check_functions(**functions):
     for argument, function in functions.items():
         if function is not None and not callable(function):
-            expected = {"augment": "(X, rng) -> X", "observe": "network -> dict of numbers"}
+            expected = {
+                "augment": "(X, rng) -> X",
+                "stop": "record -> bool",
+                "observe": "network -> dict of numbers",
+            }
             raise TypeError(
                 f"{argument}: got {type(function).__name__}, expected a function "
                 f"{expected[argument]}, or None"
             )
+
+
+def _checked_frozen(frozen, network, optimizer):
+    """Return the names of the layers that are not trained, in the network's order."""
+    if isinstance(frozen, str) or not np.iterable(frozen):
+        raise TypeError(
+            f"frozen: got {frozen!r}, expected a list of layers' names such as ['batchnorm1']"
+        )
+    unknown = [name for name in frozen if name not in network.names]
+    if unknown:
+        raise ValueError(
+            f"frozen: got the names {unknown}, expected names among {', '.join(network.names)}"
+        )
+    found = tuple(name for name in network.names if name in frozen)
+    if found:
+        if len(network.parameters_of(found)) == len(network.parameters):
+            raise ValueError(
+                "frozen: got every layer that has parameters, expected at least one to be trained"
+            )
+        optimizer.check_takes_part("frozen", "step")
+        if getattr(network.step_gradients, "__func__", None) is not Network.step_gradients:
+            raise TypeError(
+                f"frozen: got a network with its own step_gradients ({type(network).__name__}), "
+                "which need not keep layers as they are, expected one without"
+            )
+    return found
+
+
+def _checked_best(best, network, validation, observe):
+    """Return the name of the number by which epochs are compared."""
+    known = ["loss"]
+    if validation is not None:
+        known += ["validation_loss", *(["error"] if network.loss_kind == "cross_entropy" else [])]
+    if not isinstance(best, str) or (best not in known and observe is None):
+        raise ValueError(
+            f"best: got {best!r}, expected one of {', '.join(known)} or a name that `observe` "
+            "records: the number whose least value is the best"
+        )
+    return best
 
 
 def _checked_validation(network, validation):

@@ -60,6 +60,12 @@ def optimizers():
     return importlib.import_module("minimal_nn.optimizers")
 
 
+@pytest.fixture(scope="module")
+def normalization(request):
+    """The module of tests that a test of normalizations.py is run for."""
+    return request.module
+
+
 @pytest.fixture
 def rng():
     return wings.random_generator()

@@ -77,7 +77,18 @@ def test_the_metadata(python, tmp_path):
         "from importlib.metadata import metadata; m = metadata('l2-versus-normalization');"
         "print(m['Requires-Python'], sorted(m.get_all('Provides-Extra')), len(m.get_payload()))"
     )
-    extras = ["bench", "cluster", "cuda", "data", "exact", "lint", "release", "test", "torch"]
+    extras = [
+        "bench",
+        "cluster",
+        "cuda",
+        "data",
+        "exact",
+        "guide",
+        "lint",
+        "release",
+        "test",
+        "torch",
+    ]
     version, rest = check(python, "-c", code, cwd=tmp_path).split(" ", 1)
     listed, length = rest.rsplit(" ", 1)
     assert (version, listed) == (">=3.10", str(extras))

@@ -1,6 +1,7 @@
 """Random networks, optimizers, dtypes and batch sizes: PyTorch and every way to train say the same.
 
-Each seed draws layers, shapes, loss, dtype, batch size and optimizer, and trains for 30 steps:
+Each seed draws layers, shapes, loss, dtype, batch size, optimizer, schedules and clipping,
+and trains for 30 steps:
 
     PyTorch                               autograd and torch.optim, from the same weights
     reference, cpu                        by `fit`, in the cpu wing by its compiled loop
@@ -17,7 +18,6 @@ import pytest
 
 import minimal_nn as nn
 from minimal_nn.cpu.machine.threads import get_num_threads
-from minimal_nn.plans import StepByStep
 
 EXAMPLES, STEPS = 24, 30
 NAMES = ("SGD", "Momentum", "Nesterov", "RMSprop", "Adagrad", "Adadelta", "Adam", "AdamW")
@@ -40,6 +40,19 @@ def activations(rng):
     return kinds[int(rng.choice(4, p=[0.3, 0.3, 0.3, 0.1]))]
 
 
+def composed(rng, layers):
+    """Draw what becomes of a few layers: themselves, a sequence, or a residual block."""
+    choice, first = rng.random(), layers[0]
+    if choice < 0.7:
+        return layers
+    if choice < 0.85 or not isinstance(first, (nn.Dense, nn.Conv2d)):
+        return [nn.Sequential(layers)]
+    if isinstance(first, nn.Dense):
+        return [nn.Residual(layers, [nn.Dense(first.units, bias=False)])]
+    options = {"kernel": first.kernel, "stride": first.stride, "padding": first.padding}
+    return [nn.Residual(layers, [nn.Conv2d(first.channels, **options)])]
+
+
 def image_part(rng, shape):
     """Draw the layers on images, and a Flatten."""
     layers = []
@@ -58,12 +71,14 @@ def image_part(rng, shape):
         )
         if rng.random() < 0.1:
             layer = nn.WeightNorm(layer, eps=1e-4)
-        layers.append(layer)
+        few = [layer]
         if rng.random() < 0.5:
-            layers.append(nn.BatchNorm(1e-2, momentum=float(rng.uniform(0, 0.5))))
-        layers += activations(rng)
+            norm = nn.BatchNorm(1e-2, momentum=float(rng.uniform(0, 0.5)))
+            channels = getattr(layer, "layer", layer).channels
+            few.append(nn.GroupNorm(2, eps=1e-2) if rng.random() < 0.2 * (channels > 3) else norm)
+        layers += composed(rng, few + activations(rng))
         if rng.random() < 0.3:
-            layers.append(nn.MaxPool2d(2))
+            layers.append(nn.AveragePool2d(2) if rng.random() < 0.3 else nn.MaxPool2d(2))
     kept = []
     for layer in layers:
         try:
@@ -71,7 +86,7 @@ def image_part(rng, shape):
         except ValueError:
             continue
         kept.append(layer)
-    return [*kept, nn.Flatten()]
+    return [*kept, nn.AveragePool2d() if rng.random() < 0.2 else nn.Flatten()]
 
 
 def layers_of(rng):
@@ -82,11 +97,16 @@ def layers_of(rng):
         layers = image_part(rng, shape)
     for _ in range(int(rng.integers(0, 4))):
         layer = nn.Dense(int(rng.choice([3, 5, 16, 17, 33])), bias=bool(rng.random() < 0.6))
-        layers.append(nn.WeightNorm(layer, eps=1e-4) if rng.random() < 0.2 else layer)
+        few = [nn.WeightNorm(layer, eps=1e-4) if rng.random() < 0.2 else layer]
         if rng.random() < 0.6:
             norms = nn.BatchNorm(1e-2), nn.LayerNorm(1e-2), nn.RMSNorm(1e-2)
-            layers.append(norms[int(rng.choice(3, p=[0.5, 0.25, 0.25]))])
-        layers += activations(rng)
+            few.append(norms[int(rng.choice(3, p=[0.5, 0.25, 0.25]))])
+            if rng.random() < 0.1:
+                few[-1] = nn.GroupNorm(1, eps=1e-2)
+        few += activations(rng)
+        if rng.random() < 0.1:
+            few.append(nn.Dropout(0.3))
+        layers += composed(rng, few)
     loss = str(rng.choice(["cross_entropy", "mean_squared_error"]))
     if loss == "cross_entropy" or rng.random() < 0.7 or not layers:
         layers.append(nn.Dense(int(rng.choice([2, 3, 10]))))
@@ -117,6 +137,19 @@ def optimizer_of(rng):
         return getattr(torch.optim, kind)(parameters, **torchs)
 
     return functools.partial(getattr(nn, name), eta, **own), of_torch
+
+
+def schedule_of(rng):
+    """Draw the schedule of the learning rate, and that of the penalty, or None twice."""
+    drawn = (
+        nn.schedules.Warmup(int(rng.integers(1, 9)), nn.schedules.Cosine(int(rng.integers(5, 40)))),
+        nn.schedules.Steps([int(rng.integers(1, 20))], gamma=float(rng.uniform(0, 1.5))),
+        nn.schedules.Exponential(float(rng.uniform(0.8, 1.1))),
+        lambda step: 1 + 0.5 * np.sin(step),
+    )
+    if rng.random() < 0.5:
+        return None, None
+    return drawn[rng.integers(4)], drawn[rng.integers(4)]
 
 
 class Impossible(Exception):
@@ -151,10 +184,14 @@ class Trial:
             else rng.standard_normal((EXAMPLES, *outputs)).astype(self.dtype)
         )
         self.optimizer, self.of_torch = optimizer_of(rng)
+        also = np.random.default_rng([seed, 1])
+        self.rates, self.decays = schedule_of(also)
+        self.clip_norm = float(also.choice([0.01, 0.3, 3.0])) if also.random() < 0.5 else None
         self.signs = np.random.default_rng(seed)
         self.text = (
             f"seed {seed}: {self.optimizer()!r}, {self.dtype}, batches of {self.batch_size}, "
-            f"{shape}, {loss}, {layers}"
+            f"{shape}, {loss}, {layers}, schedules {self.rates!r}, {self.decays!r}, "
+            f"clip_norm={self.clip_norm}"
         )
 
     def start(self, wing, noise=0):
@@ -169,8 +206,25 @@ class Trial:
     def fit(self, network, optimizer=None, **options):
         options = {"epochs": self.epochs, "batch_size": self.batch_size, "rng": 7, **options}
         optimizer = optimizer or self.optimizer()
+        options["clip_norm"] = self.clip_norm
+        if self.rates is not None:
+            options["schedule"] = nn.Schedule(self.rates, **self.decayed(optimizer))
         history = nn.fit(network, optimizer, self.X, self.targets, progress=False, **options)
         return numbers(history.loss, network.parameters, network.state)
+
+    def decayed(self, optimizer):
+        """Return the schedule of a penalty, if there is one."""
+        hyper = optimizer.hyper_parameters(next(iter(self.network.parameters)))
+        names = ("weight_decay", "decoupled_weight_decay")
+        return {name: self.decays for name in names if hyper.get(name)}
+
+    def factors(self, optimizer, step):
+        """Return the factors of a step, as `Optimizer.step` takes them."""
+        if self.rates is None:
+            return {}
+        found = {"learning_rate": float(self.rates(step))}
+        found.update({name: float(f(step)) for name, f in self.decayed(optimizer).items()})
+        return dict.fromkeys(self.network.parameters, found)
 
     def batches(self):
         """Return the rows of every step of `fit` with the seed 7."""
@@ -184,9 +238,13 @@ class Trial:
 
     def step_by_step(self, wing):
         network, optimizer, losses = self.start(wing), self.optimizer(), []
-        for rows in self.batches():
-            step = StepByStep().run(network, optimizer, self.X, self.targets, rows[None])
-            losses.extend(step.tolist())
+        for number, rows in enumerate(self.batches()):
+            loss, gradients, state = network.step_gradients(self.X[rows], self.targets[rows])
+            if self.clip_norm is not None:
+                gradients = network.backend.update.clip(gradients, self.clip_norm)
+            optimizer.step(network, gradients, factors=self.factors(optimizer, number))
+            network.state = state
+            losses.append(float(loss))
         return numbers(losses, network.parameters, network.state)
 
     def resumed(self, wing, folder):
@@ -206,10 +264,24 @@ class Trial:
         lost = torch.nn.functional.cross_entropy
         if self.network.loss_kind == "mean_squared_error":
             lost = torch.nn.functional.mse_loss
-        for rows in self.batches():
+
+        def forward(x):
+            return torch_forward(torch, self.network.named_layers(), tensors, state, x)
+
+        (group,) = optimizer.param_groups
+        rate, decay = group["lr"], group["weight_decay"]
+        for number, rows in enumerate(self.batches()):
+            if self.rates is not None:
+                group["lr"] = rate * float(self.rates(number))
+                group["weight_decay"] = decay * float(self.decays(number))
             optimizer.zero_grad()
-            loss = lost(torch_forward(torch, self.network, tensors, state, X[rows]), targets[rows])
+            loss = lost(forward(X[rows]), targets[rows])
             loss.backward()
+            if self.clip_norm is not None:
+                # As clip_grad_norm_, without the 1e-6 that it adds to the norm.
+                norm = torch.nn.utils.get_total_norm([each.grad for each in tensors.values()])
+                for each in tensors.values():
+                    each.grad *= torch.clamp(self.clip_norm / norm, max=1.0)
             optimizer.step()
             losses.append(loss.item())
         arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
@@ -222,12 +294,19 @@ def numbers(losses, *dicts):
     return np.concatenate([np.asarray(losses, dtype=float), *arrays]).astype(float)
 
 
-def torch_forward(torch, network, parameters, state, x):
-    """Return a network's scores in training mode, by PyTorch's own functions."""
+def torch_forward(torch, parts, parameters, state, x):
+    """Return what layers with their full names make of x in training mode, by PyTorch."""
     f = torch.nn.functional
-    for name, layer in network.named_layers():
-        own = {k.split(".")[1]: p for k, p in parameters.items() if k.split(".")[0] == name}
-        inner = layer
+    for name, layer in parts:
+        if layer.composite:
+            ends = [
+                torch_forward(torch, [(f"{name}.{n}", p) for n, p in b], parameters, state, x)
+                for b in layer.branches()
+            ]
+            x = sum(ends[1:], ends[0])
+            continue
+        prefix, inner = f"{name}.", layer
+        own = {k.removeprefix(prefix): p for k, p in parameters.items() if k.startswith(prefix)}
         if isinstance(layer, nn.WeightNorm):
             v, inner = own["v"], layer.layer
             square = (v * v).sum(dim=tuple(range(v.ndim - 1)))
@@ -257,6 +336,18 @@ def torch_forward(torch, network, parameters, state, x):
             x = f.layer_norm(x, x.shape[1:], own["gamma"], own["beta"], layer.eps)
         elif isinstance(layer, nn.RMSNorm):
             x = f.rms_norm(x, x.shape[1:], own["gamma"], layer.eps)
+        elif isinstance(layer, nn.GroupNorm):
+            order = (0, -1, *range(1, x.ndim - 1))
+            x = f.group_norm(x.permute(order), layer.groups, own["gamma"], own["beta"], layer.eps)
+            x = x.permute(0, *range(2, x.ndim), 1)
+        elif isinstance(layer, nn.Dropout):
+            own = {n: state[f"{name}.{n}"].numpy() for n in ("seed", "step")}
+            x = x * torch.tensor(layer.kept(own, tuple(x.shape))) / (1 - layer.rate)
+            state[f"{name}.step"] += 1
+        elif isinstance(layer, nn.AveragePool2d):
+            size = layer.size or tuple(x.shape[1:3])
+            x = f.avg_pool2d(x.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+            x = x[:, 0, 0] if layer.size is None else x
         elif isinstance(layer, nn.MaxPool2d):
             x = f.max_pool2d(x.permute(0, 3, 1, 2), layer.size).permute(0, 2, 3, 1)
         elif isinstance(layer, nn.Flatten):
@@ -290,7 +381,7 @@ def check(seed, torch, folder):
                 f"round-off grows to {grown:.3g}"
             )
 
-        winograd = any(getattr(x, "algorithm", "direct") != "direct" for x in trial.network.layers)
+        winograd = "winograd" in trial.text
         assert_near("PyTorch", trial.in_torch(torch), 3e3)
         compiled = trial.fit(trial.start("cpu"))
         assert_near("cpu", compiled, 3e4 if winograd else 3e3)

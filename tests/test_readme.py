@@ -17,7 +17,8 @@ from theory import CLAIMS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-GUIDE = sorted((ROOT / "guide").glob("*.md"))
+GUIDE = sorted((ROOT / "guide").rglob("*.md"))
+WITH_CODE = [page for page in [README, *GUIDE] if "```python" in page.read_text(encoding="utf-8")]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
 
@@ -72,7 +73,7 @@ def own_claims():
     CLAIMS.update(before)
 
 
-@pytest.mark.parametrize("page", [README, *GUIDE], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
 def test_a_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch, own_claims):
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
@@ -86,6 +87,10 @@ def test_the_links_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#\s]+)", text) + re.findall(r'src="([^"]+)"', text)
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_pages_with_code_are_found():
+    assert {README, ROOT / "guide" / "extending.md"} <= set(WITH_CODE)
 
 
 def test_the_table_of_times_is_made_from_the_newest_record():

@@ -7,7 +7,7 @@
     subjects   what claims are measured on: networks on the digits, controlled random walks
     numbers    what a claim can be run in: floats, balls, symbols, running error bounds, jets
     yours      verify, assert_claim, claims_on and audit: the claims on somebody else's code
-    report     the table that `python -m theory` prints, and the page that it writes
+    report     what `python -m theory` prints, and the pages that it writes
     torch      audit of a PyTorch module
 
 Each of these rooms imports none that stands above it in the house: report and yours, claims, claim,

@@ -9,7 +9,7 @@ import numpy as np
 from minimal_nn import backend
 from theory.claim import select
 from theory.numbers import arithmetic
-from theory.report import faults, seeds, table
+from theory.report import faults, outline, seeds, table
 from theory.subjects.networks import DTYPES, Options
 
 
@@ -44,6 +44,7 @@ def parser():
         help="which claims catch which planted fault (all of them: half an hour)",
     )
     p.add_argument("--thorough", action="store_true", help="also the long statistical runs")
+    p.add_argument("--table", action="store_true", help="print a line for every subject")
     p.add_argument("--json", metavar="FILE", help="write every figure to FILE")
     p.add_argument("--play", metavar="DIR", help="write a page to play with to DIR and exit")
     p.add_argument("--report", metavar="DIR", help="write a page with every claim to DIR")
@@ -86,13 +87,8 @@ def main(arguments=None):
     if options.seeds is not None:
         return _over_seeds(claims, asked, options.seeds)
     started = time.perf_counter()
-    print("\n".join(table.header(asked.arithmetic)))
-    verdicts = []
     with _one_blas_thread():
-        for claim in claims:
-            for subject in claim.subjects(asked):
-                verdicts.append(claim.verify(subject))
-                print(table.line(verdicts[-1]), flush=True)
+        verdicts = (_every_subject if options.table else _every_claim)(claims, asked)
     for line in table.notes(left_out, options.backend):
         print(line)
     print("-" * table.WIDTH)
@@ -128,6 +124,34 @@ def _over_seeds(claims, asked, number):
         found = seeds.verdicts_of(claims, asked, number, lambda text: print(text, flush=True))
     print("\n".join(seeds.lines(found)))
     return 0 if all(verdict for verdicts in found.values() for verdict in verdicts) else 1
+
+
+def _every_subject(claims, asked):
+    """Verify the claims and print a line for each subject; return the verdicts."""
+    print("\n".join(table.header(asked.arithmetic)))
+    verdicts = []
+    for claim in claims:
+        for subject in claim.subjects(asked):
+            verdicts.append(claim.verify(subject))
+            print(table.line(verdicts[-1]), flush=True)
+    return verdicts
+
+
+def _every_claim(claims, asked):
+    """Verify the claims and print a line for each, under its chapter; return the verdicts."""
+    print("\n".join(outline.header(len(claims), asked.arithmetic)), flush=True)
+    verdicts, chapter = [], None
+    for claim in claims:
+        subjects = claim.subjects(asked)
+        if not subjects:
+            continue
+        if outline.chapter(claim) != chapter:
+            chapter = outline.chapter(claim)
+            print(chapter, flush=True)
+        own = [claim.verify(subject) for subject in subjects]
+        print("\n".join(outline.lines(own)), flush=True)
+        verdicts += own
+    return verdicts
 
 
 def _asked(options):

@@ -7,8 +7,19 @@ have left the range of their dtype is it taken once more, of the numbers times a
 from numba import types
 from numba.extending import overload
 
+from minimal_nn.cpu.affine import BLOCK
 from minimal_nn.cpu.machine.compiler import inline
-from minimal_nn.cpu.machine.vectors import fill, max_lanes, scalar, where_greater, where_zero
+from minimal_nn.cpu.machine.vectors import (
+    fill,
+    fma,
+    load,
+    max_lanes,
+    scalar,
+    square_root,
+    sum_lanes,
+    where_greater,
+    where_zero,
+)
 
 # Sums between `little` and `big` are right as they are: a square that underflows is nothing beside
 # `little`, and no sum below `big` has overflowed.  a = `up` below and `down` above bring the sums
@@ -44,3 +55,62 @@ def rescales(a):
     """Whether a lane of a is not 1."""
     one = fill(a, 1.0)
     return max_lanes(where_zero(a - one, fill(a, 0.0), one)) > scalar(a, 0.0)
+
+
+@inline
+def column_square(w, scale, order, rows):
+    """The sums of (scale w)^2 of one vector of columns, over the rows that `order` lists; blocks of
+    4 chains."""
+    total = fill(w, 0.0)
+    for start in range(0, rows, BLOCK):
+        last = min(rows, start + BLOCK)
+        a, b, c, d = fill(w, 0.0), fill(w, 0.0), fill(w, 0.0), fill(w, 0.0)
+        i = start
+        while i + 4 <= last:
+            value = scale * load(w + order[i] * w.row)
+            a = fma(value, value, a)
+            value = scale * load(w + order[i + 1] * w.row)
+            b = fma(value, value, b)
+            value = scale * load(w + order[i + 2] * w.row)
+            c = fma(value, value, c)
+            value = scale * load(w + order[i + 3] * w.row)
+            d = fma(value, value, d)
+            i += 4
+        while i < last:
+            value = scale * load(w + order[i] * w.row)
+            a = fma(value, value, a)
+            i += 1
+        total = total + ((a + b) + (c + d))
+    return total
+
+
+@inline
+def column_norm(w, order, rows):
+    """A power of two for each of a vector of columns, and the norms of the columns times it."""
+    one = fill(w, 1.0)
+    square = column_square(w, one, order, rows)
+    scale = scale_of(square)
+    if rescales(scale):
+        square = column_square(w, scale, order, rows)
+    return scale, square_root(square)
+
+
+@inline
+def vector_square(w, scale, count):
+    """The sum of (scale w)^2 of a vector padded with zeros, in every lane."""
+    total = fill(w, 0.0)
+    for i in range(0, count, w.lanes):
+        value = scale * load(w + i)
+        total = fma(value, value, total)
+    return fill(w, sum_lanes(total))
+
+
+@inline
+def vector_norm(w, count):
+    """A power of two, and the norm of the vector times it, in every lane."""
+    one = fill(w, 1.0)
+    square = vector_square(w, one, count)
+    scale = scale_of(square)
+    if rescales(scale):
+        square = vector_square(w, scale, count)
+    return scale, square_root(square)

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cpu.affine import BLOCK
 from minimal_nn.cpu.batchnorm.statistics import report_zero
+from minimal_nn.cpu.clipping import clip as clip
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating
 from minimal_nn.cpu.machine.compiler import inline, kernel
@@ -30,12 +30,11 @@ from minimal_nn.cpu.machine.vectors import (
     load,
     square_root,
     store,
-    sum_lanes,
     where_positive,
     where_zero,
 )
 from minimal_nn.cpu.machine.workspace import Columns, round_up
-from minimal_nn.cpu.norms import rescales, scale_of
+from minimal_nn.cpu.norms import column_norm, vector_norm
 from minimal_nn.errors import ZeroNormError
 
 ZERO_NORM = 4  # the status
@@ -200,65 +199,6 @@ def adamw_kernel(w, g, m, v, p, row):
 
 
 # --- formulas for units as a whole ----------------------------------------------------------------
-
-
-@inline
-def column_square(w, scale, order, rows):
-    """The sums of (scale w)^2 of one vector of columns, over the rows that `order` lists; blocks of
-    4 chains."""
-    total = fill(w, 0.0)
-    for start in range(0, rows, BLOCK):
-        last = min(rows, start + BLOCK)
-        a, b, c, d = fill(w, 0.0), fill(w, 0.0), fill(w, 0.0), fill(w, 0.0)
-        i = start
-        while i + 4 <= last:
-            value = scale * load(w + order[i] * w.row)
-            a = fma(value, value, a)
-            value = scale * load(w + order[i + 1] * w.row)
-            b = fma(value, value, b)
-            value = scale * load(w + order[i + 2] * w.row)
-            c = fma(value, value, c)
-            value = scale * load(w + order[i + 3] * w.row)
-            d = fma(value, value, d)
-            i += 4
-        while i < last:
-            value = scale * load(w + order[i] * w.row)
-            a = fma(value, value, a)
-            i += 1
-        total = total + ((a + b) + (c + d))
-    return total
-
-
-@inline
-def column_norm(w, order, rows):
-    """A power of two for each of a vector of columns, and the norms of the columns times it."""
-    one = fill(w, 1.0)
-    square = column_square(w, one, order, rows)
-    scale = scale_of(square)
-    if rescales(scale):
-        square = column_square(w, scale, order, rows)
-    return scale, square_root(square)
-
-
-@inline
-def vector_square(w, scale, count):
-    """The sum of (scale w)^2 of a vector padded with zeros, in every lane."""
-    total = fill(w, 0.0)
-    for i in range(0, count, w.lanes):
-        value = scale * load(w + i)
-        total = fma(value, value, total)
-    return fill(w, sum_lanes(total))
-
-
-@inline
-def vector_norm(w, count):
-    """A power of two, and the norm of the vector times it, in every lane."""
-    one = fill(w, 1.0)
-    square = vector_square(w, one, count)
-    scale = scale_of(square)
-    if rescales(scale):
-        square = vector_square(w, scale, count)
-    return scale, square_root(square)
 
 
 @inline

@@ -84,11 +84,14 @@ def advance(value, losses, place):
         place[0] = place[0] + uint32(1)
 
 
-def plan(program, optimizer, batch_size):
+def plan(program, optimizer, batch_size, **options):
     """Return the training loop of a network and an optimizer, or None where there is none.
 
-    program: a network's `Program`; optimizer: an `Optimizer`; batch_size: examples in most batches.
+    program: a network's `Program`; optimizer: an `Optimizer`; batch_size: examples in most batches;
+    options: what else a step is made of, for which there is no loop.
     """
+    if options:
+        return None
     if np.dtype(program.dtype) not in (np.float32, np.float64):
         return None
     if optimizer.formula not in update.FORMULAS | update.BY_UNIT:

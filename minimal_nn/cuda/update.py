@@ -41,6 +41,7 @@ from minimal_nn.cuda.parts.vectors import (
     vector,
     vector_width,
 )
+from minimal_nn.reference import update as reference
 from minimal_nn.reference.extremes import FIXED_NORM, check_norm
 
 
@@ -538,6 +539,16 @@ def adamw(w, g, m, v, t, learning_rate, beta1, beta2, eps, decoupled_weight_deca
     """AdamW: (1 - eta decoupled_weight_decay) w - Adam's step.  Returns w, m and v."""
     hyper = {"learning_rate": learning_rate, "beta1": beta1, "beta2": beta2, "eps": eps}
     return _step("adamw", w, g, (m, v), t=t, decoupled_weight_decay=decoupled_weight_decay, **hyper)
+
+
+def clip(gradients, limit):
+    """Return gradients {name: array} times min(1, limit / |g|), |g| the norm of all together.
+
+    By the reference wing, on the host.  Raises NonFiniteError where |g| is NaN or beyond the range
+    of the dtype.
+    """
+    clipped = reference.clip({name: to_host(g) for name, g in gradients.items()}, limit)
+    return {name: asarray(g) for name, g in clipped.items()}
 
 
 def normalize_calls(w, units, table, norms, lengths, status, out=None):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 from minimal_nn.lab.diagnosis import Answer, judge, wrong
 from minimal_nn.lab.exercises import EXERCISES, exercise_of
@@ -25,7 +26,7 @@ _START = (
 )
 
 
-def check(student, exercise=None, *, seconds=SECONDS):
+def check(student: Any, exercise: str | None = None, *, seconds: float = SECONDS) -> Answer:
     """Return an `Answer`: whether a function is right, and which fault it has if it is not.
 
     The function is called on draws in a process of its own, with the functions, modules and

@@ -4,6 +4,7 @@ import contextlib
 import traceback
 import warnings
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Answer:
 
     __str__ = __repr__
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """Return the answer as plain values."""
         return asdict(self)
 

@@ -1,17 +1,20 @@
 """What all layers share: the class `Layer`, and how a built-in one is made of a class."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import inspect
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from minimal_nn.backend import Backend
+from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.identity import methods
 from minimal_nn.invariance import Absorbed, Rescaling, Source
 from minimal_nn.typing import Array, Arrays, Shape
@@ -47,7 +50,8 @@ class Layer(ABC):
     """
 
     kind = ""  # the stem of the layer's name in a network: dense1, batchnorm1, ...
-    sees_pixels = False  # whether `rescaled` looks at by_pixel and even
+    sees_pixels = False  # whether `rescaled` looks at by_pixel, even, blocks and altered
+    composite = False  # whether it is the sum of its branches, and `rescaled` is not asked
 
     @abstractmethod
     def output_shape(self, input_shape: Shape) -> Shape:
@@ -59,6 +63,10 @@ class Layer(ABC):
 
     def initial_state(self, input_shape: Shape) -> Arrays:
         """Return the initial state (running statistics), float64, by local name."""
+        return {}
+
+    def drawn_state(self, rng: np.random.Generator) -> Arrays:
+        """Return the part of the initial state that is drawn at random (a seed), by local name."""
         return {}
 
     @abstractmethod
@@ -80,10 +88,11 @@ class Layer(ABC):
 
     def check_wing(self, wing: Backend) -> None:
         """Refuse a wing that has no kernels for this layer, or for one in it."""
-        if self.built_in and not self.parts():
+        if self.built_in and not self.composite:
             wing.check(self.operation()[0])
-        for _, part in self.parts():
-            part.check_wing(wing)
+        for branch in self.branches():
+            for _, part in branch:
+                part.check_wing(wing)
 
     def rescaled(self, rescaling: Rescaling) -> Rescaling | Absorbed | None:
         """Return what a `Rescaling` of the input is at the output: Rescaling, Absorbed, or None."""
@@ -101,8 +110,16 @@ class Layer(ABC):
         """
         return ()
 
+    def branches(self) -> tuple[tuple[tuple[str, "Layer"], ...], ...]:
+        """Return the sequences of layers, such as `parts`, that all begin at this one's input."""
+        return (self.parts(),) if self.parts() else ()
+
+    def compiled(self, name: str, input_shape: Shape) -> Iterator[tuple[str, "Layer", Shape]]:
+        """Yield the layers that a wing's plan sees of this one: full name, layer, input shape."""
+        yield name, self, input_shape
+
     def leaving(self, rescaling: Rescaling) -> Rescaling | None:
-        """Return what a `Rescaling` of the last part's output is at this layer's own output.
+        """Return what a `Rescaling` of a branch's last output is at this layer's own output.
 
         A sequence passes it on; where the output is added to something else it is lost: None.
         """
@@ -142,9 +159,11 @@ class Layer(ABC):
     def least_examples(self, input_shape: Shape) -> int:
         """Return how many examples a batch must have in training mode."""
         least = 1
-        for _, part in self.parts():
-            least = max(least, part.least_examples(input_shape))
-            input_shape = part.output_shape(input_shape)
+        for branch in self.branches():
+            shape = input_shape
+            for _, part in branch:
+                least = max(least, part.least_examples(shape))
+                shape = part.output_shape(shape)
         return least
 
 
@@ -178,6 +197,33 @@ def layer(cls):
     cls.__init__ = checked
     BUILT_IN[cls] = methods(cls)
     return cls
+
+
+def numbered(layers):
+    """Return a name for each layer: its kind with a number, from 1 for each kind."""
+    counts, names = {}, []
+    for layer in layers:
+        counts[layer.kind] = counts.get(layer.kind, 0) + 1
+        names.append(f"{layer.kind}{counts[layer.kind]}")
+    return tuple(names)
+
+
+def local(arrays, name):
+    """Return those of arrays by name that belong to the layer `name`, by local name."""
+    prefix = f"{name}."
+    return {k[len(prefix) :]: array for k, array in arrays.items() if k.startswith(prefix)}
+
+
+@contextlib.contextmanager
+def located(name, layer, *kinds):
+    """Name the layer in an error that comes of its numbers, or is one of `kinds`.
+
+    A layer in a composite one has said its own name before: "residual1.batchnorm2: ...".
+    """
+    try:
+        yield
+    except (ZeroVarianceError, ZeroNormError, NonFiniteError, *kinds) as error:
+        raise type(error)(f"{name}{'.' if layer.composite else ': '}{error}") from None
 
 
 def refuse(argument, got, expected):

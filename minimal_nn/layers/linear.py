@@ -7,7 +7,7 @@ import numpy as np
 
 from minimal_nn.arguments import whole_number
 from minimal_nn.backend import Backend
-from minimal_nn.invariance import Rescaling, Source
+from minimal_nn.invariance import Source
 from minimal_nn.layers.base import Layer, check_bias, check_eps, layer, refuse
 from minimal_nn.typing import Array, Arrays
 
@@ -70,7 +70,9 @@ class Dense(_Affine):
 
     def rescaled(self, rescaling):
         # A common factor passes a linear map, up to constants; factors per unit are mixed.
-        return None if rescaling.per_unit else Rescaling(False, rescaling.offset or self.bias)
+        if rescaling.per_unit:
+            return None
+        return rescaling._replace(offset=rescaling.offset or self.bias, even=False)
 
 
 @layer
@@ -145,7 +147,8 @@ class Conv2d(_Affine):
             return None
         # Zero padding turns an offset of the input into one that varies from pixel to pixel.
         by_pixel = rescaling.by_pixel or (rescaling.offset and self.padding > 0)
-        return Rescaling(False, rescaling.offset or self.bias, by_pixel)
+        offset = rescaling.offset or self.bias
+        return rescaling._replace(offset=offset, by_pixel=by_pixel, even=False)
 
 
 @layer

@@ -6,19 +6,25 @@ in the module.  When a module's wording changes, `load` says which edit no longe
 
 import importlib.util
 import types
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Mutant(NamedTuple):
     name: str
     module: str
-    edits: tuple
+    edits: tuple[tuple[str, str], ...]
 
     @property
-    def tested_by(self):
+    def tested_by(self) -> str:
         """The operation whose ordinary tests must catch the mutant."""
         return "update" if self.module == "optimizers" else self.module
+
+
+def mutant(module, name, *edits):
+    """Return a `Mutant` of a module, as the catalogue writes it."""
+    return Mutant(name, module, edits)
 
 
 def package_of(module):
@@ -26,13 +32,15 @@ def package_of(module):
     return "minimal_nn" if module == "optimizers" else "minimal_nn.reference"
 
 
-def source_of(module):
+def source_of(module: str) -> str:
     """Return a module's source."""
-    path = importlib.util.find_spec(f"{package_of(module)}.{module}").origin
-    return Path(path).read_text(encoding="utf-8")
+    spec: Any = importlib.util.find_spec(f"{package_of(module)}.{module}")
+    return Path(spec.origin).read_text(encoding="utf-8")
 
 
-def load(module, edits=(), name="unmutated"):
+def load(
+    module: str, edits: Iterable[tuple[str, str]] = (), name: str = "unmutated"
+) -> types.ModuleType:
     """Return a fresh module made of the edited source; the imported one is not touched."""
     source = source_of(module)
     for text, replacement in edits:

@@ -3,12 +3,13 @@
 import contextlib
 import importlib
 import types
+from collections.abc import Iterator
 
-from minimal_nn.mutants.loading import load, package_of
+from minimal_nn.mutants.loading import Mutant, load, package_of
 
 
 @contextlib.contextmanager
-def planted(mutant):
+def planted(mutant: Mutant) -> Iterator[list[str]]:
     """Let the module that a mutant edits run with the fault as long as the context lasts.
 
     Functions, methods and class attributes that the edits change are replaced in the imported

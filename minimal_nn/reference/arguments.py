@@ -57,6 +57,17 @@ def expect_units(z, **vectors):
             expect_shape(name, vector, z.shape[-1:])
 
 
+def expect_groups(z, groups):
+    """Refuse what is not (N, ..., K) with a number of groups that divides K."""
+    expect_integer("groups", groups, 1)
+    if len(_shape(z)) < 2:
+        raise ValueError(f"z: got shape {_shape(z)}, expected (N, K) or images (N, H, W, K)")
+    if z.shape[-1] % groups:
+        raise ValueError(
+            f"groups: got {groups} for {z.shape[-1]} units, expected a number that divides them"
+        )
+
+
 def expect_affine(x, W, b):
     """Refuse what is not a matrix (N, D) with W (D, K) and b (K,) or None."""
     if len(_shape(x)) != 2 or len(_shape(W)) != 2 or x.shape[1] != W.shape[0]:
@@ -93,6 +104,18 @@ def expect_pooling(x, size):
     if x.shape[1] % size or x.shape[2] % size:
         raise ValueError(
             f"x: got height and width {x.shape[1:3]}, expected multiples of size = {size}"
+        )
+
+
+def expect_windows(x, height, width):
+    """Refuse what are not images (N, H, W, C) that windows of height x width pixels cover."""
+    if len(_shape(x)) != 4:
+        raise ValueError(f"x: got shape {_shape(x)}, expected images (N, H, W, C)")
+    expect_integer("height", height, 1)
+    expect_integer("width", width, 1)
+    if x.shape[1] % height or x.shape[2] % width:
+        raise ValueError(
+            f"x: got height and width {x.shape[1:3]}, expected multiples of {(height, width)}"
         )
 
 

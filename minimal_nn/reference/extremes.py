@@ -80,6 +80,11 @@ FIXED_NORM = (
     "are all 0 after the step, where w/|w| is undefined; expected norms > 0: use a smaller "
     "learning rate or decay",
 )
+# What clipping says of gradients that it cannot clip.
+CLIPPED = (
+    "gradients: their norm is NaN or beyond the range of {dtype}, expected a finite one to clip (a "
+    "smaller learning rate keeps gradients finite)"
+)
 
 
 def check_norm(norm, whose, zero):

@@ -11,8 +11,9 @@ import inspect
 
 import numpy as np
 
-from minimal_nn.reference.arguments import alike, expect_norm
-from minimal_nn.reference.extremes import FIXED_NORM, check_norm, power_of_two
+from minimal_nn.errors import NonFiniteError
+from minimal_nn.reference.arguments import alike, arrays, expect_norm
+from minimal_nn.reference.extremes import CLIPPED, FIXED_NORM, check_norm, power_of_two
 
 ARRAYS = ("w", "g", "buffer", "square", "delta_square", "m", "v")
 
@@ -67,6 +68,30 @@ def _ratio(numerator, denominator):
 def add_penalty(g, w, weight_decay):
     """Return g + weight_decay w: the gradient of L + (weight_decay / 2) |w|^2."""
     return g + weight_decay * w
+
+
+def clip(gradients, limit):
+    """Return gradients {name: array} times min(1, limit / |g|), |g| the norm of all together.
+
+    Clipping by the global norm (Pascanu, Mikolov & Bengio, 2013): longer gradients keep their
+    direction and get the length `limit`; a penalty is added afterwards.  Raises NonFiniteError
+    where |g| is NaN or beyond the range of the dtype.
+    """
+    gradients = dict(zip(gradients, arrays(**gradients), strict=True))
+    lengths = np.array([_length(g) for g in gradients.values()])
+    a = power_of_two(lengths, None)
+    # |g| itself may leave the range: `length` is a times it.
+    length, most = np.sqrt((a * lengths * (a * lengths)).sum()), a * limit
+    if lengths.dtype != object and not np.isfinite(length):
+        raise NonFiniteError(CLIPPED.format(dtype=lengths.dtype))
+    factor = most / length if length.real > most else 1
+    return {name: factor * g for name, g in gradients.items()}
+
+
+def _length(g):
+    """Return the norm of an array as a whole."""
+    a = power_of_two(g, None)
+    return np.sqrt((a * g * (a * g)).sum()) / a
 
 
 @_formula

@@ -197,8 +197,9 @@ def train(layers, shape, optimizer, loss, dtype, rng):
     targets = rng.integers(0, outputs[0], 40)
     if loss == "mean_squared_error":
         targets = rng.standard_normal((40, *outputs)).astype(dtype)
-    plan = network.backend.plan(network.program(), training, 35)
-    plan.run(network, training, X, targets, rng.integers(0, 40, (2, 35)))
+    for options in ({}, {"clip_norm": 1e-3}):
+        plan = network.backend.plan(network.program(), training, 35, **options)
+        plan.run(network, training, X, targets, rng.integers(0, 40, (2, 35)))
 
 
 def loops(rng, dtype):
@@ -246,6 +247,7 @@ def functions(rng, dtype):
             y, cache = convolution.forward(x, W, draw(k), algorithm=algorithm)
             convolution.backward(y, cache)
     w = draw(7)
+    update.clip({"W": draw(11, 35), "b": draw(35)}, 0.5)
     update.lars(w, w, 0.1)
     update.normalize(w, 2.0)
     update.momentum(draw(7, 5), draw(7, 5), draw(7, 5), draw(5), 0.9)

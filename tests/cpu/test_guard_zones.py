@@ -97,14 +97,15 @@ NETWORKS = {
 }
 
 
+@pytest.mark.parametrize("clip_norm", (None, 0.1))
 @pytest.mark.parametrize("optimizer", (Adam, LARS))
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_padding_of_weights_and_states_stays_zero(rng, name, optimizer):
+def test_the_padding_of_weights_and_states_stays_zero(rng, name, optimizer, clip_norm):
     """Products read it, and a sum over a padded row or column must not change."""
     layers, shape = NETWORKS[name]
     network = Network(layers, shape, rng=0, backend="cpu", dtype=np.float32)
     training = optimizer(0.1, weight_decay=0.01)
-    plan = network.backend.plan(network.program(), training, 5)
+    plan = network.backend.plan(network.program(), training, 5, clip_norm=clip_norm)
     X = rng.standard_normal((20, *shape), dtype=np.float32)
     plan.run(network, training, X, rng.integers(0, 2, 20), rng.integers(0, 20, (4, 5)))
     (loop,) = plan._loops.values()

@@ -141,6 +141,57 @@ def check_bits(name, optimizer, dtype):
     assert_same(network, ours, other, theirs)
 
 
+@pytest.mark.parametrize("optimizer", (SGD, Adam, LARS))
+@pytest.mark.parametrize("name", (*MLPS, "images"))
+def test_the_loop_clips_as_layer_by_layer_training_does(name, optimizer):
+    """Below the limit, above it, and where some steps are."""
+    for limit, dtype, count in ((1e9, np.float32, 2), (0.9, np.float64, 1), (1e-3, np.float32, 2)):
+        threads.set_num_threads(count)
+        (network, X, targets), (other, *_) = build(name, dtype), build(name, dtype)
+        fixed = [name for name in network.parameters if name.endswith((".W", ".v"))]
+        groups = [Group(fixed, fixed_norm=1.5)]
+        ours, theirs = (optimizer(0.01, weight_decay=1e-3, groups=groups) for _ in "12")
+        plan = network.backend.plan(network.program(), ours, BATCH, clip_norm=limit)
+        for loop in plan._loops.values():
+            loop.work = 1 << 40
+        losses = plan.run(network, ours, X, targets, batches())
+        step_by_step = StepByStep(clip_norm=limit)
+        assert np.array_equal(losses, step_by_step.run(other, theirs, X, targets, batches()))
+        assert_same(network, ours, other, theirs)
+        if limit == 1e9:
+            plain, *_ = build(name, dtype)
+            without = optimizer(0.01, weight_decay=1e-3, groups=groups)
+            StepByStep().run(plain, without, X, targets, batches())
+            assert_same(network, ours, plain, without)
+
+
+def test_gradients_that_cannot_be_clipped_end_the_run_where_it_was():
+    """The second batch's gradient overflows, and the statistics are those of the first one."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((8, 2), np.float32)
+    X[4:] *= 1e15
+    targets = np.array([1, 1, 1, 1, 1e15, -1e15, 2e15, 0], np.float32)[:, None]
+    ends = []
+    for compile_it in (True, False):
+        layers = [Dense(3, bias=False), BatchNorm(1e-3), Dense(1, bias=False)]
+        network = Network(layers, (2,), loss="mean_squared_error", rng=0, backend="cpu")
+        scales = {"dense1.W": 1e-20, "dense2.W": 1e10}
+        network = network.with_parameters(
+            {name: network.parameters[name] * np.float32(a) for name, a in scales.items()}
+        )
+        optimizer = SGD(1e-30)
+        plan = StepByStep(clip_norm=1.0)
+        if compile_it:
+            plan = network.backend.plan(network.program(), optimizer, 4, clip_norm=1.0)
+        with np.errstate(all="ignore"), pytest.raises(NonFiniteError) as raised:
+            plan.run(network, optimizer, X, targets, np.arange(8).reshape(2, 4))
+        assert optimizer.t == 1
+        ends.append((network, optimizer, str(raised.value)))
+    assert_same(*ends[0][:2], *ends[1][:2])
+    assert ends[0][2] == ends[1][2]
+    assert "gradients: their norm is NaN or beyond the range of float32" in ends[0][2]
+
+
 @pytest.mark.parametrize("name", ("ragged", "weightnorm", "images"))
 def test_any_number_of_threads_gives_the_same_bits(name):
     results = []

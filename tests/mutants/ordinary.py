@@ -6,6 +6,7 @@ of conftest.py.  Property tests are left out, so that a mutant is caught by plai
 waits for shrinking.
 """
 
+import functools
 import importlib
 import inspect
 import itertools
@@ -23,12 +24,26 @@ def tests_of(operation):
     """Return an operation's tests that take a wing or the reference: name -> function."""
     module = importlib.import_module(f"test_{operation}")
     return {
-        name: function
+        name: _of_module(function, module)
         for name, function in vars(module).items()
         if name.startswith("test_")
         and not getattr(function, "is_hypothesis_test", False)
         and {"wing", "reference"} & set(inspect.signature(function).parameters)
     }
+
+
+def _of_module(function, module):
+    """Give a test that all normalizations share the module that it is run for."""
+    parameters = dict(inspect.signature(function).parameters)
+    if parameters.pop("normalization", None) is None:
+        return function
+
+    @functools.wraps(function)
+    def bound(**arguments):
+        return function(normalization=module, **arguments)
+
+    bound.__signature__ = inspect.Signature(parameters.values())
+    return bound
 
 
 def cases_of(function):

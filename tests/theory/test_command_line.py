@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from minimal_nn.errors import CudaUnavailableError
 from minimal_nn.reference import batchnorm
 from theory import CLAIMS
 from theory.__main__ import main
+from theory.report import outline
 from theory.subjects.networks import Options, network_subject
 from theory.subjects.walks import walk
 
@@ -39,8 +41,8 @@ def loose_floating_point():
         yield
 
 
-def run(capsys, *arguments):
-    status = main(list(arguments))
+def run(capsys, *arguments, table=True):
+    status = main([*(["--table"] if table else []), *arguments])
     out, err = capsys.readouterr()
     return status, out.splitlines(), err
 
@@ -72,6 +74,54 @@ def test_the_table_of_the_spine(capsys, fresh_subjects):
         assert any(f" {subject} float" in row for subject in subjects)
     assert lines[-1].startswith("7 claims, 70 verdicts, 70 verified in ")
     assert lines[-1].endswith(" s: all claims hold, all controls fail as predicted")
+
+
+def test_without_the_table_a_claim_has_one_line(capsys, fresh_subjects):
+    status, lines, err = run(capsys, "--only", *SPINE, "--dtype", "float32", table=False)
+    assert status == 0 and err == "" and all(len(line) <= 100 for line in lines)
+    assert lines[0].startswith("claims to verify: 7;")
+    shown = [line for line in lines if line.split()[0] in CLAIMS]
+    assert [line.split()[0] for line in shown] == list(SPINE)
+    assert all(outline.SENTENCES[line.split()[0]] in line for line in shown)
+    assert all(line.endswith(" holds") for line in shown)
+    chapters = [line for line in lines if line in outline.CHAPTERS.values()]
+    assert chapters == [
+        *("What the network computes", "Its gradients", "The effective learning rate"),
+        "How |w| moves",
+    ]
+    assert re.match(r"7 claims, (\d\d) verdicts, \1 verified in ", lines[-1])
+
+
+def test_the_line_shows_the_worst_subject(capsys, fresh_subjects):
+    only = ("--only", "gradient-orthogonality", "--dtype", "float64")
+    _, lines, _ = run(capsys, *only)
+    rows = [line[54:].split()[:2] for line in lines if line.startswith("gradient-orth")]
+    measured, bound = max(rows, key=lambda row: float(row[0]) / float(row[1]))
+    _, lines, _ = run(capsys, *only, table=False)
+    [shown] = [line for line in lines if line.startswith("gradient-orth")]
+    assert shown.split()[-3:] == [measured, bound, "holds"]
+
+
+def test_a_failing_claim_shows_all_subjects_and_the_next_command(
+    capsys, monkeypatch, fresh_subjects
+):
+    monkeypatch.setattr(batchnorm, "backward", without_the_variance_term)
+    only = ("--only", "gradient-orthogonality", "gradient-scaling", "--dtype", "float32")
+    status, lines, _ = run(capsys, *only, table=False)
+    assert status == 1 and all(len(line) <= 100 for line in lines)
+    [at] = [i for i, line in enumerate(lines) if line.startswith("gradient-orthogonality")]
+    assert lines[at].endswith("FAILS")
+    [end] = [i for i, line in enumerate(lines) if line.startswith("    next: ")]
+    assert lines[end].strip() == "next: python -m theory --explain gradient-orthogonality"
+    words = {line.split("norm")[0].strip(): line.split()[-1] for line in lines[at + 2 : end]}
+    assert words["batch"] == "FAILS" and words["layer"] == words["weight"] == "holds"
+
+
+def test_every_claim_of_the_paper_has_a_sentence_that_fits():
+    paper = {id for id, claim in CLAIMS.items() if claim.cite.startswith("vL17")}
+    assert paper <= set(outline.SENTENCES) <= set(CLAIMS)
+    assert all(len(sentence) <= 46 for sentence in outline.SENTENCES.values())
+    assert all(outline.chapter(claim) in outline.CHAPTERS.values() for claim in CLAIMS.values())
 
 
 def test_only_and_dtype_choose(capsys):

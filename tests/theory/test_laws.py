@@ -318,7 +318,8 @@ SEEN = {
     "reversed_by_decay": [("fixed-norm-adam", networks)],
     "growth": [("growth-law", exact("growth-law"))],
 }
-SEEN["norm_power"] = SEEN["relaxation_rate"]
+SEEN["norm_power"] = SEEN["adam_relaxation"] = SEEN["relaxation_rate"]
+SEEN["rate_power"] = SEEN["powers"]
 SEEN["equilibrium_rate"] = [
     ("equilibrium-rate", walks("momentum", "sgd", "adam + L2", "adamw")),
 ]

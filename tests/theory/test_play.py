@@ -25,8 +25,9 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 )
 with_node = pytest.mark.skipif(NODE is None, reason="needs node, to run the page's model")
 with_browser = pytest.mark.skipif(
-    CHROMIUM is None or importlib.util.find_spec("playwright") is None,
-    reason="needs Chromium (its path in CHROMIUM, or on PATH) and the package playwright",
+    importlib.util.find_spec("playwright") is None,
+    reason="needs the package playwright, and Chromium: its path in CHROMIUM, on PATH, or by "
+    "python -m playwright install chromium",
 )
 
 
@@ -190,12 +191,17 @@ def test_a_folder_that_cannot_be_made_is_exit_status_2(tmp_path, capsys):
 @pytest.fixture(scope="module")
 def tab():
     """One tab for all tests: a browser in one process ends with its first tab."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import Error, sync_playwright
 
     with sync_playwright() as p:
         # Without a sandbox and in one process: what works in a container as well.
         options = ["--no-sandbox", "--disable-gpu", "--no-zygote", "--single-process"]
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=options)
+        try:
+            browser = p.chromium.launch(executable_path=CHROMIUM, args=options)
+        except Error as error:
+            if CHROMIUM is not None:
+                raise
+            pytest.skip(f"needs Chromium: {error.message.splitlines()[0]}")
         yield browser.new_page()
         browser.close()
 

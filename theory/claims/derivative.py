@@ -16,7 +16,6 @@ from theory.measures.derivatives import (
     with_direction,
 )
 from theory.measures.identity import Identity, size_of
-from theory.measures.measurement import Measurement
 from theory.numbers.jet import Jet
 from theory.subjects.networks import gradients_of, invariant_weights
 from theory.subjects.smooth import CLASSES, float_subjects, image_subject
@@ -126,12 +125,9 @@ def gradient_of_loss(subject):
                 )
                 closest.offer(residual, float((np.abs(d) * error).sum()) / size)
                 controls = np.maximum(controls, wrong)
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="running error of the backward pass, sum |d| error(grad) / |grad|",
         control=float(controls.min()),
-        control_least=100 * closest.bound,
         details={
             "a gradient that is too long": float(controls[0]),
             "another label": float(controls[1]),
@@ -212,12 +208,9 @@ def hessian_symmetric(subject):
         fields.append(_asymmetry(_derivative_of_field(network, rng)))
         first = sum(network.parameters[name].size for name in invariant_weights(network))
         mixed.append(_asymmetry(np.concatenate([_too_long("float64") * H[:first], H[first:]])))
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="running error of H_ij and H_ji, relative to |H|",
         control=min(fields + mixed),
-        control_least=100 * closest.bound,
         details={"a tangent field": min(fields), "one gradient too long": min(mixed)},
     )
 

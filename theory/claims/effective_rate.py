@@ -11,7 +11,6 @@ from theory.measures.derivatives import bounded_gradients
 from theory.measures.exact_runs import UPDATE, symmetry_identity
 from theory.measures.groups import group_sum
 from theory.measures.identity import Identity
-from theory.measures.measurement import Measurement
 from theory.measures.runs import (
     STEPS,
     differing_runs,
@@ -165,12 +164,9 @@ def direction_rate(subject):
         after, predicted, without, bound = _turns(subject.network, X, targets)
         closest.offer(_lengths(after - predicted).astype(float), bound.astype(float))
         control = max(control, float(_lengths(after - without).max()))
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="running error of both gradients and of the update, 2 |error|/|vector|",
         control=control,
-        control_least=100 * closest.bound,
         details={"2 eta lambda": _STEP * _DECAY},
     )
 

@@ -7,7 +7,6 @@ import numpy as np
 import minimal_nn as nn
 from theory.claim import TOO_LONG, claim
 from theory.measures.closest import Closest
-from theory.measures.measurement import Measurement
 from theory.subjects.networks import network_subject, normalizations, to_numpy, weight_groups
 
 TOLERANCE = 1e-7  # the solver's rtol
@@ -142,12 +141,9 @@ def gradient_flow(subject):
         closest.offer(residual, bound)
     leaky = subject.network.with_eps(0.5)
     _, _, control, _ = flow(leaky, subject.X, subject.targets, 0.0)
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="the solver's error estimates of its steps, 2 |w| |e| + |e|^2, added up",
         control=control,
-        control_least=100 * closest.bound,
         control_as_predicted=bool(follows),
         details={"rtol": TOLERANCE, "accepted steps": accepted, "finer residual": finer},
     )

@@ -13,7 +13,7 @@ from theory.measures.identity import Identity, size_of
 from theory.measures.runs import plain_sgd, rescaled_optimizer, run
 from theory.numbers.balls import Balls
 from theory.subjects.exact import BATCH, FACTOR, WIDTH, ExactSubject
-from theory.subjects.networks import NetworkSubject, to_numpy, weight_groups
+from theory.subjects.networks import NetworkSubject, scores, times, to_numpy, weight_groups
 
 _STEPS = 8
 
@@ -72,16 +72,6 @@ def affine_groups(network):
     return [group for group in network.invariance_groups() if group not in weights]
 
 
-def _scores(network, X):
-    return network.backend.to_numpy(network.forward(X, train=True))
-
-
-def times(network, names, a):
-    """Return `network` with some parameters multiplied by a."""
-    arrays = to_numpy(network, network.parameters)
-    return network.with_parameters({n: arrays[n] * arrays[n].dtype.type(a) for n in names})
-
-
 def _run(subject, network, group, a, start_state):
     """Run SGD with (a^2 eta, lambda/a^2) for the group, its absorbing layer's statistics scaled."""
     network = times(network, group.parameters, a)
@@ -105,9 +95,8 @@ def _differing_runs(group, original, scaled, a):
 @claim(
     id="gamma-beta",
     statement=r"y(c \gamma_l, c \beta_l) = y(\gamma_l, \beta_l) \text{ for inner layers: } "
-    r"\inf_c L + "
-    r"\lambda c^2 (|\gamma_l|^2 + |\beta_l|^2) = L; \quad \text{L2 regularizes the last } (\gamma, "
-    r"\beta) \text{ alone}",
+    r"\inf_c L + \lambda c^2 (|\gamma_l|^2 + |\beta_l|^2) = L; \quad "
+    r"\text{L2 regularizes the last } (\gamma, \beta) \text{ alone}",
     source="van Laarhoven 2017, discussion (which leaves it open); derived here",
     cite="vL17 s7",
     assumptions=(
@@ -141,18 +130,18 @@ def gamma_beta(subject):
     least, _ = limits(subject)
     wrong, controls = 0, []
     for network in subject.states:
-        plain = _scores(network, subject.X)
+        plain = scores(network, subject.X)
         (group,) = affine_groups(network)
         for k in (-least, -1, 1, least):
             scaled = times(network, group.parameters, 2.0**k)
-            wrong += differing(_scores(scaled, subject.X), plain)
+            wrong += differing(scores(scaled, subject.X), plain)
         state = to_numpy(network, network.state)
         original = _run(subject, network, group, 1.0, state)
         for a in (2.0**-6, 4.0):
             wrong += _differing_runs(group, original, _run(subject, network, group, a, state), a)
         last = [n for n in network.parameters if n.endswith((".gamma", ".beta"))][-2:]
         for names in (last, group.parameters[:1]):
-            controls.append(differing(_scores(times(network, names, 2.0), subject.X), plain))
+            controls.append(differing(scores(times(network, names, 2.0), subject.X), plain))
     details = {
         "group": ", ".join(group.parameters),
         "regularized": ", ".join(last),
@@ -187,18 +176,16 @@ def _exact_subjects(options):
 def _(subject):
     identity = Identity()
     for network in subject.states:
-        plain = _scores(network, subject.X)
+        plain = scores(network, subject.X)
         size = size_of(subject, plain)
         (group,) = affine_groups(network)
 
         def difference(names, network=network, plain=plain):
-            scaled = {name: network.parameters[name] * subject.a for name in names}
-            return _scores(network.with_parameters(scaled), subject.X) - plain
+            return scores(times(network, names, subject.a), subject.X) - plain
 
         identity.vanishes(difference(group.parameters), size)
         factors = dict.fromkeys(group.parameters, subject.a)
-        for residual, of in rescaled_runs(subject, network, plain_sgd(), factors):
-            identity.vanishes(residual, of)
+        identity.all_vanish(rescaled_runs(subject, network, plain_sgd(), factors))
         last = [n for n in network.parameters if n.endswith((".gamma", ".beta"))][-2:]
         for names in (last, group.parameters[:1]):
             identity.remains(difference(names), size)

@@ -94,10 +94,8 @@ def _(subject):
             yield times - expected, size_of(subject, expected)
 
     for network in subject.states:
-        for difference, size in differences(network):
-            identity.vanishes(difference, size)
-    for difference, size in differences(subject.states[-1].with_eps(EPS)):
-        identity.remains(difference, size)
+        identity.all_vanish(differences(network))
+    identity.some_remain(differences(subject.states[-1].with_eps(EPS)))
     return identity
 
 
@@ -183,9 +181,7 @@ def gradient_orthogonality(subject):
             as_predicted &= residual <= bound
             if eps == 0.5:
                 control, control_bound = min(control, leak), max(control_bound, bound)
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="running error of the backward pass: sum |w| error(grad) / (|w| |grad|)",
         control=control,
         control_least=100 * max(closest.bound, control_bound),

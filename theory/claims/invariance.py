@@ -13,14 +13,10 @@ from theory.subjects.networks import (
     invariant_weights,
     penalty,
     rescaled,
-    to_numpy,
+    scores,
+    times,
     weight_groups,
 )
-
-
-def scores(network, X):
-    """Return the network's scores in training mode as a NumPy array."""
-    return network.backend.to_numpy(network.forward(X, train=True))
 
 
 def _with_negative_gamma(network):
@@ -72,10 +68,7 @@ def scale_invariance(subject):
             count(k, sign=-1, expected=negative) for k in (-search.least, 0, search.least)
         )
     control = subject.unnormalized()
-    weights = control.network.weights()[:2]
-    scaled = control.network.with_parameters(
-        {name: 2 * to_numpy(control.network, control.network.parameters)[name] for name in weights}
-    )
+    scaled = times(control.network, control.network.weights()[:2], 2)
     return search.measurement(
         control=differing(scores(scaled, control.X), scores(control.network, control.X)),
         entries=len(subject.X) * 10,
@@ -93,8 +86,7 @@ def _(subject):
         identity.vanishes(scores(rescaled(network, -a), X) - mirrored, size)
     control = subject.control
     plain = scores(control, X)
-    name = control.weights()[0]
-    scaled = control.with_parameters({name: control.parameters[name] * a})
+    scaled = times(control, control.weights()[:1], a)
     identity.remains(scores(scaled, X) - plain, size_of(subject, plain))
     return identity
 
@@ -162,9 +154,7 @@ def penalty_rescaling(subject):
     plain = subject.unnormalized()
     control, data = plain.network, (plain.X, plain.targets)
     weights = control.weights()[:2]
-    doubled = control.with_parameters(
-        {name: 2 * to_numpy(control, control.parameters)[name] for name in weights}
-    )
+    doubled = times(control, weights, 2)
     left = float(doubled.loss(*data)) + l2 * penalty(doubled, weights)
     right = float(control.loss(*data)) + 4 * l2 * penalty(control, weights)
     approached = closest.residual <= closest.bound
@@ -191,8 +181,7 @@ def _(subject):
         identity.vanishes(_objective(rescaled(network, a), subject, LAMBDA) - right, size)
     control = subject.control
     names = control.weights()[:1]
-    scaled = control.with_parameters({name: a * control.parameters[name] for name in names})
-    left = _objective(scaled, subject, LAMBDA, names)
+    left = _objective(times(control, names, a), subject, LAMBDA, names)
     identity.remains(left - _objective(control, subject, LAMBDA * (a * a), names), size)
     return identity
 

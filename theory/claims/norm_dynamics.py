@@ -8,7 +8,6 @@ from theory.measures.closest import Closest
 from theory.measures.exact_runs import UPDATE
 from theory.measures.groups import group_sum
 from theory.measures.identity import Identity
-from theory.measures.measurement import Measurement
 from theory.measures.orthogonality import leak_of, orthogonality
 from theory.measures.runs import ETA, LAMBDA
 from theory.numbers.bounded import Bounded, gamma, unit_roundoff
@@ -102,8 +101,7 @@ def norm_growth(subject):
         for eps in (0.0, EPS):
             current = network.with_eps(eps)
             for step in range(subject.steps(_STEPS)):
-                rows = (np.arange(24) + 24 * step) % len(subject.X)
-                current, results = norm_residuals(current, subject.X[rows], subject.targets[rows])
+                current, results = norm_residuals(current, *subject.batch(step, 24))
                 steps += 1
                 residual, bound, size, without_leak = map(
                     np.concatenate, zip(*results, strict=True)
@@ -114,9 +112,7 @@ def norm_growth(subject):
                 if eps:
                     control = max(control, float(np.max(np.abs(without_leak) / size)))
                     control_bound = max(control_bound, here.bound)
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="running error of update and cross term, relative to |w'|^2",
         control=control,
         control_least=100 * max(closest.bound, control_bound),

@@ -8,7 +8,6 @@ from theory.measures.closest import Closest
 from theory.measures.exact_runs import exact_run
 from theory.measures.groups import group_sum
 from theory.measures.identity import Identity
-from theory.measures.measurement import Measurement
 from theory.measures.orthogonality import orthogonality
 from theory.measures.runs import ETA, LAMBDA
 from theory.numbers.bounded import Bounded, gamma, unit_roundoff
@@ -59,8 +58,7 @@ def rotation_per_step(subject):
         current, heavy = network, nn.Momentum(ETA, momentum=0.9, l2=LAMBDA)
         turning = network.with_parameters()
         for step in range(_STEPS):
-            rows = (np.arange(_EXAMPLES) + step * _EXAMPLES) % len(subject.X)
-            X, targets = subject.X[rows], subject.targets[rows]
+            X, targets = subject.batch(step, _EXAMPLES)
             trace = current.trace(X, targets)
             following = current.with_parameters()
             nn.SGD(ETA, l2=LAMBDA).step(following, trace.gradients)
@@ -95,12 +93,9 @@ def rotation_per_step(subject):
                         )
                     ),
                 )
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="running error of <w, grad L> and of the update, over |w| |w'|",
         control=control,
-        control_least=100 * closest.bound,
         details={"steps": _STEPS, "2 eta lambda": 2 * ETA * LAMBDA},
     )
 
@@ -121,11 +116,9 @@ def _(subject):
     hyper = {"learning_rate": ETA, "l2": LAMBDA}
     for network in subject.states:
         _, after = exact_run(subject, network, (nn.SGD, hyper, {}), {}, steps=1)
-        for difference, size in turned(network, after, network.parameters):
-            identity.vanishes(difference, size)
+        identity.all_vanish(turned(network, after, network.parameters))
         heavy = (nn.Momentum, {**hyper, "momentum": 0.5}, {})
         _, first = exact_run(subject, network, heavy, {}, steps=1)
         _, second = exact_run(subject, network, heavy, {}, steps=2)
-        for difference, size in turned(network, second, first):
-            identity.remains(difference, size)
+        identity.some_remain(turned(network, second, first))
     return identity

@@ -39,6 +39,7 @@ from theory.laws.balance import (
     nesterov_turn,
     norm_exponent,
     rate_exponents,
+    sgd_fourth_moment,
 )
 from theory.laws.memory import (
     MEMORIES,
@@ -51,6 +52,7 @@ from theory.laws.memory import (
 from theory.laws.motion import (
     SHRINKS,
     adam_clock,
+    adam_relaxation,
     growth,
     momentum_shrink,
     nesterov_shrink,
@@ -71,6 +73,7 @@ from theory.laws.scaling import (
     direction_rate,
     effective_rate,
     powers,
+    rate_power,
     repeated_step,
 )
 
@@ -85,6 +88,7 @@ __all__ = [
     "adam_clock",
     "adam_exponent",
     "adam_memory",
+    "adam_relaxation",
     "adam_root",
     "adam_shares",
     "adam_turn",
@@ -115,7 +119,9 @@ __all__ = [
     "power_clock",
     "powers",
     "rate_exponents",
+    "rate_power",
     "relaxation_rate",
     "repeated_step",
     "reversed_by_decay",
+    "sgd_fourth_moment",
 ]

@@ -31,6 +31,19 @@ _OF_A_GRADIENT = -1
 _OF_ITS_SQUARE = -2
 
 
+def rate_power(optimizer: str) -> int:
+    r"""Return 1 + nu: the effective rate is learning_rate/|w|^(1 + nu).
+
+    Raises ValueError for a name that is not in `DEGREES`.
+
+    >>> rate_power("SGD"), rate_power("Adam"), rate_power("LARS")
+    (2, 1, 0)
+    """
+    if optimizer not in DEGREES:
+        raise ValueError(f"optimizer: got {optimizer!r}, expected one of {', '.join(DEGREES)}")
+    return 1 + DEGREES[optimizer]
+
+
 def powers(optimizer: str) -> dict[str, int]:
     r"""Return {hyper-parameter: the power of a that it takes where w_0 becomes a w_0}.
 
@@ -45,22 +58,16 @@ def powers(optimizer: str) -> dict[str, int]:
     >>> powers("Adam")["learning_rate"], powers("Adam")["weight_decay"], powers("SGD")["eps"]
     (1, -2, -1)
     """
-    nu = _degree(optimizer)
+    power = rate_power(optimizer)
     return {
-        "learning_rate": 0 if optimizer == "Adadelta" else 1 + nu,
+        "learning_rate": 0 if optimizer == "Adadelta" else power,
         "weight_decay": _OF_ITS_SQUARE,
-        "decoupled_weight_decay": -(1 + nu),
+        "decoupled_weight_decay": -power,
         "eps": _OF_A_GRADIENT,
         "eps_inside_root": _OF_ITS_SQUARE,
         "eps_numerator": 2,
         "eps_denominator": _OF_ITS_SQUARE,
     }
-
-
-def _degree(optimizer):
-    if optimizer not in DEGREES:
-        raise ValueError(f"optimizer: got {optimizer!r}, expected one of {', '.join(DEGREES)}")
-    return DEGREES[optimizer]
 
 
 def effective_rate(
@@ -78,13 +85,13 @@ def effective_rate(
     >>> effective_rate("SGD", 2.0, 0.4), effective_rate("Adam", 2.0, 0.4)
     (0.1, 0.2)
     """
-    nu = _degree(optimizer)
+    power = rate_power(optimizer)
     if optimizer == "Adadelta":
         raise ValueError(
             "optimizer: got 'Adadelta', expected one whose learning rate sets its steps; "
             "Adadelta's eps_numerator does"
         )
-    return learning_rate / ((1 - momentum) * norm ** (1 + nu))
+    return learning_rate / ((1 - momentum) * norm**power)
 
 
 def direction_rate(norm: Number, learning_rate: Number, weight_decay: Number) -> Number:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from theory.measures.measurement import Measurement
+
 
 class Closest:
     """The residual, of all that are offered, with the largest residual/bound; of equals the first.
@@ -29,3 +31,8 @@ class Closest:
         here = np.inf if np.isnan(ratio[at]) else float(ratio[at])  # a NaN is kept: it fails
         if here > self.ratio:
             self.residual, self.bound, self.ratio = float(residual[at]), float(bound[at]), here
+
+    def measurement(self, **options):
+        """Return its Measurement; the control must be a hundred times the bound, if not said."""
+        least = {"control_least": 100 * self.bound}
+        return Measurement(measured=self.residual, bound=self.bound, **{**least, **options})

@@ -91,9 +91,7 @@ def symmetry_identity(subject, variants, shared_variants, per_unit=True):
             own.update(dict.fromkeys(group.parameters, each if group.per_unit else subject.a))
         for variant in variants:
             for factors in filter(None, (common, own)):
-                for difference, size in rescaled_runs(subject, network, variant, factors):
-                    identity.vanishes(difference, size)
+                identity.all_vanish(rescaled_runs(subject, network, variant, factors))
         for variant in shared_variants:
-            for difference, size in rescaled_runs(subject, network, variant, common, shared=True):
-                identity.remains(difference, size)
+            identity.some_remain(rescaled_runs(subject, network, variant, common, shared=True))
     return identity

@@ -32,6 +32,14 @@ class Identity:
         """Add expressions of the control, of which some must not be 0."""
         self.control.append((residual, size))
 
+    def all_vanish(self, pairs):
+        """Add pairs of an expression that the claim says is 0 and its size."""
+        self.residual.extend(pairs)
+
+    def some_remain(self, pairs):
+        """Add pairs of an expression of the control, of which some must not be 0, and its size."""
+        self.control.extend(pairs)
+
 
 def evaluate(function, subject):
     """Return the Measurement of function(subject), an Identity, in the subject's arithmetic."""

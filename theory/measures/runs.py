@@ -33,8 +33,7 @@ def run(subject, network, optimizer, steps=STEPS, batch=16):
     batch = min(batch, len(subject.X))
     losses = []
     for step in range(subject.steps(steps)):
-        rows = (np.arange(batch) + step * batch) % len(subject.X)
-        loss, gradients, state = network.loss_and_gradients(subject.X[rows], subject.targets[rows])
+        loss, gradients, state = network.loss_and_gradients(*subject.batch(step, batch))
         network.state = state
         optimizer.step(network, gradients)
         losses.append(loss)

@@ -1,1 +1,1 @@
-"""What `python -m theory` prints and writes: the table, the page, the page to play with."""
+"""What `python -m theory` prints and writes: outline and table; the page, the page to play with."""

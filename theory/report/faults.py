@@ -6,10 +6,9 @@ nothing.  It is caught by a claim if a verdict, in float64, is not verified, or 
 exception: `python -m theory` fails then.
 
 To be computed in minutes, a claim is asked about a fault on the first of its subjects that calls
-what the fault changes, which one run without a fault has recorded, and on the others only if no
-claim has caught the fault there; those of `LONG` are asked about faults of the optimizers, and
-about what no other claim catches.  So more claims may catch a fault than the table says, and
-not fewer.  The table in faults.json was computed by
+what the fault changes, which one run without a fault has recorded, and on the others, as those of
+`LONG`, only if nothing else has caught it.  So more claims may catch a fault than the table says,
+and not fewer.  The table in faults.json was computed by
 
     python -m theory --faults --json theory/report/faults.json
 """
@@ -43,6 +42,9 @@ LONG = (
     "step-exponent",
     "adam-eps",
     "gradient-flow",
+    "relaxation-time",
+    "equilibrium-exponents",
+    "growth-law",
     "equilibrium-in-training",
     "lars-removes-scale",
 )
@@ -73,11 +75,6 @@ class Fault(NamedTuple):
 
     name: str
     plant: Callable
-
-    @property
-    def of_optimizers(self):
-        """Whether it is one of the optimizers or their formulas."""
-        return self.name.startswith(("update:", "optimizers:"))
 
 
 def _tangent(network, gradients):
@@ -221,15 +218,19 @@ def caught_by(fault, claims, called):
         kept = ("network_subject", "affine_subject") if others else ()
         forget(kept)
         waiting = []
-        for claim in sorted(claims, key=lambda c: c.id in LONG and not fault.of_optimizers):
-            if found and claim.id in LONG and not fault.of_optimizers:
+        for claim in sorted(claims, key=lambda claim: claim.id in LONG):
+            if found and claim.id in LONG:
                 break
             try:
-                subjects = enumerate(claim.subjects(_OPTIONS))
-                able = [s for n, s in subjects if _concerned(fault, changed, called[claim.id, n])]
+                subjects = claim.subjects(_OPTIONS)
             except Exception:  # the command would end here
                 found.add(claim.id)
                 continue
+            able = [
+                subject
+                for number, subject in enumerate(subjects)
+                if _concerned(fault, changed, called[claim.id, number])
+            ]
             if able and _fails(claim, able[0]):
                 found.add(claim.id)
             waiting += [(claim, subject) for subject in able[1:]]

@@ -66,6 +66,11 @@ class NetworkSubject:
         """Return how many steps to train where a claim wants `number`: 2 in a simulated wing."""
         return min(number, 2) if self.network.backend.simulated else number
 
+    def batch(self, step, size):
+        """Return X and targets of the step-th `size` examples, beginning anew at the end."""
+        rows = (np.arange(size) + step * size) % len(self.X)
+        return self.X[rows], self.targets[rows]
+
     @property
     def name(self):
         named = {"none": "no norm", IMAGES: "convolutions"}
@@ -248,13 +253,24 @@ def rescaled(network, factor, groups=None):
     factor: a number, or, where every group allows it, a function group -> array of factors, one for
     each unit.  groups: which groups; all weight groups if left out.
     """
-    changes = {}
     for group in weight_groups(network) if groups is None else groups:
         by = factor(group) if callable(factor) else factor
-        for name in group.parameters:
-            array = network.backend.to_numpy(network.parameters[name])
-            changes[name] = (array * np.asarray(by, dtype=array.dtype)).astype(array.dtype)
+        network = times(network, group.parameters, by)
+    return network
+
+
+def times(network, names, a):
+    """Return `network` with the parameters `names` multiplied by a, in their own arithmetic."""
+    changes = {}
+    for name in names:
+        array = network.backend.to_numpy(network.parameters[name])
+        changes[name] = (array * np.asarray(a, dtype=array.dtype)).astype(array.dtype)
     return network.with_parameters(changes)
+
+
+def scores(network, X):
+    """Return the network's scores in training mode as a NumPy array."""
+    return network.backend.to_numpy(network.forward(X, train=True))
 
 
 def to_numpy(network, arrays):

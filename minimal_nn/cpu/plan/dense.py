@@ -287,10 +287,12 @@ class DenseLayers:
     def _weight_gradient(self, saved, dz, splits):
         program, weights = self.program, saved["weights"]
         stored = weights.operand
-        gradient = self.scratch.renewed().at(row=stored.row, step=0)
-        affine.emit_backward(program, saved["x"], dz, gradient, self.rows, splits)
         if splits > 1:
             weights.split(splits)
+        gradient = self.updates.gradient_room(weights)
+        if gradient is None:
+            gradient = self.scratch.renewed().at(row=stored.row, step=0)
+        affine.emit_backward(program, saved["x"], dz, gradient, self.rows, splits)
         if "g" in saved:
             dw, gradient, dg = gradient, gradient.renewed(), self._vector(dz)
             weightnorm.emit_backward(

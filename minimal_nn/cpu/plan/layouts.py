@@ -65,7 +65,16 @@ class Parameter:
         self.shape = layout.unpack(self.arrays[0]).shape
         self.unit_size, self.unit_count = layout.unit_size, layout.unit_count
         self.table = self.norm = None
-        self.per_step = False  # whether the table has a row for each step
+
+    @property
+    def units(self):
+        """How many units update the parameter."""
+        return self.operand.array.size // self.unit_size
+
+    @property
+    def shared(self):
+        """Whether several units share a panel."""
+        return self.unit_size < self.layout.unit_size
 
     def split(self, units):
         """Let so many units share the only panel."""

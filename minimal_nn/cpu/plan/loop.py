@@ -21,8 +21,9 @@ How a fully connected network becomes phases, with panels of columns as units:
 
 Weights and optimizer state live in panels during a run and are copied from and to the network's
 arrays at its ends.  W^T, which the backward pass multiplies with, is made in the forward pass,
-before the update.  A step that ends in an error has changed nothing: all checks but that of fixed
-norms come before the first update.
+before the update.  A step that ends in an error has changed nothing: all checks but those of fixed
+norms and of the norm of gradients come before the first update; behind these the steps before are
+taken once more.
 """
 
 import math
@@ -30,7 +31,7 @@ import time
 
 import numpy as np
 
-from minimal_nn.cpu import batchnorm, update, weightnorm
+from minimal_nn.cpu import batchnorm, clipping, update, weightnorm
 from minimal_nn.cpu.machine import threads, workspace
 from minimal_nn.cpu.machine.operands import elements
 from minimal_nn.cpu.machine.program import Program
@@ -51,32 +52,38 @@ CHUNK = 256  # steps between two looks at the host's tables
 WORTH_THREADS = 1 << 21
 
 
-def plan(program, optimizer, batch_size):
+def plan(program, optimizer, batch_size, **options):
     """Return the compiled training loop of a network and an optimizer, or None if there is none.
 
-    program: a network's `Program`; optimizer: an `Optimizer`; batch_size: examples in most batches.
-    `why_not` says why there is none.
+    program: a network's `Program`; optimizer: an `Optimizer`; batch_size: examples in most batches;
+    options: scheduled=True where hyper-parameters change from step to step, clip_norm=NUMBER where
+    gradients are clipped.  `why_not` says why there is none.
     """
-    if why_not(program, optimizer) is not None:
+    if why_not(program, optimizer, **options) is not None:
         return None
-    return Plan(program, optimizer, batch_size)
+    return Plan(program, optimizer, batch_size, **options)
 
 
 class Plan:
     """A network's training loop for any batch size, each prepared on first use."""
 
-    def __init__(self, program, optimizer, batch_size):
-        self.program = program
+    def __init__(self, program, optimizer, batch_size, **options):
+        self.program, self.options = program, options
         self._loops = {}
         self._loop(optimizer, batch_size)
 
     def _loop(self, optimizer, batch_size):
         if batch_size not in self._loops:
-            self._loops[batch_size] = TrainingLoop(self.program, optimizer, batch_size)
+            self._loops[batch_size] = TrainingLoop(
+                self.program, optimizer, batch_size, **self.options
+            )
         return self._loops[batch_size]
 
-    def run(self, network, optimizer, X, targets, batches):
+    def run(self, network, optimizer, X, targets, batches, factors=None):
         """Train on X[rows], targets[rows] for each row of `batches`; return the losses, (steps,).
+
+        factors: {parameter: {hyper-parameter: what multiplies it in each step, (steps,)}}, for a
+        plan that is scheduled.
 
         Parameters, running statistics and optimizer state are replaced by those after the last step
         that succeeded.  Raises NonFiniteError, ZeroVarianceError or ZeroNormError.
@@ -94,19 +101,21 @@ class Plan:
                 "norm (the variance of one number is 0)"
             )
         loop = self._loop(optimizer, batches.shape[1])
-        return loop.run(network, optimizer, X, targets, batches)
+        return loop.run(network, optimizer, X, targets, batches, factors or {})
 
 
 class TrainingLoop:
     """The program of one training step for one batch size, with all its arrays."""
 
-    def __init__(self, network, optimizer, batch_size):
+    def __init__(self, network, optimizer, batch_size, scheduled=False, clip_norm=None):
         self.dtype = np.dtype(network.dtype)
         self.rows = batch_size
         self.slots = optimizer.slots
         self.parameters, self.state, self.statistics = {}, {}, {}
         self.program = Program(max_steps=CHUNK)
-        self.updates = Updates(self.program, optimizer.formula, self.dtype, CHUNK)
+        self.updates = Updates(
+            self.program, optimizer.formula, self.dtype, CHUNK, scheduled, clip_norm
+        )
         self.work = 0
         self.data = np.zeros(2, dtype=np.int64)
         self.batches = np.zeros((CHUNK, batch_size), dtype=np.int64)
@@ -114,7 +123,8 @@ class TrainingLoop:
         self.losses = self.program.made(CHUNK, self.dtype)
         self.pace, self.warm = threads.Pace(), False
         self._emit(network)
-        self.updates.emit_end(self.parameters.values(), optimizer)
+        names = [name for op in network.operations for name in op.parameters.values()]
+        self.updates.emit_end(self.parameters.values(), optimizer, names)
         self.program.check()
 
     def _emit(self, network):
@@ -155,7 +165,7 @@ class TrainingLoop:
 
     # Running
 
-    def run(self, network, optimizer, X, targets, batches):
+    def run(self, network, optimizer, X, targets, batches, factors):
         X = np.ascontiguousarray(X)
         if X.dtype != self.dtype:
             raise TypeError(f"X: got dtype {X.dtype}, expected {self.dtype}")
@@ -169,7 +179,8 @@ class TrainingLoop:
             count, steps = self._pace(min(CHUNK, len(batches) - done))
             self.batches[:steps] = batches[done : done + steps]
             parameters = self.parameters.values()
-            self.updates.fill_tables(parameters, optimizer, optimizer.t + done, steps)
+            now = slice(done, done + steps)
+            self.updates.fill_tables(parameters, optimizer, optimizer.t + done, steps, factors, now)
             start = time.perf_counter()
             status = self.program.run(steps, count, flush=True)
             if self.warm:  # the first run compiles, and touches its memory for the first time
@@ -178,10 +189,13 @@ class TrainingLoop:
             finished = self.program.finished
             losses[done : done + finished] = self.losses.array[:finished]
             done += finished
-        if status == update.ZERO_NORM:
-            error = self._zero_norm(network.parameters)
-            # The step that failed has changed weights: take those before it once more.
-            self.run(network, optimizer, X, targets, batches[:done])
+        if status in (update.ZERO_NORM, clipping.INFINITE_NORM):
+            zero = status == update.ZERO_NORM
+            error = (
+                self._zero_norm(network.parameters) if zero else clipping.infinite_norm(self.dtype)
+            )
+            # The step that failed has changed weights or statistics: take those before it again.
+            self.run(network, optimizer, X, targets, batches[:done], factors)
             raise error
         self._save(network, optimizer, done)
         if status:

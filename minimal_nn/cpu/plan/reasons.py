@@ -18,10 +18,10 @@ def parts(operations):
     return operations, ()
 
 
-def why_not(program, optimizer):
+def why_not(program, optimizer, **options):
     """Return why a network and an optimizer have no compiled loop, as a sentence; None if they do.
 
-    program: a network's `Program`; optimizer: an `Optimizer`.
+    program: a network's `Program`; optimizer: an `Optimizer`; options: as `plan` takes them.
 
     >>> from minimal_nn import SGD, Conv2d, Dense, Flatten, Network
     >>> network = Network([Conv2d(3, kernel=5, padding=2), Flatten(), Dense(2)], (8, 8, 1))
@@ -30,6 +30,10 @@ def why_not(program, optimizer):
     >>> why_not(Network([Dense(2)], (8,)).program(), SGD()) is None
     True
     """
+    if options.get("frozen"):
+        return "loops are not compiled for frozen layers"
+    if options.get("part_size"):
+        return "loops are not compiled for steps in parts"
     if np.dtype(program.dtype) not in (np.float32, np.float64):
         return f"loops are compiled for float32 and float64, not {np.dtype(program.dtype)}"
     if optimizer.formula not in {*update.KERNELS, *update.NORMALIZED}:

@@ -1,12 +1,16 @@
 """The optimizer's step in a loop: the update of each unit's part of a parameter, right behind its
 gradient, and at the end of a step what needs a parameter as a whole.
+
+Where gradients are clipped, all of them are kept until their common norm is known; then come the
+updates, one phase for all parameters of the same number of units.
 """
 
 import numpy as np
 
-from minimal_nn.cpu import update
+from minimal_nn.cpu import clipping, update
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.operands import OWN
+from minimal_nn.hyper import scaled
 
 _ANY = dict.fromkeys(
     ("learning_rate", "momentum", "decay", "eps", "eps_numerator", "eps_denominator"), 0.0
@@ -14,18 +18,72 @@ _ANY = dict.fromkeys(
 
 
 class Updates:
-    """The updates of a loop with at most so many steps between two looks at the host's tables."""
+    """The updates of a loop with at most so many steps between two looks at the host's tables.
 
-    def __init__(self, program, formula, dtype, steps):
+    scheduled: whether hyper-parameters change from step to step.  clip_norm: what the norm of all
+    gradients together may be, or None.
+    """
+
+    def __init__(self, program, formula, dtype, steps, scheduled, clip_norm):
         self.program, self.formula, self.dtype, self.steps = program, formula, dtype, steps
+        self.per_step = scheduled or formula in ("adam", "adamw")
+        self.clip_norm = clip_norm
+        self._waiting = {}  # by name: (parameter, gradient, norms of its columns or None)
         self.by_column = formula in update.NORMALIZED
         self._whole = []  # (vector, its gradient, table) that are taken as one unit
 
+    def gradient_room(self, parameter):
+        """Return room for all of a matrix's gradient, or None where each unit's is used up at once.
+
+        Units of it are those of the parameter.
+        """
+        if self.clip_norm is None:
+            return None
+        room = self.program.made(parameter.operand.array.shape, self.dtype)
+        return room.at(row=parameter.operand.row, step=parameter.unit_size)
+
     def emit(self, parameter, gradient):
-        """Emit the update of the unit's part of a parameter.
+        """Emit the update of the unit's part of a parameter, or its part in clipping.
 
         gradient: of all units, or in a thread's space of this one.
         """
+        if self.clip_norm is None:
+            self._emit_update(parameter, gradient)
+            return
+        norms = None
+        if parameter.operand.array.ndim > 1 and not parameter.shared:
+            norms = self._emit_column_norms(parameter, gradient)
+        self._waiting[parameter.name] = parameter, gradient, norms
+
+    def _emit_column_norms(self, parameter, gradient):
+        panels, _, width = parameter.operand.array.shape
+        norms = self.program.made(panels * width, self.dtype)
+        size = parameter.layout.unit_size
+        numbers = gradient.at(row=parameter.operand.row, step=size)
+        order = parameter.row_order()
+        clipping.emit_column_norms(self.program, numbers, norms, order, parameter.lines)
+        return norms
+
+    def _emit_clipped(self, names):
+        """Emit the norm of all gradients, in the order of `names`, and the updates with them."""
+        program, waiting = self.program, self._waiting
+        program.phase(1)
+        lengths = clipping.lengths_room(program, len(waiting), self.dtype)
+        for index, name in enumerate(name for name in names if name in waiting):
+            parameter, gradient, norms = waiting[name]
+            if norms is None and parameter.operand.array.ndim > 1:
+                norms = self._emit_column_norms(parameter, gradient)
+            clipping.emit_length(program, gradient if norms is None else norms, lengths, index)
+        factor = clipping.emit_factor(program, lengths, self.clip_norm)
+        program.phase(0, check=True)
+        for parameter, gradient, _ in sorted(waiting.values(), key=lambda each: each[0].units):
+            program.columns(parameter.units)
+            clipped = gradient.renewed()
+            numbers = clipped.at(row=1, step=parameter.unit_size)
+            clipping.emit_scale(program, numbers, factor, parameter.unit_count)
+            self._emit_update(parameter, clipped)
+
+    def _emit_update(self, parameter, gradient):
         program, size, count = self.program, parameter.unit_size, parameter.unit_count
         table, weights = self._table(parameter), parameter.operand
         if self.by_column and weights.array.ndim == 1:
@@ -54,15 +112,20 @@ class Updates:
 
     def _table(self, parameter):
         rows = len(update.hyper_parameters(self.formula, 1, **_ANY))
-        parameter.per_step = self.formula in ("adam", "adamw")
         parameter.table = workspace.aligned(
-            (self.steps if parameter.per_step else 1, rows, workspace.lanes(self.dtype)), self.dtype
+            (self.steps if self.per_step else 1, rows, workspace.lanes(self.dtype)), self.dtype
         )
-        return update.Table.of(parameter.table, by_step=parameter.per_step)
+        return update.Table.of(parameter.table, by_step=self.per_step)
 
-    def emit_end(self, parameters, optimizer):
-        """Emit what comes after all updates: those of vectors as one unit, and fixed norms."""
+    def emit_end(self, parameters, optimizer, names):
+        """Emit what comes after all gradients: clipped updates, those of vectors as one unit, and
+        fixed norms.
+
+        names: of the parameters, in the network's order.
+        """
         program = self.program
+        if self.clip_norm is not None:
+            self._emit_clipped(names)
         fixed = [
             parameter
             for parameter in parameters
@@ -97,8 +160,11 @@ class Updates:
         if fixed:
             program.phase(0, check=True)  # in which nobody sets the status
 
-    def fill_tables(self, parameters, optimizer, first, steps):
-        """Write the hyper-parameters of the next steps, whose first is step first + 1."""
+    def fill_tables(self, parameters, optimizer, first, steps, factors, now):
+        """Write the hyper-parameters of the next steps, whose first is step first + 1.
+
+        factors: of the run's steps, by parameter and hyper-parameter; now: which steps these are.
+        """
         corrections = {}
         for parameter in parameters:
             if parameter.table is None:
@@ -107,14 +173,16 @@ class Updates:
             fixed_norm = hyper.pop("fixed_norm")
             if parameter.norm is not None:
                 parameter.norm[:] = fixed_norm
-            values = update.hyper_parameters(self.formula, first + 1, **hyper)
-            parameter.table[:] = np.array(values, dtype=np.float64)[:, None]
-            if parameter.per_step:
+            own = {key: values[now] for key, values in factors.get(parameter.name, {}).items()}
+            row = update.hyper_parameters(self.formula, first + 1, **scaled(hyper, own))
+            table = parameter.table[: steps if self.per_step else 1]
+            for column, values in enumerate(row):  # a number, or one for each step
+                table[:, column] = np.reshape(np.asarray(values, dtype=np.float64), (-1, 1))
+            if self.formula in ("adam", "adamw"):
                 betas = hyper["beta1"], hyper["beta2"]
                 if betas not in corrections:
                     corrections[betas] = [
                         update.bias_corrections(t, *betas)
                         for t in range(first + 1, first + steps + 1)
                     ]
-                rows = np.array(corrections[betas])[..., None]
-                parameter.table[:steps, update.CORRECTIONS] = rows
+                table[:, update.CORRECTIONS] = np.array(corrections[betas])[..., None]

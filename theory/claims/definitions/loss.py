@@ -9,7 +9,6 @@ from minimal_nn.gradcheck import complex_step
 from theory.claim import WORST_CASE, claim
 from theory.measures.closest import Closest
 from theory.measures.identity import Identity
-from theory.measures.measurement import Measurement
 from theory.numbers.balls import Balls
 from theory.numbers.bounded import Bounded, unit_roundoff
 from theory.numbers.jet import Jet
@@ -133,12 +132,9 @@ def loss_is_a_mean(subject):
         "the sum": float(abs(_EXAMPLES * value / law - 1)),
         "no cotangent": float(np.linalg.norm(gradient - slope) / np.linalg.norm(slope)),
     }
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="running error of value and gradient, relative to them",
         control=min(controls.values()),
-        control_least=100 * closest.bound,
         details=controls,
     )
 

@@ -9,7 +9,6 @@ from minimal_nn import backend as backends
 from theory.claim import WORST_CASE, claim
 from theory.measures.closest import Closest
 from theory.measures.identity import Identity
-from theory.measures.measurement import Measurement
 from theory.numbers.balls import Balls
 from theory.numbers.bounded import Bounded, unit_roundoff
 from theory.subjects.networks import dtype_name
@@ -175,12 +174,9 @@ def running_statistics(subject):
         error = error + 64 * unit_roundoff(wide) * np.abs(law)
         closest.offer(np.abs(array - law).astype(float) / size, error.astype(float) / size)
     controls = _controls(trained, [_columns(X.astype(wide)) for X, _ in batches], X)
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="running error of the statistics and of the evaluation, relative to the array",
         control=min(controls.values()),
-        control_least=100 * closest.bound,
         details=controls,
     )
 

@@ -12,7 +12,6 @@ from minimal_nn import backend as backends
 from theory.claim import WORST_CASE, claim
 from theory.measures.closest import Closest
 from theory.measures.identity import Identity
-from theory.measures.measurement import Measurement
 from theory.numbers.balls import Balls
 from theory.numbers.bounded import Bounded
 from theory.subjects.networks import dtype_name
@@ -244,12 +243,9 @@ def step_by_definition(subject):
     if not _defaults_are_recommended(name):
         closest.offer(np.inf, closest.bound)
     other = _in_rationals("SGD" if name == FIXED_NORM else _OTHER[name], subject)
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="running error of the optimizer's steps, relative to the way that w has gone",
         control=float(np.max(_distance(wing.to_numpy(run[-1]), other[-1]))) / size,
-        control_least=100 * closest.bound,
         details={"steps": _STEPS, "defaults": dict(_optimizer(name).defaults)},
     )
 

@@ -21,8 +21,7 @@ _FIT_DIMS, _COPIES, _BETA2 = 64, 12, 0.998
 @claim(
     id="equilibrium-exponents",
     statement=r"\eta_{eff} \propto \sqrt{\eta \lambda} \text{ (SGD)}, \; (\eta^2 \lambda)^{1/3} "
-    r"\text{ "
-    r"(Adam + L2)}",
+    r"\text{ (Adam + L2)}",
     source="van Laarhoven 2017, sec. 5",
     cite="vL17 s5",
     assumptions=("those of equilibrium-norm", "eta and lambda over a decade"),
@@ -41,10 +40,9 @@ fitted for each set of independent chains: each exponent's error relative to the
 interval.
 """,
     erratum="The effective rate of Adam with L2 is given as the cube root of eta^2/lambda in a "
-    "summary of "
-    "the paper. The derivation and the measurement give (eta^2 lambda)^(1/3): the exponent of "
-    "lambda is "
-    "+1/3, and the printed -1/3 is excluded by the interval. |w| goes as (eta/lambda)^(1/3).",
+    "summary of the paper. The derivation and the measurement give (eta^2 lambda)^(1/3): the "
+    "exponent of lambda is +1/3, and the printed -1/3 is excluded by the interval. |w| goes as "
+    "(eta/lambda)^(1/3).",
     subjects=lambda options: [s for s in walk_subjects(options) if s.name in _SETTINGS],
     unfit=(STATISTICAL,),
     too_long=TOO_LONG,

@@ -25,8 +25,7 @@ _GROWING = [rule for rule in RULES if rule.optimizer != "AdamW"]  # without deca
 @claim(
     id="growth-law",
     statement=r"|w_t|^4 = |w_0|^4 + \frac{2 \eta^2 s^2 t}{(1 - \rho)^2} \text{ (SGD, momentum)}, "
-    r"\quad "
-    r"|w_t|^2 = |w_0|^2 + \eta^2 C t \text{ (Adam)}",
+    r"\quad |w_t|^2 = |w_0|^2 + \eta^2 C t \text{ (Adam)}",
     source="van Laarhoven 2017, discussion; Arora, Li & Lyu 2019; the constants are ours",
     cite="vL17 s7",
     assumptions=("no decay", "gradients without memory", "Adam: eps = 0"),

@@ -20,11 +20,9 @@ _SHRINKING = [rule for rule in RULES if rule.optimizer in laws.SHRINKS]
 
 @claim(
     id="relaxation-time",
-    statement=r"|w|^{2 + 2 \nu} \to \text{its limit as } e^{-t/\tau}: \; 1/\tau = \frac{8 \eta "
-    r"\lambda}{1 "
-    r"- \rho} \text{ (SGD, momentum)}, \; 2 \eta \lambda_{dec} \text{ (AdamW)}, \; 3 x_e \text{ "
-    r"(Adam + "
-    r"L2, near the limit)}",
+    statement=r"|w|^{2 + 2 \nu} \to \text{its limit as } e^{-t/\tau}: \; 1/\tau = "
+    r"\frac{8 \eta \lambda}{1 - \rho} \text{ (SGD, momentum)}, \; 2 \eta \lambda_{dec} "
+    r"\text{ (AdamW)}, \; 3 x_e \text{ (Adam + L2, near the limit)}",
     source="Li, Lyu & Arora 2020, sec. 4; Wan et al. 2021, thm. 2; Adam's are ours",
     cite="LLA20 s4",
     assumptions=(

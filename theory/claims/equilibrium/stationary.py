@@ -6,7 +6,7 @@ import numpy as np
 
 from theory import laws
 from theory.claim import TOO_LONG, claim
-from theory.claims.equilibrium.recursion import moments, recursion_subjects
+from theory.claims.equilibrium.recursion import moments, recursion_subjects, transition
 from theory.claims.equilibrium.table import (
     DIMS,
     MEMORY,
@@ -139,6 +139,13 @@ def _(subject):
     factor = laws.MEMORIES[name](subject.x, subject.memory)
     identity.vanishes(np.array([remembering - law * (1 + factor * subject.remembered)]), law)
     identity.remains(np.array([R - 2 * law]), law)
+    if name == "SGD":  # |w'|^2 = a^2 |w|^2 + n^2 |g|^2, squared
+        ((a, _), _), (n, _) = transition(subject)
+        squares, fourths = subject.memory, subject.remembered  # any numbers
+        shrink, grown = a * a, n * n
+        moment = laws.sgd_fourth_moment(1, subject.x, squares, fourths)
+        after = shrink * shrink * moment + 2 * shrink * grown * squares + grown * grown * fourths
+        identity.vanishes(np.array([after - moment]), moment)
     if name == "Adam":  # t = (decay |w|^2/s)^2, and |w|^4 = (eta/V) s^2/decay times the balance
         small = laws.adam_shares(subject.x, subject.memory)
         balance = laws.BALANCES[name](small, subject.memory)
@@ -206,10 +213,10 @@ def _(subject):
 
 @claim(
     id="equilibrium-rate",
-    statement=r"\eta_{eff} = \frac{\eta}{(1 - \rho) |w|^{1 + \nu}}: \; \frac{2}{s} \sqrt{\frac{"
-    r"\eta \lambda}{1 - \rho}} \text{ (SGD, momentum)}, \; \left(\frac{4 \eta^2 \lambda}{\sqrt{C} "
-    r"s}\right)^{1/3} "
-    r"\text{ (Adam + L2)}, \; \sqrt{2 \eta \lambda_{dec} / C} \text{ (AdamW)}",
+    statement=r"\eta_{eff} = \frac{\eta}{(1 - \rho) |w|^{1 + \nu}}: \; \frac{2}{s} "
+    r"\sqrt{\frac{\eta \lambda}{1 - \rho}} \text{ (SGD, momentum)}, \; "
+    r"\left(\frac{4 \eta^2 \lambda}{\sqrt{C} s}\right)^{1/3} \text{ (Adam + L2)}, \; "
+    r"\sqrt{2 \eta \lambda_{dec} / C} \text{ (AdamW)}",
     source="van Laarhoven 2017, sec. 4 and 5",
     cite="vL17 s5",
     assumptions=("those of equilibrium-norm, at a small x", "mean over steps of the rate itself"),

@@ -7,7 +7,6 @@ from theory.claim import UNDERFLOWS, claim
 from theory.measures.closest import Closest
 from theory.measures.exact_runs import UPDATE
 from theory.measures.identity import Identity
-from theory.measures.measurement import Measurement
 from theory.numbers.bounded import Bounded
 from theory.subjects.networks import gradients_of, invariant_weights, rescaled
 
@@ -42,8 +41,8 @@ def _gradients_of_weights(network, subject):
 @claim(
     id="adam-eps",
     statement=r"|p(a w)|^2 = \eta^2 \sum_i \left(\frac{|g_i|}{|g_i| + a \varepsilon}\right)^2: "
-    r"\quad "
-    r"\nu = \frac{\sum q_i^2 (1 - q_i)}{\sum q_i^2}, \; q_i = \frac{|g_i|}{|g_i| + a \varepsilon}",
+    r"\quad \nu = \frac{\sum q_i^2 (1 - q_i)}{\sum q_i^2}, \; "
+    r"q_i = \frac{|g_i|}{|g_i| + a \varepsilon}",
     source="van Laarhoven 2017, sec. 5; the law is ours",
     cite="vL17 s5",
     assumptions=("the first step of Adam", "g = grad L(w) at eps = 0 of the normalization"),
@@ -99,12 +98,9 @@ def adam_eps(subject):
             curve.append((float(np.log2(q / q2)), float(predicted)))
         control = min(control, max(abs(q - predicted) for q, predicted in curve))
     flat = max(abs(q) for q, _ in curve)
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="running error of Adam's first step, sum |p| error(p) / |p|^2, of both lengths",
         control=control,
-        control_least=100 * closest.bound,
         control_as_predicted=flat <= 2 * closest.bound and between,
         details={
             "nu from": min(reached),

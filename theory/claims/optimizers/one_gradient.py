@@ -11,7 +11,6 @@ from theory.claims.optimizers.table import networks_of
 from theory.measures.closest import Closest
 from theory.measures.exact_runs import UPDATE, formula_of
 from theory.measures.identity import Identity
-from theory.measures.measurement import Measurement
 from theory.numbers.bounded import Bounded, unit_roundoff
 from theory.subjects.exact import exact_subjects
 from theory.subjects.networks import gradients_of, matrices
@@ -148,12 +147,9 @@ def step_on_one_gradient(subject):
             error = error + 8 * unit_roundoff(np.longdouble) * np.abs(law)
             closest.offer(np.abs(step - law) / size, error / size)
             control = min(control, float(np.sqrt(np.square(step - wrong).sum()) / size))
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="running error of the optimizer's formula, relative to the step",
         control=control,
-        control_least=100 * closest.bound,
         details={"steps": _STEPS},
     )
 

@@ -8,7 +8,6 @@ from theory.claim import EXPRESSIONS, WORST_CASE, claim
 from theory.measures.closest import Closest
 from theory.measures.exact_runs import UPDATE
 from theory.measures.identity import Identity
-from theory.measures.measurement import Measurement
 from theory.numbers.bounded import Bounded
 from theory.subjects.networks import gradients_of, matrices, to_numpy
 
@@ -38,9 +37,8 @@ def _bounded_step(w, g, eta, decay):
 @claim(
     id="fixed-norm-sgd",
     statement=r"\tilde w = w - \eta (\nabla L + 2 \lambda w), \; w' = \tilde w / |\tilde w|: \quad "
-    r"(\eta, \lambda) \text{ and } \left(\tfrac{\eta}{1 - 2 \eta \lambda}, 0\right) \text{ are "
-    r"one run "
-    r"for } 2 \eta \lambda < 1",
+    r"(\eta, \lambda) \text{ and } \left(\tfrac{\eta}{1 - 2 \eta \lambda}, 0\right) "
+    r"\text{ are one run for } 2 \eta \lambda < 1",
     source="van Laarhoven 2017, sec. 5.5; the threshold is ours",
     cite="vL17 s5",
     assumptions=("SGD with L2", "w normalized after each step", "2 eta lambda < 1"),
@@ -71,10 +69,8 @@ def fixed_norm_sgd(subject):
         for decay in DECAYS:
             current = network
             for step in range(_STEPS):
-                rows = (np.arange(_EXAMPLES) + step * _EXAMPLES) % len(subject.X)
-                gradients = current.loss_and_gradients(
-                    subject.X[rows], subject.targets[rows]
-                ).gradients
+                batch = subject.batch(step, _EXAMPLES)
+                gradients = current.loss_and_gradients(*batch).gradients
                 eta = laws.fixed_norm_rate(ETA, decay)
                 with_decay, after = _fixed_norm_step(current, gradients, ETA, decay)
                 without, _ = _fixed_norm_step(current, gradients, eta, 0.0)
@@ -91,12 +87,9 @@ def fixed_norm_sgd(subject):
                 if step == 0:
                     beyond = max(beyond, _reversed(current, gradients, w, g))
                 current = after
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="running error of both steps, add_penalty, sgd and normalize",
         control=control,
-        control_least=100 * closest.bound,
         control_as_predicted=beyond <= 1.0,
         details={
             "2 eta lambda": [laws.fixed_norm_share(ETA, decay) for decay in DECAYS],

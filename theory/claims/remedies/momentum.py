@@ -10,7 +10,6 @@ from minimal_nn import backend
 from theory import laws
 from theory.claim import TOO_LONG, claim
 from theory.measures.closest import Closest
-from theory.measures.measurement import Measurement
 from theory.numbers.bounded import unit_roundoff
 
 
@@ -69,8 +68,7 @@ So $\lambda$ is not felt only while $x/(1 - \rho)^2$ is small, a hundred times s
 Bound: a step rounds $w$ by at most $8 u$ and the buffer by $4 u/(1 - \rho)$, seen through $\eta$.
 """,
     erratum="Section 5.5 says that the effective rate then does not depend on lambda: with "
-    "momentum it "
-    "does, as 1/(1 - 2 eta lambda/(1 - momentum)^2).",
+    "momentum it does, as 1/(1 - 2 eta lambda/(1 - momentum)^2).",
     subjects=lambda options: [CircleSubject(options.backend)],
     unfit=(
         (
@@ -101,12 +99,9 @@ def fixed_norm_momentum(subject):
     # Beyond the threshold w turns though there is hardly a gradient.
     turning = circle_run(eta, _MOMENTUM, 1.5 * threshold, 1e-12, 2000, subject.backend)
     beyond = abs(turning[-1] - turning[-2])
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="(8 u + 4 u eta |2 lambda + i c|/(1 - momentum)) / phi: the rounding of a step",
         control=control,
-        control_least=100 * closest.bound,
         control_as_predicted=beyond > 1e-2 and small < 1e-3,
         details={
             "law of small angles is off by": small,

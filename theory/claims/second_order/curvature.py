@@ -18,7 +18,6 @@ from theory.measures.derivatives import (
     with_direction,
 )
 from theory.measures.identity import Identity, size_of
-from theory.measures.measurement import Measurement
 from theory.numbers.bounded import Bounded
 from theory.numbers.jet import Jet
 from theory.subjects.exact import EPS, FACTOR, exact_subjects
@@ -98,9 +97,7 @@ def gauss_newton_null(subject):
     _, control_bound, control = _null(subject.with_eps(EPS).network, subject.X)
     w = vector(network, network.parameters).astype(np.float64)
     G, F, _ = curvatures(network.astype("float64"), subject.X.astype("float64"), subject.targets)
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="running error of the forward pass's derivative along w, relative to |J| |w|",
         control=control,
         control_least=100 * max(closest.bound, control_bound),
@@ -147,10 +144,8 @@ def _(subject):
             for A in (J.reshape(-1, len(w)), G, F):
                 yield A @ w, size_of(subject, A) * size
 
-    for product, size in products(subject.network):
-        identity.vanishes(product, size)
-    for product, size in products(subject.network.with_eps(EPS)):
-        identity.remains(product, size)
+    identity.all_vanish(products(subject.network))
+    identity.some_remain(products(subject.network.with_eps(EPS)))
     return identity
 
 

@@ -8,7 +8,6 @@ from theory.measures.bits import Search, differing
 from theory.measures.closest import Closest
 from theory.measures.derivatives import bounded_directional, directional, hessian
 from theory.measures.identity import Identity, size_of
-from theory.measures.measurement import Measurement
 from theory.numbers.bounded import Bounded
 from theory.numbers.jet import Jet
 from theory.subjects.exact import EPS
@@ -64,10 +63,8 @@ def _(subject):
             yield square * scaled[name] - plain[name], size_of(subject, plain[name])
 
     for network in subject.states:
-        for difference, size in differences(network):
-            identity.vanishes(difference, size)
-    for difference, size in differences(subject.states[-1].with_eps(EPS)):
-        identity.remains(difference, size)
+        identity.all_vanish(differences(network))
+    identity.some_remain(differences(subject.states[-1].with_eps(EPS)))
     return identity
 
 
@@ -129,9 +126,7 @@ def hessian_radial(subject):
         closest.offer(*_radial(subject.network, *batch)[:2])
     leaky = subject.with_eps(EPS).network
     _, control_bound, control = _radial(leaky, subject.X, subject.targets)
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="running error of the derivative of the backward pass, relative to |grad|",
         control=control,
         control_least=100 * max(closest.bound, control_bound),
@@ -152,8 +147,6 @@ def _(subject):
                 yield residual, size_of(subject, gradient[name])
 
     for network in subject.states:
-        for residual, size in residuals(network):
-            identity.vanishes(residual, size)
-    for residual, size in residuals(subject.states[-1].with_eps(EPS)):
-        identity.remains(residual, size)
+        identity.all_vanish(residuals(network))
+    identity.some_remain(residuals(subject.states[-1].with_eps(EPS)))
     return identity

@@ -13,7 +13,6 @@ from theory.measures.derivatives import (
     vector,
 )
 from theory.measures.identity import Identity, size_of
-from theory.measures.measurement import Measurement
 from theory.numbers.bounded import unit_roundoff
 from theory.subjects.exact import EPS
 from theory.subjects.networks import invariant_weights
@@ -144,9 +143,7 @@ def newton_is_radial(subject):
         "joint step off the radius": _off_radius(joint_step(network, *data), predicted),
         "eps = 0.5": float(np.linalg.norm(leaky_step - predicted) / np.linalg.norm(w)),
     }
-    return Measurement(
-        measured=closest.residual,
-        bound=closest.bound,
+    return closest.measurement(
         how="|H^-1| (|H d + grad| + error(H) |d| + error(grad)), relative to |w|",
         control=min(controls.values()),
         control_least=100 * max(bounds),

@@ -1,0 +1,85 @@
+"""The site: Sphinx with MyST builds it from this folder, to be read without a network.
+
+`make guide` adds the claims' report and the page to play with to what Sphinx builds.
+"""
+
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from myst_parser.parsers.sphinx_ import MystParser
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from theory.report import play  # noqa: E402
+from theory.report.page import mathematics  # noqa: E402
+
+project = "L2 regularization versus normalization"
+author = "the minimal_nn contributors"
+copyright = author
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["conf.py", "lab/solutions/*", "lab/before_the_lab.py"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+highlight_language = "none"  # of docstrings; fenced code says which it is
+html_theme = "furo"
+html_title = project
+html_show_sourcelink = False
+html_copy_source = False
+html_math_renderer = "mathml"
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+python_use_unqualified_type_names = True
+
+
+class Percent(MystParser):
+    """A notebook of Python with `# %%` cells, as jupytext writes them, as a page."""
+
+    supported = ("percent",)
+
+    def parse(self, inputstring, document):
+        super().parse(markdown(inputstring), document)
+
+
+def markdown(source):
+    """Return a notebook's cells as Markdown, without the header."""
+    pages = []
+    for cell in source.split("\n# %%")[1:]:
+        kind, _, body = cell.partition("\n")
+        if "[markdown]" in kind:
+            lines = [line.removeprefix("#").removeprefix(" ") for line in body.splitlines()]
+            pages.append("\n".join(lines).strip())
+        else:
+            pages.append(f"```python\n{body.strip()}\n```")
+    return "\n\n".join(pages) + "\n"
+
+
+def as_it_is_written(app, what, name, obj, options, lines):
+    """Show a docstring as the plain text that it is."""
+    lines[:] = ["::", "", *(f"    {line}" for line in lines), ""] if lines else []
+
+
+def inline(translator, node):
+    """Write mathematics as MathML, which browsers read by themselves."""
+    translator.body.append(mathematics(node.astext()))
+    raise nodes.SkipNode
+
+
+def displayed(translator, node):
+    translator.body.append(mathematics(node.astext(), display=True))
+    raise nodes.SkipNode
+
+
+def page_to_play_with(app, error):
+    if error is None and app.builder.format == "html":
+        play.write(app.outdir)
+
+
+def setup(app):
+    app.add_source_suffix(".py", "percent")
+    app.add_source_parser(Percent)
+    app.add_html_math_renderer("mathml", (inline, None), (displayed, None))
+    app.connect("autodoc-process-docstring", as_it_is_written)
+    app.connect("build-finished", page_to_play_with)
+    return {"parallel_read_safe": True}
