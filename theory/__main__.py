@@ -59,7 +59,10 @@ def main(arguments=None):
         return 0
     try:
         if options.explain:
-            print(table.explanation(select([options.explain])[0]))
+            (claim,) = select([options.explain])
+            print(
+                "\n".join(filter(None, [table.explanation(claim), faults.caught_by_claim(claim)]))
+            )
             return 0
         if options.play:
             from theory.report import play  # latex2mathml, for this option alone

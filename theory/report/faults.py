@@ -7,8 +7,8 @@ exception: `python -m theory` fails then.
 
 To be computed in minutes, a claim is asked about a fault on the first of its subjects that calls
 what the fault changes, which one run without a fault has recorded, and on the others, as those of
-`LONG`, only if nothing else has caught it and it should be caught.  So more claims may catch a fault
-than the table says, and not fewer.  The table in faults.json was computed by
+`LONG`, only if nothing else has caught it and it should be caught.  So more claims may catch a
+fault than the table says, and not fewer.  The table in faults.json was computed by
 
     python -m theory --faults --json theory/report/faults.json
 """
@@ -66,7 +66,6 @@ OUTSIDE = {
     "loss:scores-not-shifted": _RANGE,
     "update:lars-stays-at-zero": "the claims about LARS assume that no w is all 0",
     "update:squares-unscaled": _RANGE,
-    "update:zero-over-zero-is-not-guarded": "0/0 at eps = 0, where a weight never had a gradient",
 }
 
 
@@ -268,6 +267,12 @@ def line(name, ids):
     if ids:
         return f"{name}: {', '.join(ids)}"
     return f"{name}: {'outside: ' + OUTSIDE[name] if name in OUTSIDE else 'SURVIVES'}"
+
+
+def caught_by_claim(claim):
+    """Return the stored table's faults that a claim catches, as a line; "" if there are none."""
+    names = [name for name, ids in stored()["caught"].items() if claim.id in ids]
+    return f"planted faults that it catches: {', '.join(names)}" if names else ""
 
 
 def write_json(path, found):
