@@ -7,6 +7,7 @@ optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and
 schedules   Cosine, Warmup, ...: hyper-parameters as functions of the step
 training    fit: batches, history, progress bar, checkpoint and resume
 stored      save, load, load_parameters: networks in files
+exchange    to_torch, from_torch: weights as PyTorch's state_dicts
 augmentation   flip_and_shift: training images mirrored and moved at random
 gradcheck   derivatives checked by complex steps and finite differences
 lab/        exercises: write a backward pass, and the fault is named

@@ -39,7 +39,9 @@ def test_what_the_wing_lacks_is_refused_before_a_device_is_asked_for(operation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operation", [x for x in OPERATIONS if x not in LACKING])
+@pytest.mark.parametrize(
+    "operation", [*(x for x in OPERATIONS if x not in LACKING), "arrays", "arguments"]
+)
 def test_the_wing_keeps_the_contract_of(operation):
     """tests/test_<operation>.py for float32 and MINIMAL_NN_TEST_WINGS=cuda, in its own process.
 
