@@ -101,15 +101,10 @@ def _subject(network, X, targets, name):
 
 def _without_cancelled(network):
     """Return the network without the biases that a normalization cancels."""
-    groups = {group.parameters for group in weight_groups(network)}
-    layers = [
-        dataclasses.replace(layer, bias=False)
-        if (f"{name}.W",) in groups and f"{name}.b" in network.parameters
-        else layer
-        for name, layer in network.named_layers()
-    ]
-    if layers == list(network.layers):
+    cancelled = _cancelled(network)
+    if not cancelled:
         return network
+    layers = [_stripped(name, layer, cancelled) for name, layer in network.named_layers()]
     if type(network) is not Network:
         raise TypeError(
             f"network: got a {type(network).__name__} with biases before a normalization, which "
@@ -122,8 +117,33 @@ def _without_cancelled(network):
         dtype=network.dtype,
         backend=network.backend.name,
     )
+    if _cancelled(new):
+        raise ValueError(
+            f"network: {_cancelled(new)[0]} is a bias that a normalization cancels, in a layer "
+            "that is not made of built-in ones: expected bias=False there"
+        )
     kept = {name: network.parameters[name] for name in new.parameters}
     return new.with_parameters(kept, network.state)
+
+
+def _cancelled(network):
+    """Return the names of the biases whose weights have a scale that is absorbed without them."""
+    alone = [g.parameters[0] for g in weight_groups(network) if len(g.parameters) == 1]
+    biases = [f"{name[:-2]}.b" for name in alone if name.endswith(".W")]
+    return [name for name in biases if name in network.parameters]
+
+
+def _stripped(name, layer, cancelled):
+    """Return a layer, and those that it is made of, without the biases of some names."""
+    if f"{name}.b" in cancelled:
+        return dataclasses.replace(layer, bias=False)
+    if not layer.composite:
+        return layer
+    branches = [
+        tuple(_stripped(f"{name}.{part_name}", part, cancelled) for part_name, part in branch)
+        for branch in layer.branches()
+    ]
+    return dataclasses.replace(layer, **dict(zip(("layers", "shortcut"), branches, strict=False)))
 
 
 def _verdict(id, subject):
