@@ -11,12 +11,13 @@ theory.torch does the same for a PyTorch module.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from minimal_nn.optimizers import SGD
+from minimal_nn.optimizers import SGD, Optimizer
 from theory.yours.evaluation import Model
 from theory.yours.parts import sums, whole
 from theory.yours.rates import rules_of
@@ -73,7 +74,13 @@ class Audit(NamedTuple):
         return page(self)
 
 
-def audit(loss_and_gradients, parameters, *, optimizer=None, unit_axis=-1):
+def audit(
+    loss_and_gradients: Callable[[Any], tuple[Any, Any]],
+    parameters: Any,
+    *,
+    optimizer: Optimizer | None = None,
+    unit_axis: int = -1,
+) -> Audit:
     """Return the Audit of a model at its present parameters.
 
     loss_and_gradients: parameters -> (loss, gradients), always on the same batch.  parameters:
