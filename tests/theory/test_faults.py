@@ -38,13 +38,17 @@ def failing(id, fault):
         return any(faults._fails(CLAIMS[id], subject) for subject in CLAIMS[id].subjects(FLOAT64))
 
 
-def test_every_fault_stands_in_the_table_and_names_claims_that_exist():
-    caught = faults.stored()["caught"]
-    missing = ", ".join(KNOWN.keys() - caught.keys())
+@pytest.mark.nightly
+def test_every_fault_stands_in_the_table():
+    missing = " ".join(KNOWN.keys() - faults.stored()["caught"].keys())
     assert not missing, (
         f"compute them: python -m theory --faults {missing} --json theory/report/faults.json"
     )
-    assert caught.keys() == KNOWN.keys()
+
+
+def test_the_table_names_faults_and_claims_that_exist():
+    caught = faults.stored()["caught"]
+    assert caught.keys() <= KNOWN.keys()
     assert {id for ids in caught.values() for id in ids} <= CLAIMS.keys()
 
 

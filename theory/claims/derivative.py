@@ -31,14 +31,13 @@ def _too_long(arithmetic):
 def gradient_subjects(options):
     """Return the smooth networks, in the wing that is asked for.
 
-    Also one with convolutions, but in a simulated wing, which would take minutes for it.
+    Also one with convolutions, but in the cuda wing, which has not all that it is made of.
     """
     wing = backends.get(options.backend)
-    images = () if wing.simulated else [image_subject(d, options.seed) for d in options.dtypes]
-    return [
-        dataclasses.replace(subject, network=subject.network.on(wing))
-        for subject in (*float_subjects(options), *images)
-    ]
+    subjects = float_subjects(options)
+    if wing.name != "cuda":
+        subjects += [image_subject(dtype, options.seed) for dtype in options.dtypes]
+    return [dataclasses.replace(subject, network=subject.network.on(wing)) for subject in subjects]
 
 
 def loss_derivative(network, name, direction, X, targets):

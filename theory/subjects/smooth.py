@@ -97,23 +97,23 @@ def _flat_directions(normalization, shape, dead):
     return np.array(basis).reshape(-1, features * units).T
 
 
-_IMAGE_BATCHES = 2
+_IMAGE_BATCHES = 4
 
 
 def image_subject(dtype="float64", seed=0):
-    """Return a smooth network with convolutions and pooling: a bias, a stride, a padding.
+    """Return a smooth network with convolutions, a stride, a bias and both kinds of pooling.
 
-    On whole digits, a few batches; named and labelled as `smooth_subject`.
+    On whole digits, a few batches, labelled as `smooth_subject`'s.
     """
+    layers = [
+        *(nn.Conv2d(2, stride=2), nn.Tanh(), nn.AveragePool2d(2)),
+        *(nn.WeightNorm(nn.Conv2d(2)), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten()),
+    ]
     data = digits(dtype=np.float64, flat=False)
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(data.X_train))[: _IMAGE_BATCHES * EXAMPLES]
     X = (data.X_train - data.X_train.mean(axis=0))[rows].astype(dtype)
-    first = [nn.Conv2d(2, stride=2), nn.Tanh(), nn.MaxPool2d(2)]
-    second = [nn.WeightNorm(nn.Conv2d(2)), nn.Tanh(), nn.Flatten()]
-    network = nn.Network(
-        [*first, *second, nn.Dense(CLASSES)], X.shape[1:], rng=rng, dtype=np.float64
-    )
+    network = nn.Network([*layers, nn.Dense(CLASSES)], X.shape[1:], rng=rng, dtype=np.float64)
     drawn = {
         name: array + 0.5 * rng.standard_normal(array.shape)
         for name, array in network.parameters.items()
@@ -124,9 +124,8 @@ def image_subject(dtype="float64", seed=0):
         strict=True,
     )
     network = network.with_parameters(drawn).astype(dtype)
-    return SmoothSubject(
-        "convolutions", network, tuple(batches), np.zeros((drawn["weightnorm1.v"].size, 0))
-    )
+    size = sum(drawn[name].size for name in invariant_weights(network))
+    return SmoothSubject("convolutions", network, tuple(batches), np.zeros((size, 0)))
 
 
 def float_subjects(options):

@@ -6,6 +6,7 @@ import pytest
 import minimal_nn as nn
 from minimal_nn import mutants
 from theory import claims_on
+from theory.measures.orthogonality import layer_traces
 from theory.yours.networks import ON_NETWORKS
 
 
@@ -17,6 +18,11 @@ NETWORKS = {
     "biases before batch norm": dense(nn.Dense(7), nn.BatchNorm(), nn.ReLU()),
     "layer norm": dense(nn.Dense(7), nn.LayerNorm(), nn.Tanh(), nn.Dense(5), nn.LayerNorm()),
     "weight norm": dense(nn.WeightNorm(nn.Dense(6), eps=1e-3), nn.ReLU()),
+    "blocks": [
+        *(nn.Conv2d(3), nn.BatchNorm(), nn.Tanh(), nn.MaxPool2d(2)),
+        *(nn.Residual([nn.Conv2d(3), nn.BatchNorm(), nn.ReLU()]), nn.Flatten()),
+        *(nn.Sequential([nn.Dense(5), nn.LayerNorm()]), nn.Dense(10)),
+    ],
     "images": [
         *(nn.Conv2d(3, kernel=5, stride=2, padding=2), nn.BatchNorm(), nn.ReLU()),
         *(nn.WeightNorm(nn.Conv2d(2)), nn.MaxPool2d(2), nn.Flatten(), nn.Dense(10)),
@@ -44,6 +50,31 @@ def test_right_networks_are_verified(name, dtype):
         assert (verdict.subject, verdict.arithmetic) == (name[:12], np.dtype(dtype).name)
     for key, array in before.items():
         assert np.array_equal(network.parameters[key], array)
+
+
+def test_layers_within_layers_are_traced_as_if_they_stood_in_the_network():
+    inner = [nn.Dense(5), nn.BatchNorm(), nn.Tanh()]
+    X, y = drawn(6, np.float64)
+    flat, nested = (
+        nn.Network(dense(*layers), (8, 8, 1), rng=3, dtype=np.float64)
+        for layers in (inner, [nn.Sequential(inner)])
+    )
+    plain = flat.trace(X, y).layers
+    found = layer_traces(nested, nested.trace(X, y))
+    for name in ("dense1", "batchnorm1", "tanh1"):
+        for one, other in zip(plain[name][1:], found[f"sequential1.{name}"][1:], strict=True):
+            assert np.array_equal(one, other), name
+
+
+def test_a_scale_that_each_branch_absorbs_by_itself_is_refused_in_a_sentence():
+    block = nn.Residual([nn.Dense(4), nn.BatchNorm()], shortcut=[nn.Dense(4), nn.BatchNorm()])
+    layers = dense(nn.Dense(4), nn.BatchNorm(), nn.ReLU(), block)
+    verdicts = words(nn.Network(layers, (8, 8, 1), dtype=np.float64))
+    refused = {id: v for id, v in verdicts.items() if not v}
+    assert refused.keys() == {"gradient-orthogonality", "norm-growth"}
+    for verdict in refused.values():
+        assert verdict.word == "refused"
+        assert "do not stand in one sequence of layers" in verdict.measurement.refused
 
 
 def test_numbers_as_targets_are_verified():
