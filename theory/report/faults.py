@@ -78,6 +78,7 @@ OUTSIDE = {
     "dropout:gradient-not-scaled-up": _DROPOUT,
     "dropout:gradient-of-what-is-dropped": _DROPOUT,
     "pooling:last-of-ties-wins": _TIES,
+    "loss:scores-not-shifted": _RANGE,
     "update:eps-inside-root-beside-it": _INSIDE,
     "update:eps-inside-root-forgotten": _INSIDE,
     "update:lars-stays-at-zero": "the claims about LARS assume that no w is all 0",
