@@ -253,3 +253,15 @@ def test_the_compiled_kernels(rng, kind):
     with launch.simulation(), launch.recorded() as records:
         everything(rng, kind)
     compiled.check(records, update)
+
+
+@pytest.mark.parametrize("formula", ["rmsprop", "adagrad", "adam", "adamw"])
+def test_a_step_by_name_with_eps_inside_the_root(place, rng, formula):
+    w, g, *states = rng.uniform(0.5, 2, (2 + update.FORMULAS[formula].states, 5, 3))
+    hyper = {**hyper_of(formula), "eps_inside_root": 0.25}
+    expected = as_tuple(reference.step(formula, w, g, states, **hyper))
+    got = as_tuple(update.step(formula, *map(asarray, (w, g)), [*map(asarray, states)], **hyper))
+    for value, truth in zip(got, expected, strict=True):
+        np.testing.assert_allclose(to_host(value), truth, rtol=1e-14)
+    plain = as_tuple(update.step(formula, w, g, states, **hyper_of(formula)))
+    assert np.max(np.abs(to_host(plain[0]) - expected[0])) > 1e-6
