@@ -20,8 +20,9 @@ class LayerVerdict(NamedTuple):
     """What is true of one normalizing layer, on the inputs that it has in its network.
 
     layer: its name.  kind: its class.  differing: how many numbers of the output and of the
-    gradient differ from the rescaled ones, over all powers of two, of `compared`.  radial: |<z, dz> + 2 eps dL/deps| / (|z| |dz|), and `bound` what rounding and the difference quotient
-    may leave of it.  refused: why nothing can be told, "" if something can.  True if all holds.
+    gradient differ from the rescaled ones, over all powers of two, of `compared`.  radial: |<z,
+    dz> + 2 eps dL/deps| / (|z| |dz|), and `bound` what rounding and the difference quotient may
+    leave of it.  refused: why nothing can be told, "" if something can.  True if all holds.
     """
 
     layer: str
@@ -158,8 +159,9 @@ def _radial(function, z, eps, cotangent):
     step = slope = 0.0
     if eps:
         losses = [(function(z, eps * (1 + s)) * cotangent).detach() for s in (_H, -_H)]
-        slope = float((losses[0] - losses[1]).sum()) / _H
-        step = 32 * u * float(losses[0].abs().sum()) / _H + 15 * _H**2 * abs(slope)
+        slopes = (losses[0] - losses[1]) / _H
+        slope = float(slopes.sum())
+        step = 32 * u * float(losses[0].abs().sum()) / _H + 15 * _H**2 * float(slopes.abs().sum())
     off = abs(float((z * dz).sum()) + slope)
     rounding = 32 * u * (float((z.abs() * dz.abs()).sum()) + size * cotangent.numel() ** 0.5)
     return off / size, (step + rounding) / size
