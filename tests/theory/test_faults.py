@@ -80,7 +80,8 @@ def test_a_field_with_all_that_homogeneity_gives_is_told_from_a_gradient():
 
 def test_what_a_measurement_calls_is_recorded():
     called = faults.calls([CLAIMS["loss-is-a-mean"], CLAIMS["step-by-definition"]])
-    assert called["loss-is-a-mean", 0] == {"update.sgd", "loss.forward", "loss.backward"}
+    assert {"loss.forward", "loss.backward"} <= called["loss-is-a-mean", 0]
+    assert not any("update.m" in what for what in called["loss-is-a-mean", 0])
     assert {"update.momentum", "update.add_penalty"} <= called["step-by-definition", 1]
     assert not any("loss" in what for what in called["step-by-definition", 1])
 
