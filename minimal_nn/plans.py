@@ -137,7 +137,10 @@ class Plan:
         if self.network.layers is not self._layers or self._settings() != self._made_for:
             self._make()
         given = () if factors is None else (factors,)
-        return self._plan.run(self.network, self.optimizer, X, targets, batches, *given)
+        plan, part_size = self._plan, self.options.get("part_size")
+        if part_size is not None and batches.shape[1] % part_size:
+            plan = StepByStep(**self.options)  # loops are made of equal parts
+        return plan.run(self.network, self.optimizer, X, targets, batches, *given)
 
 
 def step_options(batch_size, clip_norm, accumulate, frozen):

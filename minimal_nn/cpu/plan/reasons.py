@@ -32,8 +32,6 @@ def why_not(program, optimizer, **options):
     """
     if options.get("frozen"):
         return "loops are not compiled for frozen layers"
-    if options.get("part_size"):
-        return "loops are not compiled for steps in parts"
     if np.dtype(program.dtype) not in (np.float32, np.float64):
         return f"loops are compiled for float32 and float64, not {np.dtype(program.dtype)}"
     if optimizer.formula not in {*update.KERNELS, *update.NORMALIZED}:
