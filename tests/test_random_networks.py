@@ -1,7 +1,7 @@
 """Random networks, optimizers, dtypes and batch sizes: PyTorch and every way to train say the same.
 
-Each seed draws layers, shapes, loss, dtype, batch size, optimizer, schedules and clipping,
-and trains for 30 steps:
+Each seed draws layers, shapes, loss, dtype, batch size, optimizer, schedules, clipping,
+frozen layers and how many batches make a step, and trains for some 30 of them:
 
     PyTorch                               autograd and torch.optim, from the same weights
     reference, cpu                        by `fit`, in the cpu wing by its compiled loop
@@ -18,6 +18,7 @@ import pytest
 
 import minimal_nn as nn
 from minimal_nn.cpu.machine.threads import get_num_threads
+from minimal_nn.plans import StepByStep
 
 EXAMPLES, STEPS = 24, 30
 NAMES = ("SGD", "Momentum", "Nesterov", "RMSprop", "Adagrad", "Adadelta", "Adam", "AdamW")
@@ -180,12 +181,19 @@ class Trial:
         also = np.random.default_rng([seed, 1])
         self.rates, self.decays = schedule_of(also)
         self.clip_norm = float(also.choice([0.01, 0.3, 3.0])) if also.random() < 0.5 else None
+        self.accumulate = int(also.integers(2, 4)) if also.random() < 0.25 else 1
+        self.frozen = self.some_layers(also) if also.random() < 0.3 else ()
         self.signs = np.random.default_rng(seed)
         self.text = (
             f"seed {seed}: {self.optimizer()!r}, {self.dtype}, batches of {self.batch_size}, "
             f"{shape}, {loss}, {layers}, schedules {self.rates!r}, {self.decays!r}, "
-            f"clip_norm={self.clip_norm}"
+            f"clip_norm={self.clip_norm}, accumulate={self.accumulate}, frozen={self.frozen}"
         )
+
+    def some_layers(self, rng):
+        """Draw names of layers to freeze, which leave one to train."""
+        names = [name for name in self.network.names if self.network.parameters_of([name])]
+        return tuple(rng.choice(names, rng.integers(len(names)), replace=False).tolist())
 
     def start(self, wing, noise=0):
         """Return the network in a wing, its weights moved by so many units of round-off."""
@@ -199,7 +207,8 @@ class Trial:
     def fit(self, network, optimizer=None, **options):
         options = {"epochs": self.epochs, "batch_size": self.batch_size, "rng": 7, **options}
         optimizer = optimizer or self.optimizer()
-        options["clip_norm"] = self.clip_norm
+        options["clip_norm"], options["frozen"] = self.clip_norm, self.frozen
+        options["accumulate"] = self.accumulate
         if self.rates is not None:
             options["schedule"] = nn.Schedule(self.rates, **self.decayed(optimizer))
         history = nn.fit(network, optimizer, self.X, self.targets, progress=False, **options)
@@ -212,32 +221,32 @@ class Trial:
         return {name: self.decays for name in names if hyper.get(name)}
 
     def factors(self, optimizer, step):
-        """Return the factors of a step, as `Optimizer.step` takes them."""
+        """Return the factors of a step, as plans take them."""
         if self.rates is None:
-            return {}
-        found = {"learning_rate": float(self.rates(step))}
-        found.update({name: float(f(step)) for name, f in self.decayed(optimizer).items()})
+            return None
+        found = {"learning_rate": self.rates, **self.decayed(optimizer)}
+        found = {name: np.array([float(f(step))]) for name, f in found.items()}
         return dict.fromkeys(self.network.parameters, found)
 
-    def batches(self):
-        """Return the rows of every step of `fit` with the seed 7."""
-        rng, least = np.random.default_rng(7), self.network.least_examples()[0]
+    def steps(self):
+        """Return the batches of every step of `fit` with the seed 7."""
+        rng, least = np.random.default_rng(7), self.network.least_examples(self.frozen)[0]
         for _ in range(self.epochs):
             order = rng.permutation(EXAMPLES)
-            for start in range(0, EXAMPLES, self.batch_size):
-                rows = order[start : start + self.batch_size]
-                if len(rows) >= least:
-                    yield rows
+            starts = range(0, EXAMPLES, self.batch_size)
+            batches = [order[start : start + self.batch_size] for start in starts]
+            batches = [rows for rows in batches if len(rows) >= least]
+            for first in range(0, len(batches), self.accumulate):
+                yield batches[first : first + self.accumulate]
 
     def step_by_step(self, wing):
         network, optimizer, losses = self.start(wing), self.optimizer(), []
-        for number, rows in enumerate(self.batches()):
-            loss, gradients, state = network.step_gradients(self.X[rows], self.targets[rows])
-            if self.clip_norm is not None:
-                gradients = network.backend.update.clip(gradients, self.clip_norm)
-            optimizer.step(network, gradients, factors=self.factors(optimizer, number))
-            network.state = state
-            losses.append(float(loss))
+        part_size = self.batch_size if self.accumulate > 1 else None
+        plan = StepByStep(self.clip_norm, part_size, self.frozen)
+        for number, batches in enumerate(self.steps()):
+            rows = np.concatenate(batches)[None]
+            now = self.factors(optimizer, number)
+            losses.extend(plan.run(network, optimizer, self.X, self.targets, rows, now).tolist())
         return numbers(losses, network.parameters, network.state)
 
     def resumed(self, wing, folder):
@@ -247,36 +256,44 @@ class Trial:
 
     def in_torch(self, torch):
         """Train by autograd and torch.optim on the same batches."""
+        still = self.network.parameters_of(self.frozen)
         tensors = {
-            name: torch.tensor(w, requires_grad=True)
+            name: torch.tensor(w, requires_grad=name not in still)
             for name, w in self.start("reference").parameters.items()
         }
+        trained = [tensor for name, tensor in tensors.items() if name not in still]
         state = {name: torch.tensor(a) for name, a in self.network.state.items()}
         X, targets = torch.tensor(self.X), torch.tensor(self.targets)
-        optimizer, losses = self.of_torch(torch, list(tensors.values())), []
+        optimizer, losses = self.of_torch(torch, trained), []
         lost = torch.nn.functional.cross_entropy
         if self.network.loss_kind == "mean_squared_error":
             lost = torch.nn.functional.mse_loss
 
         def forward(x):
-            return torch_forward(torch, self.network.named_layers(), tensors, state, x)
+            for name, layer in self.network.named_layers():
+                parts, train = [(name, layer)], name not in self.frozen
+                x = torch_forward(torch, parts, tensors, state, x, train)
+            return x
 
         (group,) = optimizer.param_groups
         rate, decay = group["lr"], group["weight_decay"]
-        for number, rows in enumerate(self.batches()):
+        for number, batches in enumerate(self.steps()):
             if self.rates is not None:
                 group["lr"] = rate * float(self.rates(number))
                 group["weight_decay"] = decay * float(self.decays(number))
             optimizer.zero_grad()
-            loss = lost(forward(X[rows]), targets[rows])
-            loss.backward()
+            loss = 0.0
+            for rows in batches:
+                part = lost(forward(X[rows]), targets[rows]) * len(rows) / sum(map(len, batches))
+                part.backward()
+                loss += part.item()
             if self.clip_norm is not None:
                 # As clip_grad_norm_, without the 1e-6 that it adds to the norm.
-                norm = torch.nn.utils.get_total_norm([each.grad for each in tensors.values()])
-                for each in tensors.values():
+                norm = torch.nn.utils.get_total_norm([each.grad for each in trained])
+                for each in trained:
                     each.grad *= torch.clamp(self.clip_norm / norm, max=1.0)
             optimizer.step()
-            losses.append(loss.item())
+            losses.append(loss)
         arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
         return numbers(losses, arrays, {name: a.numpy() for name, a in state.items()})
 
@@ -287,13 +304,15 @@ def numbers(losses, *dicts):
     return np.concatenate([np.asarray(losses, dtype=float), *arrays]).astype(float)
 
 
-def torch_forward(torch, parts, parameters, state, x):
-    """Return what layers with their full names make of x in training mode, by PyTorch."""
+def torch_forward(torch, parts, parameters, state, x, train):
+    """Return what layers with their full names make of x, by PyTorch."""
     f = torch.nn.functional
     for name, layer in parts:
         if layer.composite:
             ends = [
-                torch_forward(torch, [(f"{name}.{n}", p) for n, p in b], parameters, state, x)
+                torch_forward(
+                    torch, [(f"{name}.{n}", p) for n, p in b], parameters, state, x, train
+                )
                 for b in layer.branches()
             ]
             x = sum(ends[1:], ends[0])
@@ -320,7 +339,7 @@ def torch_forward(torch, parts, parameters, state, x):
                 var,
                 own["gamma"],
                 own["beta"],
-                True,
+                train,
                 layer.momentum,
                 layer.eps,
             )

@@ -15,7 +15,7 @@ from runs import (
     train,
 )
 
-from minimal_nn import SGD, Adam, BatchNorm, Dense, Momentum, Network, ReLU, fit
+from minimal_nn import SGD, Adam, BatchNorm, Conv2d, Dense, Flatten, Momentum, Network, ReLU, fit
 from minimal_nn.errors import CheckpointError, NonFiniteError
 
 in_each_wing = pytest.mark.parametrize("wing", wings.names("update"))
@@ -270,7 +270,12 @@ def test_classes_with_steps_of_their_own_are_refused(data):
 def test_the_plan_tells_what_is_frozen():
     network = batchnorm_network().on("cpu")
     assert network.plan_report(SGD(), clip_norm=0.5).startswith("compiled")
-    assert "loops are not compiled for frozen" in network.plan_report(SGD(), frozen=["dense1"])
+    assert network.plan_report(SGD(), frozen=["batchnorm1"]).startswith("compiled")
+    layers = [Conv2d(3), BatchNorm(), Flatten(), Dense(2)]
+    network = Network(layers, (8, 8, 1), backend="cpu")
+    assert network.plan_report(SGD(), frozen=["conv1"]).startswith("compiled")
+    refused = network.plan_report(SGD(), frozen=["batchnorm1"])
+    assert "batchnorm1: loops are not compiled for frozen batch norm on images" in refused
     assert network.plan_report(SGD(), accumulate=2).startswith("compiled")
 
 

@@ -39,9 +39,10 @@ from minimal_nn.cpu.plan.dense import DenseLayers
 from minimal_nn.cpu.plan.gather import emit_gather
 from minimal_nn.cpu.plan.images import ImageLayers
 from minimal_nn.cpu.plan.layouts import Parameter, Vector
-from minimal_nn.cpu.plan.reasons import parts, why_not
+from minimal_nn.cpu.plan.reasons import is_part_of, parts, why_not
 from minimal_nn.cpu.plan.updates import Updates
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
+from minimal_nn.reference.batchnorm import standard_deviation
 from minimal_nn.reference.extremes import MEAN_SQUARE, VARIANCE
 
 CHUNK = 256  # steps between two looks at the host's tables
@@ -57,8 +58,8 @@ def plan(program, optimizer, batch_size, **options):
 
     program: a network's `Program`; optimizer: an `Optimizer`; batch_size: examples in most batches;
     options: scheduled=True where hyper-parameters change from step to step, clip_norm=NUMBER where
-    gradients are clipped, part_size=NUMBER where a step takes its examples in parts.  `why_not`
-    says why there is none.
+    gradients are clipped, part_size=NUMBER where a step takes its examples in parts,
+    frozen=NAMES of layers that stay.  `why_not` says why there is none.
     """
     if why_not(program, optimizer, **options) is not None:
         return None
@@ -115,10 +116,22 @@ class Plan:
 class TrainingLoop:
     """The program of one training step for one batch size, with all its arrays.
 
-    parts: so many turns of the program, with a batch each, make a step.
+    parts: so many turns of the program, with a batch each, make a step.  frozen: the names of
+    layers whose parameters and statistics stay.
     """
 
-    def __init__(self, network, optimizer, batch_size, scheduled=False, clip_norm=None, parts=1):
+    def __init__(
+        self,
+        network,
+        optimizer,
+        batch_size,
+        scheduled=False,
+        clip_norm=None,
+        parts=1,
+        frozen=(),
+    ):
+        self.frozen = frozen
+        self.fixed = []  # (batch norm's operation, its running mean, 1 / sqrt(var + eps))
         self.parts, self.chunk = parts, max(CHUNK // parts, 1)  # steps between two looks
         turns = self.chunk * parts
         self.dtype = np.dtype(network.dtype)
@@ -143,9 +156,10 @@ class TrainingLoop:
     def _emit(self, network):
         """Emit the forward pass, the loss, and the backward pass with the updates."""
         on_images, operations = parts(network.operations)
-        # Gradients are needed down to the first layer that has parameters.
-        with_parameters = [i for i, op in enumerate(operations) if op.parameters]
-        first = -1 if on_images else min(with_parameters)
+        # Gradients are needed down to the first layer that has parameters to train.
+        trained = [i for i, op in enumerate(operations) if op.parameters and not self.stays(op)]
+        images_too = any(op.parameters and not self.stays(op) for op in on_images)
+        first = -1 if images_too else min(trained)
         dense = DenseLayers(self, operations, first)
         if on_images:
             images = ImageLayers(self, on_images)
@@ -157,8 +171,12 @@ class TrainingLoop:
         scores = dense.forward(x)
         (columns,) = network.operations[-1].output_shape
         dx = dense.backward(dense.loss(network.loss, scores, columns))
-        if on_images:
+        if images_too:
             images.backward(dx)
+
+    def stays(self, operation):
+        """Return whether an operation is part of a frozen layer."""
+        return is_part_of(operation.layer, self.frozen)
 
     def parameter(self, operation, local, layout):
         """Return room for a parameter; an int stands for a vector of so many numbers."""
@@ -166,8 +184,15 @@ class TrainingLoop:
         if isinstance(layout, int):
             layout = Vector(layout, self.dtype)
         found = Parameter(self.program, name, layout, self.slots, self.dtype)
+        found.frozen = self.stays(operation)
         self.parameters[name] = found
         return found
+
+    def fixed_statistics(self, operation, size):
+        """Return arrays of running mean and 1 / sqrt(var + eps) that stay as they are."""
+        arrays = [workspace.aligned(size, self.dtype) for _ in range(2)]
+        self.fixed.append((operation, *arrays))
+        return arrays
 
     def running(self, operation, size):
         """Return operands of batch norm's running mean and variance."""
@@ -245,15 +270,27 @@ class TrainingLoop:
     def _load(self, network, optimizer):
         for name, parameter in self.parameters.items():
             array = network.parameters[name]
+            if parameter.frozen:
+                parameter.layout.pack(array, parameter.arrays[0])
+                continue
             if name not in optimizer.state:
                 optimizer.state[name] = optimizer.initial_state(array, network.backend)
             state = optimizer.state[name]
             parameter.load([array, *(state[slot] for slot in self.slots)])
         for name, padded in self.state.items():
             padded[: network.state[name].size] = network.state[name]
+        for operation, mean, inverse in self.fixed:
+            running, var = (network.state[operation.state[local]] for local in ("mean", "var"))
+            try:
+                std = standard_deviation(var, operation.options["eps"], "units (running variance)")
+            except (NonFiniteError, ZeroVarianceError) as error:
+                raise type(error)(f"{operation.layer}: {error}") from None
+            mean[: running.size], inverse[: running.size] = running, 1 / std
 
     def _save(self, network, optimizer, steps):
         for name, parameter in self.parameters.items():
+            if parameter.frozen:
+                continue
             array, *states = parameter.saved()
             network.parameters[name] = array
             optimizer.state[name] = dict(zip(self.slots, states, strict=True))

@@ -48,6 +48,8 @@ class Updates:
 
         gradient: of all units, or in a thread's space of this one.
         """
+        if parameter.frozen:
+            return
         if not self.waits:
             self._emit_update(parameter, gradient)
             return
@@ -158,7 +160,8 @@ class Updates:
         fixed = [
             parameter
             for parameter in parameters
-            if optimizer.hyper_parameters(parameter.name)["fixed_norm"] is not None
+            if not parameter.frozen
+            and optimizer.hyper_parameters(parameter.name)["fixed_norm"] is not None
         ]
         program.phase(1)
         for parameter, gradient, table in self._whole:
