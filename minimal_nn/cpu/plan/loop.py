@@ -103,7 +103,11 @@ class Plan:
                 f"batches: got {rows} examples a step, expected a multiple of part_size = "
                 f"{self.part_size}"
             )
-        norms = (op for op in self.program.operations if op.module == "batchnorm")
+        norms = (
+            op
+            for op in self.program.operations
+            if op.module == "batchnorm" and not is_part_of(op.layer, self.options.get("frozen", ()))
+        )
         if (self.part_size or rows) < 2 and any(len(op.input_shape) == 1 for op in norms):
             raise ValueError(
                 "batches: got 1 example a batch, expected at least 2 for batch norm (the variance "
