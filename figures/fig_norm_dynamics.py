@@ -145,25 +145,26 @@ def plot(numbers):
         for index, curve in enumerate(curves):
             color = style.COLORS[index]
             step = np.maximum(curve["step"], 0.5)
-            name = rf"$\lambda = {style.power_of_ten(curve['l2']).strip('$')}$"
-            style.band(top, step, curve["norm"], color, name)
+            name = rf"$\lambda = {style.plain(curve['l2']).strip('$')}$"
+            style.band(top, step, curve["norm"], color)
+            style.label_end(top, step[-1], curve["norm"].mean(axis=0)[-1], name, color)
             top.plot(
                 step,
                 curve["predicted"].mean(axis=0),
                 color=style.BLACK,
                 linewidth=0.9,
                 dashes=(3, 2),
-                label="law" if index == 0 else None,
             )
             style.band(bottom, step[1:], curve["rate"][:, 1:], color)
+            style.label_end(bottom, step[-1], curve["rate"].mean(axis=0)[-1], name, color)
         for ax in (top, bottom):
             style.log_axis(ax.xaxis)
+            ax.set_xlim(right=8 * step[-1])  # room for the names
             style.half_decades(ax.yaxis)
             style.log_axis(ax.yaxis)
         eta = curves[0]["eta"] if curves else 0
         top.set_title(rf"{style.label(optimizer)}, $\eta = {eta:g}$")
         bottom.set_xlabel("step")
-        top.legend(loc="best")
-    grid[0, 0].set_ylabel(r"$|w|$")
+    grid[0, 0].set_ylabel(r"$|w|$ (dashed: the law)")
     grid[1, 0].set_ylabel(r"$\eta_\mathrm{eff}$")
     return figure

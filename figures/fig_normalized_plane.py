@@ -15,7 +15,6 @@ import itertools
 
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.colors import LogNorm
 
 from figures import presets, recorded, statements, style
 from theory import laws
@@ -169,8 +168,8 @@ def compute(results, preset):
         + ", ".join(
             f"{s.short} ({s.text.split(':')[0]})" for s in said if "test loss has" in s.text
         )
-        + f". Means and ranges of {preset.seeds} seeds; crossed cells diverged or died (all units "
-        "of a layer dead)."
+        + f". Star: the least error. Means and ranges of {preset.seeds} seeds; crossed cells "
+        "diverged or died (all units of a layer dead)."
     )
     return numbers
 
@@ -211,9 +210,11 @@ def plot(numbers):
         l2s = row["l2s"][1:]
         with np.errstate(all="ignore"):
             error = row["error"][:, :, 1:].mean(axis=0)
-        mesh = style.plane(top, row["etas"], l2s, error, LogNorm())
+        scale = style.error_scale(error)
+        mesh = style.plane(top, row["etas"], l2s, error, scale)
         bar = figure.colorbar(mesh, ax=top, pad=0.02, aspect=14)
-        style.log_axis(bar.ax.yaxis, 5)
+        style.percent(bar.ax.yaxis, scale)
+        style.best(top, row["etas"], l2s, error)
         bar.outline.set_linewidth(0.4)
         limits = top.get_xlim(), top.get_ylim()
         edge = style.edges(row["etas"])
@@ -235,7 +236,7 @@ def plot(numbers):
                 x,
                 change,
                 color,
-                style.power_of_ten(eta),
+                style.plain(eta),
                 marker=style.MARKERS[i % len(style.MARKERS)],
                 markersize=2.5,
             )

@@ -166,7 +166,7 @@ def plot(numbers):
             curve["norm"],
             curve["local"],
             color,
-            rf"$\epsilon = {style.power_of_ten(curve['eps']).strip('$')}$",
+            rf"$\epsilon = {style.plain(curve['eps']).strip('$')}$",
         )
         right.plot(
             curve["norm"],

@@ -108,7 +108,7 @@ def compute(results, preset):
         + "; ".join(f"{s.text.split(':')[0]} {s.short}" for s in first)
         + " (the "
         "error's own noise leaves the value in parentheses above the scatter plots possible). "
-        f"Means of {preset.seeds} seeds; crossed cells diverged or died "
+        f"Star: the least error. Means of {preset.seeds} seeds; crossed cells diverged or died "
         "(all units of a layer dead)."
     )
     return numbers
@@ -195,14 +195,18 @@ def plot(numbers):
         with np.errstate(all="ignore"):
             error, norm, rate = (_average(row[key]) for key in ("error", "norm", "rate"))
         panels = (
-            (error, "test error", LogNorm(np.nanmin(error), np.nanmax(error))),
+            (error, "test error", style.error_scale(error)),
             (norm, r"$|w|$", LogNorm()),
             (rate, r"$\eta_\mathrm{eff}$", LogNorm()),
         )
         for ax, (values, title, norm_) in zip(axes[:3], panels, strict=True):
             mesh = style.plane(ax, etas, l2s, values, norm_)
             bar = figure.colorbar(mesh, ax=ax, pad=0.02, aspect=14)
-            style.log_axis(bar.ax.yaxis, 5)
+            if values is error:
+                style.percent(bar.ax.yaxis, norm_)
+                style.best(ax, etas, l2s, error)
+            else:
+                style.log_axis(bar.ax.yaxis, 5)
             bar.outline.set_linewidth(0.4)
             ax.set_title(f"{style.label(optimizer)}: {title}" if ax is axes[0] else title)
             if optimizer == rows[-1][0]:
@@ -259,12 +263,13 @@ def _scatter(ax, row, optimizer):
             color=shades(scale(i)),
         )
     style.log_axis(ax.xaxis, 5)
-    style.log_axis(ax.yaxis, 5)
+    style.percent(ax.yaxis, style.error_scale(row["error"]))
     xi = {name: np.mean(values) for name, values in row["xi"].items()}
     ax.set_title(
         rf"$\xi$: $\eta_\mathrm{{eff}}$ {xi['rate']:.2f} (of {xi['others']:.2f}),"
         "\n"
-        rf"$\eta$ {xi['eta']:.2f}, $\lambda$ {xi['lambda']:.2f}".replace("-", "\u2212"),
+        rf"$\eta$ {xi['eta']:.2f}, $\lambda$ {xi['lambda']:.2f}".replace("-", "\u2212")
+        + "\ndark to light: larger $\\eta$",
         fontsize=7,
     )
     power = laws.rate_power(optimizer)

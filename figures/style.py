@@ -3,7 +3,15 @@
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from minimal_nn.files import whole_file
 
@@ -66,33 +74,53 @@ def label(optimizer):
     return LABELS.get(optimizer, optimizer)
 
 
-def power_of_ten(value, _=None):
-    """Return a number as a power of ten, in halves where needed, for an axis.
+def plain(value, _=None):
+    """Return a number as a person writes it: 0.03, 1, 300; far from 1 as a power of ten.
 
-    >>> power_of_ten(0.01)
-    '$10^{-2}$'
+    >>> plain(0.3), plain(3000.0), plain(1e-5), plain(0.0)
+    ('0.3', '3000', '$10^{-5}$', '0')
     """
     if value <= 0:
         return "0"
-    exponent = np.log10(value)
-    if abs(exponent - round(exponent)) < 1e-6:
-        return f"$10^{{{round(exponent)}}}$"
-    return f"$10^{{{exponent:.1f}}}$"
+    if 0.01 < value * 1.001 and value < 9999:
+        return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+    exponent = int(np.floor(np.log10(value) + 1e-9))
+    factor = value / 10.0**exponent
+    power = f"10^{{{exponent}}}"
+    return f"${power}$" if abs(factor - 1) < 1e-3 else rf"${factor:.2g} \cdot {power}$"
+
+
+def error_scale(errors):
+    """Return the norm for errors, parts of 1: logarithmic where they spread over a factor of 4."""
+    low, high = np.nanmin(errors), np.nanmax(errors)
+    return LogNorm(low, high) if 0 < 4 * low < high else Normalize(low, high)
+
+
+def percent(axis, scale):
+    """Label an axis of parts of 1, on the scale of `error_scale`, in per cent."""
+    if isinstance(scale, LogNorm):
+        (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+        axis.set_major_locator(FixedLocator([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]))
+    else:
+        axis.set_major_locator(MaxNLocator(5))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+    axis.set_minor_locator(NullLocator())
 
 
 def log_axis(axis, count=6):
-    """Make an axis logarithmic, labelled in powers of ten, also broken ones where it is short."""
+    """Make an axis logarithmic, labelled in powers of ten, a short one in 0.3, 1, 3 or closer."""
     (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
     low, high = np.log10(sorted(axis.get_view_interval()))
     if high - low < 2:
-        for step in (0.5, 0.2, 0.1):
-            exponents = step * np.arange(np.floor(low / step), np.ceil(high / step) + 1)
-            if np.count_nonzero((exponents >= low) & (exponents <= high)) > 1:
+        for factors in ((1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+            powers = np.arange(np.floor(low), np.ceil(high) + 1)
+            ticks = np.multiply.outer(10.0**powers, factors).ravel()
+            if np.count_nonzero((ticks >= 10**low) & (ticks <= 10**high)) > 2:
                 break
-        axis.set_major_locator(FixedLocator(10**exponents))
+        axis.set_major_locator(FixedLocator(ticks))
     else:
         axis.set_major_locator(LogLocator(10, numticks=count))
-    axis.set_major_formatter(FuncFormatter(power_of_ten))
+    axis.set_major_formatter(FuncFormatter(plain))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -111,7 +139,7 @@ def grid_axis(axis, values):
     whole = [v for v in values if v > 0 and abs(np.log10(v) - round(np.log10(v))) < 1e-6]
     axis.set_major_locator(FixedLocator(whole))
     axis.set_minor_locator(FixedLocator([v for v in values if v > 0]))
-    axis.set_major_formatter(FuncFormatter(power_of_ten))
+    axis.set_major_formatter(FuncFormatter(plain))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -135,6 +163,21 @@ def plane(axes, etas, l2s, values, norm=None, cmap=SEQUENTIAL):
     for side in ("top", "right"):
         axes.spines[side].set_visible(True)
     return mesh
+
+
+def best(axes, etas, l2s, values):
+    """Mark the cell of a plane with the least value by a star."""
+    i, j = np.unravel_index(np.nanargmin(values), values.shape)
+    axes.plot(
+        l2s[j], etas[i], marker="*", markersize=8, color="white", markeredgecolor=BLACK, mew=0.5
+    )
+
+
+def label_end(axes, x, y, text, color):
+    """Write a line's name at its right end, in its colour."""
+    axes.annotate(
+        text, (x, y), xytext=(4, 0), textcoords="offset points", color=color, va="center", size=7
+    )
 
 
 def band(axes, x, curves, color, label=None, **options):

@@ -1,12 +1,13 @@
 """minimal_nn: a hand-written network, no autodiff; forward and backward passes that can be read.
 
 network     Network: layers -> loss and gradients by explicit backward passes, invariance groups
-layers      Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, RMSNorm, ReLU, Tanh, MaxPool2d,
-            Flatten, Sequential, Residual
+layers      Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, RMSNorm, GroupNorm, ReLU, Tanh,
+            Dropout, MaxPool2d, AveragePool2d, Flatten, Sequential, Residual
 optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies
 schedules   Cosine, Warmup, ...: hyper-parameters as functions of the step
 training    fit: batches, history, progress bar, checkpoint and resume
 stored      save, load, load_parameters: networks in files
+exchange    to_torch, from_torch: weights as PyTorch's state_dicts
 augmentation   flip_and_shift: training images mirrored and moved at random
 gradcheck   derivatives checked by complex steps and finite differences
 lab/        exercises: write a backward pass, and the fault is named
@@ -17,10 +18,13 @@ reference/ cpu/ cuda/   the formulas, in three wings with the same modules
 from minimal_nn import moved, schedules
 from minimal_nn.cpu.machine.threads import set_num_threads
 from minimal_nn.layers import (
+    AveragePool2d,
     BatchNorm,
     Conv2d,
     Dense,
+    Dropout,
     Flatten,
+    GroupNorm,
     Layer,
     LayerNorm,
     MaxPool2d,
@@ -61,11 +65,14 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "AveragePool2d",
     "BatchNorm",
     "Conv2d",
     "Dense",
+    "Dropout",
     "Flatten",
     "Group",
+    "GroupNorm",
     "History",
     "Layer",
     "LayerNorm",

@@ -4,7 +4,9 @@ A wing is a package with one module for each operation, all with the same functi
 
     affine, convolution, activation, pooling      forward(...) -> y, cache      backward(dy, cache)
     batchnorm   also forward_running, backward_running (evaluation) and update_running
-    layernorm, rmsnorm, weightnorm                forward(...) -> y, cache      backward(dy, cache)
+    layernorm, rmsnorm, groupnorm, weightnorm     forward(...) -> y, cache      backward(dy, cache)
+    averagepooling                                as pooling
+    dropout     forward(x, kept, rate), what is kept being drawn by the layer
     loss        forward(scores, targets, kind) -> value, cache;  backward(dvalue, cache) -> dscores
     update      one function for each optimizer's formula
 
@@ -36,9 +38,12 @@ OPERATIONS = (
     "batchnorm",
     "layernorm",
     "rmsnorm",
+    "groupnorm",
     "weightnorm",
     "activation",
+    "dropout",
     "pooling",
+    "averagepooling",
     "loss",
     "update",
 )
@@ -55,9 +60,12 @@ class Backend:
     batchnorm: types.ModuleType
     layernorm: types.ModuleType
     rmsnorm: types.ModuleType
+    groupnorm: types.ModuleType
     weightnorm: types.ModuleType
     activation: types.ModuleType
+    dropout: types.ModuleType
     pooling: types.ModuleType
+    averagepooling: types.ModuleType
     loss: types.ModuleType
     update: types.ModuleType
     package: types.ModuleType

@@ -7,7 +7,8 @@ A layer made of others names them (`Layer.branches`) and says what it is to its 
 are rescaled together at their end (`Layer.leaving`).
 
 What needs the parameters of several layers at once is not derived: that the blocks of a residual
-network may be scaled together with what they are added to, say.
+network may be scaled together with what they are added to, say.  Nor is a rescaling followed that a
+normalization turns into factors which differ by example, and another one absorbs.
 """
 
 import math

@@ -116,7 +116,7 @@ class Network:
                 self.shapes.append(layer.output_shape(shape))
             for key, array in layer.initial_parameters(shape, rng).items():
                 self.parameters[f"{name}.{key}"] = self._own(array)
-            for key, array in layer.initial_state(shape).items():
+            for key, array in {**layer.initial_state(shape), **layer.drawn_state(rng)}.items():
                 self.state[f"{name}.{key}"] = self._own(array)
         self._expected = {
             "parameters": {name: array.shape for name, array in self.parameters.items()},

@@ -1,7 +1,8 @@
 """Networks that the tests run over: every layer and normalization, and what is invariant in them.
 
-An invariance group is written (parameters, per_unit, absorbed_by); `cancelled` are the shifts that
-a normalization subtracts again, so that the loss does not depend on them at all.
+An invariance group is written (parameters, extent, absorbed_by), the extent True for a factor per
+unit, False for one factor, a number for one in each of so many blocks; `cancelled` are the shifts
+that a normalization subtracts again, so that the loss does not depend on them at all.
 """
 
 from typing import NamedTuple
@@ -9,10 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn import (
+    AveragePool2d,
     BatchNorm,
     Conv2d,
     Dense,
+    Dropout,
     Flatten,
+    GroupNorm,
     LayerNorm,
     MaxPool2d,
     Network,
@@ -40,6 +44,15 @@ def per_unit(absorbed_by, *parameters):
 
 def whole(absorbed_by, *parameters):
     return parameters, False, absorbed_by
+
+
+def blocks(number, absorbed_by, *parameters):
+    return parameters, number, absorbed_by
+
+
+def extent(group):
+    """Return an InvarianceGroup's extent."""
+    return group.blocks if group.blocks > 1 else group.per_unit
 
 
 def _wide(bias=True):
@@ -243,6 +256,29 @@ ARCHITECTURES = {
         (3, 3, 2),
         (whole("layernorm1", "conv1.W", "conv1.b"),),
     ),
+    "dropout": Architecture(
+        [
+            *(_wide(bias=False), Dropout(0.25), BatchNorm(), ReLU()),
+            *(Dropout(0.25), Dense(6, bias=False), BatchNorm(), Tanh(), Dense(3)),
+        ],
+        (4,),
+        (
+            per_unit("batchnorm1", "dense1.W"),
+            whole("batchnorm2", "batchnorm1.gamma", "batchnorm1.beta"),
+            per_unit("batchnorm2", "dense2.W"),
+        ),
+    ),
+    "dropout behind a bias": Architecture(
+        [_wide(), Dropout(0.25), BatchNorm(), Tanh(), Dense(3)],
+        (4,),
+        (per_unit("batchnorm1", "dense1.W", "dense1.b"),),
+    ),
+    "average pooling before batch norm": Architecture(
+        [Conv2d(3), ReLU(), AveragePool2d(2), Conv2d(2), AveragePool2d(), BatchNorm(), Dense(3)],
+        (4, 4, 2),
+        (whole("batchnorm1", "conv1.W", "conv1.b"), per_unit("batchnorm1", "conv2.W")),
+        ("conv2.b",),
+    ),
     "sequences": Architecture(
         [
             Sequential([_wide(bias=False), BatchNorm(), ReLU()]),
@@ -313,6 +349,47 @@ ARCHITECTURES = {
         ),
         ("residual1.conv1.b", "residual1.conv2.b", "residual1.shortcut.conv1.b"),
     ),
+    "group norm": Architecture(
+        [
+            *(Conv2d(4, bias=False), GroupNorm(2), ReLU()),
+            *(Conv2d(6, bias=False), GroupNorm(3), Flatten(), Dense(3)),
+        ],
+        (3, 3, 2),
+        (
+            blocks(2, "groupnorm1", "conv1.W"),
+            whole("groupnorm2", "groupnorm1.gamma", "groupnorm1.beta"),
+            blocks(3, "groupnorm2", "conv2.W"),
+        ),
+    ),
+    "group norm after a bias": Architecture(
+        [Conv2d(4), ReLU(), MaxPool2d(2), GroupNorm(2), Flatten(), Dense(3)],
+        (4, 4, 2),
+        (blocks(2, "groupnorm1", "conv1.W", "conv1.b"),),
+    ),
+    "one group of images": Architecture(
+        [Conv2d(4), GroupNorm(1), Tanh(), Flatten(), Dense(3)],
+        (3, 3, 2),
+        (whole("groupnorm1", "conv1.W", "conv1.b"),),
+    ),
+    "instance norm": Architecture(
+        [Conv2d(4), GroupNorm(4), Tanh(), Flatten(), Dense(3)],
+        (3, 3, 2),
+        (per_unit("groupnorm1", "conv1.W"),),
+        ("conv1.b",),
+    ),
+    "group norm of a vector": Architecture(
+        [Dense(6, bias=False), GroupNorm(2), Tanh(), Dense(3)],
+        (4,),
+        (blocks(2, "groupnorm1", "dense1.W"),),
+    ),
+    "batch norm before group norm": Architecture(
+        [Conv2d(4, bias=False), BatchNorm(), ReLU(), GroupNorm(2), Flatten(), Dense(3)],
+        (3, 3, 2),
+        (
+            per_unit("batchnorm1", "conv1.W"),
+            blocks(2, "groupnorm1", "batchnorm1.gamma", "batchnorm1.beta"),
+        ),
+    ),
     "weight norm of convolutions": Architecture(
         [WeightNorm(Conv2d(3)), BatchNorm(), ReLU(), WeightNorm(Conv2d(2)), Flatten(), Dense(3)],
         (3, 3, 2),
@@ -345,6 +422,7 @@ def network_of(name, rng, *, eps=0.0, dtype=np.float64, loss="cross_entropy", ba
     state = {
         name: _positive(rng, array) if name.endswith(".var") else _normal(rng, array)
         for name, array in network.state.items()
+        if name.endswith((".mean", ".var"))
     }
     return network.with_parameters(parameters, state)
 

@@ -26,6 +26,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--nightly", action="store_true", help="run searches at full size (tests marked nightly)"
     )
+    parser.addoption("--seed", type=int, help="the first seed of the nightly random networks")
+    parser.addoption("--networks", type=int, default=2000, help="how many of them are judged")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import test_batchnorm
+import test_groupnorm
 import test_layernorm
 import test_rmsnorm
 import test_weightnorm
@@ -17,7 +18,7 @@ from theory.numbers.bounded import running
 REAL = (np.float16, np.longdouble)
 COMPLEX = (np.complex64, np.complex128, np.clongdouble)
 PAIRS = tuple(zip(COMPLEX, (*wings.DTYPES, np.longdouble), strict=True))
-NORMALIZATIONS = (test_batchnorm, test_layernorm, test_rmsnorm, test_weightnorm)
+NORMALIZATIONS = (test_batchnorm, test_layernorm, test_rmsnorm, test_groupnorm, test_weightnorm)
 
 
 def results(dtype, rng):

@@ -4,11 +4,13 @@ import importlib.util
 
 import numpy as np
 import pytest
+import wings
 
 import minimal_nn as nn
 from minimal_nn import arguments
 from minimal_nn.augmentation import flip_and_shift
 
+EVERY_WING = pytest.mark.parametrize("wing", wings.names("affine"))
 X = np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32)
 LABELS = np.arange(12) % 3
 TARGETS = np.random.default_rng(1).standard_normal((12, 3)).astype(np.float32)
@@ -138,7 +140,7 @@ def everything(X, targets, wing, loss):
 
 
 @pytest.mark.parametrize("loss", ("cross_entropy", "mean_squared_error"))
-@pytest.mark.parametrize("wing", ("reference", "cpu"))
+@EVERY_WING
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_public_call_takes_it_for_the_array_that_it_is(kind, wing, loss):
     targets = LABELS if loss == "cross_entropy" else TARGETS
@@ -147,7 +149,7 @@ def test_every_public_call_takes_it_for_the_array_that_it_is(kind, wing, loss):
     assert everything(X, kind(targets), wing, loss) == expected
 
 
-@pytest.mark.parametrize("wing", ("reference", "cpu"))
+@EVERY_WING
 def test_a_matrix_is_an_array(wing):
     """Products of np.matrix are others than those of arrays: it is not computed with."""
     expected = everything(X, TARGETS, wing, "mean_squared_error")
@@ -155,14 +157,14 @@ def test_a_matrix_is_an_array(wing):
     assert everything(*given, wing, "mean_squared_error") == expected
 
 
-@pytest.mark.parametrize("wing", ("reference", "cpu"))
+@EVERY_WING
 def test_a_memory_map_is_an_array(wing, tmp_path):
     given = memory_map(X, tmp_path), memory_map(LABELS, tmp_path)
     assert everything(*given, wing, "cross_entropy") == everything(X, LABELS, wing, "cross_entropy")
 
 
 @pytest.mark.parametrize("dtype", (np.uint8, np.int8, np.uint16, np.int32, np.uint32, np.uint64))
-@pytest.mark.parametrize("wing", ("reference", "cpu"))
+@EVERY_WING
 def test_labels_of_every_integer_type(wing, dtype):
     expected = everything(X, LABELS, wing, "cross_entropy")
     assert everything(X, LABELS.astype(dtype), wing, "cross_entropy") == expected
@@ -284,7 +286,7 @@ PLACED = {
 }
 
 
-@pytest.mark.parametrize("wing", ("reference", "cpu"))
+@EVERY_WING
 @pytest.mark.parametrize("case", PLACED)
 def test_what_was_placed_into_a_network_is_checked_at_every_door(case, wing):
     name, change, message = PLACED[case]

@@ -1,8 +1,9 @@
 """Invariance groups against the truth: on architectures that nobody chose, loss by loss.
 
-The truth about a layer's scale (and its shift) is measured: the first of the four rescalings, of
-each unit by itself or of the layer as a whole, without the shift or jointly with it, under which
-the loss stays as it is.  Losses are computed in longdouble, where rounding lies far below a change.
+The truth about a layer's scale (and its shift) is measured: the first of the rescalings, of each
+unit by itself, of blocks of units, larger and larger ones, or of the layer as a whole, without the
+shift or jointly with it, under which the loss stays as it is.  Losses are computed in longdouble,
+where rounding lies far below a change.
 """
 
 from itertools import product
@@ -12,10 +13,13 @@ import own
 import pytest
 
 from minimal_nn import (
+    AveragePool2d,
     BatchNorm,
     Conv2d,
     Dense,
+    Dropout,
     Flatten,
+    GroupNorm,
     LayerNorm,
     MaxPool2d,
     Network,
@@ -29,6 +33,25 @@ from minimal_nn import (
 
 EXAMPLES = 7
 SAME, OTHER = 1e-13, 1e-7  # relative to the loss; nothing may lie between
+
+
+def group_norm(rng, units):
+    """Draw a number of groups that divides the units."""
+    return GroupNorm(int(rng.choice([g for g in range(1, units + 1) if units % g == 0])), eps=0.0)
+
+
+def twice_by_group(layers, chosen):
+    """Return whether examples would be normalized once more without a linear layer in between.
+
+    Of what another normalization has made, groups may have statistics that are the same in all
+    examples, or whose factors differ by example: invariances that are true, and not derived.
+    """
+    linear = [isinstance(x, (Dense, Conv2d, WeightNorm)) for x in layers]
+    behind = layers[len(layers) - linear[::-1].index(True) :] if any(linear) else layers
+    by_example = LayerNorm, RMSNorm, GroupNorm, Residual, Sequential, own.Residual
+    if isinstance(chosen, GroupNorm):
+        return any(isinstance(x, by_example) for x in behind)
+    return isinstance(chosen, by_example) and any(isinstance(x, GroupNorm) for x in behind)
 
 
 def image_block(rng, shape, layer):
@@ -49,6 +72,7 @@ def block(rng, width, layer):
     norms = [BatchNorm(0.0), LayerNorm(0.0), RMSNorm(0.0)]
     tail = [norms[int(rng.integers(3))]] if rng.integers(2) else []
     tail += [ReLU()] if rng.integers(2) else []
+    tail += [Dropout(0.2)] if rng.random() < 0.2 else []
     if rng.integers(2):
         return Sequential([layer, *tail])
     head = [norms[int(rng.integers(3))]] if width > 2 and rng.integers(2) else []
@@ -66,31 +90,40 @@ def image_layers(rng, shape):
         kernel = int(rng.integers(1 if shape[-1] > 1 else 2, 4))
         padding = int(rng.integers(0, 2)) if kernel > 1 else 0  # no window sees borders alone
         options = {"kernel": kernel, "padding": padding, "stride": int(rng.integers(1, 3))}
-        layer = Conv2d(int(rng.integers(2, 4)), bias=bool(rng.integers(2)), **options)
-        kinds = [layer, WeightNorm(layer), BatchNorm(0.0), ReLU(), Tanh(), MaxPool2d(2)]
+        layer = Conv2d(int(rng.integers(2, 5)), bias=bool(rng.integers(2)), **options)
+        pool = AveragePool2d(2) if rng.integers(2) else MaxPool2d(2)
+        kinds = [layer, WeightNorm(layer), BatchNorm(0.0), ReLU(), Tanh(), pool]
         kinds.append(own.Residual((Conv2d(shape[-1]), BatchNorm(0.0))))
-        kinds.append(image_block(rng, shape, layer))
-        chosen = kinds[int(rng.choice(8, p=[0.3, 0.1, 0.2, 0.1, 0.05, 0.1, 0.05, 0.1]))]
+        kinds += [image_block(rng, shape, layer), group_norm(rng, shape[-1])]
+        chosen = kinds[int(rng.choice(9, p=[0.3, 0.1, 0.1, 0.1, 0.05, 0.1, 0.05, 0.1, 0.1]))]
         try:
             output = chosen.output_shape(shape)
         except ValueError:
             continue
+        if isinstance(chosen, GroupNorm) and np.prod(shape) < 3 * chosen.groups:
+            continue
+        if twice_by_group(layers, chosen):
+            continue
         if np.prod(output) > 2:
             shape = output
             layers.append(chosen)
-    return [*layers, Flatten()]
+    return [*layers, AveragePool2d() if shape[-1] > 2 and rng.random() < 0.2 else Flatten()]
 
 
 def vector_layers(rng, width):
     layers = []
     for _ in range(int(rng.integers(0, 5))):
-        layer = Dense(int(rng.integers(3, 6)), bias=bool(rng.integers(2)))
+        layer = Dense(int(rng.integers(3, 7)), bias=bool(rng.integers(2)))
         kinds = [layer, WeightNorm(layer), BatchNorm(0.0), LayerNorm(0.0), ReLU(), Tanh()]
         kinds.append(own.Residual((Dense(width), BatchNorm(0.0), ReLU())))
-        kinds += [RMSNorm(0.0), block(rng, width, layer)]
-        chosen = kinds[int(rng.choice(9, p=[0.25, 0.1, 0.15, 0.15, 0.1, 0.05, 0.05, 0.05, 0.1]))]
+        kinds += [RMSNorm(0.0), block(rng, width, layer), group_norm(rng, width)]
+        chosen = kinds[int(rng.choice(10, p=[0.2, 0.1, 0.15, 0.1] + 4 * [0.05] + [0.15, 0.1]))]
         if isinstance(chosen, (LayerNorm, RMSNorm)) and width < 3:
             continue  # two numbers become -1 and 1: the loss is constant in pieces
+        if isinstance(chosen, GroupNorm) and width < 3 * chosen.groups:
+            continue
+        if twice_by_group(layers, chosen):
+            continue
         (width,) = chosen.output_shape((width,))
         layers.append(chosen)
     return layers
@@ -145,7 +178,7 @@ def change(network, X, labels, changes):
 
 
 def truth(network, X, labels, scale, shift, rng):
-    """Return the finest rescaling that leaves the loss as it is: (names, per_unit), or None.
+    """Return the finest rescaling that leaves the loss as it is: (names, blocks), or None.
 
     A scale that the loss does not depend on at all, as where all that it reaches is dead, has none.
     """
@@ -153,24 +186,27 @@ def truth(network, X, labels, scale, shift, rng):
     other = np.abs(rng.standard_normal(w.shape))  # a rescaling would keep the signs
     if max(change(network, X, labels, {scale: sign * other}) for sign in (-1, 1)) < SAME:
         return None
-    for per_unit, joint in product((True, False), (False, True)):
+    units = w.shape[-1]
+    blocks = [number for number in range(units, 0, -1) if units % number == 0]
+    for number, joint in product(blocks, (False, True)):
         if joint and shift is None:
             continue
         names = (scale, shift) if joint else (scale,)
         if all(
             change(network, X, labels, {k: network.parameters[k] * by for k in names}) < SAME
-            for by in factors(w.shape[-1], per_unit, rng)
+            for by in factors(units, number, rng)
         ):
-            return names, per_unit
+            return names, number
     return None
 
 
-def factors(units, per_unit, rng):
+def factors(units, blocks, rng):
     """Return factors, some so far from 1 that a ReLU that let everything pass does so no more."""
-    if not per_unit or units == 1:
+    if blocks == 1:
         return 1.7, 9.0, 0.1
     ends = ((0.6, 1.9), (0.1, 1.2), (0.8, 9.0))
-    return [rng.permutation(np.geomspace(*end, units)) for end in ends]
+    each = [rng.permutation(np.geomspace(*end, blocks)) for end in ends]
+    return [np.repeat(by, units // blocks) for by in each]
 
 
 def steady(network, X, labels, rng):
@@ -201,12 +237,16 @@ def check(seed):
             return None
     except (ValueError, ArithmeticError):
         return None  # a unit or an example died: a variance of 0
-    derived = {g.parameters[0]: (g.parameters, g.per_unit) for g in network.invariance_groups()}
+    derived = {
+        g.parameters[0]: (
+            g.parameters,
+            network.parameters[g.parameters[0]].shape[-1] if g.per_unit else g.blocks,
+        )
+        for g in network.invariance_groups()
+    }
     count = 0
     for scale, shift in sources(network):
         expected, got = truth(network, X, labels, scale, shift, rng), derived.pop(scale, None)
-        if expected and network.parameters[scale].shape[-1] == 1:  # one unit is the whole
-            expected, got = expected[0], got and got[0]
         assert got == expected, f"{what}: {scale}: derived {got}, measured {expected}"
         count += got is not None
     assert not derived, f"{what}: {list(derived)} are no scales of a layer"

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from minimal_nn import (
+    AveragePool2d,
     BatchNorm,
     Conv2d,
     Dense,
+    Dropout,
     Flatten,
+    GroupNorm,
     LayerNorm,
     MaxPool2d,
     Network,
@@ -34,11 +37,17 @@ SHAPES = [
     (BatchNorm(), (6, 8, 3), (6, 8, 3)),
     (LayerNorm(), (4,), (4,)),
     (RMSNorm(), (4,), (4,)),
+    (GroupNorm(2), (4,), (4,)),
+    (GroupNorm(3), (6, 8, 3), (6, 8, 3)),
+    (GroupNorm(1), (2, 1, 1), (2, 1, 1)),
     (RMSNorm(), (1,), (1,)),
     (ReLU(), (6, 8, 3), (6, 8, 3)),
     (Tanh(), (4,), (4,)),
+    (Dropout(0.5), (6, 8, 3), (6, 8, 3)),
     (MaxPool2d(), (6, 8, 3), (3, 4, 3)),
     (MaxPool2d(3), (6, 9, 3), (2, 3, 3)),
+    (AveragePool2d(2), (6, 8, 3), (3, 4, 3)),
+    (AveragePool2d(), (6, 9, 3), (3,)),
     (Flatten(), (6, 8, 3), (144,)),
     (Flatten(), (4,), (4,)),
     (Sequential([Conv2d(5, kernel=1, padding=0), Flatten(), Dense(2)]), (3, 2, 1), (2,)),
@@ -133,6 +142,7 @@ def test_numbers_of_numpy_do_not_promote_float32(number, rng):
         BatchNorm(eps=number, momentum=number),
         LayerNorm(number),
         RMSNorm(number),
+        GroupNorm(1, eps=number),
         WeightNorm(Dense(3), eps=number),
     ]
     network = Network(layers, (4,))
@@ -153,10 +163,14 @@ REFUSED = [
     (lambda: Conv2d(3, kernel=0), ValueError, "kernel: got 0, expected an integer >= 1"),
     (lambda: Conv2d(3, stride=0), ValueError, "stride: got 0, expected an integer >= 1"),
     (lambda: Conv2d(3, padding=-1), ValueError, "padding: got -1, expected an integer >= 0"),
+    (lambda: AveragePool2d(0), ValueError, "size: got 0, expected an integer >= 1"),
     (lambda: MaxPool2d(0), ValueError, "size: got 0, expected an integer >= 1"),
     (lambda: BatchNorm(eps=-1e-5), ValueError, "eps: got -1e-05, expected a finite number >= 0"),
     (lambda: LayerNorm(eps=np.inf), ValueError, "eps: got inf, expected a finite number >= 0"),
     (lambda: LayerNorm(eps=np.nan), ValueError, "eps: got nan, expected a finite number >= 0"),
+    (lambda: GroupNorm(0), ValueError, "groups: got 0, expected an integer >= 1"),
+    (lambda: GroupNorm(1e-5), TypeError, "groups: got 1e-05, expected an integer >= 1"),
+    (lambda: GroupNorm(2, eps=-1.0), ValueError, "eps: got -1.0, expected a finite number >= 0"),
     (lambda: RMSNorm(64), TypeError, "eps: got the integer 64, .* RMSNorm takes no number of"),
     (lambda: BatchNorm(eps="1e-5"), TypeError, "eps: got '1e-5', expected a finite number >= 0"),
     (lambda: BatchNorm(momentum=1.5), ValueError, "momentum: got 1.5, expected a number from 0"),
@@ -187,8 +201,13 @@ MISFITS = [
     (Conv2d(3, kernel=5, padding=0), (4, 4, 1), r"conv1: .* got \(4, 4, 1\), expected at least 5"),
     (LayerNorm(), (4, 4, 2), r"layernorm1: .* got \(4, 4, 2\), expected \(K,\): put Flatten"),
     (RMSNorm(), (4, 4, 2), r"rmsnorm1: .* got \(4, 4, 2\), expected \(K,\): put Flatten"),
+    (GroupNorm(3), (4, 4, 2), r"groupnorm1: .* got \(4, 4, 2\), expected a number of units that"),
+    (GroupNorm(4), (4,), r"groupnorm1: .* got \(4,\), expected at least 2 numbers in each group"),
+    (GroupNorm(2), (1, 1, 2), r"groupnorm1: .* got \(1, 1, 2\), expected at least 2 numbers"),
     (LayerNorm(), (1,), r"layernorm1: .* got \(1,\), expected at least 2 units"),
     (MaxPool2d(2), (5, 4, 1), r"maxpool1: .* got \(5, 4, 1\), expected .* multiples of size = 2"),
+    (AveragePool2d(2), (5, 4, 1), r"averagepool1: .* got \(5, 4, 1\), expected .* multiples of"),
+    (AveragePool2d(), (4,), r"averagepool1: .* got \(4,\), expected \(height, width, channels\)"),
     (MaxPool2d(2), (4,), r"maxpool1: input shape of MaxPool2d: got \(4,\), expected \(height"),
     (
         Residual([Dense(3)]),
@@ -229,6 +248,17 @@ def test_what_becomes_of_a_rescaling():
     assert RMSNorm(0.5).rescaled(all_units) == Absorbed(0.5, training_only=False)
     assert [RMSNorm().rescaled(r) for r in (unit_offset, unit, all_offset)] == [None] * 3
     assert RMSNorm().rescaled(Rescaling(False, True, even=True)) is None
+    assert GroupNorm(2, eps=0.5).rescaled(all_units) == Absorbed(0.5, training_only=False)
+    assert [GroupNorm(2).rescaled(r) for r in (unit_offset, unit, all_offset)] == [None] * 3
+    in_blocks = [Rescaling(True, False, blocks=b, units=12) for b in (2, 3, 4, 6, 12)]
+    assert [GroupNorm(6).rescaled(r) is not None for r in in_blocks] == [True] * 2 + [
+        *(False, True, False)
+    ]
+    instances = Rescaling(True, True, blocks=4, units=4)
+    assert GroupNorm(4).rescaled(instances) == Absorbed(1e-5, training_only=False)
+    assert GroupNorm(4).rescaled(instances._replace(by_pixel=True)) is None
+    assert GroupNorm(2).rescaled(Rescaling(False, True, even=True)) is not None
+    assert [Dropout(0.5).rescaled(r) for r in bare] == [None, unit, None, all_units]
     assert [ReLU().rescaled(r) for r in bare] == [None, unit, None, all_units]
     assert [Dense(2).rescaled(r) for r in bare] == [None, None, all_offset, all_offset]
     assert Dense(2, bias=False).rescaled(all_units) == all_units

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import wings
 from agreement import assert_same_bits, read_only
-from architectures import ARCHITECTURES, batch_of, network_of
+from architectures import ARCHITECTURES, batch_of, extent, network_of
 
 from minimal_nn import BatchNorm, Dense, Network, ReLU, gradcheck
 from minimal_nn.network import LOSSES
@@ -142,10 +142,13 @@ def noise_of(function, network, X, rng, probes=6):
 # Invariance groups: in longdouble, so that a change of the loss and its rounding lie far apart
 
 
-def rescaled(network, group_parameters, per_unit, rng):
-    """Return the network with parameters times powers of two: one, or one for each unit."""
-    some = network.parameters[group_parameters[0]]
-    factor = 2.0 ** rng.permutation(np.arange(some.shape[-1]) % 3 - 1) if per_unit else 2.0
+def rescaled(network, group_parameters, extent, rng):
+    """Return the network with parameters times powers of two: one, or one a unit or block."""
+    units = network.parameters[group_parameters[0]].shape[-1]
+    count = units if extent is True else max(extent, 1)
+    factor = 2.0
+    if count > 1:
+        factor = np.repeat(2.0 ** rng.permutation(np.arange(count) % 3 - 1), units // count)
     return network.with_parameters(
         {name: (network.parameters[name] * factor) for name in group_parameters}
     )
@@ -162,7 +165,7 @@ def exact_subject(name, rng):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_groups_are_those_that_the_theory_says(name, rng):
     groups = [
-        (g.parameters, g.per_unit, g.absorbed_by) for g in network_of(name, rng).invariance_groups()
+        (g.parameters, extent(g), g.absorbed_by) for g in network_of(name, rng).invariance_groups()
     ]
     assert sorted(groups) == sorted(ARCHITECTURES[name].groups)
 
@@ -172,7 +175,7 @@ def test_rescaling_a_group_does_not_change_the_loss(name, rng):
     network, X, targets, noise = exact_subject(name, rng)
     loss = network.loss(X, targets)
     for group in network.invariance_groups():
-        moved = rescaled(network, group.parameters, group.per_unit, rng)
+        moved = rescaled(network, group.parameters, extent(group), rng)
         assert abs(moved.loss(X, targets) - loss) <= noise, group
 
 
@@ -185,11 +188,9 @@ def test_a_group_is_orthogonal_to_its_gradient(name, rng):
         found = {}
         for group in network.invariance_groups():
             terms = [network.parameters[p] * gradients[p] for p in group.parameters]
-            found[group] = (
-                sum(t.reshape(-1, t.shape[-1]).sum(axis=0) for t in terms)
-                if group.per_unit
-                else sum(t.sum() for t in terms)
-            )
+            count = terms[0].shape[-1] if group.per_unit else group.blocks
+            by_block = [t.reshape(-1, count, t.shape[-1] // count) for t in terms]
+            found[group] = sum(each.sum(axis=(0, 2)) for each in by_block)
         return found
 
     noise = noise_of(products, network, X, rng)
@@ -238,7 +239,7 @@ def test_running_statistics_absorb_nothing(name, rng):
     network, X, targets, noise = exact_subject(name, rng)
     loss = network.loss(X, targets, train=False)
     for group in network.invariance_groups():
-        moved = rescaled(network, group.parameters, group.per_unit, rng)
+        moved = rescaled(network, group.parameters, extent(group), rng)
         change = abs(moved.loss(X, targets, train=False) - loss)
         kind = group.absorbed_by.split(".")[-1].rstrip("0123456789")
         # Both branches of the residual blocks here end it by batch norm.

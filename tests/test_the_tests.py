@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import test_batchnorm
+import test_groupnorm
 import test_layernorm
 import test_rmsnorm
 import test_weightnorm
@@ -42,6 +43,7 @@ SUBJECTS = {
     "batchnorm": (test_batchnorm, test_batchnorm.NAMES),
     "layernorm": (test_layernorm, test_layernorm.NAMES),
     "rmsnorm": (test_rmsnorm, test_rmsnorm.NAMES),
+    "groupnorm": (test_groupnorm, test_groupnorm.NAMES),
     "weightnorm": (test_weightnorm, test_weightnorm.NAMES),
 }
 

@@ -13,6 +13,7 @@ MODULES = (
     "minimal_nn.data",
     "minimal_nn.data.fetch",
     "minimal_nn.errors",
+    "minimal_nn.exchange",
     "minimal_nn.gradcheck",
     "minimal_nn.invariance",
     "minimal_nn.lab",

@@ -40,13 +40,8 @@ class Wing:
 
 
 def _on_host(module):
-    """Return a device module whose functions take and return NumPy arrays; caches stay there."""
+    """Return a device module whose functions return NumPy arrays; caches stay there."""
     package = importlib.import_module("minimal_nn.cuda")
-
-    def to_device(x):
-        if isinstance(x, dict):
-            return {name: to_device(item) for name, item in x.items()}
-        return package.asarray(x) if isinstance(x, np.ndarray) else x
 
     def to_host(x):
         if isinstance(x, tuple) and type(x) is tuple:
@@ -56,7 +51,7 @@ def _on_host(module):
         return package.to_numpy(x) if hasattr(x, "copy_to_host") else x
 
     def on_host(function):
-        return lambda *args, **kwargs: to_host(function(*map(to_device, args), **kwargs))
+        return lambda *args, **kwargs: to_host(function(*args, **kwargs))
 
     functions = {
         k: on_host(v) for k, v in vars(module).items() if isinstance(v, types.FunctionType)

@@ -1,85 +1,71 @@
-"""Audit a PyTorch module: `theory.torch.audit(module, loss, X, y, optimizer)`.
+"""The claims on PyTorch's modules and optimizers.
+
+    audit(module, loss, X, y, optimizer)    which parameters are scale-invariant, and what follows
 
 Optional: needs the package torch (extra `torch`).
 """
 
-import numpy as np
+try:
+    import torch
+except ImportError as error:
+    raise ImportError(
+        "theory.torch needs the package torch, which is not installed; install it with: pip "
+        "install torch"
+    ) from error
 
-import minimal_nn as nn
-from theory.yours.auditing import audit as audit_callable
+from minimal_nn.optimizers import SGD
+from theory.yours import rates
+from theory.yours.auditing import audit_model
+from theory.yours.evaluation import Model
+from theory.yours.modules import (
+    arrays_of,
+    loss_and_gradients,
+    mode_of,
+    one_thread,
+    optimizer_of,
+    rules_of,
+)
 
-
-def _torch():
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            "theory.torch needs the package torch, which is not installed; install it with: pip "
-            "install 'l2-versus-normalization[torch]'"
-        ) from error
-    return torch
-
-
-def loss_and_gradients(module, loss, X, y):
-    """Return the function {name: array} -> (loss, {name: gradient}) of a module on one batch.
-
-    module: a torch.nn.Module, used as it is set (train or eval); its parameters and buffers are not
-    changed.  loss: (outputs, y) -> a scalar tensor.  X, y: the batch, tensors.
-    """
-    torch = _torch()
-    kinds = {name: tensor for name, tensor in module.named_parameters()}
-
-    def function(parameters):
-        tensors = {
-            name: torch.tensor(np.asarray(array), dtype=kinds[name].dtype, requires_grad=True)
-            for name, array in parameters.items()
-        }
-        buffers = {name: tensor.clone() for name, tensor in module.named_buffers()}
-        value = loss(torch.func.functional_call(module, {**buffers, **tensors}, (X,)), y)
-        gradients = torch.autograd.grad(value, list(tensors.values()), allow_unused=True)
-        return float(value.detach()), {
-            name: np.zeros(tensor.shape, parameters[name].dtype) if g is None else g.numpy()
-            for (name, tensor), g in zip(tensors.items(), gradients, strict=True)
-        }
-
-    return function
-
-
-def optimizer_of(optimizer):
-    """Return the minimal_nn optimizer with the hyper-parameters of a torch.optim one.
-
-    SGD (with momentum and nesterov), Adam and AdamW; of several parameter groups the first counts.
-    """
-    torch = _torch()
-    group = optimizer.param_groups[0]
-    eta, decay = group["lr"], group["weight_decay"]
-    if isinstance(optimizer, torch.optim.AdamW):
-        beta1, beta2 = group["betas"]
-        return nn.AdamW(
-            eta, beta1=beta1, beta2=beta2, eps=group["eps"], decoupled_weight_decay=decay
-        )
-    if isinstance(optimizer, torch.optim.Adam):
-        beta1, beta2 = group["betas"]
-        return nn.Adam(eta, beta1=beta1, beta2=beta2, eps=group["eps"], weight_decay=decay)
-    if isinstance(optimizer, torch.optim.SGD):
-        if group["momentum"] == 0:
-            return nn.SGD(eta, weight_decay=decay)
-        kind = nn.Nesterov if group["nesterov"] else nn.Momentum
-        return kind(eta, momentum=group["momentum"], weight_decay=decay)
-    raise TypeError(
-        f"optimizer: got {type(optimizer).__name__}, expected torch.optim.SGD, Adam or AdamW"
-    )
+__all__ = ["audit", "loss_and_gradients", "optimizer_of"]
 
 
 def audit(module, loss, X, y, optimizer=None):
-    """Return the Audit of a PyTorch module on one batch: see theory.yours.auditing.
+    """Return the Audit of a PyTorch module on one batch: see theory.audit.
 
-    module, loss, X, y: as for `loss_and_gradients`.  optimizer: a torch.optim SGD, Adam or AdamW,
-    or a minimal_nn optimizer.
+    module: a torch.nn.Module in the mode that is meant (train or eval), on any device; it is
+    evaluated in float64 where its parts allow it, else in float32, and not changed.  loss:
+    (outputs, y) -> a scalar tensor.  X: a tensor, a tuple of inputs or a dict of named ones.  y:
+    what the loss takes.  optimizer: a torch.optim SGD, Adam or AdamW, of which each parameter's own
+    group counts, or a minimal_nn optimizer; SGD(0.1) by default.
+
+    Raises TypeError and ValueError for what it cannot treat.
+
+    >>> module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    >>> X, y = torch.randn(16, 3), torch.randn(16, 4)
+    >>> [row.invariant for row in audit(module, torch.nn.functional.mse_loss, X, y).rows]
+    ['per unit', 'cancelled', 'no', 'no']
     """
-    torch = _torch()
-    if isinstance(optimizer, torch.optim.Optimizer):
-        optimizer = optimizer_of(optimizer)
-    parameters = {name: p.detach().numpy().copy() for name, p in module.named_parameters()}
-    function = loss_and_gradients(module, loss, X, y)
-    return audit_callable(function, parameters, optimizer=optimizer, unit_axis=0)
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"module: got {type(module).__name__}, expected a torch.nn.Module")
+    with one_thread():
+        model = Model(loss_and_gradients(module, loss, X, y), arrays_of(module))
+        if isinstance(optimizer, torch.optim.Optimizer):
+            rules, text = rules_of(optimizer, module), _text(optimizer)
+        else:
+            optimizer = SGD(0.1) if optimizer is None else optimizer
+            rules, text = rates.rules_of(optimizer, model.parameters), repr(optimizer)
+            frozen = {n for n, p in module.named_parameters() if not p.requires_grad}
+            rules = {name: rule for name, rule in rules.items() if name not in frozen}
+        return audit_model(model, rules, text, 0, mode_of(module))
+
+
+def _text(optimizer):
+    """Return an optimizer's groups in a line each."""
+    name = type(optimizer).__name__
+    left_out = ("params", "foreach", "fused", "capturable", "differentiable")
+    lines = []
+    for group in optimizer.param_groups:
+        options = {k: v for k, v in group.items() if k not in left_out and v not in (None, False)}
+        options = ", ".join(f"{key}={value}" for key, value in options.items())
+        lines.append(f"{name}({options}): {len(group['params'])} parameters")
+    return "\n".join(lines)

@@ -20,6 +20,7 @@ from minimal_nn.cpu.machine.operands import elements
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import fill, fma, load, store, where_above
 from minimal_nn.cpu.machine.workspace import round_up
+from minimal_nn.reference.arguments import expect_shape
 
 KINDS = ("relu", "tanh", "identity")
 
@@ -114,6 +115,7 @@ def forward(z, kind):
 def backward(dy, cache):
     """Return dz = f'(z) dy."""
     _, dy = floating(y=cache.y, dy=dy)
+    expect_shape("dy", dy, cache.y.shape)
     if cache.kind == "identity":
         return dy
     y, source = workspace.flat(cache.y), workspace.flat(dy)

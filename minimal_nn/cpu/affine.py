@@ -28,6 +28,7 @@ from minimal_nn.cpu.machine.operands import Operand
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import fill, load, store, transpose_square
 from minimal_nn.cpu.machine.workspace import padded_rows, round_up
+from minimal_nn.reference.arguments import expect_affine, expect_shape
 
 BLOCK = 128
 
@@ -189,20 +190,9 @@ class Cache(NamedTuple):
     has_bias: bool
 
 
-def _check(x, W, b):
-    if x.ndim != 2 or W.ndim != 2 or x.shape[1] != W.shape[0]:
-        raise ValueError(
-            f"W: got shape {W.shape} for x of shape {x.shape}, expected (D, K) and (N, D)"
-        )
-    if b is not None and b.shape != W.shape[1:]:
-        raise ValueError(f"b: got shape {b.shape}, expected {W.shape[1:]}")
-
-
 def _product(x, W, b=None):
     """Return x W + b for matrices, through panels."""
     (rows, depth), columns = x.shape, W.shape[1]
-    if not (rows and depth and columns):
-        return np.zeros((rows, columns), x.dtype) + (0 if b is None else b)
     program = Program()
     z = program.panels(rows, columns, x.dtype)
     program.phase(len(z.array))
@@ -219,7 +209,7 @@ def forward(x, W, b=None):
     x (N, D), W (D, K), b (K,) or None, of one floating type -> y (N, K).
     """
     x, W, b = floating(x=x, W=W, b=b)
-    _check(x, W, b)
+    expect_affine(x, W, b)
     return _product(x, W, b), Cache(x, W, b is not None)
 
 
@@ -230,22 +220,18 @@ def backward(dy, cache):
     """
     _, dy = floating(x=cache.x, dy=dy)
     (rows, depth), columns = cache.x.shape, cache.W.shape[1]
-    if dy.shape != (rows, columns):
-        raise ValueError(f"dy: got shape {dy.shape}, expected {(rows, columns)}")
+    expect_shape("dy", dy, (rows, columns))
     dx = _product(dy, np.ascontiguousarray(cache.W.T))
-    dW = np.zeros(cache.W.shape, dtype=dy.dtype)
-    db = np.zeros(columns, dtype=dy.dtype) if cache.has_bias else None
-    if rows and columns:
-        x, dz = workspace.pack(cache.x), workspace.pack(dy)
-        panels, _, wide = dz.shape
-        program = Program().phase(panels)
-        gradient = program.made((panels, len(x) * x.shape[2], wide), dy.dtype)
-        emit_backward(program, Operand(x), Operand(dz), gradient, rows)
-        if db is not None:
-            sums = program.made(panels * wide, dy.dtype)
-            emit_bias_gradient(program, dz, sums, rows)
-        program.run(thread_count=thread_count(rows * depth * columns))
-        workspace.unpack(gradient.array, depth, columns, dW)
-        if db is not None:
-            db[:] = sums.array[:columns]
+    x, dz = workspace.pack(cache.x), workspace.pack(dy)
+    panels, _, wide = dz.shape
+    program = Program().phase(panels)
+    gradient = program.made((panels, len(x) * x.shape[2], wide), dy.dtype)
+    emit_backward(program, Operand(x), Operand(dz), gradient, rows)
+    db = None
+    if cache.has_bias:
+        sums = program.made(panels * wide, dy.dtype)
+        emit_bias_gradient(program, dz, sums, rows)
+        db = sums.array[:columns]
+    program.run(thread_count=thread_count(rows * depth * columns))
+    dW = workspace.unpack(gradient.array, depth, columns)
     return dx, dW, db

@@ -38,6 +38,7 @@ from minimal_nn.cpu.machine.vectors import (
     where_zero,
 )
 from minimal_nn.cpu.machine.workspace import round_up
+from minimal_nn.reference.arguments import expect_each_unit, expect_shape
 
 ROWS = 8  # of a unit of work
 
@@ -212,10 +213,8 @@ def forward(z, gamma, beta, eps):
     where a variance overflows.
     """
     z, gamma, beta = floating(z=z, gamma=gamma, beta=beta)
+    expect_each_unit(z, gamma=gamma, beta=beta)
     shape, columns = z.shape, z.shape[-1]
-    for name, vector in (("gamma", gamma), ("beta", beta)):
-        if vector.shape != (columns,):
-            raise ValueError(f"{name}: got shape {vector.shape}, expected {(columns,)}")
     z = z.reshape(-1, columns)
     rows = len(z)
     packed = workspace.pack(z)
@@ -234,8 +233,7 @@ def forward(z, gamma, beta, eps):
 def backward(dy, cache):
     """Return dz (N, K), dgamma (K,) and dbeta (K,) for the cotangent dy (N, K)."""
     _, dy = floating(gamma=cache.gamma, dy=dy)
-    if dy.shape != cache.shape:
-        raise ValueError(f"dy: got shape {dy.shape}, expected {cache.shape}")
+    expect_shape("dy", dy, cache.shape)
     columns = dy.shape[-1]
     rows = dy.size // columns
     program = Program()

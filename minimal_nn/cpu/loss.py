@@ -40,6 +40,7 @@ from minimal_nn.cpu.machine.vectors import (
     sum_lanes,
 )
 from minimal_nn.cpu.machine.workspace import lanes, round_up
+from minimal_nn.reference.arguments import expect_shape, labels
 
 KINDS = ("cross_entropy", "mean_squared_error")
 NON_FINITE = 3  # the status
@@ -181,32 +182,13 @@ def forward(scores, targets, kind):
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
     if kind == "cross_entropy":
-        return _cross_entropy(*floating(scores=scores), np.asarray(targets))
-    return _mean_squared_error(*floating(scores=scores, targets=targets))
-
-
-def _cross_entropy(scores, targets):
-    rows, columns = scores.shape
-    if targets.shape != (rows,) or targets.dtype.kind not in "iu":
-        raise ValueError(
-            f"targets: got shape {targets.shape} and dtype {targets.dtype}, expected integers "
-            f"of shape {(rows,)}"
-        )
-    if rows and (targets.min() < 0 or targets.max() >= columns):
-        raise ValueError(
-            f"targets: got labels from {targets.min()} to {targets.max()}, expected 0 to "
-            f"{columns - 1}"
-        )
-    return _forward("cross_entropy", scores, targets.astype(np.int64), scores.shape)
-
-
-def _mean_squared_error(scores, targets):
-    if targets.shape != scores.shape:
-        raise ValueError(f"targets: got shape {targets.shape}, expected {scores.shape}")
-    columns = scores.shape[-1]
-    rows = scores.size // columns if columns else 0
-    scores, t = (array.reshape(rows, columns) for array in (scores, targets))
-    return _forward("mean_squared_error", scores, workspace.pack(t), targets.shape)
+        (scores,) = floating(scores=scores)
+        return _forward(kind, scores, labels(targets, scores), scores.shape)
+    scores, targets = floating(scores=scores, targets=targets)
+    expect_shape("targets", targets, scores.shape)
+    shape, columns = scores.shape, scores.shape[-1] if scores.ndim else 1
+    scores, targets = (array.reshape(-1, columns) for array in (scores, targets))
+    return _forward(kind, scores, workspace.pack(targets), shape)
 
 
 def _forward(kind, scores, targets, shape):

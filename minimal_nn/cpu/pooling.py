@@ -18,6 +18,7 @@ from minimal_nn.cpu.machine.footprints import each, reads, writes
 from minimal_nn.cpu.machine.operands import image_numbers
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import fill, load, store, where_beats, where_zero
+from minimal_nn.reference.arguments import expect_pooling, expect_shape
 
 
 def misfit(channels, images):
@@ -105,9 +106,8 @@ def forward(x, size):
     Raises ValueError for a height or width that `size` does not divide.
     """
     (x,) = floating(x=x)
+    expect_pooling(x, size)
     n, h, w, channels = x.shape
-    if h % size or w % size:
-        raise ValueError(f"x: got height and width {(h, w)}, expected multiples of size = {size}")
     x = workspace.pad_channels(x)
     program = Program().phase(n)
     y = program.made((n, h // size, w // size, x.shape[3]), x.dtype)
@@ -122,8 +122,7 @@ def backward(dy, cache):
     x, channels, size = cache
     _, dy = floating(x=x, dy=dy)
     n, height, width = x.shape[0], x.shape[1] // size, x.shape[2] // size
-    if dy.shape != (n, height, width, channels):
-        raise ValueError(f"dy: got shape {dy.shape}, expected {(n, height, width, channels)}")
+    expect_shape("dy", dy, (n, height, width, channels))
     dy = workspace.pad_channels(dy)
     program = Program().phase(n)
     dx = program.made(x.shape, x.dtype)

@@ -36,6 +36,7 @@ from minimal_nn.cpu.machine.vectors import (
 from minimal_nn.cpu.machine.workspace import Columns, round_up
 from minimal_nn.cpu.norms import column_norm, vector_norm
 from minimal_nn.errors import ZeroNormError
+from minimal_nn.reference.arguments import expect_broadcast, expect_norm, expect_shape
 
 ZERO_NORM = 4  # the status
 
@@ -308,18 +309,12 @@ def normalize_vector_kernel(step, thread, unit, w, norm, count, status):
 # --- the contract's functions ---------------------------------------------------------------------
 
 
-def _elementwise(formula, w, g, states, hyper):
+def _elementwise(formula, w, g, *states, row):
     """Run an elementwise formula on copies; return the new weights and states."""
-    names = ("w", "g", *(f"state {i}" for i in range(len(states))))
-    arrays = floating(**dict(zip(names, (w, g, *states), strict=True)))
-    w, g, states = arrays[0], arrays[1], arrays[2:]
-    for name, array in zip(names[1:], arrays[1:], strict=True):
-        if array.shape != w.shape:
-            raise ValueError(f"{name}: got shape {array.shape}, expected {w.shape} as w")
     gradient = workspace.flat(g)
     block = workspace.aligned((1 + len(states), gradient.size), w.dtype)
-    for row, array in zip(block, (w, *states), strict=True):
-        row[: w.size] = np.ravel(array)
+    for line, array in zip(block, (w, *states), strict=True):
+        line[: w.size] = np.ravel(array)
     program = Program().phase(1)
     emit_step(
         program,
@@ -327,11 +322,11 @@ def _elementwise(formula, w, g, states, hyper):
         program.kept(block).at(row=1, step=0),
         gradient.size,
         elements(gradient, 0),
-        hyper_table(hyper, w.shape, w.dtype),
+        hyper_table(row, w.shape, w.dtype),
         gradient.size,
     )
     program.run()
-    return [row[: w.size].reshape(w.shape) for row in block]
+    return [line[: w.size].reshape(w.shape) for line in block]
 
 
 def hyper_table(row, shape, dtype, pack=workspace.flat):
@@ -441,41 +436,59 @@ def emit_normalize(program, w, norm, order=None, lines=None, columns=None):
         )
 
 
-def _step(formula, w, g, states, t=1, **hyper):
-    row = hyper_parameters(formula, t, **hyper)
-    results = _elementwise(formula, w, g, states, row)
-    return results[0] if not states else tuple(results)
+def _step(formula, w, g, states=None, t=1, **hyper):
+    """Take a step with `states` by name; return w, and the new states where there are any."""
+    arrays = _checked({"w": w, "g": g, **(states or {})}, hyper)
+    results = _elementwise(formula, *arrays, row=hyper_parameters(formula, t, **hyper))
+    return tuple(results) if states else results[0]
+
+
+def _checked(arrays, hyper):
+    """Return arrays of one shape by name, and refuse hyper-parameters that do not fit the first."""
+    first, *others = floating(**arrays)
+    for name, array in zip(list(arrays)[1:], others, strict=True):
+        expect_shape(name, array, first.shape)
+    for name, value in hyper.items():
+        expect_broadcast(name, value, first)
+    return first, *others
 
 
 def add_penalty(g, w, weight_decay):
     """Return g + weight_decay w: the gradient of L + (weight_decay / 2) |w|^2."""
-    (penalized,) = _elementwise("sgd", g, w, (), [0.0, np.negative(weight_decay)])
+    g, w = _checked({"g": g, "w": w}, {"weight_decay": weight_decay})
+    (penalized,) = _elementwise("sgd", g, w, row=[0.0, np.negative(weight_decay)])
     return penalized
 
 
 def sgd(w, g, learning_rate):
     """Return w - eta g."""
-    return _step("sgd", w, g, (), learning_rate=learning_rate)
+    return _step("sgd", w, g, learning_rate=learning_rate)
 
 
 def momentum(w, g, buffer, learning_rate, momentum):
     """Heavy ball: v = momentum v + g; w - eta v.  Returns w and v."""
-    return _step("momentum", w, g, (buffer,), learning_rate=learning_rate, momentum=momentum)
+    return _step(
+        "momentum", w, g, {"buffer": buffer}, learning_rate=learning_rate, momentum=momentum
+    )
 
 
 def nesterov(w, g, buffer, learning_rate, momentum):
     """Nesterov's form: v = momentum v + g; w - eta (g + momentum v).  Returns w and v."""
-    return _step("nesterov", w, g, (buffer,), learning_rate=learning_rate, momentum=momentum)
+    return _step(
+        "nesterov", w, g, {"buffer": buffer}, learning_rate=learning_rate, momentum=momentum
+    )
 
 
 def rmsprop(w, g, square, learning_rate, decay, eps):
     """RMSprop: s = decay s + (1 - decay) g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
-    return _step("rmsprop", w, g, (square,), learning_rate=learning_rate, decay=decay, eps=eps)
+    return _step(
+        "rmsprop", w, g, {"square": square}, learning_rate=learning_rate, decay=decay, eps=eps
+    )
 
 
 def adagrad(w, g, square, learning_rate, eps):
     """Adagrad: s = s + g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
-    return _step("adagrad", w, g, (square,), learning_rate=learning_rate, eps=eps)
+    return _step("adagrad", w, g, {"square": square}, learning_rate=learning_rate, eps=eps)
 
 
 def adadelta(w, g, square, delta_square, learning_rate, decay, eps_numerator, eps_denominator):
@@ -488,7 +501,7 @@ def adadelta(w, g, square, delta_square, learning_rate, decay, eps_numerator, ep
         "adadelta",
         w,
         g,
-        (square, delta_square),
+        {"square": square, "delta_square": delta_square},
         learning_rate=learning_rate,
         decay=decay,
         eps_numerator=eps_numerator,
@@ -503,24 +516,24 @@ def adam(w, g, m, v, t, learning_rate, beta1, beta2, eps):
     v' = v / (1 - beta2^t).
     """
     hyper = {"learning_rate": learning_rate, "beta1": beta1, "beta2": beta2, "eps": eps}
-    return _step("adam", w, g, (m, v), t, **hyper)
+    return _step("adam", w, g, {"m": m, "v": v}, t, **hyper)
 
 
 def adamw(w, g, m, v, t, learning_rate, beta1, beta2, eps, decoupled_weight_decay):
     """AdamW: (1 - eta decoupled_weight_decay) w - Adam's step.  Returns w, m and v."""
     hyper = {"learning_rate": learning_rate, "beta1": beta1, "beta2": beta2, "eps": eps}
-    return _step("adamw", w, g, (m, v), t, **hyper, decoupled_weight_decay=decoupled_weight_decay)
+    return _step(
+        "adamw", w, g, {"m": m, "v": v}, t, **hyper, decoupled_weight_decay=decoupled_weight_decay
+    )
 
 
 def sign_sgd(w, g, learning_rate):
     """Return w - eta sign(g)."""
-    return _step("sign_sgd", w, g, (), learning_rate=learning_rate)
+    return _step("sign_sgd", w, g, learning_rate=learning_rate)
 
 
 def _normalized(formula, w, g, learning_rate):
-    w, g = floating(w=w, g=g)
-    if g.shape != w.shape:
-        raise ValueError(f"g: got shape {g.shape}, expected {w.shape} as w")
+    w, g = _checked({"w": w, "g": g}, {"learning_rate": learning_rate})
     row = hyper_parameters(formula, 1, learning_rate=learning_rate)
     program = Program()
     if w.ndim < 2:
@@ -565,6 +578,7 @@ def normalize(w, norm):
     Raises ZeroNormError where a unit's weights are all 0.
     """
     (w,) = floating(w=w)
+    expect_norm(norm, w)
     program = Program()
     if w.ndim < 2:
         weights = program.kept(workspace.flat(w))

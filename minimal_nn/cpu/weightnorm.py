@@ -18,6 +18,7 @@ from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import fill, fma, load, store, where_greater, where_zero
 from minimal_nn.cpu.machine.workspace import Columns
 from minimal_nn.cpu.norms import rescales, scale_of
+from minimal_nn.reference.arguments import expect_shape
 from minimal_nn.reference.extremes import WEIGHT_NORM, check_norm
 
 ZERO_NORM = 2  # the status
@@ -166,8 +167,7 @@ def forward(v, g, eps):
     Raises ZeroNormError at eps = 0 where a column of v is 0, NonFiniteError where |v| overflows.
     """
     v, g = floating(v=v, g=g)
-    if g.shape != v.shape[-1:]:
-        raise ValueError(f"g: got shape {g.shape}, expected {v.shape[-1:]}")
+    expect_shape("g", g, v.shape[-1:])
     source = Columns.of(v)
     program = Program().phase(source.count)
     w, room = source.empty(program), source.room(program)
@@ -194,8 +194,7 @@ def backward(dW, cache):
     """
     _, dW = floating(g=cache.g, dW=dW)
     source = cache.v
-    if dW.shape != source.shape:
-        raise ValueError(f"dW: got shape {dW.shape}, expected {source.shape}")
+    expect_shape("dW", dW, source.shape)
     program = Program().phase(source.count)
     dv, dg = source.empty(program), source.room(program)
     emit_backward(

@@ -16,6 +16,7 @@ from minimal_nn.cuda.device.arrays import empty
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts.elementwise import THREADS, elementwise, grid
 from minimal_nn.cuda.parts.vectors import flatten, number_type, placed, vector_width
+from minimal_nn.reference.arguments import expect_shape
 
 KINDS = ("relu", "tanh", "identity")
 
@@ -68,9 +69,9 @@ def forward(z, kind):
     """Return y = f(z), f one of `KINDS`, in the shape and dtype of z, and the cache."""
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
+    z = placed(z=z)
     if kind == "identity":
-        return z, Cache(kind, None)
-    z = placed(z)
+        return z, Cache(kind, z)
     y = empty(z.shape, z.dtype)
     for call in forward_calls(z, kind, y):
         launch(*call)
@@ -79,9 +80,10 @@ def forward(z, kind):
 
 def backward(dy, cache):
     """Return dz = f'(z) dy."""
+    dy = placed(cache.y.dtype, dy=dy)
+    expect_shape("dy", dy, cache.y.shape)
     if cache.kind == "identity":
         return dy
-    dy = placed(dy, dtype=cache.y.dtype)
     dz = empty(dy.shape, dy.dtype)
     for call in backward_calls(dy, cache, dz):
         launch(*call)

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 from numba import uint32
 
-from minimal_nn.cuda.device.arrays import asarray, contiguous, empty, transposed
+from minimal_nn.cuda.device.arrays import contiguous, empty, floating, transposed
 from minimal_nn.cuda.device.language import cuda, kernel
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.cuda.parts.vectors import flatten, number_type, vector, vector_width
 from minimal_nn.cuda.products.choice import product
+from minimal_nn.reference.arguments import expect_affine, expect_shape
 
 
 class Cache(NamedTuple):
@@ -30,7 +31,8 @@ def forward(x, W, b=None, *, precision=None):
     x (N, D), W (D, K), b (K,) or None -> y (N, K), in the dtype of the arguments.  precision: see
     `matmul`; None keeps the dtype's own.
     """
-    x, W = asarray(x), asarray(W)
+    x, W, b = floating(x=x, W=W, b=b)
+    expect_affine(x, W, b)
     y = product(x, W, bias=b, precision=precision)
     return y, Cache(x, W, b is not None, precision)
 
@@ -38,7 +40,8 @@ def forward(x, W, b=None, *, precision=None):
 def backward(dy, cache):
     """Return dx (N, D), dW (D, K) and db (K,), or None for db where there was no bias."""
     x, W, has_bias, precision = cache
-    dy = asarray(dy, x.dtype)
+    (dy,) = floating(x.dtype, dy=dy)
+    expect_shape("dy", dy, (x.shape[0], W.shape[1]))
     dx = product(dy, transposed(W), precision=precision)
     dW = product(transposed(x), dy, precision=precision)
     return dx, dW, column_sums(dy) if has_bias else None

@@ -40,6 +40,7 @@ from minimal_nn.cuda.parts.vectors import (
     vector,
     vector_width,
 )
+from minimal_nn.reference.arguments import expect_each_unit, expect_shape
 from minimal_nn.reference.batchnorm import standard_deviation
 
 
@@ -525,7 +526,8 @@ def forward(z, gamma, beta, eps):
     (K,) are the batch's, var biased.  Raises ZeroVarianceError at eps = 0 where a unit is constant,
     NonFiniteError where a variance overflows.
     """
-    z, gamma, beta = placed(z, gamma, beta)
+    z, gamma, beta = placed(z=z, gamma=gamma, beta=beta)
+    expect_each_unit(z, gamma=gamma, beta=beta)
     y, mean, var = empty(z.shape, z.dtype), empty(gamma.shape, z.dtype), empty(gamma.shape, z.dtype)
     _run(forward_calls(z, gamma, beta, eps, y, mean, var, reduction.status()))
     standard_deviation(to_host(var), eps, "units")
@@ -539,7 +541,8 @@ def backward(dy, cache):
 
 def forward_running(z, gamma, beta, mean, var, eps):
     """Normalize with given statistics: y = gamma (z - mean) / sqrt(var + eps) + beta."""
-    z, gamma, beta, mean, var = placed(z, gamma, beta, mean, var)
+    z, gamma, beta, mean, var = placed(z=z, gamma=gamma, beta=beta, mean=mean, var=var)
+    expect_each_unit(z, gamma=gamma, beta=beta, mean=mean, var=var)
     standard_deviation(to_host(var), eps, "units (running variance)")
     y = empty(z.shape, z.dtype)
     _run(running_calls(z, gamma, beta, mean, var, eps, y, reduction.status()))
@@ -552,7 +555,8 @@ def backward_running(dy, cache):
 
 
 def _backward(dy, cache, training):
-    dy = placed(dy, dtype=cache.z.dtype)
+    dy = placed(cache.z.dtype, dy=dy)
+    expect_shape("dy", dy, cache.z.shape)
     dz = empty(dy.shape, dy.dtype)
     dgamma, dbeta = empty(cache.gamma.shape, dy.dtype), empty(cache.gamma.shape, dy.dtype)
     _run(backward_calls(dy, cache, dz, dgamma, dbeta, training))
@@ -564,7 +568,9 @@ def update_running(running_mean, running_var, mean, var, count, momentum):
 
     The variance enters unbiased, var count / (count - 1) with count the numbers per unit.
     """
-    given = placed(running_mean, running_var, mean, var)
+    given = placed(running_mean=running_mean, running_var=running_var, mean=mean, var=var)
+    for name, array in zip(("running_var", "mean", "var"), given[1:], strict=True):
+        expect_shape(name, array, given[0].shape)
     mean = given[2]
     number = mean.dtype.type
     new = empty(mean.shape, mean.dtype), empty(mean.shape, mean.dtype)

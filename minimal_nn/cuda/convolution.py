@@ -22,9 +22,11 @@ import numpy as np
 from numba import uint32, uint64
 
 from minimal_nn.cuda.affine import column_sums
-from minimal_nn.cuda.device.arrays import address, asarray, contiguous, empty
+from minimal_nn.cuda.device.arrays import address, contiguous, empty, floating
 from minimal_nn.cuda.device.language import device
+from minimal_nn.cuda.parts.vectors import placed
 from minimal_nn.cuda.products.choice import Operand, product_of_operands, strided
+from minimal_nn.reference.arguments import expect_convolution, expect_shape
 from minimal_nn.reference.convolution import output_size
 
 
@@ -110,20 +112,11 @@ def forward(
     precision and activation ("relu" is taken in the same kernel): see `matmul`.  out: a contiguous
     array to write y into.
     """
-    x = contiguous(asarray(x))
-    W = contiguous(asarray(W, x.dtype))
-    (n, height, width, channels), (kh, kw, channels_of_W, units) = x.shape, W.shape
-    if channels != channels_of_W:
-        raise ValueError(
-            f"W: got shape {tuple(W.shape)}, expected (kh, kw, {channels}, K) to fit x's "
-            f"{channels} channels"
-        )
+    x, W, b = floating(x=x, W=W, b=b)
+    expect_convolution(x, W, b, stride, padding)
+    x, W = contiguous(x), contiguous(W)
+    (n, height, width, channels), (kh, kw, _, units) = x.shape, W.shape
     p, q = output_size(height, kh, stride, padding), output_size(width, kw, stride, padding)
-    if p < 1 or q < 1:
-        raise ValueError(
-            f"W: got a kernel of {kh} x {kw} pixels, expected at most the "
-            f"{height + 2 * padding} x {width + 2 * padding} pixels of the padded image"
-        )
     rows, inner = n * p * q, kh * kw * channels
     y = empty((n, p, q, units), x.dtype) if out is None else out
     patches = _patches(x, W, p, q, stride, padding, transposed=False)
@@ -136,7 +129,11 @@ def forward(
 
 def backward(dy, cache):
     """Return dx (N, H, W, C), dW (kh, kw, C, K) and db (K,), None where there was no bias."""
-    dy = contiguous(asarray(dy, cache.x.dtype))
+    dy = placed(cache.x.dtype, dy=dy)
+    (n, height, width, _), (kh, kw, _, units) = cache.x.shape, cache.W.shape
+    p = output_size(height, kh, cache.stride, cache.padding)
+    q = output_size(width, kw, cache.stride, cache.padding)
+    expect_shape("dy", dy, (n, p, q, units))
     db = column_sums(dy) if cache.has_bias else None
     return input_gradient(dy, cache), kernel_gradient(dy, cache), db
 

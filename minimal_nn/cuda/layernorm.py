@@ -41,6 +41,7 @@ from minimal_nn.cuda.parts.vectors import (
     vector,
     vector_width,
 )
+from minimal_nn.reference.arguments import expect_each_unit, expect_shape
 from minimal_nn.reference.extremes import check_variance
 
 WARPS_OF_A_BLOCK = {1: 4, 8: 8}  # by the warps that share a row
@@ -366,7 +367,8 @@ def forward(z, gamma, beta, eps):
     Raises ZeroVarianceError at eps = 0 where all units of an example are equal, NonFiniteError
     where a variance overflows.
     """
-    z, gamma, beta = placed(z, gamma, beta)
+    z, gamma, beta = placed(z=z, gamma=gamma, beta=beta)
+    expect_each_unit(z, gamma=gamma, beta=beta)
     rows = z.size // z.shape[-1]
     y, mean, inverse = empty(z.shape, z.dtype), empty(rows, z.dtype), empty(rows, z.dtype)
     for call in forward_calls(z, gamma, beta, eps, y, mean, inverse, reduction.status()):
@@ -379,7 +381,8 @@ def forward(z, gamma, beta, eps):
 
 def backward(dy, cache):
     """Return dz (N, K), dgamma (K,) and dbeta (K,) for the cotangent dy (N, K)."""
-    dy = placed(dy, dtype=cache.z.dtype)
+    dy = placed(cache.z.dtype, dy=dy)
+    expect_shape("dy", dy, cache.z.shape)
     dz, shape = empty(dy.shape, dy.dtype), cache.gamma.shape
     dgamma, dbeta = empty(shape, dy.dtype), empty(shape, dy.dtype)
     for call in backward_calls(dy, cache, dz, dgamma, dbeta):

@@ -6,8 +6,8 @@ r"""Losses: value and gradient by one reading of the scores, reference/loss.py a
     scaled                dvalue times the gradient
 
 A block adds its warps' sums in their order, and `finish` adds the blocks' by a fixed tree.  A
-label outside 0 ... K-1 reads no memory that is not its own; labels are checked where they enter
-the device.
+label outside 0 ... K-1 reads no memory that is not its own; `forward`
+refuses it.
 
 Traffic for each score in float32: 8 bytes (cross entropy, one row in the first-level cache), 12
 bytes (mean squared error).
@@ -18,12 +18,14 @@ import math
 import types
 from typing import NamedTuple
 
-from minimal_nn.cuda.device.arrays import empty, to_host
+from minimal_nn.cuda.device.arrays import asarray, empty, to_host
 from minimal_nn.cuda.device.language import cuda, device, kernel
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.cuda.parts.reduction import NOT_FINITE
 from minimal_nn.cuda.parts.vectors import U, flatten, number_type, placed
+from minimal_nn.reference.arguments import expect_shape
+from minimal_nn.reference.arguments import labels as checked_labels
 
 KINDS = ("cross_entropy", "mean_squared_error")
 THREADS = 256
@@ -167,9 +169,13 @@ def forward(scores, targets, kind):
     """
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
-    scores = placed(scores)
-    dtype = None if kind == "cross_entropy" else scores.dtype
-    targets = placed(targets, dtype=dtype)
+    if kind == "cross_entropy":
+        scores = placed(scores=scores)
+        labels = to_host(targets) if hasattr(targets, "__cuda_array_interface__") else targets
+        targets = asarray(checked_labels(labels, scores))
+    else:
+        scores, targets = placed(scores=scores, targets=targets)
+        expect_shape("targets", targets, scores.shape)
     value, dscores = empty(1, scores.dtype), empty(scores.shape, scores.dtype)
     for call in calls(scores, targets, kind, value, dscores, reduction.status()):
         launch(*call)

@@ -27,6 +27,7 @@ from minimal_nn.cuda.parts.vectors import (
     vector,
     vector_width,
 )
+from minimal_nn.reference.arguments import expect_pooling, expect_shape
 
 THREADS = 128
 
@@ -129,12 +130,9 @@ def backward_calls(dy, cache, dx):
 
 def forward(x, size):
     """Return the windows' maxima (N, H/size, W/size, C) of images x (N, H, W, C), and the cache."""
+    x = placed(x=x)
+    expect_pooling(x, size)
     n, height, breadth, channels = x.shape
-    if height % size or breadth % size:
-        raise ValueError(
-            f"x: got height and width {(height, breadth)}, expected multiples of size = {size}"
-        )
-    x = placed(x)
     y = empty((n, height // size, breadth // size, channels), x.dtype)
     winner = empty(y.shape, position_dtype(size))
     for call in forward_calls(x, size, y, winner):
@@ -144,7 +142,8 @@ def forward(x, size):
 
 def backward(dy, cache):
     """Return dx (N, H, W, C): each entry of dy at its window's winner, 0 elsewhere."""
-    dy = placed(dy)
+    dy = placed(dy=dy)
+    expect_shape("dy", dy, cache.winner.shape)
     n, height, breadth, channels = dy.shape
     dx = empty((n, height * cache.size, breadth * cache.size, channels), dy.dtype)
     for call in backward_calls(dy, cache, dx):

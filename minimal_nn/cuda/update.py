@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cuda.device.arrays import asarray, empty, is_device_array, to_host
+from minimal_nn.cuda.device.arrays import asarray, empty, floating, is_device_array, to_host
 from minimal_nn.cuda.device.language import cuda, device, kernel
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts import reduction
@@ -42,6 +42,7 @@ from minimal_nn.cuda.parts.vectors import (
     vector_width,
 )
 from minimal_nn.reference import update as reference
+from minimal_nn.reference.arguments import expect_broadcast, expect_norm, expect_shape
 from minimal_nn.reference.extremes import FIXED_NORM, check_norm
 
 
@@ -435,11 +436,10 @@ def step_calls(formula, w, g, states, table, place, new=None, per_entry=False):
     return [(k, grid(w.size, wide), THREADS, (w, g, *states, table, place, *new))]
 
 
-def _step(formula, w, g, states, **hyper):
-    """Run a formula on one parameter and return w and the states."""
-    arrays = placed(w, g, *states)
-    w = arrays[0]
-    hyper = {name: _on_host(value) for name, value in hyper.items()}
+def _step(formula, w, g, states=None, **hyper):
+    """Take a step with `states` by name; return w, and the new states where there are any."""
+    arrays, hyper = _checked({"w": w, "g": g, **(states or {})}, hyper)
+    w, _, *states = arrays
     row = scalars(formula, **hyper)
     per_entry = any(np.ndim(number) > 0 for number in row)
     if per_entry:
@@ -454,14 +454,25 @@ def _step(formula, w, g, states, **hyper):
     return tuple(new) if states else new[0]
 
 
+def _checked(arrays, hyper):
+    """Return arrays of one shape by name, and hyper-parameters, on the host, that fit the first."""
+    first, *others = placed(**arrays)
+    for name, array in zip(list(arrays)[1:], others, strict=True):
+        expect_shape(name, array, first.shape)
+    hyper = {name: _on_host(value) for name, value in hyper.items()}
+    for name, value in hyper.items():
+        expect_broadcast(name, value, first)
+    return (first, *others), hyper
+
+
 def _on_host(value):
     return to_host(value) if is_device_array(value) else value
 
 
 def add_penalty(g, w, weight_decay):
     """Return g + weight_decay w: the gradient of L + (weight_decay / 2) |w|^2."""
-    g, w = placed(g, w)
-    decay = np.broadcast_to(np.asarray(_on_host(weight_decay), w.dtype), w.shape)
+    (g, w), hyper = _checked({"g": g, "w": w}, {"weight_decay": weight_decay})
+    decay = np.broadcast_to(np.asarray(hyper["weight_decay"], w.dtype), w.shape)
     out = empty(w.shape, w.dtype)
     flat = flatten(asarray(np.ascontiguousarray(decay)), w, g, out)
     launch(_penalty(number_type(w.dtype)), grid(w.size, 1), THREADS, flat)
@@ -482,33 +493,37 @@ def _penalty(T):
 
 def sgd(w, g, learning_rate):
     """Return w - eta g."""
-    return _step("sgd", w, g, (), learning_rate=learning_rate)
+    return _step("sgd", w, g, learning_rate=learning_rate)
 
 
 def sign_sgd(w, g, learning_rate):
     """Return w - eta sign(g)."""
-    return _step("sign_sgd", w, g, (), learning_rate=learning_rate)
+    return _step("sign_sgd", w, g, learning_rate=learning_rate)
 
 
 def momentum(w, g, buffer, learning_rate, momentum):
     """Heavy ball: v = momentum v + g; w - eta v.  Returns w and v."""
-    return _step("momentum", w, g, (buffer,), learning_rate=learning_rate, momentum=momentum)
+    return _step(
+        "momentum", w, g, {"buffer": buffer}, learning_rate=learning_rate, momentum=momentum
+    )
 
 
 def nesterov(w, g, buffer, learning_rate, momentum):
     """Nesterov's form: v = momentum v + g; w - eta (g + momentum v).  Returns w and v."""
-    return _step("nesterov", w, g, (buffer,), learning_rate=learning_rate, momentum=momentum)
+    return _step(
+        "nesterov", w, g, {"buffer": buffer}, learning_rate=learning_rate, momentum=momentum
+    )
 
 
 def rmsprop(w, g, square, learning_rate, decay, eps):
     """RMSprop: s = decay s + (1 - decay) g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
     hyper = {"learning_rate": learning_rate, "decay": decay, "eps": eps}
-    return _step("rmsprop", w, g, (square,), **hyper)
+    return _step("rmsprop", w, g, {"square": square}, **hyper)
 
 
 def adagrad(w, g, square, learning_rate, eps):
     """Adagrad: s = s + g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
-    return _step("adagrad", w, g, (square,), learning_rate=learning_rate, eps=eps)
+    return _step("adagrad", w, g, {"square": square}, learning_rate=learning_rate, eps=eps)
 
 
 def adadelta(w, g, square, delta_square, learning_rate, decay, eps_numerator, eps_denominator):
@@ -521,7 +536,7 @@ def adadelta(w, g, square, delta_square, learning_rate, decay, eps_numerator, ep
         "adadelta",
         w,
         g,
-        (square, delta_square),
+        {"square": square, "delta_square": delta_square},
         learning_rate=learning_rate,
         decay=decay,
         eps_numerator=eps_numerator,
@@ -532,13 +547,15 @@ def adadelta(w, g, square, delta_square, learning_rate, decay, eps_numerator, ep
 def adam(w, g, m, v, t, learning_rate, beta1, beta2, eps):
     """Adam: w - eta m' / (sqrt(v') + eps), bias corrected, t = 1, 2, ...  Returns w, m and v."""
     hyper = {"learning_rate": learning_rate, "beta1": beta1, "beta2": beta2, "eps": eps}
-    return _step("adam", w, g, (m, v), t=t, **hyper)
+    return _step("adam", w, g, {"m": m, "v": v}, t=t, **hyper)
 
 
 def adamw(w, g, m, v, t, learning_rate, beta1, beta2, eps, decoupled_weight_decay):
     """AdamW: (1 - eta decoupled_weight_decay) w - Adam's step.  Returns w, m and v."""
     hyper = {"learning_rate": learning_rate, "beta1": beta1, "beta2": beta2, "eps": eps}
-    return _step("adamw", w, g, (m, v), t=t, decoupled_weight_decay=decoupled_weight_decay, **hyper)
+    return _step(
+        "adamw", w, g, {"m": m, "v": v}, t=t, decoupled_weight_decay=decoupled_weight_decay, **hyper
+    )
 
 
 def clip(gradients, limit):
@@ -547,7 +564,8 @@ def clip(gradients, limit):
     By the reference wing, on the host.  Raises NonFiniteError where |g| is NaN or beyond the range
     of the dtype.
     """
-    clipped = reference.clip({name: to_host(g) for name, g in gradients.items()}, limit)
+    checked = zip(gradients, floating(**gradients), strict=True)
+    clipped = reference.clip({name: to_host(g) for name, g in checked}, limit)
     return {name: asarray(g) for name, g in clipped.items()}
 
 
@@ -573,8 +591,8 @@ def unit_step_calls(formula, w, g, units, blocks, table, place, out=None, per_en
 
 
 def _unit_step(formula, w, g, learning_rate):
-    w, g = placed(w, g)
-    rate = np.asarray(_on_host(learning_rate), w.dtype)
+    (w, g), hyper = _checked({"w": w, "g": g}, {"learning_rate": learning_rate})
+    rate = np.asarray(hyper["learning_rate"], w.dtype)
     per_entry = rate.ndim > 0
     row = (np.zeros_like(rate), rate)
     if per_entry:
@@ -610,10 +628,11 @@ def normalize(w, norm):
 
     Raises ZeroNormError where a unit's weights are all 0.
     """
-    w = placed(w)
+    w, norm = placed(w=w), _on_host(norm)
+    expect_norm(norm, w)
     out = empty(w.shape, w.dtype)
     units = Units([w.shape], Units.widest([w.shape], [0], w, out))
-    norms = asarray(np.full(units.count, _on_host(norm), w.dtype))
+    norms = asarray(np.full(units.count, norm, w.dtype))
     lengths = empty(units.count, w.dtype)
     flat_w, flat_out = flatten(w, out)
     for call in normalize_calls(

@@ -32,6 +32,7 @@ from minimal_nn.cuda.parts.vectors import (
     vector,
     vector_width,
 )
+from minimal_nn.reference.arguments import expect_shape
 from minimal_nn.reference.extremes import WEIGHT_NORM, check_norm
 
 SMALLEST = {name: float(np.finfo(name).tiny) for name in ("float32", "float64")}
@@ -227,7 +228,8 @@ def forward(v, g, eps):
     v (D, K) or a kernel (kh, kw, C, K); g (K,).  Raises ZeroNormError at eps = 0 where |v| = 0, and
     NonFiniteError where it overflows, or with more than `reduction.SHORT` rows its square.
     """
-    v, g = placed(v, g)
+    v, g = placed(v=v, g=g)
+    expect_shape("g", g, v.shape[-1:])
     W, norm = empty(v.shape, v.dtype), empty(g.shape, v.dtype)
     for call in forward_calls(v, g, eps, W, norm, reduction.status()):
         launch(*call)
@@ -240,7 +242,8 @@ def forward(v, g, eps):
 
 def backward(dW, cache):
     """Return dv (the shape of v) and dg (K,) for the cotangent dW."""
-    dW = placed(dW, dtype=cache.v.dtype)
+    dW = placed(cache.v.dtype, dW=dW)
+    expect_shape("dW", dW, cache.v.shape)
     dv, dg = empty(dW.shape, dW.dtype), empty(cache.g.shape, dW.dtype)
     for call in backward_calls(dW, cache, dv, dg):
         launch(*call)

@@ -6,29 +6,33 @@ the network (network.py), formulas in the wings (reference/, cpu/, cuda/).
 
 base.py             the class Layer
 linear.py           Dense, Conv2d, WeightNorm
-normalization.py    BatchNorm, LayerNorm, RMSNorm
-elementwise.py      ReLU, Tanh
-images.py           MaxPool2d, Flatten
+normalization.py    BatchNorm, LayerNorm, RMSNorm, GroupNorm
+elementwise.py      ReLU, Tanh, Dropout
+images.py           MaxPool2d, AveragePool2d, Flatten
 composites.py       Sequential, Residual
 
 Local names: W, b (Dense, Conv2d), v, g, b (WeightNorm), gamma, beta with the running statistics
-mean, var (BatchNorm), gamma, beta (LayerNorm), gamma (RMSNorm).
+mean, var (BatchNorm), gamma, beta (LayerNorm, GroupNorm), gamma (RMSNorm), the state seed
+and step (Dropout).
 """
 
 from minimal_nn.layers.base import BUILT_IN, Layer
 from minimal_nn.layers.composites import Residual, Sequential
-from minimal_nn.layers.elementwise import ReLU, Tanh, _Activation
-from minimal_nn.layers.images import Flatten, MaxPool2d
+from minimal_nn.layers.elementwise import Dropout, ReLU, Tanh, _Activation
+from minimal_nn.layers.images import AveragePool2d, Flatten, MaxPool2d
 from minimal_nn.layers.linear import CONVOLUTION_ALGORITHMS, Conv2d, Dense, WeightNorm
-from minimal_nn.layers.normalization import BatchNorm, LayerNorm, RMSNorm
+from minimal_nn.layers.normalization import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 
 __all__ = [
     "BUILT_IN",
     "CONVOLUTION_ALGORITHMS",
+    "AveragePool2d",
     "BatchNorm",
     "Conv2d",
     "Dense",
+    "Dropout",
     "Flatten",
+    "GroupNorm",
     "Layer",
     "LayerNorm",
     "MaxPool2d",

@@ -65,6 +65,10 @@ class Layer(ABC):
         """Return the initial state (running statistics), float64, by local name."""
         return {}
 
+    def drawn_state(self, rng: np.random.Generator) -> Arrays:
+        """Return the part of the initial state that is drawn at random (a seed), by local name."""
+        return {}
+
     @abstractmethod
     def forward(
         self, wing: Backend, parameters: Arrays, state: Arrays, x: Array, train: bool

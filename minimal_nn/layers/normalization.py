@@ -1,10 +1,11 @@
-"""Layers that normalize: BatchNorm, LayerNorm and RMSNorm."""
+"""Layers that normalize: BatchNorm, LayerNorm, RMSNorm and GroupNorm."""
 
 import warnings
 from dataclasses import KW_ONLY
 
 import numpy as np
 
+from minimal_nn.arguments import whole_number
 from minimal_nn.invariance import Absorbed, Rescaling, Source
 from minimal_nn.layers.base import Layer, check_eps, layer, python_number, refuse
 from minimal_nn.typing import Array, Arrays
@@ -218,3 +219,66 @@ class RMSNorm(Layer):
 
     def sources(self):
         return (Source("gamma", None),)
+
+
+@layer
+class GroupNorm(Layer):
+    """Normalization of each example over groups of neighbouring units and the pixels.
+
+    groups: how many; they must divide the units (channels).  eps: inside the root, added to the
+    biased variance.  GroupNorm(1) is layer normalization, of images too; with as many groups as
+    channels it is instance normalization.  gamma and beta belong to the units.
+
+    >>> from minimal_nn import Conv2d, Dense, Flatten, GroupNorm, Network
+    >>> layers = [Conv2d(6, bias=False), GroupNorm(3), Flatten(), Dense(2)]
+    >>> (group,) = Network(layers, input_shape=(4, 4, 1)).invariance_groups()
+    >>> group.parameters, group.blocks
+    (('conv1.W',), 3)
+    """
+
+    groups: int
+    _: KW_ONLY
+    eps: float = 1e-5
+    kind = "groupnorm"
+
+    def __post_init__(self):
+        whole_number("groups", self.groups)
+        check_eps(self)
+
+    def output_shape(self, input_shape):
+        shape = tuple(input_shape)
+        if shape[-1] % self.groups:
+            expected = f"a number of units that groups = {self.groups} divides"
+            refuse("input shape of GroupNorm", shape, expected)
+        if int(np.prod(shape)) == self.groups:
+            expected = "at least 2 numbers in each group (the variance of one number is 0)"
+            refuse("input shape of GroupNorm", shape, expected)
+        return shape
+
+    def initial_parameters(self, input_shape, rng):
+        return _normalization_parameters(input_shape[-1])
+
+    def forward(self, wing, parameters, state, x, train):
+        gamma, beta = parameters["gamma"], parameters["beta"]
+        y, cache = wing.groupnorm.forward(x, gamma, beta, self.groups, self.eps)
+        return y, cache, state
+
+    def backward(self, wing, dy, cache):
+        dx, dgamma, dbeta = wing.groupnorm.backward(dy, cache)
+        return dx, {"gamma": dgamma, "beta": dbeta}
+
+    def operation(self):
+        return "groupnorm", {"groups": self.groups, "eps": self.eps}
+
+    def rescaled(self, rescaling):
+        # Each group has a mean and a deviation: the factors must be equal in it.
+        instances = self.groups == rescaling.units
+        if rescaling.per_unit and (not rescaling.blocks or self.groups % rescaling.blocks):
+            return None
+        # The mean takes away a bias that is one number in the group and at all its pixels.
+        if rescaling.offset and not rescaling.even and (rescaling.by_pixel or not instances):
+            return None
+        return Absorbed(self.eps, training_only=False)
+
+    def sources(self):
+        return (Source("gamma", "beta"),)

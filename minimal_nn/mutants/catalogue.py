@@ -1,41 +1,37 @@
 """Named faults in forward passes, backward passes and optimizers, each an edit of the source."""
 
-from minimal_nn.mutants.loading import Mutant
-
-
-def _mutant(module, name, *edits):
-    return Mutant(name, module, edits)
-
+from minimal_nn.mutants.loading import mutant
+from minimal_nn.mutants.normalizations import NORMALIZATIONS
 
 MUTANTS = (
     # affine
-    _mutant("affine", "bias-forgotten", ("        y = y + b\n", "        y = y + 0 * b\n")),
-    _mutant("affine", "weight-gradient-is-a-mean", ("cache.x.T @ dy", "cache.x.T @ dy / len(dy)")),
-    _mutant(
+    mutant("affine", "bias-forgotten", ("        y = y + b\n", "        y = y + 0 * b\n")),
+    mutant("affine", "weight-gradient-is-a-mean", ("cache.x.T @ dy", "cache.x.T @ dy / len(dy)")),
+    mutant(
         "affine", "bias-gradient-is-a-mean", ("dy.sum(axis=0) if", "dy.sum(axis=0) / len(dy) if")
     ),
     # convolution
-    _mutant(
+    mutant(
         "convolution",
         "kernel-turned-in-the-forward-pass",
         ("@ W[a, bb]", "@ W[kh - 1 - a, kw - 1 - bb]"),
     ),
-    _mutant(
+    mutant(
         "convolution",
         "kernel-turned-in-the-input-gradient",
         ("dy @ W[a, b].T", "dy @ W[kh - 1 - a, kw - 1 - b].T"),
     ),
-    _mutant(
+    mutant(
         "convolution",
         "windows-overwrite-each-other",
         ("dpadded[met] = dpadded[met] + dy", "dpadded[met] = dy"),
     ),
-    _mutant(
+    mutant(
         "convolution",
         "bias-gradient-is-a-mean",
         ("dy.sum(axis=(0, 1, 2))", "dy.mean(axis=(0, 1, 2))"),
     ),
-    _mutant(
+    mutant(
         "convolution",
         "weight-gradient-without-the-stride",
         (
@@ -43,270 +39,76 @@ MUTANTS = (
             "dW[a, b] = padded[_met(a, b, 1, height, width)]",
         ),
     ),
-    # batchnorm
-    _mutant(
-        "batchnorm",
-        "variance-term-missing",
-        ("(dy - dbeta / n - normalized * (dgamma / n))", "(dy - dbeta / n)"),
-    ),
-    _mutant(
-        "batchnorm",
-        "mean-term-missing",
-        ("(dy - dbeta / n - normalized", "(dy - normalized"),
-    ),
-    _mutant("batchnorm", "gamma-forgotten", ("(gamma / std) * (dy", "(1 / std) * (dy")),
-    _mutant(
-        "batchnorm",
-        "variance-unbiased",
-        (
-            "(centered * centered).sum(axis=axes) / n",
-            "(centered * centered).sum(axis=axes) / (n - 1)",
-        ),
-    ),
-    _mutant("batchnorm", "n-1-for-n-in-the-gradient", ("(dgamma / n))", "(dgamma / (n - 1)))")),
-    _mutant(
-        "batchnorm", "n+1-for-n-in-the-mean-term", ("(dy - dbeta / n", "(dy - dbeta / (n + 1)")
-    ),
-    _mutant(
-        "batchnorm",
-        "eps-outside-the-root",
-        ("return np.sqrt(var + eps)", "return np.sqrt(var) + eps"),
-    ),
-    _mutant("batchnorm", "eps-forgotten", ("return np.sqrt(var + eps)", "return np.sqrt(var)")),
-    _mutant(
-        "batchnorm",
-        "second-moment-for-variance",
-        ("var = (centered * centered)", "var = (z * z)"),
-    ),
-    _mutant(
-        "batchnorm",
-        "one-pass-variance",
-        (
-            "var = (centered * centered).sum(axis=axes) / n",
-            "var = (z * z).sum(axis=axes) / n - mean * mean",
-        ),
-    ),
-    _mutant(
-        "batchnorm",
-        "cache-shows-the-unbiased-variance",
-        (
-            "Cache(normalized, gamma, std, mean, var)",
-            "Cache(normalized, gamma, std, mean, var * n / (n - 1))",
-        ),
-    ),
-    _mutant(
-        "batchnorm",
-        "gamma-gradient-of-the-centered-input",
-        ("dgamma = (dy * normalized)", "dgamma = (dy * normalized * std)"),
-    ),
-    _mutant(
-        "batchnorm",
-        "every-pixel-its-own-statistics",
-        (
-            "return tuple(range(z.ndim - 1)), z.size // z.shape[-1]",
-            "return (0,), z.shape[0]",
-        ),
-    ),
-    _mutant(
-        "batchnorm",
-        "evaluation-gradient-without-gamma",
-        ("dz = (cache.gamma / cache.std) * dy", "dz = dy / cache.std"),
-    ),
-    _mutant(
-        "batchnorm",
-        "evaluation-gradient-of-the-training-mode",
-        (
-            "    dz = (cache.gamma / cache.std) * dy\n",
-            "    n = dy.size // dy.shape[-1]\n"
-            "    dz = (cache.gamma / cache.std) * (dy - dy.sum(axis=axes) / n)\n",
-        ),
-    ),
-    _mutant(
-        "batchnorm",
-        "running-variance-biased",
-        ("unbiased = var * count / (count - 1)", "unbiased = var"),
-    ),
-    _mutant(
-        "batchnorm",
-        "running-variance-corrected-the-wrong-way",
-        ("var * count / (count - 1)", "var * (count - 1) / count"),
-    ),
-    _mutant(
-        "batchnorm",
-        "running-momentum-reversed",
-        (
-            "running_mean + momentum * (mean - running_mean)",
-            "running_mean + (1 - momentum) * (mean - running_mean)",
-        ),
-    ),
-    _mutant(
-        "batchnorm",
-        "mean-of-equal-numbers-rounds",
-        ("mean = first + (z - first).sum(axis=axes) / n", "mean = z.sum(axis=axes) / n"),
-    ),
-    _mutant("batchnorm", "overflow-unseen", ("    check_variance(var + eps, eps, what)\n", "")),
-    _mutant(
-        "batchnorm",
-        "running-statistics-never-updated",
-        ("running_mean + momentum * (mean - running_mean)", "running_mean"),
-        ("running_var + momentum * (unbiased - running_var)", "running_var"),
-    ),
-    # layernorm
-    _mutant(
-        "layernorm",
-        "gradient-means-over-the-batch",
-        ("mean_a = a.sum(axis=-1, keepdims=True) / units", "mean_a = a.sum(axis=0) / len(a)"),
-    ),
-    _mutant(
-        "layernorm",
-        "variance-term-missing",
-        ("(a - mean_a - normalized * mean_ah)", "(a - mean_a)"),
-    ),
-    _mutant("layernorm", "mean-term-missing", ("(a - mean_a - normalized", "(a - normalized")),
-    _mutant(
-        "layernorm",
-        "gamma-outside-the-means",
-        ("a = cache.gamma * dy", "a = dy"),
-        ("dz = (a - mean_a", "dz = cache.gamma * (a - mean_a"),
-    ),
-    _mutant("layernorm", "gamma-forgotten", ("a = cache.gamma * dy", "a = dy")),
-    _mutant(
-        "layernorm",
-        "n-1-for-n-in-the-gradient",
-        (
-            "(a * normalized).sum(axis=-1, keepdims=True) / units",
-            "(a * normalized).sum(axis=-1, keepdims=True) / (units - 1)",
-        ),
-    ),
-    _mutant(
-        "layernorm",
-        "eps-outside-the-root",
-        ('standard_deviation(var, eps, "examples")', 'standard_deviation(var, 0, "") + eps'),
-    ),
-    _mutant(
-        "layernorm",
-        "variance-unbiased",
-        (
-            "(centered * centered).sum(axis=-1, keepdims=True) / units",
-            "(centered * centered).sum(axis=-1, keepdims=True) / (units - 1)",
-        ),
-    ),
-    _mutant(
-        "layernorm",
-        "mean-of-equal-numbers-rounds",
-        (
-            "mean = first + (z - first).sum(axis=-1, keepdims=True) / units",
-            "mean = z.sum(axis=-1, keepdims=True) / units",
-        ),
-    ),
-    # rmsnorm
-    _mutant("rmsnorm", "projection-missing", ("(a - normalized * mean_ah)", "a")),
-    _mutant("rmsnorm", "gamma-forgotten", ("a = cache.gamma * dy", "a = dy")),
-    _mutant(
-        "rmsnorm",
-        "gamma-outside-the-mean",
-        ("a = cache.gamma * dy", "a = dy"),
-        ("dz = (a - normalized", "dz = cache.gamma * (a - normalized"),
-    ),
-    _mutant(
-        "rmsnorm",
-        "n-1-for-n-in-the-gradient",
-        ("keepdims=True) / dy.shape[-1]", "keepdims=True) / (dy.shape[-1] - 1)"),
-    ),
-    _mutant(
-        "rmsnorm",
-        "sum-for-the-mean-of-squares",
-        ("keepdims=True) / z.shape[-1] + eps", "keepdims=True) + eps"),
-    ),
-    _mutant(
-        "rmsnorm",
-        "squares-of-the-batch",
-        ("(z * z).sum(axis=-1, keepdims=True)", "(z * z).sum(keepdims=True)"),
-    ),
-    _mutant(
-        "rmsnorm",
-        "eps-outside-the-root",
-        (" / z.shape[-1] + eps", " / z.shape[-1]"),
-        ("root = np.sqrt(square)", "root = np.sqrt(square) + eps"),
-    ),
-    _mutant("rmsnorm", "root-missing", ("root = np.sqrt(square)", "root = square")),
-    _mutant(
-        "rmsnorm",
-        "overflow-unseen",
-        ('    check_variance(square, eps, "examples", MEAN_SQUARE)\n', ""),
-    ),
-    # weightnorm
-    _mutant(
-        "weightnorm",
-        "projection-missing",
-        ("(dW - cache.direction * dg)", "dW"),
-    ),
-    _mutant(
-        "weightnorm",
-        "projection-on-v",
-        ("(dW - cache.direction * dg)", "(dW - cache.direction * cache.norm * dg)"),
-    ),
-    _mutant("weightnorm", "squares-unscaled", ("a = power_of_two(v, axes, eps)", "a = 1")),
-    _mutant("weightnorm", "g-forgotten", ("(cache.g / cache.norm)", "(1 / cache.norm)")),
-    _mutant("weightnorm", "root-missing", ("np.sqrt(square + eps)", "square + eps")),
-    _mutant(
-        "weightnorm", "eps-outside-the-root", ("np.sqrt(square + eps)", "np.sqrt(square) + eps")
-    ),
-    _mutant("weightnorm", "eps-forgotten", ("np.sqrt(square + eps)", "np.sqrt(square)")),
-    _mutant(
-        "weightnorm",
-        "norm-of-the-whole-matrix",
-        ("square = (v * v).sum(axis=axes)", "square = (v * v).sum()"),
-    ),
+    *NORMALIZATIONS,
     # activation
-    _mutant("activation", "relu-derivative-at-zero", ("~(z.real <= 0)", "~(z.real < 0)")),
-    _mutant(
+    mutant("activation", "relu-derivative-at-zero", ("~(z.real <= 0)", "~(z.real < 0)")),
+    mutant(
         "activation",
         "relu-mask-of-the-cotangent",
         ("np.where(cache.saved, dy, 0)", "np.where(dy > 0, dy, 0)"),
     ),
-    _mutant(
+    mutant(
         "activation",
         "tanh-derivative-without-the-square",
         ("(1 - cache.saved * cache.saved)", "(1 - cache.saved)"),
     ),
-    _mutant("activation", "relu-hides-nan", ("~(z.real <= 0)", "z.real > 0")),
-    _mutant("activation", "relu-leaks", ("np.where(mask, z, 0)", "np.where(mask, z, z / 128)")),
+    mutant("activation", "relu-hides-nan", ("~(z.real <= 0)", "z.real > 0")),
+    mutant("activation", "relu-leaks", ("np.where(mask, z, 0)", "np.where(mask, z, z / 128)")),
+    # dropout
+    mutant("dropout", "not-scaled-up", ("x / (1 - rate)", "x")),
+    mutant("dropout", "scaled-by-the-rate", ("x / (1 - rate)", "x / (0.5 + rate)")),
+    mutant(
+        "dropout",
+        "gradient-of-what-is-dropped",
+        ("np.where(cache.kept, dy / (1 - cache.rate), 0)", "dy / (1 - cache.rate)"),
+    ),
+    mutant("dropout", "gradient-not-scaled-up", ("dy / (1 - cache.rate)", "dy")),
     # pooling
-    _mutant(
+    mutant(
         "pooling",
         "gradient-to-all-ties",
         ("Cache(winner, size)", "Cache(windows == best[..., None, :], size)"),
         ("cache.winner[..., None, :] == positions", "cache.winner"),
         ('    expect_shape("dy", dy, cache.winner.shape)\n', ""),
     ),
-    _mutant("pooling", "last-of-ties-wins", ("(a.real > b.real)", "(a.real >= b.real)")),
-    _mutant(
+    mutant("pooling", "last-of-ties-wins", ("(a.real > b.real)", "(a.real >= b.real)")),
+    mutant(
         "pooling",
         "gradient-to-the-first-entry",
         ("cache.winner[..., None, :] == positions", "0 * cache.winner[..., None, :] == positions"),
     ),
+    # averagepooling
+    mutant(
+        "averagepooling", "sum-for-the-mean", ("axis=(2, 4)) / (height * width)", "axis=(2, 4))")
+    ),
+    mutant("averagepooling", "mean-over-the-height-alone", ("/ (height * width)", "/ height")),
+    mutant("averagepooling", "gradient-not-shared-out", (" / (cache.height * cache.width)", "")),
+    mutant(
+        "averagepooling",
+        "gradient-to-other-windows",
+        ("np.arange(count * size) // size", "np.arange(count * size) % count"),
+    ),
     # loss
-    _mutant(
+    mutant(
         "loss",
         "cross-entropy-is-a-sum",
         ("shifted[rows, targets]).sum() / n", "shifted[rows, targets]).sum()"),
     ),
-    _mutant("loss", "cross-entropy-gradient-of-the-sum", ("Cache(dscores / n)", "Cache(dscores)")),
-    _mutant(
+    mutant("loss", "cross-entropy-gradient-of-the-sum", ("Cache(dscores / n)", "Cache(dscores)")),
+    mutant(
         "loss",
         "target-not-subtracted",
         ("dscores[rows, targets] = dscores[rows, targets] - 1", "pass"),
     ),
-    _mutant(
+    mutant(
         "loss",
         "scores-not-shifted",
         ("0 if scores.dtype == object else scores.real.max(axis=1, keepdims=True)", "0"),
     ),
-    _mutant(
+    mutant(
         "loss", "squared-error-gradient-without-2", ("Cache(2 * difference", "Cache(difference")
     ),
-    _mutant(
+    mutant(
         "loss",
         "squared-error-mean-over-the-batch-alone",
         (
@@ -314,11 +116,11 @@ MUTANTS = (
             "(difference * difference).sum() / len(scores)",
         ),
     ),
-    _mutant("loss", "cotangent-ignored", ("return dvalue * cache.dscores", "return cache.dscores")),
-    _mutant(
+    mutant("loss", "cotangent-ignored", ("return dvalue * cache.dscores", "return cache.dscores")),
+    mutant(
         "loss", "cross-entropy-gradient-twice", ("Cache(dscores / n)", "Cache(2 * dscores / n)")
     ),
-    _mutant(
+    mutant(
         "loss",
         "gradient-of-another-label",
         (
@@ -327,51 +129,51 @@ MUTANTS = (
         ),
     ),
     # update
-    _mutant(
+    mutant(
         "update",
         "adam-without-bias-correction",
         ("m / (1 - beta1**t)", "m"),
         ("v / (1 - beta2**t)", "v"),
     ),
-    _mutant(
+    mutant(
         "update",
         "adam-without-the-power-t",
         ("m / (1 - beta1**t)", "m / (1 - beta1)"),
         ("v / (1 - beta2**t)", "v / (1 - beta2)"),
     ),
-    _mutant("update", "adam-corrects-the-first-moment-alone", ("v / (1 - beta2**t)", "v")),
-    _mutant("update", "adam-corrects-the-second-moment-alone", ("m / (1 - beta1**t)", "m")),
-    _mutant(
+    mutant("update", "adam-corrects-the-first-moment-alone", ("v / (1 - beta2**t)", "v")),
+    mutant("update", "adam-corrects-the-second-moment-alone", ("m / (1 - beta1**t)", "m")),
+    mutant(
         "update",
         "adam-eps-inside-the-root",
         ("np.sqrt(corrected_v) + eps", "np.sqrt(corrected_v + eps)"),
     ),
-    _mutant(
+    mutant(
         "update",
         "adam-second-moment-of-the-mean",
         ("(1 - beta2) * (g * g)", "(1 - beta2) * (m * m)"),
     ),
-    _mutant(
+    mutant(
         "update",
         "decoupled-decay-without-the-learning-rate",
         ("(1 - learning_rate * decoupled_weight_decay)", "(1 - decoupled_weight_decay)"),
     ),
-    _mutant(
+    mutant(
         "update",
         "decoupled-decay-after-the-step",
         ("decoupled_weight_decay) * w - step", "decoupled_weight_decay) * (w - step)"),
     ),
-    _mutant(
+    mutant(
         "update",
         "nesterov-without-look-ahead",
         ("learning_rate * (g + momentum * buffer)", "learning_rate * buffer"),
     ),
-    _mutant(
+    mutant(
         "update",
         "nesterov-looks-twice",
         ("(g + momentum * buffer)", "(g + momentum * (momentum * buffer + g))"),
     ),
-    _mutant(
+    mutant(
         "update",
         "momentum-damped",
         (
@@ -380,7 +182,7 @@ MUTANTS = (
             "    return w - learning_rate * buffer",
         ),
     ),
-    _mutant(
+    mutant(
         "update",
         "rmsprop-eps-inside-the-root",
         (
@@ -388,7 +190,7 @@ MUTANTS = (
             "(g * g)\n    return w - learning_rate * _ratio(g, np.sqrt(square + eps))",
         ),
     ),
-    _mutant(
+    mutant(
         "update",
         "rmsprop-without-the-root",
         (
@@ -396,7 +198,7 @@ MUTANTS = (
             "(g * g)\n    return w - learning_rate * _ratio(g, square + eps)",
         ),
     ),
-    _mutant(
+    mutant(
         "update",
         "rmsprop-step-twice",
         (
@@ -404,7 +206,7 @@ MUTANTS = (
             "(g * g)\n    return w - 2 * learning_rate * _ratio(g, np.sqrt(square) + eps)",
         ),
     ),
-    _mutant(
+    mutant(
         "update",
         "rmsprop-decay-squared",
         (
@@ -412,24 +214,24 @@ MUTANTS = (
             "square = decay**2 * square + (1 - decay**2) * (g * g)\n    return",
         ),
     ),
-    _mutant("update", "adagrad-forgets", ("square = square + g * g", "square = g * g")),
-    _mutant(
+    mutant("update", "adagrad-forgets", ("square = square + g * g", "square = g * g")),
+    mutant(
         "update",
         "adadelta-accumulates-gradients-for-steps",
         ("(1 - decay) * (delta * delta)", "(1 - decay) * (g * g)"),
     ),
-    _mutant(
+    mutant(
         "update",
         "adadelta-with-one-eps",
         ("np.sqrt(square + eps_denominator)", "np.sqrt(square + eps_numerator)"),
     ),
-    _mutant(
+    mutant(
         "update",
         "adadelta-forgets-its-steps",
         ("decay * delta_square + (1 - decay) * (delta", "(1 - decay) * (delta"),
     ),
-    _mutant("update", "sign-step-twice", ("* np.sign(g)", "* 2 * np.sign(g)")),
-    _mutant(
+    mutant("update", "sign-step-twice", ("* np.sign(g)", "* 2 * np.sign(g)")),
+    mutant(
         "update",
         "normalized-by-the-sum-of-magnitudes",
         (
@@ -439,24 +241,24 @@ MUTANTS = (
             "    length = (g * np.sign(g)).sum(axis=axes)\n",
         ),
     ),
-    _mutant("update", "penalty-twice", ("g + weight_decay * w\n", "g + 2 * weight_decay * w\n")),
-    _mutant(
+    mutant("update", "penalty-twice", ("g + weight_decay * w\n", "g + 2 * weight_decay * w\n")),
+    mutant(
         "update",
         "norm-of-the-whole-matrix",
         ("axes = tuple(range(w.ndim - 1)) if w.ndim > 1 else None", "axes = None"),
     ),
-    _mutant(
+    mutant(
         "update",
         "lars-without-the-norm",
         ("norm * _ratio(scaled_g, g_length))", "_ratio(scaled_g, g_length))"),
     ),
-    _mutant("update", "lars-stays-at-zero", ("np.where(norm == 0, g", "np.where(norm < 0, g")),
-    _mutant(
+    mutant("update", "lars-stays-at-zero", ("np.where(norm == 0, g", "np.where(norm < 0, g")),
+    mutant(
         "update",
         "lars-climbs",
         ("w - learning_rate * np.where(norm", "w + learning_rate * np.where(norm"),
     ),
-    _mutant(
+    mutant(
         "update",
         "lars-with-the-largest-weight",
         (
@@ -464,7 +266,7 @@ MUTANTS = (
             "norm = np.sqrt((w * w).max(axis=tuple(range(w.ndim - 1)) if w.ndim > 1 else None))",
         ),
     ),
-    _mutant(
+    mutant(
         "update",
         "clip-each-parameter-by-itself",
         (
@@ -472,21 +274,21 @@ MUTANTS = (
             "{name: min(1, limit / _length(g)) * g for name, g in gradients.items()}",
         ),
     ),
-    _mutant("update", "clip-scales-up", ("if length.real > most else 1", "if length != 0 else 1")),
-    _mutant(
+    mutant("update", "clip-scales-up", ("if length.real > most else 1", "if length != 0 else 1")),
+    mutant(
         "update",
         "clip-by-the-sum-of-norms",
         ("np.sqrt((a * lengths * (a * lengths)).sum())", "(a * lengths).sum()"),
     ),
-    _mutant("update", "clip-norms-unscaled", ("a = power_of_two(lengths, None)", "a = 1")),
-    _mutant("update", "clip-squares-unscaled", ("a = power_of_two(g, None)", "a = 1")),
-    _mutant("update", "squares-unscaled", ("a = power_of_two(w, axes)", "a = 1")),
-    _mutant(
+    mutant("update", "clip-norms-unscaled", ("a = power_of_two(lengths, None)", "a = 1")),
+    mutant("update", "clip-squares-unscaled", ("a = power_of_two(g, None)", "a = 1")),
+    mutant("update", "squares-unscaled", ("a = power_of_two(w, axes)", "a = 1")),
+    mutant(
         "update",
         "normalized-to-the-inverse-norm",
         ("w * (norm / length)", "w * (norm / length**2)"),
     ),
-    _mutant(
+    mutant(
         "update",
         "zero-over-zero-is-not-guarded",
         (
@@ -495,9 +297,9 @@ MUTANTS = (
         ),
     ),
     # optimizers
-    _mutant("optimizers", "l2-without-2", ("return 2 * l2\n", "return l2\n")),
-    _mutant("optimizers", "adam-beta2-of-0.99", ('"beta2": 0.999, "eps"', '"beta2": 0.99, "eps"')),
-    _mutant(
+    mutant("optimizers", "l2-without-2", ("return 2 * l2\n", "return l2\n")),
+    mutant("optimizers", "adam-beta2-of-0.99", ('"beta2": 0.999, "eps"', '"beta2": 0.99, "eps"')),
+    mutant(
         "optimizers",
         "l2-after-the-adaptive-scaling",
         ("g = update.add_penalty(g, w, for_parameter(weight_decay, w))", "pass"),

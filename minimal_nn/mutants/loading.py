@@ -22,6 +22,11 @@ class Mutant(NamedTuple):
         return "update" if self.module == "optimizers" else self.module
 
 
+def mutant(module, name, *edits):
+    """Return a `Mutant` of a module, as the catalogue writes it."""
+    return Mutant(name, module, edits)
+
+
 def package_of(module):
     """Return the package that a module of the catalogue stands in."""
     return "minimal_nn" if module == "optimizers" else "minimal_nn.reference"

@@ -19,13 +19,7 @@ def arrays(**given):
 def _array(name, value):
     if value is None or isinstance(value, numbers.Number):
         return value
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name}: got a masked array, expected one without a mask: take the entries that "
-            "count, or fill in numbers with .filled(...)"
-        )
-    if hasattr(value, "__array__") or not hasattr(value, "shape"):
-        value = np.asarray(value)
+    value = plain(name, value)
     if value.dtype.kind not in "fcO":
         raise TypeError(
             f"{name}: got dtype {value.dtype}, expected floating-point numbers: convert it with "
@@ -33,6 +27,23 @@ def _array(name, value):
         )
     if 0 in value.shape:
         raise ValueError(f"{name}: got shape {value.shape}, expected no axis of length zero")
+    return value
+
+
+def plain(name, value):
+    """Return an array-like as a plain array in the machine's byte order; refuse a masked one.
+
+    An array that is none of NumPy's, and cannot become one, is taken as it is.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: got a masked array, expected one without a mask: take the entries that "
+            "count, or fill in numbers with .filled(...)"
+        )
+    if hasattr(value, "__array__") or not hasattr(value, "shape"):
+        value = np.asarray(value)
+        if not value.dtype.isnative:
+            value = value.astype(value.dtype.newbyteorder("="))
     return value
 
 
@@ -52,9 +63,29 @@ def expect_shape(name, array, shape):
 
 def expect_units(z, **vectors):
     """Refuse what is neither a single number for all units of z nor one number for each."""
+    if not _shape(z):
+        raise ValueError("z: got a single number, expected (N, K)")
     for name, vector in vectors.items():
         if _shape(vector):
             expect_shape(name, vector, z.shape[-1:])
+
+
+def expect_each_unit(z, **vectors):
+    """Refuse what is not one number for each unit of z."""
+    expect_units(z, **vectors)
+    for name, vector in vectors.items():
+        expect_shape(name, vector, z.shape[-1:])
+
+
+def expect_groups(z, groups):
+    """Refuse what is not (N, ..., K) with a number of groups that divides K."""
+    expect_integer("groups", groups, 1)
+    if len(_shape(z)) < 2:
+        raise ValueError(f"z: got shape {_shape(z)}, expected (N, K) or images (N, H, W, K)")
+    if z.shape[-1] % groups:
+        raise ValueError(
+            f"groups: got {groups} for {z.shape[-1]} units, expected a number that divides them"
+        )
 
 
 def expect_affine(x, W, b):
@@ -96,17 +127,30 @@ def expect_pooling(x, size):
         )
 
 
+def expect_windows(x, height, width):
+    """Refuse what are not images (N, H, W, C) that windows of height x width pixels cover."""
+    if len(_shape(x)) != 4:
+        raise ValueError(f"x: got shape {_shape(x)}, expected images (N, H, W, C)")
+    expect_integer("height", height, 1)
+    expect_integer("width", width, 1)
+    if x.shape[1] % height or x.shape[2] % width:
+        raise ValueError(
+            f"x: got height and width {x.shape[1:3]}, expected multiples of {(height, width)}"
+        )
+
+
 def expect_integer(name, value, least):
     """Refuse what is not an integer from `least` on."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{name}: got {value!r}, expected an integer >= {least}")
 
 
-def labels(targets, rows, classes):
-    """Return integer labels (rows,) from 0 to classes - 1; others would count from the end."""
-    if isinstance(targets, np.ma.MaskedArray):
-        raise TypeError("targets: got a masked array, expected labels without a mask")
-    found = np.asarray(targets)
+def labels(targets, scores):
+    """Return a label from 0 to K - 1 for each row of scores (N, K); others count from the end."""
+    if len(_shape(scores)) != 2:
+        raise ValueError(f"scores: got shape {_shape(scores)}, expected (N, K)")
+    rows, classes = scores.shape
+    found = plain("targets", targets)
     if found.shape != (rows,) or found.dtype.kind not in "iu":
         raise ValueError(
             f"targets: got shape {found.shape} and dtype {found.dtype}, expected integers of shape "
@@ -117,6 +161,18 @@ def labels(targets, rows, classes):
             f"targets: got labels from {found.min()} to {found.max()}, expected 0 to {classes - 1}"
         )
     return found.astype(np.int64)
+
+
+def expect_broadcast(name, value, w):
+    """Refuse a hyper-parameter that is neither a number nor an array that broadcasts to w."""
+    try:
+        fits = np.broadcast_shapes(np.shape(value), _shape(w)) == _shape(w)
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name}: got shape {np.shape(value)}, expected one that broadcasts to w's, {_shape(w)}"
+        )
 
 
 def expect_norm(norm, w):

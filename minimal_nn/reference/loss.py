@@ -31,7 +31,7 @@ def forward(scores, targets, kind):
     if kind == "cross_entropy":
         (scores,) = arrays(scores=scores)
         n = len(scores)
-        targets = labels(targets, *scores.shape)
+        targets = labels(targets, scores)
         # Any shift is right; object arrays (balls, symbols) cannot overflow and need none.
         shift = 0 if scores.dtype == object else scores.real.max(axis=1, keepdims=True)
         shifted = scores - shift

@@ -12,7 +12,7 @@ import inspect
 import numpy as np
 
 from minimal_nn.errors import NonFiniteError
-from minimal_nn.reference.arguments import alike, arrays, expect_norm
+from minimal_nn.reference.arguments import alike, arrays, expect_broadcast, expect_norm
 from minimal_nn.reference.extremes import CLIPPED, FIXED_NORM, check_norm, power_of_two
 
 ARRAYS = ("w", "g", "buffer", "square", "delta_square", "m", "v")
@@ -30,25 +30,13 @@ def _formula(function):
         first = given[next(iter(arrays))]
         for name, value in given.items():
             if name not in arrays and isinstance(value, np.ndarray) and name != "norm":
-                _expect_broadcast(name, value, first)
+                expect_broadcast(name, value, first)
         results = function(**given)
         if isinstance(results, tuple):
             return tuple(_rounded(result, first) for result in results)
         return _rounded(results, first)
 
     return checked
-
-
-def _expect_broadcast(name, value, w):
-    shape = tuple(getattr(w, "shape", ()))
-    try:
-        fits = np.broadcast_shapes(value.shape, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"{name}: got shape {value.shape}, expected one that broadcasts to w's, {shape}"
-        )
 
 
 def _rounded(result, w):

@@ -17,14 +17,19 @@ TESTS = Path(__file__).parents[1]
 LACKING = [
     operation for operation in OPERATIONS if find_spec(f"minimal_nn.cuda.{operation}") is None
 ]
-LAYERS = {"rmsnorm": ([nn.Dense(4), nn.RMSNorm(), nn.Dense(3)], (4,))}
+LAYERS = {
+    "rmsnorm": ([nn.Dense(4), nn.RMSNorm(), nn.Dense(3)], (4,)),
+    "averagepooling": ([nn.AveragePool2d(), nn.Dense(3)], (4, 4, 1)),
+    "dropout": ([nn.Dense(4), nn.Dropout(0.5)], (4,)),
+    "groupnorm": ([nn.Conv2d(4), nn.GroupNorm(2), nn.Flatten(), nn.Dense(3)], (4, 4, 1)),
+}
 
 
 @pytest.mark.parametrize("operation", LACKING)
 def test_what_the_wing_lacks_is_refused_before_a_device_is_asked_for(operation):
     layers, shape = LAYERS[operation]
     message = (
-        rf"{operation}1: backend: got 'cuda', which has no kernels for {operation}; "
+        rf"(averagepool|{operation})1: backend: got 'cuda', which has no kernels for {operation}; "
         "expected 'reference' or 'cpu'"
     )
     with pytest.raises(ValueError, match=message):
@@ -34,7 +39,9 @@ def test_what_the_wing_lacks_is_refused_before_a_device_is_asked_for(operation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operation", [x for x in OPERATIONS if x not in LACKING])
+@pytest.mark.parametrize(
+    "operation", [*(x for x in OPERATIONS if x not in LACKING), "arrays", "arguments"]
+)
 def test_the_wing_keeps_the_contract_of(operation):
     """tests/test_<operation>.py for float32 and MINIMAL_NN_TEST_WINGS=cuda, in its own process.
 

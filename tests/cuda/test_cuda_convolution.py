@@ -139,7 +139,11 @@ def test_the_large_tiles_compiled(rng, monkeypatch, tile):
 @pytest.mark.parametrize(
     ("images", "kernel", "message"),
     [
-        ((1, 4, 4, 3), (3, 3, 2, 4), r"W: got shape \(3, 3, 2, 4\), expected \(kh, kw, 3, K\)"),
+        (
+            (1, 4, 4, 3),
+            (3, 3, 2, 4),
+            r"W: got shape \(3, 3, 2, 4\) for x of shape \(1, 4, 4, 3\), expected \(kh, kw, C",
+        ),
         ((1, 4, 4, 3), (7, 7, 3, 4), "W: got a kernel of 7 x 7 pixels, expected at most the 6 x 6"),
         ((0, 4, 4, 3), (3, 3, 3, 4), "no axis of length zero"),
     ],

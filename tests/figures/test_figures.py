@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.colors import LogNorm
 
 from figures import __main__ as command
 from figures import presets, style
@@ -203,10 +204,37 @@ def test_configurations_are_plain_and_distinct(preset):
         assert len(chosen) == len(set(chosen)) > 0
 
 
-def test_powers_of_ten_in_labels():
-    assert style.power_of_ten(1000.0) == "$10^{3}$"
-    assert style.power_of_ten(10**-2.5) == "$10^{-2.5}$"
-    assert style.power_of_ten(0.0) == "0"
+def test_numbers_in_labels_are_plain():
+    assert style.plain(1000.0) == "1000" and style.plain(10**-1.5) == "0.032"
+    assert style.plain(1e-4) == "$10^{-4}$" and style.plain(1e5) == "$10^{5}$"
+    assert style.plain(3e-5) == r"$3 \cdot 10^{-5}$" and style.plain(0.0) == "0"
+
+
+@pytest.mark.parametrize("limits", [(0.3, 2), (1, 1.5), (0.02, 0.9), (0.45, 0.62), (1e-3, 1e4)])
+def test_no_axis_has_a_broken_power_of_ten_or_too_few_labels(limits):
+    figure, axes = plt.subplots()
+    axes.plot([1, 2], limits)
+    axes.set_ylim(*limits)
+    style.log_axis(axes.yaxis)
+    figure.draw_without_rendering()
+    shown = [
+        label.get_text()
+        for label, value in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)
+        if limits[0] <= value <= limits[1]
+    ]
+    assert len(shown) >= 2 and not any("." in text and "10^" in text for text in shown)
+    plt.close(figure)
+
+
+def test_errors_are_in_per_cent_logarithmic_where_they_spread():
+    assert isinstance(style.error_scale(np.array([0.01, 0.3])), LogNorm)
+    narrow = style.error_scale(np.array([0.5, 0.6, np.nan]))
+    assert not isinstance(narrow, LogNorm) and narrow.vmax == 0.6
+    figure, axes = plt.subplots()
+    axes.plot([1, 2], [0.01, 0.3])
+    style.percent(axes.yaxis, LogNorm(0.01, 0.3))
+    assert axes.yaxis.get_major_formatter()(0.05) == "5 %" and axes.get_yscale() == "log"
+    plt.close(figure)
 
 
 def test_cell_borders_lie_halfway():

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from theory import CLAIMS, Measurement
-from theory.report import page, table
+from theory.report import outline, page, table
 from theory.subjects.networks import network_subject
 
 BARE = Measurement(1.0, 2.0, "so", 9.0, 5.0)
@@ -58,6 +58,8 @@ def test_the_page_is_whole_and_loads_nothing(verdicts):
     for verdict in verdicts:
         assert f'<section id="{verdict.claim.id}">' in text
         assert table.number(verdict.measurement.control) in text
+        assert page.words(outline.sentence(verdict.claim)) in text
+    assert text.count("verified on 1 of 1 subjects") == 2
 
 
 def test_the_checker_sees_what_is_wrong():
@@ -74,6 +76,25 @@ def test_every_formula_is_rendered(claim):
     assert "\\" not in words and "$" not in words
     # LaTeX outside of $...$ would be shown as it is written.
     assert not re.search(r"[_^]\{", re.sub(r"<math.*?</math>", "", words))
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=lambda claim: claim.id)
+def test_no_formula_is_left_in_letters(claim):
+    for name, text in page._items(claim, []):
+        set_ = page.words(text)
+        assert "^" not in set_ and not re.search(r"\b[a-zA-Z]_|_\{", set_), f"{name}: {set_}"
+        assert not re.search(r"\b(eta|lambda)\b(?!_)", set_)
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=lambda claim: claim.id)
+def test_a_statement_is_whole_though_in_parts(claim):
+    """Nothing is lost between the parts, and each of them is balanced."""
+    whole = re.findall(r"<m[ion][^>]*>([^<]+)<", page.mathematics(claim.statement))
+    parts = re.findall(r"<m[ion][^>]*>([^<]+)<", page.statement(claim.statement))
+    assert parts == whole
+    checker = Checker()
+    checker.feed(page.statement(claim.statement))
+    assert checker.faults == [] and checker.open == []
 
 
 def test_an_unpaired_dollar_is_refused():

@@ -9,17 +9,19 @@ import re
 from pathlib import Path
 
 from minimal_nn.files import whole_file
-from theory.report import table
+from theory.report import outline, table
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; --good: #0a7d4f; --bad: #c2410c; }
+@media (prefers-color-scheme: dark) { :root { --good: #3fc79a; --bad: #f0a15c; } }
 * { box-sizing: border-box; }
 body { font: 16px/1.55 Georgia, 'Times New Roman', serif; max-width: 52rem; margin: 0 auto;
        padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
 h2 code { font-weight: normal; }
 code, td.figure, th { font-family: ui-monospace, 'DejaVu Sans Mono', monospace; font-size: .85em; }
-.statement { overflow-x: auto; padding: .75rem 1rem; background: var(--soft); font-size: 1.15em; }
+.statement { display: flex; flex-wrap: wrap; gap: .3rem 1.6rem; overflow-x: auto;
+             padding: .75rem 1rem; background: var(--soft); font-size: 1.1em; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; margin: .75rem 0; }
 th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line);
@@ -56,6 +58,47 @@ def prose(text):
         ]
         paragraphs.append(f"<p>{''.join(pieces)}</p>")
     return "\n".join(paragraphs)
+
+
+_GREEK = dict(
+    zip(
+        "beta1 beta2 lambda gamma kappa sigma beta eta rho eps phi nu mu".split(),
+        "β_1 β_2 λ γ κ σ β η ρ ε φ ν μ".split(),
+        strict=True,
+    )
+)
+
+
+def words(text):
+    """Return plain text as HTML, with the mathematics that is written in letters set.
+
+    >>> words("|g|^2 and w_0 at eps = 0, lambda_2 >= 2^-24")
+    '|g|<sup>2</sup> and w<sub>0</sub> at ε = 0, λ<sub>2</sub> ≥ 2<sup>−24</sup>'
+    """
+    text = html.escape(text.replace(">=", "≥").replace("<=", "≤").replace("->", "→"), quote=False)
+    # A name of an argument, as in eps_inside_root, stays what it is.
+    names = rf"(?<![A-Za-z0-9-])({'|'.join(_GREEK)})(?![A-Za-z0-9-]|_[a-z]{{2}})"
+    text = re.sub(names, lambda found: _GREEK[found[1]], text)
+    text = re.sub(r"\bgrad (?=L\b)", "∇", text).replace("sqrt", "√")
+    text = re.sub(r"\^(?:\(([^()]*)\)|(-?[\w.]+))", r"<sup>\1\2</sup>", text)
+    text = re.sub(r"\b([A-Za-zα-ω])_(?:\{(.*?)\}|(\w+))", r"\1<sub>\2\3</sub>", text)
+    return text.replace("<sup>-", "<sup>−")
+
+
+_BETWEEN = (r"\quad", r"\qquad", r"\;")
+_OPENS = {"{": 1, "}": -1, r"\left": 1, r"\right": -1}
+
+
+def statement(latex):
+    """Return a claim's statement, its parts side by side where there is room."""
+    parts, depth, start = [], 0, 0
+    for found in re.finditer(r"\\[A-Za-z]+|\\.|[{}]", latex):
+        depth += _OPENS.get(found[0], 0)
+        if depth == 0 and found[0] in _BETWEEN:
+            parts.append(latex[start : found.start()])
+            start = found.end()
+    parts = [part for part in (*parts, latex[start:]) if part.strip()]
+    return "".join(f"<div>{mathematics(part, display=True)}</div>" for part in parts)
 
 
 _COLORS = ("#0072B2", "#555555", "#D55E00")
@@ -131,15 +174,26 @@ def picture(verdicts):
 
 
 def _items(claim, verdicts):
-    yield "Source", html.escape(claim.source)
-    yield "Assumptions", html.escape("; ".join(claim.assumptions))
-    yield "Measured", html.escape(" ".join((claim.measure.__doc__ or "").split()))
-    yield "Control", html.escape(claim.control)
-    bounds = sorted({verdict.measurement.how for verdict in verdicts})
-    yield "Bound", html.escape("; ".join(bounds))
-    yield "Arithmetics", html.escape("; ".join(table.fits(claim)))
+    yield "Source", claim.source
+    yield "Assumptions", "; ".join(claim.assumptions)
+    yield "Measured", " ".join((claim.measure.__doc__ or "").split())
+    yield "Control", claim.control
+    yield "Bound", "; ".join(sorted({verdict.measurement.how for verdict in verdicts}))
+    yield "Arithmetics", "; ".join(table.fits(claim))
     if claim.erratum:
-        yield "Erratum", html.escape(claim.erratum)
+        yield "Erratum", claim.erratum
+
+
+def _in_short(verdicts):
+    """Return on how many subjects the claim was verified, and the worst of them."""
+    good, shown = sum(verdict.verified for verdict in verdicts), outline.worst(verdicts)
+    m = shown.measurement
+    mark = "good" if good == len(verdicts) else "bad"
+    figures = f"{table.number(m.measured)} of {table.number(m.bound)}"
+    return (
+        f'<p><span class="{mark}">verified on {good} of {len(verdicts)} subjects</span>; worst '
+        f"{html.escape(shown.subject)} {shown.arithmetic}: {figures}</p>"
+    )
 
 
 def section(claim, verdicts):
@@ -147,21 +201,26 @@ def section(claim, verdicts):
     rows = []
     for verdict in verdicts:
         m, mark = verdict.measurement, "good" if verdict.verified else "bad"
-        cells = [f"{verdict.subject} {verdict.arithmetic}"]
-        cells += [table.number(value) for value in (m.measured, m.bound, m.control)]
-        cells = "".join(f'<td class="figure">{html.escape(cell)}</td>' for cell in cells)
+        figures = (table.number(value) for value in (m.measured, m.bound, m.control))
+        subject = html.escape(f"{verdict.subject} {verdict.arithmetic}")
         word = html.escape(table.row(verdict)[-1])
-        rows.append(f'<tr>{cells}<td class="{mark}">{word}</td></tr>')
-    items = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in _items(claim, verdicts))
+        cells = "".join(f'<td class="figure">{html.escape(figure)}</td>' for figure in figures)
+        rows.append(
+            f'<tr><td class="figure">{subject}</td><td class="{mark}">{word}</td>{cells}</tr>'
+        )
+    items = "".join(
+        f"<dt>{name}</dt><dd>{words(text)}</dd>" for name, text in _items(claim, verdicts)
+    )
     drawing = curve(verdicts) + picture(verdicts) if verdicts else ""
     return f"""
 <section id="{claim.id}">
-<h2>{html.escape(claim.id.replace("-", " "))} <code>{claim.id}</code></h2>
-<div class="statement">{mathematics(claim.statement, display=True)}</div>
+<h2>{words(outline.sentence(claim))} <code>{claim.id}</code></h2>
+{_in_short(verdicts) if verdicts else ""}
+<div class="statement">{statement(claim.statement)}</div>
 {prose(claim.derivation)}
 <dl>{items}</dl>
 <div class="wide"><table>
-<tr><th>subject</th><th>measured</th><th>bound</th><th>control</th><th>verdict</th></tr>
+<tr><th>subject</th><th>verdict</th><th>measured</th><th>bound</th><th>control</th></tr>
 {"".join(rows)}
 </table></div>
 <div class="wide">{drawing}</div>
@@ -176,9 +235,7 @@ def _left_out(left_out):
 def page(verdicts, seconds, left_out):
     """Return the whole page as text; left_out: {claim: {arithmetic: reason}}, to be named."""
     claims = list({verdict.claim.id: verdict.claim for verdict in verdicts}.values())
-    links = "".join(
-        f'<li><a href="#{c.id}">{html.escape(c.id.replace("-", " "))}</a></li>' for c in claims
-    )
+    links = "".join(f'<li><a href="#{c.id}">{words(outline.sentence(c))}</a></li>' for c in claims)
     versions = ", ".join(f"{key} {value}" for key, value in table.versions().items())
     body = "".join(section(c, [v for v in verdicts if v.claim.id == c.id]) for c in claims)
     return f"""<!DOCTYPE html>
@@ -193,7 +250,7 @@ def page(verdicts, seconds, left_out):
 <body>
 <h1>L2 regularization versus normalization: the claims</h1>
 <p>{html.escape(table.summary(verdicts, seconds))}.</p>
-<p>A bit-exact claim has the bound 0: with a = 2^k only exponents change, so both sides must have
+<p>A bit-exact claim has the bound 0: with a = 2<sup>k</sup> only exponents change, so both sides must have
 the same bits. A control takes an assumption away and must fail. {html.escape(versions)}.</p>
 <nav><ul>{links}</ul></nav>
 {body}

@@ -16,7 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from theory.claim import CLAIMS, Claim, Measurement, Refused, Verdict
-from theory.yours.differences import directional_derivative
+from theory.yours.differences import derivative_by_mean_slope, directional_derivative
 from theory.yours.subject import CallableSubject
 
 _POWERS = (-3, 1, 4)  # of two; the claims about bits are tried at each
@@ -64,8 +64,13 @@ def _gradient_of_loss(subject):
     directions = [scale * np.random.default_rng(2).standard_normal(g.shape)]
     if length > 0:
         directions.insert(0, (scale * np.sqrt(g.size) / length) * g.astype(np.float64))
-    rows = np.array([_slope_and_difference(subject, d) for d in directions])
-    slopes, off, bounds = rows.T
+    too_long = _TOO_LONG.get(str(g.dtype), 2.0**-8)
+    how = "Richardson's truncation"
+    rows = [_slope_and_difference(subject, d, directional_derivative) for d in directions]
+    if length > 0 and rows[0][2] >= too_long * abs(rows[0][0]):
+        rows[0] = _slope_and_difference(subject, directions[0], derivative_by_mean_slope)
+        how = "how the slope changes between 17 points"
+    slopes, off, bounds = np.array(rows).T
     at = int(np.argmax(off / np.maximum(bounds, np.finfo(float).tiny)))
     holds = off[at] <= bounds[at]
     if length == 0 and holds:
@@ -73,24 +78,26 @@ def _gradient_of_loss(subject):
             "loss_and_grad: the gradient is 0 and the loss does not change with w: nothing can be "
             "measured"
         )
-    too_long = _TOO_LONG.get(str(g.dtype), 2.0**-8)
     unit = abs(slopes[0]) if length > 0 else off[at]
     if holds and bounds[0] >= too_long * unit:
+        narrow = g.dtype.itemsize < np.dtype(np.float64).itemsize
+        wider = "give w as float64 to a function that computes in it, or " if narrow else ""
         raise Refused(
-            f"the loss' rounding and curvature leave {bounds[0] / unit:.1g} of its derivative "
-            f"along the gradient in doubt, where {too_long:.1g} must be seen"
+            f"the loss' rounding, kinks and curvature leave {bounds[0] / unit:.1g} of its "
+            f"derivative along the gradient in doubt, where {too_long:.1g} must be seen: {wider}"
+            "leave out of the loss what does not depend on w"
         )
     return Measurement(
         measured=off[at] / unit,
         bound=bounds[at] / unit,
-        how="Richardson's truncation, and how loss and gradient change when w moves by some ulps",
+        how=f"{how}, and how loss and gradient change when w moves by some ulps",
         control=too_long if length > 0 else None,
         control_least=bounds[0] / unit,
         estimated=True,
     )
 
 
-def _slope_and_difference(subject, d):
+def _slope_and_difference(subject, d, derivative_along):
     """Return <g, d>, how far the loss' derivative along d is from it, and the bound of that."""
     noise, entries = subject.noise
     w, g, u = subject.w, subject.gradient, np.finfo(subject.w.dtype).eps / 2
@@ -103,7 +110,7 @@ def _slope_and_difference(subject, d):
         return loss, slope(gradient)
 
     noise += u * abs(float(subject.loss))
-    derivative, error = directional_derivative(loss_and_slope, w, d, slope(g), noise)
+    derivative, error = derivative_along(loss_and_slope, w, d, slope(g), noise)
     rounding = np.sum(np.abs(d) * (entries + w.size * u * np.abs(g)))
     return slope(g), abs(derivative - slope(g)), float(error + rounding)
 

@@ -38,6 +38,7 @@ from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.operands import Operand
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.workspace import Columns, panel_vector
+from minimal_nn.reference.arguments import expect_each_unit, expect_shape
 from minimal_nn.reference.batchnorm import standard_deviation
 from minimal_nn.reference.extremes import check_variance
 
@@ -88,12 +89,6 @@ class RunningCache(NamedTuple):
 def _group(shape):
     """Return the rows of an image, or of the whole batch of a matrix."""
     return int(np.prod(shape[1:-1])) if len(shape) > 2 else shape[0]
-
-
-def _check(z, **vectors):
-    for name, vector in vectors.items():
-        if vector.shape != z.shape[-1:]:
-            raise ValueError(f"{name}: got shape {vector.shape}, expected {z.shape[-1:]}")
 
 
 def _blocks(source, group):
@@ -147,7 +142,7 @@ def forward(z, gamma, beta, eps):
     where a variance overflows.
     """
     z, gamma, beta = floating(z=z, gamma=gamma, beta=beta)
-    _check(z, gamma=gamma, beta=beta)
+    expect_each_unit(z, gamma=gamma, beta=beta)
     source, group = Columns.of(z), _group(z.shape)
     program, y, statistics = _forward_program(source, gamma, beta, eps, group)
     program.run(thread_count=thread_count(8 * z.size))
@@ -196,8 +191,7 @@ def _backward_program(cotangent, cache):
 def _backward(dy, cache):
     _, dy = floating(gamma=cache.gamma, dy=dy)
     source = cache.z
-    if dy.shape != source.shape:
-        raise ValueError(f"dy: got shape {dy.shape}, expected {source.shape}")
+    expect_shape("dy", dy, source.shape)
     program, dz, dgamma, dbeta = _backward_program(Columns.of(dy), cache)
     program.run(thread_count=thread_count(8 * dy.size))
     units = source.columns
@@ -231,7 +225,7 @@ def forward_running(z, gamma, beta, mean, var, eps):
     mean, var (K,) are constants: running averages over past batches (see `update_running`).
     """
     z, gamma, beta, mean, var = floating(z=z, gamma=gamma, beta=beta, mean=mean, var=var)
-    _check(z, gamma=gamma, beta=beta, mean=mean, var=var)
+    expect_each_unit(z, gamma=gamma, beta=beta, mean=mean, var=var)
     std = standard_deviation(var, eps, "units (running variance)")
     source = Columns.of(z)
     padded_mean, inverse = source.vector(mean), source.vector(1 / std)
@@ -263,6 +257,8 @@ def update_running(running_mean, running_var, mean, var, count, momentum):
     PyTorch: normalization itself uses the biased variance, the running average the unbiased one.
     """
     arrays = floating(running_mean=running_mean, running_var=running_var, mean=mean, var=var)
+    for name, array in zip(("running_var", "mean", "var"), arrays[1:], strict=True):
+        expect_shape(name, array, arrays[0].shape)
     units = arrays[0].size
     program = Program().phase(1)
     padded = [panel_vector(array) for array in arrays]

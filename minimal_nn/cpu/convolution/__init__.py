@@ -48,6 +48,8 @@ from minimal_nn.cpu.machine.microkernel import TILE_ROWS, tile, tile_transposed,
 from minimal_nn.cpu.machine.operands import Operand, image_numbers, image_pixels
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import fill, load, store, transpose_square
+from minimal_nn.reference.arguments import expect_convolution, expect_shape
+from minimal_nn.reference.convolution import output_size
 
 GROUPS = 16  # of images, each with its own sum of weight gradients
 ROWS = 4  # image rows in one block of that sum
@@ -400,9 +402,9 @@ def padded_channels(channels, dtype):
 
 def is_direct(shape, kernel, stride, padding):
     """Return whether the register tile takes the convolution directly."""
-    _, height, width, channels = shape
+    _, _, width, _ = shape
     direct = tuple(kernel[:2]) == (3, 3) and stride == 1 and padding == 1
-    return direct and width >= TILE_ROWS and height >= 1 and channels > 0
+    return direct and width >= TILE_ROWS
 
 
 def scratch(program, dtype):
@@ -427,12 +429,7 @@ def forward(x, W, b=None, stride=1, padding=1, algorithm="direct"):
     or 1: fewer multiplications and larger rounding errors, see winograd.py; also for the gradients.
     """
     x, W, b = floating(x=x, W=W, b=b)
-    if x.ndim != 4 or W.ndim != 4 or x.shape[3] != W.shape[2]:
-        raise ValueError(
-            f"W: got shape {W.shape} for x of shape {x.shape}, expected (kh, kw, C, K)"
-        )
-    if b is not None and b.shape != W.shape[3:]:
-        raise ValueError(f"b: got shape {b.shape}, expected {W.shape[3:]}")
+    expect_convolution(x, W, b, stride, padding)
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm: got {algorithm!r}, expected one of {ALGORITHMS}")
     if algorithm != "direct" and (W.shape[:2] != (3, 3) or stride != 1 or padding not in (0, 1)):
@@ -442,7 +439,7 @@ def forward(x, W, b=None, stride=1, padding=1, algorithm="direct"):
             "'direct'"
         )
     direct = is_direct(x.shape, W.shape, stride, padding)
-    if x.size and (direct or algorithm != "direct"):
+    if direct or algorithm != "direct":
         return _tiled_forward(x, W, b, padding, algorithm)
     patches, pixels = patches_of(x, W.shape[:2], stride, padding)
     y, cache = affine.forward(patches, W.reshape(-1, W.shape[3]), b)
@@ -453,7 +450,11 @@ def backward(dy, cache):
     """Return dx (N, H, W, C), dW (kh, kw, C, K) and db (K,), None where there was no bias."""
     if isinstance(cache, TiledCache):
         return _tiled_backward(dy, cache)
-    kernel = cache.kernel
+    kernel, (n, height, width, _) = cache.kernel, cache.shape
+    sizes = zip((height, width), kernel[:2], strict=True)
+    pixels = (output_size(size, k, cache.stride, cache.padding) for size, k in sizes)
+    _, dy = floating(x=cache.affine.x, dy=dy)
+    expect_shape("dy", dy, (n, *pixels, kernel[3]))
     dpatches, dW, db = affine.backward(np.reshape(dy, (-1, kernel[3])), cache.affine)
     dx = scatter(dpatches, cache.shape, kernel[:2], cache.stride, cache.padding)
     return np.ascontiguousarray(dx), dW.reshape(kernel), db
@@ -491,8 +492,7 @@ def _tiled_backward(dy, cache):
     _, dy = floating(x=x, dy=dy)
     n, h, w, c = x.shape
     expected = (n, h - 2 + 2 * padding, w - 2 + 2 * padding, W.shape[3])
-    if dy.shape != expected:
-        raise ValueError(f"dy: got shape {dy.shape}, expected {expected}")
+    expect_shape("dy", dy, expected)
     dtype = x.dtype
     if not padding:
         inside, dy = dy, np.zeros((n, h, w, W.shape[3]), dtype=dtype)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn.cpu import affine
+from minimal_nn.reference.convolution import output_size
 
 
 class PatchCache(NamedTuple):
@@ -13,11 +14,6 @@ class PatchCache(NamedTuple):
     kernel: tuple  # of W
     stride: int
     padding: int
-
-
-def output_size(size, kernel, stride, padding):
-    """Return how many windows of `kernel` pixels fit: (size + 2 padding - kernel) // stride + 1."""
-    return (size + 2 * padding - kernel) // stride + 1
 
 
 def patches_of(x, kernel, stride, padding):

@@ -23,8 +23,6 @@ def floating(**arrays):
             continue
         (array,) = arrays_of_reference(**{name: array})
         array = np.ascontiguousarray(array) if np.ndim(array) else np.asarray(array)
-        if not array.dtype.isnative:
-            array = array.astype(array.dtype.newbyteorder("="))
         if array.dtype != np.float32 and array.dtype != np.float64:
             raise TypeError(
                 f"{name}: got dtype {array.dtype}, expected float32 or float64 in the cpu wing; "

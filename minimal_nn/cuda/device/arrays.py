@@ -9,51 +9,79 @@ import numpy as np
 from minimal_nn.cuda.device.current import current
 from minimal_nn.cuda.device.language import cuda, kernel
 from minimal_nn.cuda.device.launch import launch
+from minimal_nn.reference.arguments import plain
 
 MOST = 2**31  # numbers in an array: indices are uint32, also a few steps behind the end
 
 
-def asarray(x, dtype=None):
+def asarray(x, dtype=None, name="x"):
     """Return x on the device: device and foreign arrays as they are, host arrays copied.
 
     A foreign array is any object with `__cuda_array_interface__` (CuPy, PyTorch, JAX, Numba); it is
     used in place.  Kernels run on the default stream: work on the array by another stream is waited
     for only where the interface names that stream (PyTorch's does not).  dtype converts host
-    arrays; of others it is only checked.
+    arrays; of others it is only checked.  name: whose argument it is, for what is refused.
     """
     device = current()
+    if isinstance(x, np.ndarray):
+        x = plain(name, x)
     if device.owns(x):
         if device.simulated and dtype is not None:
             x = x.astype(dtype, copy=False)  # there, an array of the host looks the same
-        return _checked(x, dtype)
+        return _checked(x, dtype, name)
     if hasattr(x, "__cuda_array_interface__"):
-        return _checked(device.from_foreign(x), dtype)
-    x = np.asarray(x, dtype=dtype)
+        return _checked(device.from_foreign(x), dtype, name)
+    x = np.asarray(plain(name, x), dtype=dtype)
     if x.dtype.kind not in "fiub":
-        raise TypeError(f"x: got an array of {x.dtype}, expected real numbers")
-    return device.from_host(_checked(x, dtype))
+        raise TypeError(f"{name}: got an array of {x.dtype}, expected real numbers")
+    return device.from_host(_checked(x, dtype, name))
 
 
-def _checked(x, dtype):
+def _checked(x, dtype, name):
     if dtype is not None and x.dtype != np.dtype(dtype):
         raise TypeError(
-            f"x: got a device array of {x.dtype}, expected {np.dtype(dtype)}; convert it where it "
-            "was made"
+            f"{name}: got a device array of {x.dtype}, expected {np.dtype(dtype)}; convert it "
+            "where it was made"
         )
     if 0 in x.shape:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, expected no axis of length zero")
+        raise ValueError(f"{name}: got shape {tuple(x.shape)}, expected no axis of length zero")
     if x.size >= MOST:
         raise ValueError(
-            f"x: got {x.size} numbers, expected fewer than 2**31 (indices have 32 bits): take it "
-            "in parts"
+            f"{name}: got {x.size} numbers, expected fewer than 2**31 (indices have 32 bits): "
+            "take it in parts"
         )
     if not isinstance(x, np.ndarray):
         if any(stride < 0 or stride % x.dtype.itemsize for stride in x.strides):
             raise ValueError(
-                f"x: got a device array with strides of {tuple(x.strides)} bytes, expected "
+                f"{name}: got a device array with strides of {tuple(x.strides)} bytes, expected "
                 f"multiples of {x.dtype.itemsize}, none negative: copy it where it was made"
             )
     return x
+
+
+def floating(dtype=None, **arrays):
+    """Return a list of the arrays on the device, float32 or float64 and all of one dtype.
+
+    dtype: the one that is expected, by default the first array's.  None stays None.  Refuses what
+    the other wings refuse: masked arrays, whole numbers, axes of length zero, mixtures.
+    """
+    found = []
+    for name, array in arrays.items():
+        if array is not None:
+            array = asarray(array, name=name)
+            if array.dtype.name not in ("float32", "float64"):
+                raise TypeError(
+                    f"{name}: got an array of {array.dtype}, expected float32 or float64: convert "
+                    "it where it was made"
+                )
+            if dtype is not None and array.dtype != dtype:
+                raise TypeError(
+                    f"{name}: got an array of {array.dtype}, expected {np.dtype(dtype)} as the "
+                    "arguments before it; convert one of them (nothing is promoted silently)"
+                )
+            dtype = array.dtype
+        found.append(array)
+    return found
 
 
 def is_device_array(x):

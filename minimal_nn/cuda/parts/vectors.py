@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from minimal_nn.cuda.device import intrinsics
-from minimal_nn.cuda.device.arrays import address, asarray, contiguous
+from minimal_nn.cuda.device.arrays import address, contiguous, floating
 from minimal_nn.cuda.device.language import device
 from minimal_nn.cuda.parts.unroll import made
 
@@ -88,14 +88,9 @@ def vector_width(length, *arrays):
     return widest if whole and aligned else 1
 
 
-def placed(*arrays, dtype=None):
-    """Return the arrays on the device and contiguous, all of one dtype: the first's by default.
-
-    Host arrays are copied there, device arrays of another dtype refused, strided ones copied.
-    """
-    first = asarray(arrays[0], dtype)
-    rest = (asarray(array, first.dtype) for array in arrays[1:])
-    found = tuple(contiguous(array) for array in (first, *rest))
+def placed(dtype=None, **arrays):
+    """Return the arrays, checked by `floating`, contiguous: several as a tuple."""
+    found = tuple(contiguous(array) for array in floating(dtype, **arrays))
     return found if len(found) > 1 else found[0]
 
 
