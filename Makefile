@@ -15,7 +15,7 @@ TEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python
 .PHONY: verify figures lint test test-fast bench dist guide clean
 
 verify: .venv/installed
-	@echo "measuring the claims on networks trained on handwritten digits, and on random walks (about a minute)"
+	@echo "measuring the claims on networks trained on handwritten digits, and on random walks (a minute or two)"
 	@$(BIN)/python -m theory
 
 guide: .venv/installed-guide

@@ -1,4 +1,4 @@
-"""Tables out of records: what `python -m benchmarks` prints, and the README's table in markdown."""
+"""Tables out of records: what `python -m benchmarks` prints, and the guide's table in markdown."""
 
 import json
 from pathlib import Path
@@ -102,7 +102,7 @@ COLUMNS = (
 
 
 def markdown(*records):
-    """Return the README's table of cpu records, a row for each comparison and processor.
+    """Return the guide's table of cpu records, a row for each comparison and processor.
 
     A row that was disturbed is told as such and not in bold; a record from before rows had a
     roofline has none to show.

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from minimal_nn.data import cifar, pickled, sets, sources
+from minimal_nn.data import cifar, fetch, pickled, sets, sources
 from minimal_nn.data import idx as idx_files
 
 # What the UCI repository calls optdigits.tes.
@@ -403,6 +403,21 @@ class TestEmnist:
             names = idx_files.CLASSES[f"emnist-{split}"]
             assert len(names) == len(set(names.values())) == size
             assert list(names) == list(range(min(names), min(names) + size))
+
+
+@pytest.mark.parametrize("reader", ("mnist", "cifar10", "read_idx", "fetch"))
+def test_a_home_folder_is_expanded(reader, mnist_folder, cifar10_folder, monkeypatch):
+    """A shell leaves ~ to the program where it stands behind an = or between quotes."""
+    home = {"mnist": mnist_folder, "cifar10": cifar10_folder}.get(reader, mnist_folder)
+    monkeypatch.setenv("HOME", str(home))
+    if reader == "fetch":
+        monkeypatch.setattr(fetch, "_check_space", lambda source, folder: None)
+        monkeypatch.setattr(fetch, "_ensure", lambda file, addresses, folder, progress: "whole")
+        assert fetch.fetch("fashion_mnist", "~/sets") == home / "sets" / "fashion_mnist"
+    elif reader == "read_idx":
+        assert sets.read_idx("~/t10k-labels-idx1-ubyte.gz").shape == (7,)
+    else:
+        assert len(getattr(sets, reader)("~").X_train) == 20
 
 
 class TestCifar10:

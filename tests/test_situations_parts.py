@@ -6,6 +6,7 @@ single operation beside its definition stand in that operation's own file.
 
 import numpy as np
 import pytest
+import wings
 from agreement import assert_same_bits
 
 from minimal_nn import (
@@ -24,8 +25,7 @@ from minimal_nn import (
 )
 from minimal_nn.errors import NonFiniteError, ZeroVarianceError
 
-WINGS = ("reference", "cpu")
-EVERY_WING = pytest.mark.parametrize("wing", WINGS)
+EVERY_WING = pytest.mark.parametrize("wing", wings.names("affine"))
 
 
 def data(rng, shape=(4,), n=24):

@@ -1,6 +1,7 @@
 """python -m theory: verify the paper's claims on networks trained on real data."""
 
 import argparse
+import os
 import sys
 import time
 
@@ -36,9 +37,12 @@ def parser():
     p.add_argument("--seed", type=int, default=0, help="of weights and batches (default 0)")
     p.add_argument("--thorough", action="store_true", help="also the long statistical runs")
     p.add_argument("--table", action="store_true", help="print a line for every subject")
-    p.add_argument("--json", metavar="FILE", help="write every figure to FILE")
-    p.add_argument("--play", metavar="DIR", help="write a page to play with to DIR and exit")
-    p.add_argument("--report", metavar="DIR", help="write a page with every claim to DIR")
+    p.add_argument(
+        "--json", metavar="FILE", type=os.path.expanduser, help="write every figure to FILE"
+    )
+    folder = {"metavar": "DIR", "type": os.path.expanduser}
+    p.add_argument("--play", **folder, help="write a page to play with to DIR and exit")
+    p.add_argument("--report", **folder, help="write a page with every claim to DIR")
     return p
 
 
@@ -155,4 +159,10 @@ def _one_blas_thread():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, as in `--list | head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)

@@ -103,7 +103,7 @@ def cifar100(
 
 
 def _set(folder, layouts, which, classes, dtype, flat):
-    folder, layout = _located(Path(folder), layouts)
+    folder, layout = _located(Path(folder).expanduser(), layouts)
     arrays = []
     for files in (layout.train, layout.test):
         parts = [_records(folder / name, n, layout, which, classes) for name, n in files.items()]

@@ -36,7 +36,7 @@ def read(path):
 
     Not its name: browsers unpack a .gz and leave it its name, or take the suffix from a packed one.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         content = path.read_bytes()
         return gzip.decompress(content) if content[:2] == GZIP else content

@@ -44,7 +44,7 @@ def fetch(
     Raises: FetchError (no network, no space, wrong checksum, ...), KeyError for another name.
     """
     source = SOURCES[name]
-    folder = Path(folder) / source.folder
+    folder = Path(folder).expanduser() / source.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _check_space(source, folder)

@@ -78,8 +78,8 @@ def mnist(
     Raises: DataError, TypeError, and ValueError for an unknown name of a set.
     Source: Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits".
     """
-    names = _given(classes)
-    prefix, paths = _four_files(Path(folder), classes)
+    names, folder = _given(classes), Path(folder).expanduser()
+    prefix, paths = _four_files(folder, classes)
     arrays = []
     for images_path, labels_path in (paths[:2], paths[2:]):
         images, labels = read_idx(images_path), read_idx(labels_path)
@@ -104,7 +104,7 @@ def mnist(
             f"{(*arrays[2].shape[1:], 1)}, expected one shape: the files belong to different sets"
         )
     if names is None:
-        names = _recognized(Path(folder), prefix, paths[1], arrays[1])
+        names = _recognized(folder, prefix, paths[1], arrays[1])
     known = names or dict(enumerate(_DIGITS))
     for k, path in ((1, paths[1]), (3, paths[3])):
         arrays[k] = _counted(path, arrays[k], known)

@@ -18,7 +18,7 @@ from minimal_nn import backend
 from minimal_nn.errors import CudaUnavailableError
 from minimal_nn.reference import batchnorm
 from theory import CLAIMS
-from theory.__main__ import main
+from theory.__main__ import main, parser
 from theory.report import outline
 from theory.subjects.networks import Options, network_subject
 from theory.subjects.walks import walk
@@ -250,6 +250,22 @@ def test_it_runs_as_a_module_from_another_folder(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "5 verified" in result.stdout and result.stderr == ""
     assert os.listdir(tmp_path) == []
+
+
+def test_list_into_a_closed_pipe_ends_quietly():
+    read, write = os.pipe()
+    os.close(read)
+    program = [sys.executable, "-m", "theory", "--list"]
+    done = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("option", ("--json", "--report", "--play"))
+def test_a_home_folder_is_expanded(option, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = vars(parser().parse_args([f"{option}=~/out"]))
+    assert options[option[2:]] == str(tmp_path / "out")
 
 
 def test_an_unknown_claim_is_exit_status_2_of_the_process(tmp_path):

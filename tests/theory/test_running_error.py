@@ -49,6 +49,7 @@ OPERATIONS = {
     ),
     "where": (lambda x, y: np.where(MASK, x, y), lambda x, y: np.where(MASK, x, y)),
     "0.1": (lambda x, y: 0.1 * x - y, lambda x, y: Fraction(0.1) * x - y),
+    "mean": (lambda x, y: x + y.mean(), lambda x, y: x + y.sum() / SIZE),
     "power": (lambda x, y: x**3 - 2 * y, lambda x, y: x**3 - 2 * y),
 }
 MASK = np.array([True, False, True, True])
@@ -138,6 +139,7 @@ PROPAGATED = {
     "log": (np.log, 1),
     "tanh": (np.tanh, 1),
     "negative": (np.negative, 1),
+    "mean": (lambda x, y: x + y.mean(), 2),
     "power": (lambda x: x**3, 1),
 }
 
@@ -201,3 +203,14 @@ def test_the_coarser_precision_decides():
     for result in (fine * coarse, coarse * fine):
         assert result.precision.u == roundoff(np.float32)
         assert result.error[0] >= 2.0**-25 / 9
+
+
+@START
+def test_what_is_not_followed_is_said_in_a_sentence(start):
+    """A layer of one's own in a claim may call anything that arrays have."""
+    x = start(np.ones((3, 2)))
+    mean = x.mean(axis=0, keepdims=True)
+    assert mean.shape == (1, 2) and np.all(mean.value == 1) and np.all(mean.error > 0)
+    for name in ("std", "var", "cumsum", "flat"):
+        with pytest.raises(AttributeError, match=f"array: got .{name}, which running error analy"):
+            getattr(x, name)

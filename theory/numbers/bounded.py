@@ -113,6 +113,16 @@ class Bounded(np.lib.mixins.NDArrayOperatorsMixin):
         error = (error + gamma(terms - 1, _precision_of(self).u) * upper) * _EVALUATION
         return Bounded(value, error, self.precision)
 
+    def mean(self, axis=None, keepdims=False):
+        total = self.sum(axis=axis, keepdims=keepdims)
+        return total / (self.size // max(total.size, 1))
+
+    def __getattr__(self, name):
+        raise AttributeError(
+            f"array: got .{name}, which running error analysis does not follow; expected "
+            "arithmetic, sums, means and NumPy's ufuncs: write it with those"
+        )
+
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
         if method != "__call__" or kwargs or ufunc not in (*_RULES, *_COMPARISONS):
             return NotImplemented

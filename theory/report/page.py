@@ -250,8 +250,9 @@ def page(verdicts, seconds, left_out):
 <body>
 <h1>L2 regularization versus normalization: the claims</h1>
 <p>{html.escape(table.summary(verdicts, seconds))}.</p>
-<p>A bit-exact claim has the bound 0: with a = 2<sup>k</sup> only exponents change, so both sides must have
-the same bits. A control takes an assumption away and must fail. {html.escape(versions)}.</p>
+<p>A bit-exact claim has the bound 0: with a = 2<sup>k</sup> only exponents change, so both sides
+must have the same bits. A control takes an assumption away and must fail.
+{html.escape(versions)}.</p>
 <nav><ul>{links}</ul></nav>
 {body}
 {_left_out(left_out)}
