@@ -3,6 +3,8 @@
 `make guide` adds the claims' report and the page to play with to what Sphinx builds.
 """
 
+import importlib
+import pkgutil
 import sys
 from pathlib import Path
 
@@ -55,6 +57,28 @@ def markdown(source):
     return "\n\n".join(pages) + "\n"
 
 
+# The rooms that users enter, in the order of the house.
+ROOMS = (
+    *("minimal_nn", "minimal_nn.layers", "minimal_nn.reference", "minimal_nn.data"),
+    *("minimal_nn.mutants", "minimal_nn.lab", "theory", "theory.laws", "theory.yours"),
+)
+
+
+def all_modules(app, docname, source):
+    """Add the modules of every room to the page that shows them."""
+    if docname != "api":
+        return
+    for room in ROOMS:
+        package = importlib.import_module(room)
+        found = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg]
+        names = [room, *(f"{room}.{name}" for name in found if name not in ("__main__", "torch"))]
+        source[0] += f"\n## {room}\n"
+        for name in names:
+            title = "" if name == room else f"\n### {name}\n"
+            body = f".. automodule:: {name}\n" + ("" if name == room else "   :members:\n")
+            source[0] += f"{title}\n```{{eval-rst}}\n{body}```\n"
+
+
 def as_it_is_written(app, what, name, obj, options, lines):
     """Show a docstring as the plain text that it is."""
     lines[:] = ["::", "", *(f"    {line}" for line in lines), ""] if lines else []
@@ -80,6 +104,7 @@ def setup(app):
     app.add_source_suffix(".py", "percent")
     app.add_source_parser(Percent)
     app.add_html_math_renderer("mathml", (inline, None), (displayed, None))
+    app.connect("source-read", all_modules)
     app.connect("autodoc-process-docstring", as_it_is_written)
     app.connect("build-finished", page_to_play_with)
     return {"parallel_read_safe": True}

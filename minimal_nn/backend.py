@@ -8,7 +8,8 @@ A wing is a package with one module for each operation, all with the same functi
     averagepooling                                as pooling
     dropout     forward(x, kept, rate), what is kept being drawn by the layer
     loss        forward(scores, targets, kind) -> value, cache;  backward(dvalue, cache) -> dscores
-    update      one function for each optimizer's formula
+    update      step(formula, w, g, states, **hyper), an optimizer's formula by its name
+                add_penalty, normalize, clip
 
 The functions are pure: they never change their inputs and return new arrays.  A batch norm cache
 shows the batch's `mean` and biased `var`; every other cache is nobody else's business.

@@ -6,7 +6,7 @@ from minimal_nn import arguments
 
 PENALTIES = ("l2", "weight_decay")  # one of the two: weight_decay = 2 l2
 BELOW_ONE = ("momentum", "decay", "beta1", "beta2")
-EPS = ("eps", "eps_numerator", "eps_denominator")
+EPS = ("eps", "eps_inside_root", "eps_numerator", "eps_denominator")
 
 
 def checked(owner, hyper, defaults):

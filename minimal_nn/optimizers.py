@@ -7,6 +7,9 @@ Three things that are easily confused have three names:
     decoupled_weight_decay  AdamW's: w shrinks by 1 - eta decoupled_weight_decay, apart from the
     gradient
 
+eps_inside_root, of RMSprop, Adagrad, Adam and AdamW, is added to the mean square under the root,
+beside eps, which is added to the root.
+
 A `Group` gives some parameters hyper-parameters of their own.  A hyper-parameter may be an array
 that broadcasts against the parameter, such as one learning rate per unit.
 """
@@ -77,6 +80,7 @@ class Optimizer:
     slots: tuple[str, ...] = ()  # the state arrays it carries, in the order of its arguments
     counts_steps = False  # whether the formula takes t
     defaults: dict[str, float] = {}  # its hyper-parameters
+    options: tuple[str, ...] = ()  # further ones, which the formula is given where they are set
     state: dict[str, Arrays]
     t: int
 
@@ -121,7 +125,7 @@ class Optimizer:
                 seen.add(name)
 
     def _check_hyper(self, hyper):
-        hyper.update(checked(type(self).__name__, hyper, self.defaults))
+        hyper.update(checked(type(self).__name__, hyper, (*self.defaults, *self.options)))
         weight_decay_of(hyper.get("l2"), hyper.get("weight_decay"))
         decoupled = "decoupled_weight_decay"
         if decoupled in self.defaults and decoupled not in {**self.hyper, **hyper}:
@@ -142,9 +146,9 @@ class Optimizer:
 
     def hyper_parameters(self, name: str) -> dict[str, Any]:
         """Return the hyper-parameters of parameter `name`, with `weight_decay` and `fixed_norm`."""
-        own = self._group(name)
-        hyper = {**self.defaults, **{k: v for k, v in self.hyper.items() if k in self.defaults}}
-        hyper.update({k: v for k, v in own.items() if k in self.defaults})
+        own, known = self._group(name), {*self.defaults, *self.options}
+        given = {key: value for key, value in {**self.hyper, **own}.items() if key in known}
+        hyper = {**self.defaults, **given}
         penalty = own if own.keys() & {"l2", "weight_decay"} else self.hyper
         hyper["weight_decay"] = weight_decay_of(penalty.get("l2"), penalty.get("weight_decay"))
         hyper["fixed_norm"] = own.get("fixed_norm", self.hyper.get("fixed_norm"))
@@ -234,10 +238,14 @@ class Optimizer:
     def rule(self, wing: Backend) -> Callable[..., Any]:
         """Return the update function: the wing's `formula`, or what a subclass has instead.
 
-        It takes (w, g, *state arrays, t where counts_steps, **defaults' hyper-parameters) and
-        returns the new w and state arrays; it changes none of them.
+        It takes (w, g, *state arrays, t where counts_steps, **hyper-parameters: the defaults', and
+        options that are set) and returns the new w and state arrays; it changes none of them.
         """
-        return getattr(wing.update, self.formula)
+
+        def update(w, g, *states, **hyper):
+            return wing.update.step(self.formula, w, g, states, **hyper)
+
+        return update
 
     def step(
         self,
@@ -338,6 +346,7 @@ class RMSprop(Optimizer):
 
     formula = "rmsprop"
     slots = ("square",)
+    options = ("eps_inside_root",)
     defaults = {"learning_rate": 0.001, "decay": 0.99, "eps": 1e-8}
 
 
@@ -346,6 +355,7 @@ class Adagrad(Optimizer):
 
     formula = "adagrad"
     slots = ("square",)
+    options = ("eps_inside_root",)
     defaults = {"learning_rate": 0.01, "eps": 1e-8}
 
 
@@ -367,6 +377,7 @@ class Adam(Optimizer):
 
     formula = "adam"
     slots = ("m", "v")
+    options = ("eps_inside_root",)
     counts_steps = True
     defaults = {"learning_rate": 0.001, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 
@@ -376,6 +387,7 @@ class AdamW(Optimizer):
 
     formula = "adamw"
     slots = ("m", "v")
+    options = ("eps_inside_root",)
     counts_steps = True
     defaults = {
         "learning_rate": 0.001,

@@ -107,18 +107,21 @@ class Plan:
     part_size=NUMBER where a step takes its examples in parts, frozen=NAMES of layers that stay.
 
     What `observe` changes between two runs (hyper-parameters, layers, the wing) is followed: the
-    plan is made again.  report: a sentence that says how the steps are run, and why.
+    plan is made again.  fixed: arrays that no run finds changed; a wing with memory of its own
+    copies them there once.  report: a sentence that says how the steps are run, and why.
     """
 
-    def __init__(self, network, optimizer, batch_size, **options):
+    def __init__(self, network, optimizer, batch_size, fixed=(), **options):
         self.network, self.optimizer, self.batch_size = network, optimizer, batch_size
-        self.options = options
+        self.fixed, self.options = fixed, options
         self.report = None
         self._make()
 
     def _make(self):
         self._layers, self._made_for = self.network.layers, self._settings()
         self._plan, report = _chosen(self.network, self.optimizer, self.batch_size, self.options)
+        place = getattr(self._plan, "place", lambda array: array)
+        self._placed = [(array, place(array)) for array in self.fixed]
         if report != self.report:
             LOG.info(report)
         self.report = report
@@ -137,10 +140,14 @@ class Plan:
         if self.network.layers is not self._layers or self._settings() != self._made_for:
             self._make()
         given = () if factors is None else (factors,)
+        X, targets = self._found(X), self._found(targets)
         plan, part_size = self._plan, self.options.get("part_size")
         if part_size is not None and batches.shape[1] % part_size:
             plan = StepByStep(**self.options)  # loops are made of equal parts
         return plan.run(self.network, self.optimizer, X, targets, batches, *given)
+
+    def _found(self, array):
+        return next((placed for one, placed in self._placed if one is array), array)
 
 
 def step_options(batch_size, clip_norm, accumulate, frozen):

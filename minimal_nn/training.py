@@ -51,22 +51,22 @@ def fit(
     it would hold (batch norm has no variance over a single number).  An epoch's loss is the mean
     over its batches, a smaller last one counting as much as the others.
 
-    X (N, *input_shape) and targets: array-likes as for `Network.loss_and_gradients`.  epochs:
-    passes over the data.  rng: a seed or numpy.random.Generator for the order.  augment: a function
-    (X, rng) -> changed X, such as `augmentation.flip_and_shift`, called on the whole of X at the
-    beginning of each epoch; its result takes X's place there.  validation: (X, targets) whose loss,
-    and error where they are labels, is recorded after each epoch.  schedule: a function of the step
-    (0 at the first one) whose value multiplies the learning rate, such as `schedules.Cosine`, or a
-    `Schedule` for other hyper-parameters and groups.  clip_norm: where the norm of all gradients
-    together is larger, they are scaled to it, before the optimizer adds penalties.  accumulate: so
-    many batches make a step, whose gradient and loss are the means over their examples.  frozen:
-    the names of layers that compute as in evaluation and keep their parameters and statistics.
-    best: a number of the epoch's record, "validation_loss" say: the network ends with the weights
-    and statistics of the epoch where it was least, which the record tells as `best_epoch`.  stop: a
-    function of the epoch's record; training ends where it returns True.  observe: a function
-    network -> dict of numbers, recorded too.  progress: show a bar.  checkpoint: a path, written
-    whole after every epoch.  resume: continue from it if it exists; the result is bit for bit that
-    of an uninterrupted run.
+    X (N, *input_shape) and targets: array-likes as for `Network.loss_and_gradients`, which nobody
+    changes meanwhile.  epochs: passes over the data.  rng: a seed or numpy.random.Generator for the
+    order.  augment: a function (X, rng) -> changed X, such as `augmentation.flip_and_shift`, called
+    on the whole of X at the beginning of each epoch; its result takes X's place there.  validation:
+    (X, targets) whose loss, and error where they are labels, is recorded after each epoch.
+    schedule: a function of the step (0 at the first one) whose value multiplies the learning rate,
+    such as `schedules.Cosine`, or a `Schedule` for other hyper-parameters and groups.  clip_norm:
+    where the norm of all gradients together is larger, they are scaled to it, before the optimizer
+    adds penalties.  accumulate: so many batches make a step, whose gradient and loss are the means
+    over their examples.  frozen: the names of layers that compute as in evaluation and keep their
+    parameters and statistics. best: a number of the epoch's record, "validation_loss" say: the
+    network ends with the weights and statistics of the epoch where it was least, which the record
+    tells as `best_epoch`.  stop: a function of the epoch's record; training ends where it returns
+    True.  observe: a function network -> dict of numbers, recorded too.  progress: show a bar.
+    checkpoint: a path, written whole after every epoch.  resume: continue from it if it exists; the
+    result is bit for bit that of an uninterrupted run.
 
     What `observe` changes (optimizer.hyper, say) holds from the next epoch on, in every wing.
     Where a wing's compiled loop cannot be used, `network.plan_report(optimizer, batch_size)` says
@@ -135,7 +135,8 @@ def fit(
         raise ValueError("resume: got True without a checkpoint, expected checkpoint=PATH as well")
     if factors is not None:
         options["scheduled"] = True
-    plan = Plan(network, optimizer, batch_size * accumulate, **options)
+    fixed = (X, targets) if augment is None else (targets,)
+    plan = Plan(network, optimizer, batch_size * accumulate, fixed, **options)
     with _kept(history), _pinned(threads) as threads, _bar(progress, epochs, history) as bar:
         for epoch in range(len(history.epochs) + 1, epochs + 1):
             if history.epochs and _stops(stop, history.epochs[-1]):

@@ -47,7 +47,7 @@ def whole(seed, *shape):
 
 def update(name, states, **hyper):
     return Case(
-        lambda wing, *arrays: getattr(wing.update, name)(*arrays, **hyper),
+        lambda wing, w, g, *states: wing.update.step(name, w, g, states, **hyper),
         None,
         [whole(k, ROWS, UNITS) ** (2 if k > 1 else 1) for k in range(2 + states)],
     )
@@ -178,12 +178,22 @@ CASES = {
     "adamw": update(
         "adamw", 2, t=2, **RATE, beta1=0.5, beta2=0.5, eps=1.0, decoupled_weight_decay=0.5
     ),
-    "add_penalty": update("add_penalty", 0, weight_decay=0.5),
+    "add_penalty": Case(
+        lambda wing, g, w: wing.update.add_penalty(g, w, 0.5),
+        None,
+        [whole(k, ROWS, UNITS) for k in range(2)],
+    ),
     "normalized_sgd": Case(
-        lambda wing, w, g: wing.update.normalized_sgd(w, g, 0.5), None, [Z, 2.0 * SIGNS], ulps=2
+        lambda wing, w, g: wing.update.step("normalized_sgd", w, g, **RATE),
+        None,
+        [Z, 2.0 * SIGNS],
+        ulps=2,
     ),
     "lars": Case(
-        lambda wing, w, g: wing.update.lars(w, g, 0.5), None, [4.0 * SIGNS, 2.0 * SIGNS], ulps=4
+        lambda wing, w, g: wing.update.step("lars", w, g, **RATE),
+        None,
+        [4.0 * SIGNS, 2.0 * SIGNS],
+        ulps=4,
     ),
     "clip": Case(
         lambda wing, a, b: tuple(wing.update.clip({"a": a, "b": b}, 1.0).values()),
@@ -212,7 +222,8 @@ def test_every_function_has_a_case():
 
     def watched(operation, function):
         def call(*arguments, **options):
-            called.add(f"{operation}.{function.__name__}")
+            name = function.__name__
+            called.add(f"{operation}.{arguments[0] if name == 'step' else name}")
             return function(*arguments, **options)
 
         return call
@@ -232,7 +243,9 @@ def test_every_function_has_a_case():
     for case in CASES.values():
         case.results(types.SimpleNamespace(**spaces), lambda x: x, np.float64)
     assert called == {
-        f"{operation}.{name}" for operation in functions for name in functions[operation]
+        f"{operation}.{name}"
+        for operation in functions
+        for name in functions[operation].keys() - {"of_step", "step"}
     }
 
 

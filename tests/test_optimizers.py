@@ -6,6 +6,7 @@ The formulas themselves are tested in test_update.py, wing by wing.
 import numpy as np
 import pytest
 from agreement import assert_same_bits, read_only
+from runs import batchnorm_network, random_data, train
 
 from minimal_nn import (
     LARS,
@@ -410,3 +411,19 @@ def test_an_array_of_another_shape_is_refused(shape, network, gradients):
     with pytest.raises(ValueError, match=message):
         optimizer.step(network, gradients)
     assert network.parameters == before
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind.options], ids=lambda k: k.__name__)
+def test_eps_inside_the_root(kind, rng):
+    """It is felt, also by the compiled loop, which takes the bits of single steps."""
+    data = random_data(rng)
+    own = type(f"Own{kind.__name__}", (kind,), {})  # no compiled loop takes it
+    plain, inside, by_steps = (
+        train(data, network=batchnorm_network().on("cpu"), optimizer=optimizer)
+        for optimizer in (kind(), kind(eps_inside_root=0.1), own(eps_inside_root=0.1))
+    )
+    assert plain[2].loss[1] != inside[2].loss[1]
+    assert inside[0].plan_report(inside[1]).startswith("compiled")
+    assert inside[2].loss == by_steps[2].loss
+    with pytest.raises(TypeError, match="SGD: got the unknown argument 'eps_inside_root'"):
+        SGD(eps_inside_root=0.1)

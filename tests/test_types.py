@@ -21,6 +21,7 @@ MODULES = (
     "minimal_nn.mutants",
     "minimal_nn.schedules",
     "minimal_nn.stored",
+    "theory",
     "theory.claim",
     "theory.laws",
     "theory.yours.verification",

@@ -40,12 +40,12 @@ def nesterov(w, g, state, t, h):
 
 def rmsprop(w, g, state, t, h):
     s = h["decay"] * state[0] + (1 - h["decay"]) * g**2
-    return w - h["learning_rate"] * ratio(g, s.sqrt() + h["eps"]), (s,)
+    return w - h["learning_rate"] * ratio(g, (s + h["eps_inside_root"]).sqrt() + h["eps"]), (s,)
 
 
 def adagrad(w, g, state, t, h):
     s = state[0] + g**2
-    return w - h["learning_rate"] * ratio(g, s.sqrt() + h["eps"]), (s,)
+    return w - h["learning_rate"] * ratio(g, (s + h["eps_inside_root"]).sqrt() + h["eps"]), (s,)
 
 
 def adadelta(w, g, state, t, h):
@@ -59,7 +59,8 @@ def adam(w, g, state, t, h):
     m = h["beta1"] * state[0] + (1 - h["beta1"]) * g
     v = h["beta2"] * state[1] + (1 - h["beta2"]) * g**2
     m_hat, v_hat = m / (1 - h["beta1"] ** t), v / (1 - h["beta2"] ** t)
-    return w - h["learning_rate"] * ratio(m_hat, v_hat.sqrt() + h["eps"]), (m, v)
+    root = (v_hat + h["eps_inside_root"]).sqrt()
+    return w - h["learning_rate"] * ratio(m_hat, root + h["eps"]), (m, v)
 
 
 def adamw(w, g, state, t, h):
@@ -88,7 +89,9 @@ class Rule:
         return {k: v + eps if k.startswith("eps") else v for k, v in self.hyper.items()}
 
 
-ADAM = {"learning_rate": RATE, "beta1": 0.9, "beta2": 0.999, "eps": 0.0}
+EPS = {"eps": 0.0, "eps_inside_root": 0.0}
+SCALING = {"learning_rate": 1, "eps": -1, "eps_inside_root": -2}
+ADAM = {"learning_rate": RATE, "beta1": 0.9, "beta2": 0.999, **EPS}
 DELTA = {"learning_rate": 0.9, "decay": 0.95, "eps_numerator": 1e-3, "eps_denominator": 0.0}
 RULES = {
     "sgd": Rule(sgd, 0, {"learning_rate": RATE}, {"learning_rate": 2}),
@@ -97,19 +100,17 @@ RULES = {
     "rmsprop": Rule(
         rmsprop,
         1,
-        {"learning_rate": RATE, "decay": 0.99, "eps": 0.0},
-        {"learning_rate": 1, "eps": -1},
+        {"learning_rate": RATE, "decay": 0.99, **EPS},
+        SCALING,
     ),
-    "adagrad": Rule(
-        adagrad, 1, {"learning_rate": RATE, "eps": 0.0}, {"learning_rate": 1, "eps": -1}
-    ),
+    "adagrad": Rule(adagrad, 1, {"learning_rate": RATE, **EPS}, SCALING),
     "adadelta": Rule(adadelta, 2, DELTA, {"eps_numerator": 2, "eps_denominator": -2}),
-    "adam": Rule(adam, 2, ADAM, {"learning_rate": 1, "eps": -1}),
+    "adam": Rule(adam, 2, ADAM, SCALING),
     "adamw": Rule(
         adamw,
         2,
         {**ADAM, "decoupled_weight_decay": 0.3},
-        {"learning_rate": 1, "eps": -1, "decoupled_weight_decay": -1},
+        {**SCALING, "decoupled_weight_decay": -1},
     ),
     "sign_sgd": Rule(sign_sgd, 0, {"learning_rate": RATE}, {"learning_rate": 1}),
 }
@@ -129,7 +130,7 @@ def trajectory(update, rule, name, w, gradients, zero, hyper):
     state = (zero,) * rule.slots
     for t, g in enumerate(gradients, 1):
         steps = {"t": t} if rule.counts_steps else {}
-        result = getattr(update, name)(w, g, *state, **steps, **hyper)
+        result = update.step(name, w, g, state, **steps, **hyper)
         w, *state = result if rule.slots else (result,)
     return w, tuple(state)
 
@@ -180,7 +181,7 @@ def test_every_formula_is_tested(reference):
         and value.__module__ == module.__name__
         and not name.startswith("_")
     }
-    assert public == {*RULES, *BY_UNIT, "add_penalty", "clip", "normalize"}
+    assert public - {"of_step", "step"} == {*RULES, *BY_UNIT, "add_penalty", "clip", "normalize"}
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -259,11 +260,17 @@ def test_the_penalty_goes_through_the_adaptive_scaling(wing, optimizers, rng, dt
     for t in (1, 2):
         penalized = g + dtype(0.5) * expected
         optimizer.step(network, {"w": g})
-        expected, *state = wing.update.adam(expected, penalized, *state, t, RATE, 0.9, 0.999, 1e-8)
+        hyper = {**ADAM, "t": t, "eps": 1e-8}
+        expected, *state = wing.update.step("adam", expected, penalized, state, **hyper)
         if t == 1:
             assert_same_bits(network.parameters["w"], expected, "w")
     difference = np.abs(wide(network.parameters["w"]) - wide(expected)).max()
     assert difference <= 4 * np.finfo(dtype).eps * np.abs(expected).max()
+
+
+def along(wing, name, w, g, rate=RATE):
+    """Return w after a step of a formula without state."""
+    return wing.update.step(name, w, g, learning_rate=rate)
 
 
 @pytest.mark.parametrize("shape", ((3, 2), (5,), (2, 3, 2, 2)))
@@ -273,21 +280,21 @@ def test_steps_along_a_unit(wing, reference, rng, dtype, name, shape):
     axes = tuple(range(w.ndim - 1)) if w.ndim > 1 else None
     norm_w, norm_g = (np.sqrt(np.square(wide(x)).sum(axis=axes)) for x in (w, g))
     length = norm_w if name == "lars" else 1
-    got = getattr(wing.update, name)(w, g, RATE)
-    bound = getattr(reference.update, name)(running(w, dtype), running(g, dtype), RATE)
+    got = along(wing, name, w, g)
+    bound = along(reference, name, running(w, dtype), running(g, dtype))
     assert_dtype(dtype, w=got)
     expected = wide(w) - np.longdouble(RATE) * length * wide(g) / norm_g
     assert_within(got, expected, bound.error, name)
     for k in (-12, 12):
         a = dtype(2.0**k)
         rate = RATE if name == "lars" else RATE * 2.0**k
-        assert_same_bits(getattr(wing.update, name)(a * w, g / a, rate), a * got, f"{name} of a w")
+        assert_same_bits(along(wing, name, a * w, g / a, rate), a * got, f"{name} of a w")
 
 
 @pytest.mark.parametrize("name", BY_UNIT)
 def test_a_unit_without_a_gradient_stays(wing, rng, dtype, name):
     w, (g, *_) = draw(rng, dtype)
-    new = getattr(wing.update, name)(w, g * np.array([0, 1], dtype), RATE)
+    new = along(wing, name, w, g * np.array([0, 1], dtype))
     assert_same_bits(new[:, 0], w[:, 0], "w of the unit without a gradient")
 
 
@@ -298,16 +305,16 @@ def test_lars_leaves_zero_by_the_step_of_sgd(wing, rng, dtype, shape):
     w, g = np.array(w), np.array(g)
     if w.ndim == 1:
         w[:] = 0
-        assert_same_bits(wing.update.lars(w, g, RATE), wing.update.sgd(w, g, RATE), "a vector at 0")
-        assert_same_bits(wing.update.lars(g, w, RATE), g, "a vector without a gradient")
+        assert_same_bits(along(wing, "lars", w, g), along(wing, "sgd", w, g), "a vector at 0")
+        assert_same_bits(along(wing, "lars", g, w), g, "a vector without a gradient")
         return
-    whole = wing.update.lars(w, g, RATE)
+    whole = along(wing, "lars", w, g)
     w[..., 1] = 0
-    new = wing.update.lars(w, g, RATE)
-    assert_same_bits(new[..., 1], wing.update.sgd(w, g, RATE)[..., 1], "the unit at 0")
+    new = along(wing, "lars", w, g)
+    assert_same_bits(new[..., 1], along(wing, "sgd", w, g)[..., 1], "the unit at 0")
     assert_same_bits(new[..., 0], whole[..., 0], "the other unit")
     g[..., 0] = 0
-    assert_same_bits(wing.update.lars(w, g, RATE)[..., 0], w[..., 0], "a unit without a gradient")
+    assert_same_bits(along(wing, "lars", w, g)[..., 0], w[..., 0], "a unit without a gradient")
 
 
 def sizes_beyond_the_squares(dtype):
@@ -320,14 +327,14 @@ def test_norms_whose_squares_leave_the_range(wing, rng, dtype, shape):
     """1e-25 in float32 was "all 0", or a gradient without a step; 1e25 normalized was 0."""
     w, (g, *_) = draw(rng, dtype, shape)
     unit = wing.update.normalize(w, 1.5)
-    step = wing.update.normalized_sgd(w, g, RATE)
-    relative = wing.update.lars(w, g, RATE)
+    step = along(wing, "normalized_sgd", w, g)
+    relative = along(wing, "lars", w, g)
     for a in sizes_beyond_the_squares(dtype):
         a = dtype(a)
         assert_same_bits(wing.update.normalize(a * w, 1.5), unit, f"w of size {a}")
-        assert_same_bits(wing.update.normalized_sgd(w, a * g, RATE), step, f"g of size {a}")
-        assert_same_bits(wing.update.lars(w, a * g, RATE), relative, f"lars, g of size {a}")
-        assert_same_bits(wing.update.lars(a * w, g, RATE), a * relative, f"lars, w of size {a}")
+        assert_same_bits(along(wing, "normalized_sgd", w, a * g), step, f"g of size {a}")
+        assert_same_bits(along(wing, "lars", w, a * g), relative, f"lars, g of size {a}")
+        assert_same_bits(along(wing, "lars", a * w, g), a * relative, f"lars, w of size {a}")
 
 
 def test_units_of_very_different_sizes_do_not_meet(wing, rng, dtype):
@@ -335,7 +342,7 @@ def test_units_of_very_different_sizes_do_not_meet(wing, rng, dtype):
     a = np.array([1, *sizes_beyond_the_squares(dtype)][-5:], dtype)
     a = np.resize(a, 5)
     assert_same_bits(wing.update.normalize(a * w, 1.0), wing.update.normalize(w, 1.0), "w / |w|")
-    assert_same_bits(wing.update.lars(a * w, g, RATE), a * wing.update.lars(w, g, RATE), "lars")
+    assert_same_bits(along(wing, "lars", a * w, g), a * along(wing, "lars", w, g), "lars")
 
 
 @pytest.mark.parametrize("shape", ((3, 2), (4,), (2, 3, 2, 2)))
@@ -426,6 +433,17 @@ def test_gradients_without_a_norm_are_refused(wing, rng, value, name):
         wing.update.clip(gradients, 1.0)
 
 
+def test_what_a_formula_does_not_take_is_refused(wing, rng, dtype):
+    w, (g, *_) = draw(rng, dtype)
+    with pytest.raises(ValueError, match="formula: got 'adamax', expected one of sgd, momentum"):
+        wing.update.step("adamax", w, g, learning_rate=0.1)
+    for states, hyper in (((), {"momentum": 0.9}), ((g,), {}), ((g,), {"momentum": 0, "eps": 0})):
+        with pytest.raises(
+            TypeError, match=r"momentum: got . states and .*, expected momentum\(w,"
+        ):
+            wing.update.step("momentum", w, g, states, learning_rate=0.1, **hyper)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_arguments_are_untouched(wing, rng, dtype, name):
     rule = RULES[name]
@@ -433,7 +451,8 @@ def test_arguments_are_untouched(wing, rng, dtype, name):
     arrays = [np.array(x) for x in (w, g, *(abs(g) for _ in range(rule.slots)))]
     copies = [x.copy() for x in arrays]
     steps = {"t": 2} if rule.counts_steps else {}
-    getattr(wing.update, name)(*arrays, **steps, **rule.hyper_parameters(1e-5))
+    w, g, *state = arrays
+    wing.update.step(name, w, g, state, **steps, **rule.hyper_parameters(1e-5))
     for before, after in zip(copies, arrays, strict=True):
         assert_same_bits(after, before, f"an argument of {name}")
 

@@ -6,7 +6,7 @@
     measures   what claims measure with: bits, bounds, runs, statistics, identities
     subjects   what claims are measured on: networks on the digits, controlled random walks
     numbers    what a claim can be run in: floats, balls, symbols, running error bounds, jets
-    yours      verify, assert_claim and audit: the claims on somebody else's code
+    yours      verify, assert_claim, audit, lint_decay: the claims on somebody else's code
     report     what `python -m theory` prints, and the pages that it writes
     torch      audit of a PyTorch module
 
@@ -17,6 +17,7 @@ measures, subjects, laws, numbers.
 from theory import claims  # noqa: F401  importing it registers them
 from theory.claim import CLAIMS, Claim, Measurement, Verdict, claim, select
 from theory.yours.auditing import Audit, audit
+from theory.yours.decay import lint_decay
 from theory.yours.verification import assert_claim, verify
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Verdict",
     "assert_claim",
     "audit",
+    "lint_decay",
     "claim",
     "select",
     "verify",

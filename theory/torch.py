@@ -5,6 +5,9 @@
 Optional: needs the package torch (extra `torch`).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 try:
     import torch
 except ImportError as error:
@@ -15,7 +18,7 @@ except ImportError as error:
 
 from minimal_nn.optimizers import SGD
 from theory.yours import rates
-from theory.yours.auditing import audit_model
+from theory.yours.auditing import Audit, audit_model
 from theory.yours.evaluation import Model
 from theory.yours.modules import (
     arrays_of,
@@ -29,7 +32,9 @@ from theory.yours.modules import (
 __all__ = ["audit", "loss_and_gradients", "optimizer_of"]
 
 
-def audit(module, loss, X, y, optimizer=None):
+def audit(
+    module: torch.nn.Module, loss: Callable[..., Any], X: Any, y: Any, optimizer: Any = None
+) -> Audit:
     """Return the Audit of a PyTorch module on one batch: see theory.audit.
 
     module: a torch.nn.Module in the mode that is meant (train or eval), on any device; it is

@@ -7,15 +7,19 @@
     --phase timings       what the device can do (copy bandwidth, multiply-adds), then CUDA events
                           around prepared launches, in turns with PyTorch (cuBLAS, cuDNN) and CuPy
                           in the same process with TF32 off
+    --phase tiles         every tile of the table in products/choice.py, also those that nothing
+                          takes yet; what is taken at present has a star
 
-Without --phase it does both; each takes less than five minutes on an H200 by estimate.  It prints
-one table and writes one JSON record of the day into benchmarks/records/, after every phase, so that
-the phases may be commands of their own.  Whatever fails is recorded with its message, the rest goes
-on, and the status is 1.  Without a device it ends with one sentence and status 1.
+Without --phase it does the first two; each takes less than five minutes on an H200 by estimate. It
+prints one table and writes one JSON record of the day into benchmarks/records/, after every phase,
+so that the phases may be commands of their own. Whatever fails is recorded with its message, the
+rest goes on, and the status is 1. Without a device it ends with one sentence and status 1.
 
 `--static` needs no device: it compiles the kernels that the timings would run, for sm_90a, and
 prints registers, spills, occupancy, instructions for each product and bytes for each number; with
 nvdisasm on the PATH also the main loop's share of multiply-adds and its reads of shared memory.
+`--cubins FOLDER` writes the same kernels, and those of the training steps, compiled; a machine with
+a GPU takes them from there with MINIMAL_NN_CUBINS=FOLDER, and compiles nothing.
 """
 
 import argparse
@@ -28,10 +32,10 @@ import sys
 
 import numpy as np
 
-from benchmarks.gpu.cases import Sizes, every_case
+from benchmarks.gpu.cases import TILED, Sizes, every_case, tile_cases
 from benchmarks.gpu.chip import chip
 from benchmarks.gpu.correctness import BESIDE, ROOT, Beside, correctness
-from benchmarks.gpu.static import static
+from benchmarks.gpu.static import static, write_cubins
 from benchmarks.gpu.steps import networks, training_step
 from benchmarks.gpu.timing import attempted, libraries, measure, show
 from minimal_nn.cuda.device.current import current
@@ -46,12 +50,15 @@ def main(arguments=None):
     parser.add_argument(
         "--static", action="store_true", help="analyse the kernels without a device"
     )
+    parser.add_argument("--cubins", metavar="FOLDER", help="compile the kernels without a device")
     parser.add_argument("--phase", choices=PHASES, help="do one phase alone")
     parser.add_argument("--seed", type=int, help="of the random numbers (default: a fresh one)")
     options = parser.parse_args(arguments)
     if options.static:
         static()
         return 0
+    if options.cubins:
+        return write_cubins(options.cubins)
     try:
         device = current().require()
     except CudaUnavailableError as error:
@@ -63,7 +70,8 @@ def main(arguments=None):
     seed = options.seed
     if seed is None:
         seed = int(np.random.SeedSequence().generate_state(1)[0])
-    return run(device, PHASES if options.phase is None else (options.phase,), seed)
+    phases = ("correctness", "timings") if options.phase is None else (options.phase,)
+    return run(device, phases, seed)
 
 
 def run(device, phases, seed):
@@ -125,7 +133,17 @@ def timings_phase(rng, peers):
     return {"good": not any("failed" in row for row in rows), "chip": limits, "rows": rows}
 
 
-PHASES = {"correctness": correctness_phase, "timings": timings_phase}
+def tiles_phase(rng, peers):
+    """Measure every tile; return what the record keeps."""
+    limits = chip(peers.get("torch"))
+    rows = []
+    for case in tile_cases(rng, TILED):
+        rows.append(attempted(case.name, measure, case, peers))
+        show(rows[-1:], limits, header=len(rows) == 1)
+    return {"good": not any("failed" in row for row in rows), "chip": limits, "rows": rows}
+
+
+PHASES = {"correctness": correctness_phase, "timings": timings_phase, "tiles": tiles_phase}
 
 
 def versions(peers):

@@ -7,6 +7,7 @@ import numpy as np
 from minimal_nn.cuda import batchnorm, convolution, layernorm, update, weightnorm
 from minimal_nn.cuda.device import launch
 from minimal_nn.cuda.device.arrays import asarray, transposed
+from minimal_nn.cuda.parts import reduction
 from minimal_nn.cuda.products import choice, tiled
 
 DEVICE = "cuda"  # where PyTorch's tensors are
@@ -88,17 +89,50 @@ def _product(rng, kind, precision, shape, layout, aim):
     return Case(name, ours, peers, 2.0 * M * N * K, "TFLOP/s", aim)
 
 
+def tile_cases(rng, sizes):
+    """Return a case for each tile of the table, at several sizes; what `choose` takes is marked."""
+    cases = []
+    for family, (kind, precision) in {
+        "blocked": (np.float32, None),
+        "float64": (np.float64, None),
+        "widened": (np.float32, "float64"),
+        "reduced": (np.float32, "tf32"),
+    }.items():
+        for M, K, N in sizes:
+            a, b = device_random(rng, (M, K), kind), device_random(rng, (K, N), kind)
+            taken = choice.choose(family, M, N, K, ("any", "vectors", "matrices"))
+            for tile, _ in choice.TILES[family]:
+                cases.append(
+                    Case(
+                        f"{family} {_of_tile(tile)} {M}x{K}x{N}" + " *" * (tile == taken),
+                        lambda a=a, b=b, p=precision, t=tile: choice.product(
+                            a, b, precision=p, tile=t
+                        ),
+                        {},
+                        2.0 * M * N * K,
+                        "TFLOP/s",
+                    )
+                )
+    return cases
+
+
+def _of_tile(tile):
+    lanes = " lanes" if getattr(tile, "interleaved", False) else ""
+    return f"{tile.BM}x{tile.BN}x{tile.BK}{lanes}"
+
+
 def normalization_cases(rng, rows, columns):
     """Return batch norm and layer norm of a (rows, columns) array, forward and backward."""
     z, dy = (device_random(rng, (rows, columns), np.float32) for _ in range(2))
     gamma, beta = (device_random(rng, columns, np.float32) for _ in range(2))
     numbers = rows * columns
+    told = reduction.status()  # is told of variances, and nothing is raised
     cases = []
     for name, wing in (("batch norm", batchnorm), ("layer norm", layernorm)):
-        _, cache = wing.forward(z, gamma, beta, 1e-5)
+        _, cache = wing.forward(z, gamma, beta, 1e-5, status=told)
 
         def forward(wing=wing):
-            return wing.forward(z, gamma, beta, 1e-5)
+            return wing.forward(z, gamma, beta, 1e-5, status=told)
 
         def backward(wing=wing, cache=cache):
             return wing.backward(dy, cache)
@@ -184,8 +218,7 @@ def other_cases(rng, size):
     place = asarray(np.zeros(1, np.uint32))
 
     def adam():
-        for call in update.step_calls("adam", w, gradient, (m, s), table, place):
-            launch.launch(*call)
+        update.launch_step("adam", w, gradient, (m, s), table, place)
 
     n = (size // 4) ** 3
     return [
@@ -198,7 +231,7 @@ def other_cases(rng, size):
         ),
         Case(
             f"weight norm forward {size}x{size}",
-            lambda: weightnorm.forward(v, g, 1e-5),
+            lambda: weightnorm.forward(v, g, 1e-5, status=reduction.status()),
             {},
             8.0 * size * size,
             "GB/s",
@@ -220,6 +253,8 @@ class Sizes(NamedTuple):
     weights: int = 4096
 
 
+# Products for which the tiles are compared: M, K, N.
+TILED = ((4096, 4096, 4096), (1024, 1024, 1024), (128, 3072, 256), (3072, 128, 256))
 # The same kernels, where it is not the time that counts.
 STATIC = Sizes(rows=8192, images=16, weights=2048)
 

@@ -6,14 +6,15 @@ import numpy as np
 
 from benchmarks.gpu import cases
 from benchmarks.gpu.timing import noting
+from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, MaxPool2d, Momentum, Network, ReLU
 from minimal_nn.cuda import plan
-from minimal_nn.cuda.device.arrays import asarray
+from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.device.arrays import asarray, to_host
 from minimal_nn.cuda.device.current import current
 
 
 def networks():
     """Return the networks of the training steps: name, layers, input shape, batch."""
-    from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, MaxPool2d, ReLU
 
     def block(channels):
         return [Conv2d(channels, bias=False), BatchNorm(), ReLU()]
@@ -26,6 +27,25 @@ def networks():
         ("paper's network", paper, (32, 32, 3), 128, 1.0),
         ("MLP", [*wide, *wide, Dense(10)], (3072,), 128, 2.0),
     ]
+
+
+def recorded_step(rng, network):
+    """Return the launches of a training step; nothing is run."""
+    with launch.simulation(), launch.recorded(run=False) as records:
+        loop, arguments = _loop(rng, network, 1)
+        loop.run(*arguments)
+    return records
+
+
+def _loop(rng, network, steps):
+    """Return the training loop of an entry of `networks`, and what its `run` takes."""
+    _, layers, shape, batch, _ = network
+    network, optimizer = Network(layers, input_shape=shape, backend="cuda"), Momentum(0.01)
+    X = rng.standard_normal((batch * 8, *shape)).astype(np.float32)
+    labels = rng.integers(0, 10, len(X))
+    loop = plan.plan(network.program(), optimizer, batch)
+    batches = np.stack([rng.permutation(len(X))[:batch] for _ in range(steps)])
+    return loop, (network, optimizer, asarray(X), asarray(labels), batches)
 
 
 def torch_network(torch, layers, input_shape):
@@ -54,22 +74,16 @@ def training_step(rng, torch, network, steps=256):
 
     network: an entry of `networks`.  Both take the same batches from data on the device.
     """
-    from minimal_nn import Momentum, Network
-
-    name, layers, shape, batch, aim = network
-    network, optimizer = Network(layers, input_shape=shape, backend="cuda"), Momentum(0.01)
-    X = rng.standard_normal((batch * 8, *shape)).astype(np.float32)
-    labels = rng.integers(0, 10, len(X))
-    loop = plan.plan(network.program(), optimizer, batch)
-    batches = np.stack([rng.permutation(len(X))[:batch] for _ in range(steps)])
-    data = asarray(X), asarray(labels)
-    loop.run(network, optimizer, *data, batches[:4])
+    name, layers, shape, _, aim = network
+    loop, (*arguments, batches) = _loop(rng, network, steps)
+    loop.run(*arguments, batches[:4])
     start = time.perf_counter()
-    loop.run(network, optimizer, *data, batches)
+    loop.run(*arguments, batches)
     current().synchronize()
     ours = (time.perf_counter() - start) / steps
     row = {"name": f"training step, {name}", "seconds": ours, "aim": aim, "peers": {}}
     if torch is not None:
+        X, labels = (to_host(array) for array in arguments[2:])
         noting(row, "torch", lambda: _torch_step(torch, layers, shape, X, labels, batches))
     return row
 

@@ -37,6 +37,7 @@ from minimal_nn.cpu.machine.workspace import Columns, round_up
 from minimal_nn.cpu.norms import column_norm, vector_norm
 from minimal_nn.errors import ZeroNormError
 from minimal_nn.reference.arguments import expect_broadcast, expect_norm, expect_shape
+from minimal_nn.reference.update import of_step
 
 ZERO_NORM = 4  # the status
 
@@ -147,19 +148,19 @@ def nesterov_kernel(w, g, buffer, second, p, row):
     return moved(w, load(p + row), fma(momentum, v, g)), v, second
 
 
-@elementwise(slots=1, hypers=5)
+@elementwise(slots=1, hypers=6)
 def rmsprop_kernel(w, g, square, second, p, row):
-    """decay, learning rate, decay of the average, 1 - that, eps"""
+    """decay, learning rate, decay of the average, 1 - that, eps, eps_inside_root"""
     s = average(square, load(p + 2 * row), load(p + 3 * row), g * g)
-    direction = ratio(g, square_root(s) + load(p + 4 * row))
+    direction = ratio(g, square_root(s + load(p + 5 * row)) + load(p + 4 * row))
     return moved(w, load(p + row), direction), s, second
 
 
-@elementwise(slots=1, hypers=3)
+@elementwise(slots=1, hypers=4)
 def adagrad_kernel(w, g, square, second, p, row):
-    """decay, learning rate, eps"""
+    """decay, learning rate, eps, eps_inside_root"""
     s = fma(g, g, square)
-    direction = ratio(g, square_root(s) + load(p + 2 * row))
+    direction = ratio(g, square_root(s + load(p + 3 * row)) + load(p + 2 * row))
     return moved(w, load(p + row), direction), s, second
 
 
@@ -177,26 +178,28 @@ def adadelta_kernel(w, g, square, delta_square, p, row):
 def adam_direction(g, m, v, p, row):
     """m and v after the step, and the corrected m' / (sqrt(v') + eps).
 
-    p + 2 rows: beta1, 1 - beta1, beta2, 1 - beta2, eps, 1 / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
+    p + 2 rows: beta1, 1 - beta1, beta2, 1 - beta2, eps, 1 / (1 - beta1^t), 1 / sqrt(1 - beta2^t),
+    eps_inside_root (1 - beta2^t)
     """
     m = average(m, load(p + 2 * row), load(p + 3 * row), g)
     v = average(v, load(p + 4 * row), load(p + 5 * row), g * g)
-    denominator = fma(square_root(v), load(p + 8 * row), load(p + 6 * row))
+    root = square_root(v + load(p + 9 * row))
+    denominator = fma(root, load(p + 8 * row), load(p + 6 * row))
     return m, v, ratio(m * load(p + 7 * row), denominator)
 
 
-@elementwise(slots=2, hypers=9)
+@elementwise(slots=2, hypers=10)
 def adam_kernel(w, g, m, v, p, row):
     """decay, learning rate, and those of adam_direction"""
     m, v, direction = adam_direction(g, m, v, p, row)
     return moved(w, load(p + row), direction), m, v
 
 
-@elementwise(slots=2, hypers=10)
+@elementwise(slots=2, hypers=11)
 def adamw_kernel(w, g, m, v, p, row):
     """decay, learning rate, those of adam_direction, 1 - eta decoupled_weight_decay"""
     m, v, direction = adam_direction(g, m, v, p, row)
-    return moved(load(p + 9 * row) * w, load(p + row), direction), m, v
+    return moved(load(p + 10 * row) * w, load(p + row), direction), m, v
 
 
 # --- formulas for units as a whole ----------------------------------------------------------------
@@ -344,15 +347,16 @@ def hyper_table(row, shape, dtype, pack=workspace.flat):
     return Table.of(out, element_step=1)
 
 
-CORRECTIONS = slice(7, 9)  # where the bias corrections stand in Adam's row
+CORRECTIONS = slice(7, 10)  # where the bias corrections stand in Adam's row
 
 
-def bias_corrections(t, beta1, beta2):
-    """Return 1 / (1 - beta1^t) and 1 / sqrt(1 - beta2^t)."""
-    return [1 / (1 - beta1**t), 1 / np.sqrt(1 - beta2**t)]
+def bias_corrections(t, beta1, beta2, eps_inside_root=0.0):
+    """Return 1 / (1 - beta1^t), 1 / sqrt(1 - beta2^t), and eps_inside_root (1 - beta2^t)."""
+    left = 1 - beta2**t
+    return [1 / (1 - beta1**t), 1 / np.sqrt(left), eps_inside_root * left]
 
 
-def hyper_parameters(formula, t, weight_decay=0.0, **hyper):
+def hyper_parameters(formula, t=1, weight_decay=0.0, eps_inside_root=0.0, **hyper):
     """Return the row of the table for an optimizer's kernel, in its order."""
     rate = hyper["learning_rate"]
     if formula in NORMALIZED:
@@ -362,16 +366,23 @@ def hyper_parameters(formula, t, weight_decay=0.0, **hyper):
     if formula in ("momentum", "nesterov"):
         return [weight_decay, rate, hyper["momentum"]]
     if formula == "rmsprop":
-        return [weight_decay, rate, hyper["decay"], 1 - hyper["decay"], hyper["eps"]]
+        return [
+            weight_decay,
+            rate,
+            hyper["decay"],
+            1 - hyper["decay"],
+            hyper["eps"],
+            eps_inside_root,
+        ]
     if formula == "adagrad":
-        return [weight_decay, rate, hyper["eps"]]
+        return [weight_decay, rate, hyper["eps"], eps_inside_root]
     if formula == "adadelta":
         decay = hyper["decay"]
         eps = hyper["eps_numerator"], hyper["eps_denominator"]
         return [weight_decay, rate, decay, 1 - decay, *eps]
     beta1, beta2 = hyper["beta1"], hyper["beta2"]
     row = [weight_decay, rate, beta1, 1 - beta1, beta2, 1 - beta2, hyper["eps"]]
-    row += bias_corrections(t, beta1, beta2)
+    row += bias_corrections(t, beta1, beta2, eps_inside_root)
     if formula == "adamw":
         row.append(1 - rate * hyper["decoupled_weight_decay"])
     return row
@@ -436,10 +447,11 @@ def emit_normalize(program, w, norm, order=None, lines=None, columns=None):
         )
 
 
-def _step(formula, w, g, states=None, t=1, **hyper):
-    """Take a step with `states` by name; return w, and the new states where there are any."""
-    arrays = _checked({"w": w, "g": g, **(states or {})}, hyper)
-    results = _elementwise(formula, *arrays, row=hyper_parameters(formula, t, **hyper))
+def step(formula, w, g, states=(), **hyper):
+    """Return the new w of a formula of reference/update.py, by name, and the new states if any."""
+    arrays, hyper = of_step(formula, w, g, states, hyper)
+    run = _normalized if formula in NORMALIZED else _elementwise
+    results = run(formula, *_checked(arrays, hyper), row=hyper_parameters(formula, **hyper))
     return tuple(results) if states else results[0]
 
 
@@ -460,81 +472,8 @@ def add_penalty(g, w, weight_decay):
     return penalized
 
 
-def sgd(w, g, learning_rate):
-    """Return w - eta g."""
-    return _step("sgd", w, g, learning_rate=learning_rate)
-
-
-def momentum(w, g, buffer, learning_rate, momentum):
-    """Heavy ball: v = momentum v + g; w - eta v.  Returns w and v."""
-    return _step(
-        "momentum", w, g, {"buffer": buffer}, learning_rate=learning_rate, momentum=momentum
-    )
-
-
-def nesterov(w, g, buffer, learning_rate, momentum):
-    """Nesterov's form: v = momentum v + g; w - eta (g + momentum v).  Returns w and v."""
-    return _step(
-        "nesterov", w, g, {"buffer": buffer}, learning_rate=learning_rate, momentum=momentum
-    )
-
-
-def rmsprop(w, g, square, learning_rate, decay, eps):
-    """RMSprop: s = decay s + (1 - decay) g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
-    return _step(
-        "rmsprop", w, g, {"square": square}, learning_rate=learning_rate, decay=decay, eps=eps
-    )
-
-
-def adagrad(w, g, square, learning_rate, eps):
-    """Adagrad: s = s + g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
-    return _step("adagrad", w, g, {"square": square}, learning_rate=learning_rate, eps=eps)
-
-
-def adadelta(w, g, square, delta_square, learning_rate, decay, eps_numerator, eps_denominator):
-    """Adadelta, with an eps of its own in each root.  Returns w, s and u.
-
-    s = decay s + (1 - decay) g^2; d = sqrt(u + eps_numerator) / sqrt(s + eps_denominator) g;
-    u = decay u + (1 - decay) d^2; w - eta d.
-    """
-    return _step(
-        "adadelta",
-        w,
-        g,
-        {"square": square, "delta_square": delta_square},
-        learning_rate=learning_rate,
-        decay=decay,
-        eps_numerator=eps_numerator,
-        eps_denominator=eps_denominator,
-    )
-
-
-def adam(w, g, m, v, t, learning_rate, beta1, beta2, eps):
-    """Adam: w - eta m' / (sqrt(v') + eps).  Returns w, m and v.
-
-    m = beta1 m + (1 - beta1) g, m' = m / (1 - beta1^t); v = beta2 v + (1 - beta2) g^2,
-    v' = v / (1 - beta2^t).
-    """
-    hyper = {"learning_rate": learning_rate, "beta1": beta1, "beta2": beta2, "eps": eps}
-    return _step("adam", w, g, {"m": m, "v": v}, t, **hyper)
-
-
-def adamw(w, g, m, v, t, learning_rate, beta1, beta2, eps, decoupled_weight_decay):
-    """AdamW: (1 - eta decoupled_weight_decay) w - Adam's step.  Returns w, m and v."""
-    hyper = {"learning_rate": learning_rate, "beta1": beta1, "beta2": beta2, "eps": eps}
-    return _step(
-        "adamw", w, g, {"m": m, "v": v}, t, **hyper, decoupled_weight_decay=decoupled_weight_decay
-    )
-
-
-def sign_sgd(w, g, learning_rate):
-    """Return w - eta sign(g)."""
-    return _step("sign_sgd", w, g, learning_rate=learning_rate)
-
-
-def _normalized(formula, w, g, learning_rate):
-    w, g = _checked({"w": w, "g": g}, {"learning_rate": learning_rate})
-    row = hyper_parameters(formula, 1, learning_rate=learning_rate)
+def _normalized(formula, w, g, row):
+    """Run a formula for units as a whole on copies; return the new weights."""
     program = Program()
     if w.ndim < 2:
         weights = program.kept(workspace.flat(w))
@@ -542,7 +481,7 @@ def _normalized(formula, w, g, learning_rate):
         program.phase(1)
         emit_normalized_step(program, formula, weights, workspace.flat(g), table)
         program.run()
-        return weights.array[: w.size].reshape(w.shape)
+        return [weights.array[: w.size].reshape(w.shape)]
     weights, gradient = Columns.copy_of(w, program), Columns.of(g)
     table = hyper_table(row, w.shape, w.dtype, lambda a: Columns.of(a).operand.array)
     program.phase(weights.count)
@@ -556,20 +495,7 @@ def _normalized(formula, w, g, learning_rate):
         weights.rows,
     )
     program.run()
-    return weights.result()
-
-
-def normalized_sgd(w, g, learning_rate):
-    """Return w - eta g / |g|, unit by unit (a vector, such as a bias, as a whole)."""
-    return _normalized("normalized_sgd", w, g, learning_rate)
-
-
-def lars(w, g, learning_rate):
-    """Return w - eta |w| g / |g|, unit by unit (a vector as a whole): steps relative to |w|.
-
-    Where |w| or |g| is 0 it is w - eta g, as in apex and LAMB.
-    """
-    return _normalized("lars", w, g, learning_rate)
+    return [weights.result()]
 
 
 def normalize(w, norm):

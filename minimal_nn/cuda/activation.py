@@ -38,10 +38,10 @@ def kernels(T, width):
         return (T(1) - y * y) * dy
 
     return types.SimpleNamespace(
-        forward={k.__name__: elementwise(k, 1, T, width) for k in (relu, tanh)},
+        forward={k.__name__: elementwise(k, T, width) for k in (relu, tanh)},
         backward={
-            "relu": elementwise(relu_gradient, 2, T, width),
-            "tanh": elementwise(tanh_gradient, 2, T, width),
+            "relu": elementwise(relu_gradient, T, width),
+            "tanh": elementwise(tanh_gradient, T, width),
         },
     )
 
@@ -49,20 +49,6 @@ def kernels(T, width):
 class Cache(NamedTuple):
     kind: str
     y: object
-
-
-def forward_calls(z, kind, y):
-    """Return the launches that write y = f(z); z and y contiguous."""
-    wide = vector_width(None, z, y)
-    k = kernels(number_type(z.dtype), wide).forward[kind]
-    return [(k, grid(z.size, wide), THREADS, flatten(z, y))]
-
-
-def backward_calls(dy, cache, dz):
-    """Return the launches that write dz = f'(z) dy."""
-    wide = vector_width(None, dy, cache.y, dz)
-    k = kernels(number_type(dy.dtype), wide).backward[cache.kind]
-    return [(k, grid(dy.size, wide), THREADS, flatten(dy, cache.y, dz))]
 
 
 def forward(z, kind):
@@ -73,18 +59,24 @@ def forward(z, kind):
     if kind == "identity":
         return z, Cache(kind, z)
     y = empty(z.shape, z.dtype)
-    for call in forward_calls(z, kind, y):
-        launch(*call)
+    _launch("forward", kind, (z,), y)
     return y, Cache(kind, y)
 
 
 def backward(dy, cache):
     """Return dz = f'(z) dy."""
-    dy = placed(cache.y.dtype, dy=dy)
-    expect_shape("dy", dy, cache.y.shape)
-    if cache.kind == "identity":
+    kind, y = cache
+    dy = placed(y.dtype, dy=dy)
+    expect_shape("dy", dy, y.shape)
+    if kind == "identity":
         return dy
-    dz = empty(dy.shape, dy.dtype)
-    for call in backward_calls(dy, cache, dz):
-        launch(*call)
+    dz = empty(y.shape, y.dtype)
+    _launch("backward", kind, (dy, y), dz)
     return dz
+
+
+def _launch(direction, kind, arrays, out):
+    width = vector_width(None, *arrays, out)
+    kernel = getattr(kernels(number_type(out.dtype), width), direction)[kind]
+    args = tuple(map(flatten, arrays)), flatten(out)
+    launch(kernel, grid(out.size, width), THREADS, args)

@@ -1,19 +1,17 @@
 """The affine map of a batch, y = x W + b; the formulas are those of reference/affine.py.
 
-All three products are kernels of `matmul`: forward NN with the bias added in the same kernel,
+All three products are kernels of `products`: forward NN with the bias added in the same kernel,
 dx = dy W^T as NT, dW = x^T dy as TN.  db is a sum over rows in the fixed order of reduction.py.
 """
 
-import functools
+import types
 from typing import NamedTuple
 
-from numba import uint32
-
-from minimal_nn.cuda.device.arrays import contiguous, empty, floating, transposed
-from minimal_nn.cuda.device.language import cuda, kernel
-from minimal_nn.cuda.device.launch import launch
-from minimal_nn.cuda.parts import reduction
-from minimal_nn.cuda.parts.vectors import flatten, number_type, vector, vector_width
+from minimal_nn.cuda.device.arrays import contiguous, floating, result, transposed
+from minimal_nn.cuda.device.language import device
+from minimal_nn.cuda.device.launch import launch_all
+from minimal_nn.cuda.parts import columns
+from minimal_nn.cuda.parts.vectors import flatten, vector_width
 from minimal_nn.cuda.products.choice import product
 from minimal_nn.reference.arguments import expect_affine, expect_shape
 
@@ -25,69 +23,58 @@ class Cache(NamedTuple):
     precision: str | None
 
 
-def forward(x, W, b=None, *, precision=None):
+def forward(x, W, b=None, *, precision=None, activation="identity"):
     """Return y = x W + b and the cache for `backward`.
 
-    x (N, D), W (D, K), b (K,) or None -> y (N, K), in the dtype of the arguments.  precision: see
-    `matmul`; None keeps the dtype's own.
+    x (N, D), W (D, K), b (K,) or None -> y (N, K), in the dtype of the arguments.  precision and
+    activation ("relu" is taken in the same kernel): see `product`; None keeps the dtype's own.
     """
     x, W, b = floating(x=x, W=W, b=b)
     expect_affine(x, W, b)
-    y = product(x, W, bias=b, precision=precision)
+    y = product(x, W, bias=b, precision=precision, activation=activation)
     return y, Cache(x, W, b is not None, precision)
 
 
-def backward(dy, cache):
-    """Return dx (N, D), dW (D, K) and db (K,), or None for db where there was no bias."""
+def backward(dy, cache, *, out=(None, None), needed=True):
+    """Return dx (N, D), dW (D, K) and db (K,), or None for db where there was no bias.
+
+    out: arrays to write dW and db into.  needed: whether dx is.
+    """
     x, W, has_bias, precision = cache
     (dy,) = floating(x.dtype, dy=dy)
     expect_shape("dy", dy, (x.shape[0], W.shape[1]))
-    dx = product(dy, transposed(W), precision=precision)
-    dW = product(transposed(x), dy, precision=precision)
-    return dx, dW, column_sums(dy) if has_bias else None
+    dx = product(dy, transposed(W), precision=precision) if needed else None
+    dW = product(transposed(x), dy, precision=precision, out=out[0])
+    return dx, dW, column_sums(dy, out[1]) if has_bias else None
+
+
+class Sums(NamedTuple):
+    """The arrays of `over_rows`."""
+
+    x: object
+    total: object
+
+
+@columns.operation
+def over_rows(v):
+    """total = the sums of x over its rows."""
+
+    @device
+    def term(a, c, i, row):
+        return (v.load(a.x, i),)
+
+    @device
+    def finish(a, c, t, rows, column, first):
+        v.store(a.total, column, t[0])
+
+    return types.SimpleNamespace(sums=1, ahead=1, term=term, finish=finish)
 
 
 def column_sums(dy, out=None):
     """Return the sums of dy (..., K) over all axes but the last: (K,); out: where they go."""
     dy = contiguous(dy)
-    columns = dy.shape[-1]
-    rows = dy.size // columns
-    width = vector_width(columns, dy)
-    cut = reduction.Cut(rows, columns, width)
-    partial = empty(cut.chunks * columns, dy.dtype)
-    total = empty(columns, dy.dtype) if out is None else out
-    T = number_type(dy.dtype)
-    args = (flatten(dy), rows, columns, cut.rows, partial)
-    launch(_partial_sums(T, width), cut.grid, cut.block, args)
-    args = (partial, cut.chunks, columns, total)
-    launch(reduction.finishing(T).finish_sum, *reduction.finish_geometry(columns), args)
+    units = dy.shape[-1]
+    total = result("out", out, (units,), dy.dtype)
+    a, width = Sums(flatten(dy), total), vector_width(units, dy)
+    launch_all(columns.sum_calls(over_rows, dy.size // units, units, width, dy.dtype, a))
     return total
-
-
-@functools.cache
-def _partial_sums(T, width):
-    v = vector(T, width)
-    load, add, zero, store, get = v.load, v.add, v.zero, v.store, v.get
-    tree_sum = reduction.columns_of_block(T, width).tree_sum
-    size, stride = reduction.THREADS * width, uint32(reduction.THREADS)
-
-    @kernel(threads=reduction.THREADS)
-    def partial_sums(a, rows, columns, chunk, partial):
-        """partial (chunks, columns) = the sums of a over each chunk of rows."""
-        shared = cuda.shared.array(size, T, 16)
-        x, y = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)
-        x_count, y_count = uint32(cuda.blockDim.x), uint32(cuda.blockDim.y)
-        column = (uint32(cuda.blockIdx.x) * x_count + x) * uint32(width)
-        row = uint32(cuda.blockIdx.y) * chunk + y
-        end = min(uint32(cuda.blockIdx.y) * chunk + chunk, rows)
-        t = y * x_count + x
-        total = zero()
-        if column < columns:
-            while row < end:
-                total = add(total, load(a, row * columns + column))
-                row += y_count
-        tree_sum(total, shared, t, x_count, y, y_count)
-        if y == uint32(0) and column < columns:
-            store(partial, uint32(cuda.blockIdx.y) * columns + column, get(shared, t, stride))
-
-    return partial_sums

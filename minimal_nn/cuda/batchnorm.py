@@ -2,14 +2,14 @@ r"""Batch normalization: the formulas of reference/batchnorm.py as kernels.
 
 An array (N, K), or images (N, H, W, K) as (N H W, K), is read twice in each direction: for the
 statistics (forward) or the two sums (backward), and for the result.  h is not stored; the backward
-pass computes it again from z, mean and var.  All sums are the fixed trees of reduction.py.
+pass computes it again from z, mean and var.  All sums are the fixed trees of reduction.py, all
+passes those of columns.py: one launch for few rows, three for many.
 
-    statistics, finish      mean and biased var, two stages; finish moves the running statistics too
-    normalize               y = gamma (z - mean) / sqrt(var + eps) + beta, then ReLU if asked
-    forward_columns         all of that in one launch, for few rows
-    gradient_sums (+ reduction.finish_sums)      dbeta = sum dy, dgamma = sum dy h
-    input_gradient          dz = gamma/s (dy - dbeta/n - h dgamma/n); in evaluation gamma/s dy
-    backward_columns        all of that in one launch, for few rows
+    normalization           sums: mean and biased var, and the running statistics moved by them
+                            second reading: y = gamma (z - mean) / sqrt(var + eps) + beta
+    gradient                sums: dbeta = sum dy, dgamma = sum dy h
+                            second reading: dz = gamma/s (dy - dbeta/n - h dgamma/n);
+                            in evaluation gamma/s dy
     update_running          r + momentum (batch - r)
 
 With relu the kernels compute y = max(0, ...) and take dy for that y: the backward pass finds the
@@ -26,389 +26,209 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cuda.device.arrays import empty, to_host
+from minimal_nn.cuda.device.arrays import empty, result, to_host
 from minimal_nn.cuda.device.language import cuda, device, kernel
-from minimal_nn.cuda.device.launch import launch
-from minimal_nn.cuda.parts import reduction
-from minimal_nn.cuda.parts.reduction import NOT_FINITE, THREADS, ZERO_VARIANCE, Cut
-from minimal_nn.cuda.parts.vectors import (
-    U,
-    flatten,
-    lift,
-    number_type,
-    placed,
-    vector,
-    vector_width,
-)
+from minimal_nn.cuda.device.launch import launch, launch_all
+from minimal_nn.cuda.parts import columns, reduction
+from minimal_nn.cuda.parts.reduction import NOT_FINITE, ZERO_VARIANCE
+from minimal_nn.cuda.parts.vectors import flatten, number_type, placed, vector_width
 from minimal_nn.reference.arguments import expect_each_unit, expect_shape
 from minimal_nn.reference.batchnorm import standard_deviation
 
 
-@functools.cache
-def kernels(T, width):
-    """Return the kernels for numbers of type T, `width` of them to a load."""
-    v = vector(T, width)
-    load, store, get, splat, zero = v.load, v.store, v.get, v.splat, v.zero
-    add, mul, any_of = v.add, v.mul, v.any
-    c = reduction.columns_of_block(T, width)
-    moments, tree_moments, tree_sums = c.moments, c.tree_moments, c.tree_sums
-    size = THREADS * width
-    stride = THREADS
+def _formulas(v):
+    """Return what both directions compute, entry by entry."""
+    T = v.T
+    return types.SimpleNamespace(
+        inverse_std=v.lift(lambda var, eps: T(1) / math.sqrt(var + eps)),
+        standardized=v.lift(lambda z, mean, inverse: (z - mean) * inverse),
+        affine=v.lift(lambda h, gamma, beta: cuda.fma(gamma, h, beta)),
+        quotient=v.lift(lambda a, n: a / n),
+    )
 
-    inverse_std = lift(lambda var, eps: T(1) / math.sqrt(var + eps), 2, width)
-    standardized = lift(lambda z, mean, inverse: (z - mean) * inverse, 3, width)
-    affine = lift(lambda h, gamma, beta: cuda.fma(gamma, h, beta), 3, width)
-    rectified = lift(lambda y: T(0) if y <= T(0) else y, 1, width)
-    passed = lift(lambda dy, y: T(0) if y <= T(0) else dy, 2, width)
-    quotient = lift(lambda a, n: a / n, 2, width)
-    no_variance = lift(lambda var: var == T(0), 1, width)
-    not_finite = lift(lambda var: var - var != T(0), 1, width)
-    centered = lift(lambda d, mean_d, h, mean_dh: (d - mean_d) - h * mean_dh, 4, width)
-    moved = lift(lambda running, value, momentum: running + momentum * (value - running), 3, width)
 
-    @device
-    def write(z, y, columns, column, row, step, end, mean, inverse, gamma, beta, relu):
-        next_row = step * columns
-        while row < end:
-            i = row * columns + column
-            if row + U(3) * step < end:  # four loads on their way at once
-                z0 = load(z, i)
-                z1 = load(z, i + next_row)
-                z2 = load(z, i + U(2) * next_row)
-                z3 = load(z, i + U(3) * next_row)
-                y0 = affine(standardized(z0, mean, inverse), gamma, beta)
-                y1 = affine(standardized(z1, mean, inverse), gamma, beta)
-                y2 = affine(standardized(z2, mean, inverse), gamma, beta)
-                y3 = affine(standardized(z3, mean, inverse), gamma, beta)
-                if relu:
-                    y0, y1, y2, y3 = rectified(y0), rectified(y1), rectified(y2), rectified(y3)
-                store(y, i, y0)
-                store(y, i + next_row, y1)
-                store(y, i + U(2) * next_row, y2)
-                store(y, i + U(3) * next_row, y3)
-                row += U(4) * step
-            else:
-                y0 = affine(standardized(load(z, i), mean, inverse), gamma, beta)
-                if relu:
-                    y0 = rectified(y0)
-                store(y, i, y0)
-                row += step
+class Normalization(NamedTuple):
+    """The arrays and numbers of `normalization`; correction = rows / (rows - 1)."""
+
+    z: object
+    y: object
+    mean: object
+    var: object
+    running_mean: object
+    running_var: object
+    momentum: object  # 0 where the running statistics are somebody else's business
+    correction: object
+    gamma: object
+    beta: object
+    eps: object
+    relu: object
+    status: object
+
+
+@columns.operation
+def normalization(v):
+    """The forward pass."""
+    T, f = v.T, _formulas(v)
+    rectified = v.lift(lambda y: T(0) if y <= T(0) else y)
+    no_variance = v.lift(lambda var: var == T(0))
+    not_finite = v.lift(lambda var: var - var != T(0))
+    moved = v.lift(lambda running, value, momentum: running + momentum * (value - running))
 
     @device
-    def cotangent(d, h, gamma, beta, relu):
-        """dy before the ReLU."""
-        if relu:
-            d = passed(d, affine(h, gamma, beta))
-        return d
+    def term(a, c, i, row):
+        return v.load(a.z, i)
 
     @device
-    def sums(dy, z, columns, column, row, step, end, mean, inverse, gamma, beta, relu):
-        a = zero()
-        b = zero()
-        next_row = step * columns
-        while row < end:
-            i = row * columns + column
-            if row + U(3) * step < end:
-                z0, d0 = load(z, i), load(dy, i)
-                z1, d1 = load(z, i + next_row), load(dy, i + next_row)
-                z2, d2 = load(z, i + U(2) * next_row), load(dy, i + U(2) * next_row)
-                z3, d3 = load(z, i + U(3) * next_row), load(dy, i + U(3) * next_row)
-                z0, z1 = standardized(z0, mean, inverse), standardized(z1, mean, inverse)
-                z2, z3 = standardized(z2, mean, inverse), standardized(z3, mean, inverse)
-                d0 = cotangent(d0, z0, gamma, beta, relu)
-                d1 = cotangent(d1, z1, gamma, beta, relu)
-                d2 = cotangent(d2, z2, gamma, beta, relu)
-                d3 = cotangent(d3, z3, gamma, beta, relu)
-                a = add(a, add(add(d0, d1), add(d2, d3)))
-                b = add(b, add(add(mul(d0, z0), mul(d1, z1)), add(mul(d2, z2), mul(d3, z3))))
-                row += U(4) * step
-            else:
-                h = standardized(load(z, i), mean, inverse)
-                d = cotangent(load(dy, i), h, gamma, beta, relu)
-                a = add(a, d)
-                b = add(b, mul(d, h))
-                row += step
-        return a, b
-
-    @kernel(threads=THREADS, blocks=8)
-    def statistics(z, rows, columns, chunk, means, squares):
-        """means, squares (chunks, columns): mean and M2 of each chunk of rows."""
-        counts = cuda.shared.array(stride, T)
-        shared_means = cuda.shared.array(size, T)
-        shared_squares = cuda.shared.array(size, T)
-        x, y = U(cuda.threadIdx.x), U(cuda.threadIdx.y)
-        x_count, y_count = U(cuda.blockDim.x), U(cuda.blockDim.y)
-        column = (U(cuda.blockIdx.x) * x_count + x) * U(width)
-        first = U(cuda.blockIdx.y) * chunk
-        end = min(first + chunk, rows)
-        t = y * x_count + x
-        n, mean, square = T(0), zero(), zero()
-        if column < columns:
-            n, mean, square = moments(z, columns, column, first + y, y_count, end)
-        tree_moments(n, mean, square, counts, shared_means, shared_squares, t, x_count, y, y_count)
-        if y == U(0) and column < columns:
-            i = U(cuda.blockIdx.y) * columns + column
-            store(means, i, get(shared_means, t, U(stride)))
-            store(squares, i, get(shared_squares, t, U(stride)))
-
-    @kernel(threads=THREADS, blocks=8)
-    def normalize(z, rows, columns, chunk, mean, var, gamma, beta, eps, relu, y, status):
-        """y = gamma (z - mean) / sqrt(var + eps) + beta, then max(0, y) if relu."""
-        column = (U(cuda.blockIdx.x) * U(cuda.blockDim.x) + U(cuda.threadIdx.x)) * U(width)
-        if column < columns:
-            variance = load(var, column)
-            if eps == T(0) and any_of(no_variance(variance)):
-                status[ZERO_VARIANCE] = 1
-            if any_of(not_finite(variance)):
-                status[NOT_FINITE] = 1
-            first = U(cuda.blockIdx.y) * chunk
-            write(
-                z,
-                y,
-                columns,
-                column,
-                first + U(cuda.threadIdx.y),
-                U(cuda.blockDim.y),
-                min(first + chunk, rows),
-                load(mean, column),
-                inverse_std(variance, splat(eps)),
-                load(gamma, column),
-                load(beta, column),
-                relu,
-            )
-
-    @kernel(threads=THREADS, blocks=8)
-    def forward_columns(
-        z, rows, columns, gamma, beta, eps, relu, y, mean, var,
-        running_mean, running_var, momentum, correction, status,
-    ):  # fmt: skip # a group of arguments a line
-        """The whole forward pass, one block for the columns; running statistics if momentum > 0."""
-        counts = cuda.shared.array(stride, T)
-        shared_means = cuda.shared.array(size, T)
-        shared_squares = cuda.shared.array(size, T)
-        x, line = U(cuda.threadIdx.x), U(cuda.threadIdx.y)
-        x_count, y_count = U(cuda.blockDim.x), U(cuda.blockDim.y)
-        column = (U(cuda.blockIdx.x) * x_count + x) * U(width)
-        n, middle, square = T(0), zero(), zero()
-        if column < columns:
-            n, middle, square = moments(z, columns, column, line, y_count, rows)
-        tree_moments(
-            n,
-            middle,
-            square,
-            counts,
-            shared_means,
-            shared_squares,
-            line * x_count + x,
-            x_count,
-            line,
-            y_count,
-        )
-        if column < columns:
-            middle = get(shared_means, x, U(stride))
-            variance = quotient(get(shared_squares, x, U(stride)), splat(T(rows)))
-            if line == U(0):
-                store(mean, column, middle)
-                store(var, column, variance)
-                if momentum > T(0):
-                    part = splat(momentum)
-                    unbiased = mul(variance, splat(correction))
-                    store(running_mean, column, moved(load(running_mean, column), middle, part))
-                    store(running_var, column, moved(load(running_var, column), unbiased, part))
-                if eps == T(0) and any_of(no_variance(variance)):
-                    status[ZERO_VARIANCE] = 1
-                if any_of(not_finite(variance)):
-                    status[NOT_FINITE] = 1
-            write(
-                z,
-                y,
-                columns,
-                column,
-                line,
-                y_count,
-                rows,
-                middle,
-                inverse_std(variance, splat(eps)),
-                load(gamma, column),
-                load(beta, column),
-                relu,
-            )
-
-    @kernel(threads=THREADS, blocks=6)
-    def gradient_sums(
-        dy, z, rows, columns, chunk, mean, var, gamma, beta, eps, relu, first_sums, second_sums
-    ):
-        """first, second (chunks, columns): sum dy and sum dy h of each chunk of rows."""
-        shared_a = cuda.shared.array(size, T)
-        shared_b = cuda.shared.array(size, T)
-        x, y = U(cuda.threadIdx.x), U(cuda.threadIdx.y)
-        x_count, y_count = U(cuda.blockDim.x), U(cuda.blockDim.y)
-        column = (U(cuda.blockIdx.x) * x_count + x) * U(width)
-        first = U(cuda.blockIdx.y) * chunk
-        t = y * x_count + x
-        a, b = zero(), zero()
-        if column < columns:
-            a, b = sums(
-                dy,
-                z,
-                columns,
-                column,
-                first + y,
-                y_count,
-                min(first + chunk, rows),
-                load(mean, column),
-                inverse_std(load(var, column), splat(eps)),
-                load(gamma, column),
-                load(beta, column),
-                relu,
-            )
-        tree_sums(a, b, shared_a, shared_b, t, x_count, y, y_count)
-        if y == U(0) and column < columns:
-            i = U(cuda.blockIdx.y) * columns + column
-            store(first_sums, i, get(shared_a, t, U(stride)))
-            store(second_sums, i, get(shared_b, t, U(stride)))
+    def finish(a, c, t, rows, column, first):
+        _, mean, square = t
+        var = f.quotient(square, v.splat(T(rows)))
+        if first:
+            v.store(a.mean, column, mean)
+            v.store(a.var, column, var)
+            if a.momentum > T(0):
+                part, unbiased = v.splat(a.momentum), v.mul(var, v.splat(a.correction))
+                new_mean = moved(v.load(a.running_mean, column), mean, part)
+                new_var = moved(v.load(a.running_var, column), unbiased, part)
+                v.store(a.running_mean, column, new_mean)
+                v.store(a.running_var, column, new_var)
+        return mean, var
 
     @device
-    def write_gradient(
-        dy, z, dz, rows, columns, column, row, step, end,
-        mean, inverse, gamma, beta, sum_dy, sum_dyh, training, relu,
-    ):  # fmt: skip # a group of arguments a line
-        scale = mul(gamma, inverse)
-        n = splat(T(rows))
-        mean_dy = zero()
-        mean_dyh = zero()
-        if training:
-            mean_dy = quotient(sum_dy, n)
-            mean_dyh = quotient(sum_dyh, n)
-        next_row = step * columns
-        while row < end:
-            i = row * columns + column
-            if row + U(1) * step < end:
-                z0, d0 = load(z, i), load(dy, i)
-                z1, d1 = load(z, i + next_row), load(dy, i + next_row)
-                z0, z1 = standardized(z0, mean, inverse), standardized(z1, mean, inverse)
-                d0 = cotangent(d0, z0, gamma, beta, relu)
-                d1 = cotangent(d1, z1, gamma, beta, relu)
-                if training:
-                    d0 = centered(d0, mean_dy, z0, mean_dyh)
-                    d1 = centered(d1, mean_dy, z1, mean_dyh)
-                store(dz, i, mul(scale, d0))
-                store(dz, i + next_row, mul(scale, d1))
-                row += U(2) * step
-            else:
-                h = standardized(load(z, i), mean, inverse)
-                d = cotangent(load(dy, i), h, gamma, beta, relu)
-                if training:
-                    d = centered(d, mean_dy, h, mean_dyh)
-                store(dz, i, mul(scale, d))
-                row += step
+    def recall(a, column):
+        return v.load(a.mean, column), v.load(a.var, column)
 
-    @kernel(threads=THREADS, blocks=8)
-    def input_gradient(
-        dy, z, rows, columns, chunk, mean, var, gamma, beta, eps, dgamma, dbeta, training, relu, dz
-    ):
-        """dz = gamma/s (dy - dbeta/n - h dgamma/n), or gamma/s dy if not training."""
-        column = (U(cuda.blockIdx.x) * U(cuda.blockDim.x) + U(cuda.threadIdx.x)) * U(width)
-        if column < columns:
-            first = U(cuda.blockIdx.y) * chunk
-            write_gradient(
-                dy, z, dz, rows, columns, column,
-                first + U(cuda.threadIdx.y), U(cuda.blockDim.y), min(first + chunk, rows),
-                load(mean, column), inverse_std(load(var, column), splat(eps)),
-                load(gamma, column), load(beta, column),
-                load(dbeta, column), load(dgamma, column), training, relu,
-            )  # fmt: skip # a group of arguments a line
+    @device
+    def ready(a, c, r, rows, column):
+        mean, var = r
+        if a.eps == T(0) and v.any(no_variance(var)):
+            a.status[ZERO_VARIANCE] = 1
+        if v.any(not_finite(var)):
+            a.status[NOT_FINITE] = 1
+        inverse = f.inverse_std(var, v.splat(a.eps))
+        return mean, inverse, v.load(a.gamma, column), v.load(a.beta, column)
 
-    @kernel(threads=THREADS, blocks=6)
-    def backward_columns(
-        dy, z, rows, columns, mean, var, gamma, beta, eps, dgamma, dbeta, training, relu, dz
-    ):
-        """The whole backward pass, one block for the columns."""
-        shared_a = cuda.shared.array(size, T)
-        shared_b = cuda.shared.array(size, T)
-        x, y = U(cuda.threadIdx.x), U(cuda.threadIdx.y)
-        x_count, y_count = U(cuda.blockDim.x), U(cuda.blockDim.y)
-        column = (U(cuda.blockIdx.x) * x_count + x) * U(width)
-        a, b = zero(), zero()
-        middle, inverse, g, o = zero(), zero(), zero(), zero()
-        if column < columns:
-            middle, inverse = load(mean, column), inverse_std(load(var, column), splat(eps))
-            g, o = load(gamma, column), load(beta, column)
-            a, b = sums(dy, z, columns, column, y, y_count, rows, middle, inverse, g, o, relu)
-        tree_sums(a, b, shared_a, shared_b, y * x_count + x, x_count, y, y_count)
-        if column < columns:
-            a, b = get(shared_a, x, U(stride)), get(shared_b, x, U(stride))
-            if y == U(0):
-                store(dbeta, column, a)
-                store(dgamma, column, b)
-            write_gradient(
-                dy, z, dz, rows, columns, column, y, y_count, rows,
-                middle, inverse, g, o, a, b, training, relu,
-            )  # fmt: skip # a group of arguments a line
+    @device
+    def read(a, c, i):
+        return v.load(a.z, i)
+
+    @device
+    def write(a, c, w, i, x):
+        mean, inverse, gamma, beta = w
+        y = f.affine(f.standardized(x, mean, inverse), gamma, beta)
+        if a.relu:
+            y = rectified(y)
+        v.store(a.y, i, y)
 
     return types.SimpleNamespace(
-        statistics=statistics,
-        normalize=normalize,
-        forward_columns=forward_columns,
-        gradient_sums=gradient_sums,
-        input_gradient=input_gradient,
-        backward_columns=backward_columns,
+        sums=0, term=term, finish=finish, recall=recall, ready=ready, read=read, write=write
+    )
+
+
+class Gradient(NamedTuple):
+    """The arrays and numbers of `gradient`."""
+
+    dy: object
+    z: object
+    dz: object
+    mean: object
+    var: object
+    gamma: object
+    beta: object
+    eps: object
+    relu: object
+    training: object  # whether mean and var are the batch's, and move with z
+    dgamma: object
+    dbeta: object
+
+
+@columns.operation
+def gradient(v):
+    """The backward pass."""
+    T, f = v.T, _formulas(v)
+    passed = v.lift(lambda dy, y: T(0) if y <= T(0) else dy)
+    centered = v.lift(lambda d, mean_d, h, mean_dh: (d - mean_d) - h * mean_dh)
+
+    @device
+    def begin(a, column):
+        inverse = f.inverse_std(v.load(a.var, column), v.splat(a.eps))
+        return v.load(a.mean, column), inverse, v.load(a.gamma, column), v.load(a.beta, column)
+
+    @device
+    def read(a, c, i):
+        return v.load(a.dy, i), v.load(a.z, i)
+
+    @device
+    def before_relu(a, c, x):
+        """Return dy before the ReLU, and h."""
+        mean, inverse, gamma, beta = c
+        d, z = x
+        h = f.standardized(z, mean, inverse)
+        if a.relu:
+            d = passed(d, f.affine(h, gamma, beta))
+        return d, h
+
+    @device
+    def term(a, c, i, row):
+        d, h = before_relu(a, c, read(a, c, i))
+        return d, v.mul(d, h)
+
+    @device
+    def finish(a, c, t, rows, column, first):
+        if first:
+            v.store(a.dbeta, column, t[0])
+            v.store(a.dgamma, column, t[1])
+        return t
+
+    @device
+    def recall(a, column):
+        return v.load(a.dbeta, column), v.load(a.dgamma, column)
+
+    @device
+    def ready(a, c, r, rows, column):
+        mean_d, mean_dh = v.zero(), v.zero()
+        if a.training:
+            n = v.splat(T(rows))
+            mean_d, mean_dh = f.quotient(r[0], n), f.quotient(r[1], n)
+        return v.mul(c[2], c[1]), mean_d, mean_dh
+
+    @device
+    def write(a, c, w, i, x):
+        scale, mean_d, mean_dh = w
+        d, h = before_relu(a, c, x)
+        if a.training:
+            d = centered(d, mean_d, h, mean_dh)
+        v.store(a.dz, i, v.mul(scale, d))
+
+    return types.SimpleNamespace(
+        sums=2,
+        blocks=6,
+        write_ahead=2,
+        begin=begin,
+        term=term,
+        finish=finish,
+        recall=recall,
+        ready=ready,
+        read=read,
+        write=write,
     )
 
 
 @functools.cache
-def finishing_kernels(T):
-    """Return the kernels that take one number at a time, for numbers of type T."""
-    threads = reduction.FINISH_THREADS
-    c = reduction.columns_of_block(T, 1, threads)
-    merge, tree_moments = c.merge, c.tree_moments
-
-    @kernel(threads=threads)
-    def finish(
-        means, squares, rows, chunk, chunks, columns, mean, var,
-        running_mean, running_var, momentum, correction,
-    ):  # fmt: skip # a group of arguments a line
-        """mean and var from the chunks' mean and M2; running statistics if momentum > 0."""
-        counts = cuda.shared.array(threads, T)
-        shared_means = cuda.shared.array(threads, T)
-        shared_squares = cuda.shared.array(threads, T)
-        x, y = U(cuda.threadIdx.x), U(cuda.threadIdx.y)
-        x_count, y_count = U(cuda.blockDim.x), U(cuda.blockDim.y)
-        column = U(cuda.blockIdx.x) * x_count + x
-        t = y * x_count + x
-        n, middle, square = T(0), (T(0),), (T(0),)
-        if column < columns:
-            p = y
-            while p < chunks:
-                i = p * columns + column
-                here = T(min(chunk, rows - p * chunk))
-                n, middle, square = merge(n, middle, square, here, (means[i],), (squares[i],))
-                p += y_count
-        tree_moments(
-            n, middle, square, counts, shared_means, shared_squares, t, x_count, y, y_count
-        )
-        if y == U(0) and column < columns:
-            m = shared_means[t]
-            variance = shared_squares[t] / T(rows)
-            mean[column] = m
-            var[column] = variance
-            if momentum > T(0):
-                r, s = running_mean[column], running_var[column]
-                running_mean[column] = r + momentum * (m - r)
-                running_var[column] = s + momentum * (variance * correction - s)
+def running_kernel(T):
+    """Return the kernel of `update_running` for numbers of type T."""
 
     @kernel(threads=256)
     def update_running(
         running_mean, running_var, mean, var, momentum, correction, new_mean, new_var
     ):
         """The running statistics after a batch; correction = count / (count - 1)."""
-        i = U(cuda.grid(1))
-        if i < U(mean.size):
+        i = cuda.grid(1)
+        if i < mean.size:
             r, s = running_mean[i], running_var[i]
             new_mean[i] = r + momentum * (mean[i] - r)
             new_var[i] = s + momentum * (var[i] * correction - s)
 
-    return types.SimpleNamespace(finish=finish, update_running=update_running)
+    return update_running
 
 
 class Cache(NamedTuple):
@@ -429,114 +249,24 @@ class RunningCache(NamedTuple):
     eps: float
 
 
-def forward_calls(z, gamma, beta, eps, y, mean, var, status, running=None, relu=False):
-    """Return the launches of the forward pass in training: arguments for `launch` or `prepare`.
-
-    z, y: contiguous, (..., K); the others (K,).  running: (running_mean, running_var, momentum), or
-    None where they are somebody else's business.  relu: y = max(0, ...).
-    """
-    columns = z.shape[-1]
-    rows = z.size // columns
-    number = z.dtype.type
-    running_mean, running_var, momentum = running or (mean, var, 0)
-    correction = rows / (rows - 1) if rows > 1 else np.nan
-    moving = (running_mean, running_var, number(momentum), number(correction))
-    T = number_type(z.dtype)
-    wide = vector_width(columns, z, y, mean, var, gamma, beta, running_mean, running_var)
-    k, flat_z, flat_y = kernels(T, wide), flatten(z), flatten(y)
-    relu, eps = np.uint32(relu), number(eps)
-    if rows <= reduction.SHORT:
-        cut = Cut(rows, columns, wide, whole=True)
-        args = (flat_z, rows, columns, gamma, beta, eps, relu, flat_y, mean, var, *moving, status)
-        return [(k.forward_columns, cut.grid, cut.block, args)]
-    cut = Cut(rows, columns, wide)
-    means = empty(cut.chunks * columns, z.dtype)
-    squares = empty(cut.chunks * columns, z.dtype)
-    return [
-        (k.statistics, cut.grid, cut.block, (flat_z, rows, columns, cut.rows, means, squares)),
-        (
-            finishing_kernels(T).finish,
-            *reduction.finish_geometry(columns, cut.chunks),
-            (means, squares, rows, cut.rows, cut.chunks, columns, mean, var, *moving),
-        ),
-        *running_calls(z, gamma, beta, mean, var, eps, y, status, relu),
-    ]
-
-
-def running_calls(z, gamma, beta, mean, var, eps, y, status, relu=False):
-    """Return the launch of the forward pass with given statistics."""
-    columns = z.shape[-1]
-    rows = z.size // columns
-    wide = vector_width(columns, z, y, mean, var, gamma, beta)
-    cut = Cut(rows, columns, wide, blocks=4 * reduction.BLOCKS)
-    args = (
-        flatten(z), rows, columns, cut.rows, mean, var, gamma, beta, z.dtype.type(eps),
-        np.uint32(relu), flatten(y), status,
-    )  # fmt: skip # a group of arguments a line
-    return [(kernels(number_type(z.dtype), wide).normalize, cut.grid, cut.block, args)]
-
-
-def backward_calls(dy, cache, dz, dgamma, dbeta, training=True, relu=False):
-    """Return the launches of the backward pass; cache as from `forward` or `forward_running`."""
-    z, gamma, beta, mean, var, eps = cache
-    columns = z.shape[-1]
-    rows = z.size // columns
-    T = number_type(z.dtype)
-    wide = vector_width(columns, dy, z, dz, mean, var, gamma, beta, dgamma, dbeta)
-    k = kernels(T, wide)
-    given = (mean, var, gamma, beta, z.dtype.type(eps))
-    flat_dy, flat_z, flat_dz = flatten(dy, z, dz)
-    training, relu = np.uint32(training), np.uint32(relu)
-    if rows <= reduction.SHORT:
-        cut = Cut(rows, columns, wide, whole=True)
-        args = (flat_dy, flat_z, rows, columns, *given, dgamma, dbeta, training, relu, flat_dz)
-        return [(k.backward_columns, cut.grid, cut.block, args)]
-    cut = Cut(rows, columns, wide)
-    first = empty(cut.chunks * columns, z.dtype)
-    second = empty(cut.chunks * columns, z.dtype)
-    finer = Cut(rows, columns, wide, blocks=4 * reduction.BLOCKS)
-    return [
-        (
-            k.gradient_sums, cut.grid, cut.block,
-            (flat_dy, flat_z, rows, columns, cut.rows, *given, relu, first, second),
-        ),
-        (
-            reduction.finishing(T).finish_sums, *reduction.finish_geometry(columns, cut.chunks),
-            (first, second, cut.chunks, columns, dbeta, dgamma),
-        ),
-        (
-            k.input_gradient, finer.grid, finer.block,
-            (
-                flat_dy, flat_z, rows, columns, finer.rows, *given,
-                dgamma, dbeta, training, relu, flat_dz,
-            ),
-        ),
-    ]  # fmt: skip # a table, a row a line
-
-
-def _run(calls):
-    for call in calls:
-        launch(*call)
-
-
-def forward(z, gamma, beta, eps):
+def forward(z, gamma, beta, eps, *, running=None, relu=False, status=None):
     """Normalize over the batch: y = gamma (z - mean) / sqrt(var + eps) + beta.
 
     z (N, K) or images (N, H, W, K); gamma, beta (K,).  Returns y and a cache whose `mean` and `var`
     (K,) are the batch's, var biased.  Raises ZeroVarianceError at eps = 0 where a unit is constant,
     NonFiniteError where a variance overflows.
+
+    running: (running_mean, running_var, momentum), moved by the same launch.  relu: max(0, y).
+    status: the array of reduction.py that is told of these instead of an exception.
     """
     z, gamma, beta = placed(z=z, gamma=gamma, beta=beta)
     expect_each_unit(z, gamma=gamma, beta=beta)
     y, mean, var = empty(z.shape, z.dtype), empty(gamma.shape, z.dtype), empty(gamma.shape, z.dtype)
-    _run(forward_calls(z, gamma, beta, eps, y, mean, var, reduction.status()))
-    standard_deviation(to_host(var), eps, "units")
+    call = _normalization(z, gamma, beta, eps, y, mean, var, running, relu, status)
+    launch_all(columns.calls(*call))
+    if status is None:
+        standard_deviation(to_host(var), eps, "units")
     return y, Cache(z, gamma, beta, mean, var, eps)
-
-
-def backward(dy, cache):
-    """Return dz (the shape of z), dgamma (K,) and dbeta (K,) for the cotangent dy."""
-    return _backward(dy, cache, training=True)
 
 
 def forward_running(z, gamma, beta, mean, var, eps):
@@ -545,21 +275,58 @@ def forward_running(z, gamma, beta, mean, var, eps):
     expect_each_unit(z, gamma=gamma, beta=beta, mean=mean, var=var)
     standard_deviation(to_host(var), eps, "units (running variance)")
     y = empty(z.shape, z.dtype)
-    _run(running_calls(z, gamma, beta, mean, var, eps, y, reduction.status()))
+    launch(*columns.write_call(*_normalization(z, gamma, beta, eps, y, mean, var)))
     return y, RunningCache(z, gamma, beta, mean, var, eps)
+
+
+def _normalization(z, gamma, beta, eps, y, mean, var, running=None, relu=False, status=None):
+    """Return what the functions of columns.py take."""
+    units, number = z.shape[-1], z.dtype.type
+    rows = z.size // units
+    correction = rows / (rows - 1) if rows > 1 else np.nan
+    running_mean, running_var, momentum = running or (mean, var, 0)
+    width = vector_width(units, z, y, mean, var, gamma, beta, running_mean, running_var)
+    status = reduction.status() if status is None else status
+    a = Normalization(
+        *flatten(z, y),
+        mean,
+        var,
+        running_mean,
+        running_var,
+        number(momentum),
+        number(correction),
+        gamma,
+        beta,
+        number(eps),
+        np.uint32(relu),
+        status,
+    )
+    return normalization, rows, units, width, z.dtype, a
+
+
+def backward(dy, cache, *, relu=False, out=(None, None)):
+    """Return dz (the shape of z), dgamma (K,) and dbeta (K,) for the cotangent dy.
+
+    relu: dy is that of max(0, y).  out: arrays to write dgamma and dbeta into.
+    """
+    return _backward(dy, cache, True, relu, out)
 
 
 def backward_running(dy, cache):
     """Return dz, dgamma and dbeta of `forward_running`: dz = gamma dy / s, as s is a constant."""
-    return _backward(dy, cache, training=False)
+    return _backward(dy, cache, False, False, (None, None))
 
 
-def _backward(dy, cache, training):
-    dy = placed(cache.z.dtype, dy=dy)
-    expect_shape("dy", dy, cache.z.shape)
-    dz = empty(dy.shape, dy.dtype)
-    dgamma, dbeta = empty(cache.gamma.shape, dy.dtype), empty(cache.gamma.shape, dy.dtype)
-    _run(backward_calls(dy, cache, dz, dgamma, dbeta, training))
+def _backward(dy, cache, training, relu, out):
+    z, gamma, beta, mean, var, eps = cache
+    dy = placed(z.dtype, dy=dy)
+    expect_shape("dy", dy, z.shape)
+    dz, units = empty(z.shape, z.dtype), z.shape[-1]
+    dgamma, dbeta = (result("out", x, gamma.shape, z.dtype) for x in out)
+    width = vector_width(units, dy, z, dz, mean, var, gamma, beta, dgamma, dbeta)
+    numbers = z.dtype.type(eps), np.uint32(relu), np.uint32(training)
+    a = Gradient(*flatten(dy, z, dz), mean, var, gamma, beta, *numbers, dgamma, dbeta)
+    launch_all(columns.calls(gradient, z.size // units, units, width, z.dtype, a))
     return dz, dgamma, dbeta
 
 
@@ -568,13 +335,13 @@ def update_running(running_mean, running_var, mean, var, count, momentum):
 
     The variance enters unbiased, var count / (count - 1) with count the numbers per unit.
     """
-    given = placed(running_mean=running_mean, running_var=running_var, mean=mean, var=var)
-    for name, array in zip(("running_var", "mean", "var"), given[1:], strict=True):
-        expect_shape(name, array, given[0].shape)
-    mean = given[2]
+    old = placed(running_mean=running_mean, running_var=running_var, mean=mean, var=var)
+    for name, array in zip(("running_var", "mean", "var"), old[1:], strict=True):
+        expect_shape(name, array, old[0].shape)
+    mean = old[2]
     number = mean.dtype.type
     new = empty(mean.shape, mean.dtype), empty(mean.shape, mean.dtype)
-    k = finishing_kernels(number_type(mean.dtype)).update_running
     scalars = number(momentum), number(count / (count - 1))
-    launch(k, -(-mean.size // 256), 256, (*given, *scalars, *new))
+    kernel = running_kernel(number_type(mean.dtype))
+    launch(kernel, -(-mean.size // 256), 256, (*old, *scalars, *new))
     return new

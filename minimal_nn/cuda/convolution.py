@@ -9,8 +9,8 @@ kernel:
 
 patch_x[m, (a, b, c)] is x[n, stride p + a - padding, stride q + b - padding, c], or 0 outside the
 image; patch_dy[i, (a, b, k)] is dy[n, p, q, k] for the p, q with stride p + a - padding = h, and so
-on, or 0 where there are none.  The kernels of `matmul` ask `locate_...` below where an entry lies;
-with channels a multiple of four, four neighbours at once.  dW sums over all pixels: matmul splits
+on, or 0 where there are none.  The products' kernels ask `locate_...` below where an entry lies;
+with channels a multiple of four, four neighbours at once.  dW sums over all pixels: `choice` splits
 that sum into parts of a fixed length, and adds the parts in order.
 
 The formulas are those of reference/convolution.py; images are (N, H, W, C), kernels (kh, kw, C, K).
@@ -22,7 +22,7 @@ import numpy as np
 from numba import uint32, uint64
 
 from minimal_nn.cuda.affine import column_sums
-from minimal_nn.cuda.device.arrays import address, contiguous, empty, floating
+from minimal_nn.cuda.device.arrays import address, contiguous, floating, result
 from minimal_nn.cuda.device.language import device
 from minimal_nn.cuda.parts.vectors import placed
 from minimal_nn.cuda.products.choice import Operand, product_of_operands, strided
@@ -33,6 +33,7 @@ from minimal_nn.reference.convolution import output_size
 class Cache(NamedTuple):
     x: object
     W: object
+    shape: tuple  # of y
     has_bias: bool
     stride: int
     padding: int
@@ -54,8 +55,8 @@ def divisor(d):
 def divide(n, by, multiplier, shift):
     """Return n // by and n % by, for a triple of `divisor`."""
     high = uint32((uint64(n) * uint64(multiplier)) >> uint64(32))
-    quotient = uint32((n + high) >> shift)
-    return quotient, uint32(n - quotient * by)
+    quotient = (n + high) >> shift
+    return quotient, n - quotient * by
 
 
 @device
@@ -69,7 +70,7 @@ def locate_patch(row, column, rows, columns, g):
     # Below zero is large, and not inside.
     h, w = uint32(p * stride + a - padding), uint32(q * stride + b - padding)
     exists = row < rows and column < columns and h < height and w < width
-    return uint32(((n * height + h) * width + w) * g[9] + c), exists
+    return ((n * height + h) * width + w) * g[9] + c, exists
 
 
 @device
@@ -83,7 +84,7 @@ def locate_cotangent(row, column, rows, columns, g):
     exists = row < rows and column < columns and h + padding >= a and w + padding >= b
     p, p_rest = divide(uint32(h + padding - a), g[12], g[13], g[14])
     q, q_rest = divide(uint32(w + padding - b), g[12], g[13], g[14])
-    exists = exists and p_rest == uint32(0) and q_rest == uint32(0) and p < height and q < width
+    exists = exists and p_rest == 0 and q_rest == 0 and p < height and q < width
     return uint32(((n * height + p) * width + q) * g[9] + k), exists
 
 
@@ -103,14 +104,12 @@ def forward(
     algorithm="direct",
     *,
     precision=None,
-    out=None,
     activation="identity",
 ):
     """Return y (N, P, Q, K) and the cache for images x (N, H, W, C) and a kernel W (kh, kw, C, K).
 
     algorithm: a choice of the cpu wing; here always the sum itself, which differs by rounding only.
-    precision and activation ("relu" is taken in the same kernel): see `matmul`.  out: a contiguous
-    array to write y into.
+    precision and activation ("relu" is taken in the same kernel): see `product`.
     """
     x, W, b = floating(x=x, W=W, b=b)
     expect_convolution(x, W, b, stride, padding)
@@ -118,32 +117,39 @@ def forward(
     (n, height, width, channels), (kh, kw, _, units) = x.shape, W.shape
     p, q = output_size(height, kh, stride, padding), output_size(width, kw, stride, padding)
     rows, inner = n * p * q, kh * kw * channels
-    y = empty((n, p, q, units), x.dtype) if out is None else out
     patches = _patches(x, W, p, q, stride, padding, transposed=False)
     kernel = strided(W.reshape(inner, units))
-    shape = rows, units, inner, x.dtype
-    options = {"bias": b, "activation": activation, "precision": precision}
-    product_of_operands(patches, kernel, *shape, out=y.reshape(rows, units), **options)
-    return y, Cache(x, W, b is not None, stride, padding, precision)
+    y = product_of_operands(
+        patches,
+        kernel,
+        rows,
+        units,
+        inner,
+        x.dtype,
+        bias=b,
+        activation=activation,
+        precision=precision,
+    )
+    cache = Cache(x, W, (n, p, q, units), b is not None, stride, padding, precision)
+    return y.reshape(n, p, q, units), cache
 
 
-def backward(dy, cache):
-    """Return dx (N, H, W, C), dW (kh, kw, C, K) and db (K,), None where there was no bias."""
+def backward(dy, cache, *, out=(None, None), needed=True):
+    """Return dx (N, H, W, C), dW (kh, kw, C, K) and db (K,), None where there was no bias.
+
+    out: arrays to write dW and db into.  needed: whether dx is.
+    """
     dy = placed(cache.x.dtype, dy=dy)
-    (n, height, width, _), (kh, kw, _, units) = cache.x.shape, cache.W.shape
-    p = output_size(height, kh, cache.stride, cache.padding)
-    q = output_size(width, kw, cache.stride, cache.padding)
-    expect_shape("dy", dy, (n, p, q, units))
-    db = column_sums(dy) if cache.has_bias else None
-    return input_gradient(dy, cache), kernel_gradient(dy, cache), db
+    expect_shape("dy", dy, cache.shape)
+    dx = input_gradient(dy, cache) if needed else None
+    dW = kernel_gradient(dy, cache, out[0])
+    return dx, dW, column_sums(dy, out[1]) if cache.has_bias else None
 
 
-def input_gradient(dy, cache, out=None):
-    """Return dx (N, H, W, C) for a contiguous dy; out: a contiguous array to write it into."""
-    x, W, _, stride, padding, precision = cache
-    (n, height, width, channels), (kh, kw, _, units) = x.shape, W.shape
-    _, p, q, _ = dy.shape
-    dx = empty(x.shape, x.dtype) if out is None else out
+def input_gradient(dy, cache):
+    """Return dx (N, H, W, C) for a contiguous dy."""
+    x, W, (_, p, q, units), _, stride, padding, precision = cache
+    (n, height, width, channels), (kh, kw, _, _) = x.shape, W.shape
     pixels, inner = n * height * width, kh * kw * units
     geometry = (*divisor(height * width), *divisor(width), *divisor(kw * units), *divisor(units))
     geometry += (*divisor(stride), p, q, padding)
@@ -152,22 +158,19 @@ def input_gradient(dy, cache, out=None):
     geometry = (*divisor(units), channels)
     kernel = Operand(W.reshape(W.size), geometry, locate_tap, True, _vectors(W, units))
     shape = pixels, channels, inner, x.dtype
-    out = dx.reshape(pixels, channels)
-    product_of_operands(cotangents, kernel, *shape, out=out, precision=precision)
-    return dx
+    return product_of_operands(cotangents, kernel, *shape, precision=precision).reshape(x.shape)
 
 
 def kernel_gradient(dy, cache, out=None):
     """Return dW (kh, kw, C, K) for a contiguous dy; out: a contiguous array to write it into."""
-    x, W, _, stride, padding, precision = cache
-    _, p, q, units = dy.shape
-    dW = empty(W.shape, x.dtype) if out is None else out
+    x, W, (_, p, q, units), _, stride, padding, precision = cache
+    dW = result("out", out, W.shape, x.dtype)
     rows, inner = W.size // units, dy.size // units
     patches = _patches(x, W, p, q, stride, padding, transposed=True)
-    cotangent = strided(dy.reshape(inner, units))
     shape = rows, units, inner, x.dtype
-    out = dW.reshape(rows, units)
-    product_of_operands(patches, cotangent, *shape, out=out, precision=precision)
+    target = dW.reshape(rows, units)
+    cotangent = strided(dy.reshape(inner, units))
+    product_of_operands(patches, cotangent, *shape, precision=precision, out=target)
     return dW
 
 

@@ -47,11 +47,10 @@ from minimal_nn.cuda.device.arrays import (
     empty,
     fill_from_host,
     to_host,
-    transposed,
 )
 from minimal_nn.cuda.device.language import cuda, kernel
 from minimal_nn.cuda.parts import reduction
-from minimal_nn.cuda.products import choice
+from minimal_nn.cuda.parts.units import Units
 from minimal_nn.errors import NonFiniteError
 
 CHUNK = 256
@@ -69,19 +68,19 @@ MODULES = {
 @kernel(threads=256)
 def gather(source, batches, place, rows, columns, out):
     """out (rows, columns) = the rows of source that the step's row of batches names."""
-    row, column = uint32(cuda.blockIdx.x), uint32(cuda.threadIdx.x)
+    row, column = cuda.blockIdx.x, cuda.threadIdx.x
     start = uint32(batches[place[0] * rows + row]) * columns
     while column < columns:
         out[row * columns + column] = source[start + column]
-        column += uint32(256)
+        column += 256
 
 
 @kernel(threads=32)
 def advance(value, losses, place):
     """Note the loss of the step, and go on to the next."""
-    if uint32(cuda.threadIdx.x) == uint32(0):
+    if cuda.threadIdx.x == 0:
         losses[place[0]] = value[0]
-        place[0] = place[0] + uint32(1)
+        place[0] = place[0] + 1
 
 
 def plan(program, optimizer, batch_size, **options):
@@ -107,19 +106,38 @@ def plan(program, optimizer, batch_size, **options):
     return Plan(program)
 
 
+class Placed:
+    """Data that lie on the device, and on the host as they were given."""
+
+    def __init__(self, host):
+        # A copy of its own, where an array of the host looks like one of the device.
+        self.host, self.device = host, duplicate(asarray(np.ascontiguousarray(host)))
+
+    def __len__(self):
+        return len(self.host)
+
+    def __getitem__(self, rows):
+        return self.host[rows]
+
+
 class Plan:
     """A network's training loop for batches of any size, each prepared on first use."""
 
     def __init__(self, program):
         self.program = program
-        self._steps = {}
-        self._data = {}
+        self._steps, self._memory = {}, {}
+
+    def place(self, array):
+        """Return data for `run` that are copied to the device once, and do not change."""
+        on_device = isinstance(array, Placed) or hasattr(array, "__cuda_array_interface__")
+        return array if on_device else Placed(np.asarray(array))
 
     def run(self, network, optimizer, X, targets, batches):
         """Train on X[rows], targets[rows] for each row of `batches`; return the losses, (steps,).
 
-        Parameters, running statistics and optimizer state are replaced by those after the last step
-        that succeeded.  Raises NonFiniteError, ZeroVarianceError or ZeroNormError.
+        X, targets: arrays, or what `place` made of them.  Parameters, running statistics and
+        optimizer state are replaced by those after the last step that succeeded.  Raises
+        NonFiniteError, ZeroVarianceError or ZeroNormError.
         """
         batches = np.ascontiguousarray(batches)
         if batches.size and (batches.min() < 0 or batches.max() >= len(X)):
@@ -127,25 +145,39 @@ class Plan:
                 f"batches: got row numbers from {batches.min()} to {batches.max()}, expected 0 to "
                 f"{len(X) - 1}"
             )
-        data = self._placed("X", X), self._placed("targets", targets)
-        rows = batches.shape[1]
-        key = (rows, *(address(array) for array in data))
-        if key not in self._steps:
-            self._steps[key] = Step(self.program, network, optimizer, rows, *data)
-        return self._steps[key].run(network, optimizer, X, targets, batches)
+        data = self._on_device("X", X), self._on_device("targets", targets)
+        step = self._step(network, optimizer, batches.shape[1], data)
+        return step.run(network, optimizer, X, targets, batches)
 
-    def _placed(self, name, array):
-        """Return the data on the device; a host array goes into the same memory each time."""
+    def _step(self, network, optimizer, rows, data):
+        """Return the step for a batch size and data; the last two are kept, whole and rest."""
+        key = (rows, *(address(array) for array in data))
+        step = self._steps.pop(key, None)
+        self._steps[key] = step or Step(self.program, network, optimizer, rows, *data)
+        for old in list(self._steps)[:-2]:
+            del self._steps[old]
+        return self._steps[key]
+
+    def _on_device(self, name, array):
+        """Return the data on the device; an array that may change goes into the same memory."""
+        if isinstance(array, Placed):
+            return array.device
         if hasattr(array, "__cuda_array_interface__"):
             return contiguous(asarray(array))
         array = np.asarray(array)
         key = (name, array.shape, array.dtype)
-        if key in self._data:
-            fill_from_host(self._data[key], array)
+        if key in self._memory:
+            fill_from_host(self._memory[key], array)
         else:
-            # A copy of its own: it is written again in the next run.
-            self._data[key] = duplicate(asarray(np.ascontiguousarray(array)))
-        return self._data[key]
+            self._memory[key] = Placed(array).device
+        return self._memory[key]
+
+
+def _takes_relu(operation, following):
+    """Return whether an operation's kernel takes the ReLU that follows."""
+    return operation.module in ("affine", "convolution", "batchnorm") and any(
+        one.module == "activation" and one.options["kind"] == "relu" for one in following
+    )
 
 
 class Group:
@@ -168,40 +200,32 @@ class Group:
         self.gradient = _zeros(self.size, self.dtype)
         self.table = _zeros(CHUNK * numbers, self.dtype)
 
-    def update_calls(self, formula, place, status):
-        """Return the launches of a step, and of the normalization after it."""
+    def launch_update(self, formula, place, status):
+        """Launch a step, and the normalization after it."""
         w, *states = self.arrays
+        units = self._units()
         if formula in update.FORMULAS:
-            calls = update.step_calls(formula, w, self.gradient, states, self.table, place)
+            update.launch_step(formula, w, self.gradient, states, self.table, place)
         else:
-            calls = [
-                call
-                for units, blocks in self._units()
-                for call in update.unit_step_calls(
-                    formula, w, self.gradient, units, blocks, self.table, place
-                )
-            ]
-        for units, blocks in self._units() if self.fixed_norm is not None else ():
-            norms = asarray(np.full(units.count, self.fixed_norm, self.dtype))
-            lengths = empty(units.count, self.dtype)
-            calls += update.normalize_calls(w, units, blocks, norms, lengths, status)
-        return calls
+            for one in units:
+                one.launch_step(formula, w, self.gradient, w, self.table, place)
+        for one in units if self.fixed_norm is not None else ():
+            norms = asarray(np.full(one.count, self.fixed_norm, self.dtype))
+            one.launch_norms(w, w, norms, status)
 
     def _units(self):
-        """Return the `Units` of the parameters, by the width that each has alone, and their tables.
+        """Return the `Units` of the parameters, by the width that each has alone.
 
         So the order of the sums is that of a parameter alone, and with it the bits.
         """
         by_width = {}
         for start, shape in self.places.values():
-            width = update.Units.widest([shape], [start], self.gradient)
+            width = Units.widest([shape], [start], self.gradient)
             by_width.setdefault(width, []).append((start, shape))
-        made = []
-        for width, places in by_width.items():
-            starts, shapes = zip(*places, strict=True)
-            units = update.Units(shapes, width, starts)
-            made.append((units, asarray(units.table.ravel())))
-        return made
+        return [
+            Units([shape for _, shape in places], width, [start for start, _ in places])
+            for width, places in by_width.items()
+        ]
 
     def part(self, flat, name):
         start, shape = self.places[name]
@@ -243,7 +267,7 @@ class Step:
         with launch.recorded(run=False) as records:
             self._gradients(X, targets)
             for group in self.groups.values():
-                self._launch(group.update_calls(self.formula, self.place, self.status))
+                group.launch_update(self.formula, self.place, self.status)
             launch.launch(advance, 1, 32, (self.value, self.losses, self.place))
         self._calls = [record.prepare() for record in records]
         self._graph = None
@@ -268,48 +292,26 @@ class Step:
 
     # The launches of a step
 
-    def _launch(self, calls):
-        for call in calls:
-            launch.launch(*call)
-
-    def _new(self, *shape):
-        return empty(shape, self.dtype)
-
-    def _parameter(self, operation, local):
-        """Return a parameter and its gradient, or None twice."""
-        if local not in operation.parameters:
-            return None, None
-        name = operation.parameters[local]
-        group = self._group_of[name]
-        return group.part(group.arrays[0], name), group.part(group.gradient, name)
-
     def _gradients(self, X, targets):
-        rows, operations = self.rows, self.program.operations
+        operations = self.program.operations
         x = self._gathered(X, operations[0].input_shape)
         t = self._gathered(targets, targets.shape[1:])
-        saved, fused = [], False
+        backward, fused = [], False
         for index, operation in enumerate(operations):
-            following = operations[index + 1] if index + 1 < len(operations) else None
             if fused:
-                saved.append(None)
+                backward.append(None)
                 fused = False
                 continue
-            fused = (
-                following is not None
-                and following.module == "activation"
-                and following.options["kind"] == "relu"
-                and operation.module in ("affine", "convolution", "batchnorm")
-            )
-            x, cache = getattr(self, f"_{operation.module}")(operation, x, fused)
-            saved.append(cache)
-        self.value, dy = empty(1, self.dtype), self._new(*x.shape)
-        self._launch(loss.calls(x, t, self.program.loss, self.value, dy, self.status))
-        first = min((i for i, op in enumerate(operations) if op.parameters), default=rows)
+            fused = _takes_relu(operation, operations[index + 1 : index + 2])
+            x, back = getattr(self, f"_{operation.module}")(operation, x, fused)
+            backward.append(back)
+        self.value, cache = loss.on_device(x, t, self.program.loss, self.status)
+        dy = cache.dscores
+        learning = [index for index, operation in enumerate(operations) if operation.parameters]
+        first = min(learning, default=len(operations))
         for index in range(len(operations) - 1, first - 1, -1):
-            operation, cache = operations[index], saved[index]
-            if cache is not None:
-                backward = getattr(self, f"_{operation.module}_backward")
-                dy = backward(operation, cache, dy, index > first)
+            if backward[index] is not None:
+                dy = backward[index](dy, index > first)
 
     def _gathered(self, source, shape):
         columns = math.prod(shape)
@@ -319,123 +321,72 @@ class Step:
         launch.launch(gather, self.rows, 256, args)
         return out
 
+    def _parameter(self, operation, local):
+        """Return a parameter and its gradient, or None twice."""
+        if local not in operation.parameters:
+            return None, None
+        name = operation.parameters[local]
+        group = self._group_of[name]
+        return group.part(group.arrays[0], name), group.part(group.gradient, name)
+
+    # Each of these launches an operation's forward pass, and returns y and what launches the way
+    # back: (dy, whether dx is needed) -> dx.
+
     def _weights(self, operation):
-        """Return W, the array for its gradient, and what weight norm needs for the way back."""
+        """Return W, the array for its gradient, and what is to be done with that."""
         eps = operation.options.get("weightnorm_eps")
         if eps is None:
-            return *self._parameter(operation, "W"), None
+            return *self._parameter(operation, "W"), lambda dW: None
         (v, dv), (g, dg) = self._parameter(operation, "v"), self._parameter(operation, "g")
-        W, dW, norm = self._new(*v.shape), self._new(*v.shape), self._new(*g.shape)
-        self._launch(weightnorm.forward_calls(v, g, eps, W, norm, self.status))
-        return W, dW, (weightnorm.Cache(v, g, norm), dv, dg)
+        W, cache = weightnorm.forward(v, g, eps, status=self.status)
+        return W, None, lambda dW: weightnorm.backward(dW, cache, out=(dv, dg))
 
-    def _weights_backward(self, dW, normalized):
-        if normalized is not None:
-            cache, dv, dg = normalized
-            self._launch(weightnorm.backward_calls(dW, cache, dv, dg))
+    def _linear(self, operation, x, relu, wing, *options):
+        W, dW, weights_backward = self._weights(operation)
+        b, db = self._parameter(operation, "b")
+        y, cache = wing.forward(x, W, b, *options, activation="relu" if relu else "identity")
 
-    def _flatten(self, operation, x, relu):
-        return x.reshape(self.rows, x.size // self.rows), x.shape
+        def backward(dy, needed):
+            if relu:
+                dy = activation.backward(dy, activation.Cache("relu", y))
+            dx, found, _ = wing.backward(dy, cache, out=(dW, db), needed=needed)
+            weights_backward(found)
+            return dx
 
-    def _flatten_backward(self, operation, shape, dy, needed):
-        return dy.reshape(shape)
+        return y, backward
 
     def _affine(self, operation, x, relu):
-        W, dW, normalized = self._weights(operation)
-        b, db = self._parameter(operation, "b")
-        y = choice.product(x, W, bias=b, activation="relu" if relu else "identity")
-        return y, (x, W, dW, db, normalized, y if relu else None)
-
-    def _affine_backward(self, operation, cache, dy, needed):
-        x, W, dW, db, normalized, y = cache
-        dy = self._through_relu(dy, y)
-        choice.product(transposed(x), dy, out=dW)
-        self._weights_backward(dW, normalized)
-        if db is not None:
-            affine.column_sums(dy, out=db)
-        return choice.product(dy, transposed(W)) if needed else None
-
-    def _through_relu(self, dy, y):
-        if y is None:
-            return dy
-        dz = self._new(*dy.shape)
-        self._launch(activation.backward_calls(dy, activation.Cache("relu", y), dz))
-        return dz
+        return self._linear(operation, x, relu, affine)
 
     def _convolution(self, operation, x, relu):
-        W, dW, normalized = self._weights(operation)
-        b, db = self._parameter(operation, "b")
-        geometry = operation.options["stride"], operation.options["padding"]
-        kind = "relu" if relu else "identity"
-        y, cache = convolution.forward(x, W, b, *geometry, activation=kind)
-        return y, (cache, dW, db, normalized, y if relu else None)
-
-    def _convolution_backward(self, operation, cache, dy, needed):
-        cache, dW, db, normalized, y = cache
-        dy = self._through_relu(dy, y)
-        convolution.kernel_gradient(dy, cache, out=dW)
-        self._weights_backward(dW, normalized)
-        if db is not None:
-            affine.column_sums(dy, out=db)
-        return convolution.input_gradient(dy, cache) if needed else None
+        options = operation.options["stride"], operation.options["padding"]
+        return self._linear(operation, x, relu, convolution, *options)
 
     def _batchnorm(self, operation, z, relu):
         (gamma, dgamma), (beta, dbeta) = (self._parameter(operation, n) for n in ("gamma", "beta"))
         eps, momentum = operation.options["eps"], operation.options["momentum"]
-        y, mean, var = self._new(*z.shape), self._new(*gamma.shape), self._new(*gamma.shape)
-        running = tuple(self.state[operation.state[local]] for local in ("mean", "var"))
-        given = (z, gamma, beta, eps, y, mean, var, self.status, (*running, momentum), relu)
-        self._launch(batchnorm.forward_calls(*given))
-        return y, (batchnorm.Cache(z, gamma, beta, mean, var, eps), dgamma, dbeta, relu)
-
-    def _batchnorm_backward(self, operation, cache, dy, needed):
-        cache, dgamma, dbeta, relu = cache
-        dz = self._new(*dy.shape)
-        self._launch(batchnorm.backward_calls(dy, cache, dz, dgamma, dbeta, True, relu))
-        return dz
+        running = *(self.state[operation.state[local]] for local in ("mean", "var")), momentum
+        options = {"running": running, "relu": relu, "status": self.status}
+        y, cache = batchnorm.forward(z, gamma, beta, eps, **options)
+        out = dgamma, dbeta
+        return y, lambda dy, needed: batchnorm.backward(dy, cache, relu=relu, out=out)[0]
 
     def _layernorm(self, operation, z, relu):
         (gamma, dgamma), (beta, dbeta) = (self._parameter(operation, n) for n in ("gamma", "beta"))
-        rows = z.size // z.shape[-1]
-        y, mean, inverse = self._new(*z.shape), self._new(rows), self._new(rows)
         eps = operation.options["eps"]
-        self._launch(layernorm.forward_calls(z, gamma, beta, eps, y, mean, inverse, self.status))
-        return y, (layernorm.Cache(z, gamma, mean, inverse), dgamma, dbeta)
-
-    def _layernorm_backward(self, operation, cache, dy, needed):
-        cache, dgamma, dbeta = cache
-        dz = self._new(*dy.shape)
-        self._launch(layernorm.backward_calls(dy, cache, dz, dgamma, dbeta))
-        return dz
+        y, cache = layernorm.forward(z, gamma, beta, eps, status=self.status)
+        return y, lambda dy, needed: layernorm.backward(dy, cache, out=(dgamma, dbeta))[0]
 
     def _activation(self, operation, z, relu):
-        kind = operation.options["kind"]
-        if kind == "identity":
-            return z, activation.Cache(kind, None)
-        y = self._new(*z.shape)
-        self._launch(activation.forward_calls(z, kind, y))
-        return y, activation.Cache(kind, y)
-
-    def _activation_backward(self, operation, cache, dy, needed):
-        if cache.kind == "identity":
-            return dy
-        dz = self._new(*dy.shape)
-        self._launch(activation.backward_calls(dy, cache, dz))
-        return dz
+        y, cache = activation.forward(z, operation.options["kind"])
+        return y, lambda dy, needed: activation.backward(dy, cache)
 
     def _pooling(self, operation, x, relu):
-        size = operation.options["size"]
-        n, height, width, channels = x.shape
-        y = self._new(n, height // size, width // size, channels)
-        winner = empty(y.shape, pooling.position_dtype(size))
-        self._launch(pooling.forward_calls(x, size, y, winner))
-        return y, (pooling.Cache(winner, size), x.shape)
+        y, cache = pooling.forward(x, operation.options["size"])
+        return y, lambda dy, needed: pooling.backward(dy, cache)
 
-    def _pooling_backward(self, operation, cache, dy, needed):
-        cache, shape = cache
-        dx = self._new(*shape)
-        self._launch(pooling.backward_calls(dy, cache, dx))
-        return dx
+    def _flatten(self, operation, x, relu):
+        return x.reshape(self.rows, x.size // self.rows), lambda dy, needed: dy.reshape(x.shape)
 
     # The loop
 

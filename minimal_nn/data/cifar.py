@@ -76,12 +76,11 @@ def _layouts100():
 
 
 def cifar10(folder: PathLike, dtype: DTypeLike = np.float32, flat: bool = False) -> Dataset:
-    """CIFAR-10, 50,000 training and 10,000 test images, from its binary layout or from pickles.
+    """Return CIFAR-10, 50,000 training and 10,000 test images, as a `Dataset`.
 
-    Arguments: folder, cifar-10-batches-bin or cifar-10-batches-py, or the folder that it lies in;
-        dtype, a floating type (pixels scaled to [0, 1]) or uint8 (as stored); flat, (N, 3072) for
-        (N, 32, 32, 3).
-    Returns: Dataset. Raises: DataError, TypeError.
+    From its binary layout or from pickles.  folder: cifar-10-batches-bin or cifar-10-batches-py, or
+    the folder that it lies in.  dtype: a floating type (pixels scaled to [0, 1]) or uint8 (as
+    stored).  flat: (N, 3072) for (N, 32, 32, 3).  Raises DataError and TypeError.
     Source: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
     """
     return _set(folder, _layouts10(), (0, "labels"), CIFAR10_CLASSES, dtype, flat)
@@ -90,11 +89,11 @@ def cifar10(folder: PathLike, dtype: DTypeLike = np.float32, flat: bool = False)
 def cifar100(
     folder: PathLike, dtype: DTypeLike = np.float32, flat: bool = False, *, coarse: bool = False
 ) -> Dataset:
-    """CIFAR-100, 50,000 training and 10,000 test images, from its binary layout or from pickles.
+    """Return CIFAR-100, 50,000 training and 10,000 test images, as a `Dataset`.
 
-    Arguments: as for `cifar10`, with cifar-100-binary or cifar-100-python; coarse, the 20
-        superclasses for the 100 classes.
-    Returns: Dataset. Raises: DataError, TypeError.
+    From its binary layout or from pickles.  Arguments as for `cifar10`, with cifar-100-binary or
+    cifar-100-python.  coarse: the 20 superclasses for the 100 classes.  Raises DataError and
+    TypeError.
     Source: A. Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
     """
     which = (0, "coarse_labels") if coarse else (1, "fine_labels")

@@ -79,7 +79,7 @@ def names_in(folder):
 
 
 def pixels(images: Array, largest: int, dtype: DTypeLike, flat: bool) -> Array:
-    """Images (N, H, W, C) uint8 as dtype, scaled to [0, 1] when dtype is a floating type."""
+    """Return images (N, H, W, C) uint8 as dtype, scaled to [0, 1] when dtype is a floating type."""
     dtype = np.dtype(dtype)
     if dtype != np.uint8 and dtype.kind != "f":
         raise TypeError(

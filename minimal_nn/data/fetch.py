@@ -38,10 +38,9 @@ def fetch(
 ) -> Path:
     """Bring one data set into a folder, verify it, and leave what is there and whole alone.
 
-    Arguments: name, a key of SOURCES; folder, made if need be; report, called with one sentence
-        for each file; progress, whether a bar is drawn.
-    Returns: the Path that minimal_nn.data's reader takes.
-    Raises: FetchError (no network, no space, wrong checksum, ...), KeyError for another name.
+    name: a key of SOURCES.  folder: made if need be.  report: called with one sentence for each
+    file.  progress: whether a bar is drawn.  Returns the path that minimal_nn.data's reader takes.
+    Raises FetchError (no network, no space, wrong checksum, ...), KeyError for another name.
     """
     source = SOURCES[name]
     folder = Path(folder).expanduser() / source.folder
@@ -204,7 +203,7 @@ def _sha256(path):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: exit status 0 when every named set is there and whole, else 1."""
+    """Run the command line; return 0 when every named set is there and whole, else 1."""
     parser = argparse.ArgumentParser(
         prog="python -m minimal_nn.data",
         description="Fetch data sets from their official addresses and verify their checksums.",

@@ -62,20 +62,21 @@ def mnist(
     *,
     classes: str | Sequence[str] | Mapping[int, str] | None = None,
 ) -> Dataset:
-    """MNIST, or a set in the same layout, from four IDX files.
+    """Return MNIST, or a set in the same layout, from four IDX files, as a `Dataset`.
 
-    Arguments: folder with train-images-idx3-ubyte, train-labels-idx1-ubyte,
-        t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, each plain or gzip, also with dots
-        (train-images.idx3-ubyte), or with a prefix and "test" for "t10k" as EMNIST has them; dtype,
-        a floating type (pixels scaled to [0, 1]) or uint8 (as stored); flat, (N, 784) for
-        (N, 28, 28, 1); classes, the set's name in `CLASSES` ("fashion_mnist", "kmnist",
-        "emnist-letters", ...), a sequence of names for the labels 0, 1, ..., or a dict
-        {label: name} where labels begin elsewhere.  By default the prefix of the files, their
-        hashes, the folder's name or the first labels tell which set it is; of an unknown one with
-        labels 0 to 9 `classes` is ().
-    Returns: Dataset, whose y count from 0: classes[y] is an example's name.  EMNIST stores its
-        images transposed; they are returned as stored.
-    Raises: DataError, TypeError, and ValueError for an unknown name of a set.
+    Its y count from 0: classes[y] is an example's name.  EMNIST stores its images transposed; they
+    are returned as stored.
+
+    folder: with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
+    t10k-labels-idx1-ubyte, each plain or gzip, also with dots (train-images.idx3-ubyte), or with a
+    prefix and "test" for "t10k" as EMNIST has them.  dtype: a floating type (pixels scaled to [0,
+    1]) or uint8 (as stored).  flat: (N, 784) for (N, 28, 28, 1).  classes: the set's name in
+    `CLASSES` ("fashion_mnist", "kmnist", "emnist-letters", ...), a sequence of names for the labels
+    0, 1, ..., or a dict {label: name} where labels begin elsewhere.  By default the prefix of the
+    files, their hashes, the folder's name or the first labels tell which set it is; of an unknown
+    one with labels 0 to 9 `classes` is ().
+
+    Raises DataError, TypeError, and ValueError for an unknown name of a set.
     Source: Y. LeCun, C. Cortes, C. J. C. Burges, "The MNIST database of handwritten digits".
     """
     names, folder = _given(classes), Path(folder).expanduser()
@@ -114,11 +115,11 @@ def mnist(
 
 
 def read_idx(path: PathLike) -> Array:
-    """The array in an IDX file, plain or gzip: two zero bytes, type, rank, sizes, numbers.
+    """Return the array in an IDX file: two zero bytes, type, rank, sizes, numbers.
 
-    Arguments: path; what begins as a gzip file is decompressed, whatever its name.
-    Returns: array of the file's shape and type, in the machine's byte order.
-    Raises: DataError unless the file is whole and ends where its own header says.
+    It has the file's shape and type, in the machine's byte order.  path: what begins as a gzip file
+    is decompressed, whatever its name.  Raises DataError unless the file is whole and ends where
+    its own header says.
     Source: the page of the MNIST database, "The IDX file format".
     """
     path = Path(path)

@@ -34,14 +34,14 @@ __all__ = ["DataError", "Dataset", "cifar10", "cifar100", "digits", "mnist", "re
 
 
 def digits(dtype: DTypeLike = np.float32, flat: bool = True) -> Dataset:
-    """The UCI handwritten digits, split once and for all: 1,352 to train, 445 to test.
+    """Return the UCI handwritten digits, split once and for all: 1,352 to train, 445 to test.
 
     Every fourth image of each class, in the order of the file, is a test image: the split is
     stratified, depends on no seed and is the same with every version of NumPy.
 
-    Arguments: dtype, a floating type (pixels scaled to [0, 1]) or uint8 (as stored, 0 to 16);
-        flat, whether images come as (N, 64) or as (N, 8, 8, 1).
-    Returns: Dataset. Raises: TypeError for another dtype, DataError for a damaged digits.npz.
+    dtype: a floating type (pixels scaled to [0, 1]) or uint8 (as stored, 0 to 16).  flat: whether
+    images come as (N, 64) or as (N, 8, 8, 1).  Returns a `Dataset`.  Raises TypeError for another
+    dtype, DataError for a damaged digits.npz.
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998.
 
     >>> data = digits()

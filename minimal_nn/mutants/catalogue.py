@@ -146,7 +146,7 @@ MUTANTS = (
     mutant(
         "update",
         "adam-eps-inside-the-root",
-        ("np.sqrt(corrected_v) + eps", "np.sqrt(corrected_v + eps)"),
+        ("_root(corrected_v, eps_inside_root) + eps", "_root(corrected_v, eps)"),
     ),
     mutant(
         "update",
@@ -186,24 +186,24 @@ MUTANTS = (
         "update",
         "rmsprop-eps-inside-the-root",
         (
-            "(g * g)\n    return w - learning_rate * _ratio(g, np.sqrt(square) + eps)",
-            "(g * g)\n    return w - learning_rate * _ratio(g, np.sqrt(square + eps))",
+            "(g * g)\n    return w - learning_rate * _ratio(g, _root(square, eps_inside_root)",
+            "(g * g)\n    return w - learning_rate * _ratio(g, _root(square, eps) - eps",
         ),
     ),
     mutant(
         "update",
         "rmsprop-without-the-root",
         (
-            "(g * g)\n    return w - learning_rate * _ratio(g, np.sqrt(square) + eps)",
-            "(g * g)\n    return w - learning_rate * _ratio(g, square + eps)",
+            "(g * g)\n    return w - learning_rate * _ratio(g, _root(square, eps_inside_root)",
+            "(g * g)\n    return w - learning_rate * _ratio(g, square",
         ),
     ),
     mutant(
         "update",
         "rmsprop-step-twice",
         (
-            "(g * g)\n    return w - learning_rate * _ratio(g, np.sqrt(square) + eps)",
-            "(g * g)\n    return w - 2 * learning_rate * _ratio(g, np.sqrt(square) + eps)",
+            "(g * g)\n    return w - learning_rate * _ratio(g, _root(square, eps_inside_root)",
+            "(g * g)\n    return w - 2 * learning_rate * _ratio(g, _root(square, eps_inside_root)",
         ),
     ),
     mutant(
@@ -214,6 +214,10 @@ MUTANTS = (
             "square = decay**2 * square + (1 - decay**2) * (g * g)\n    return",
         ),
     ),
+    mutant(
+        "update", "eps-inside-root-beside-it", ("else square + inside)", "else square) + inside")
+    ),
+    mutant("update", "eps-inside-root-forgotten", ("else square + inside)", "else square)")),
     mutant("update", "adagrad-forgets", ("square = square + g * g", "square = g * g")),
     mutant(
         "update",

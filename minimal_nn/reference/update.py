@@ -4,6 +4,8 @@ w, g and the state have one shape; t counts the steps from 1; hyper-parameters a
 or arrays that broadcast against w (a learning rate for each column), in float64 where they need its
 digits: 1 - beta is computed before anything is rounded to w's dtype, which every result has.  eta
 is the learning rate.  A quotient 0/0, which eps = 0 makes possible, is a zero step.
+
+The fast wings have them as `step` alone, which takes a formula by its name here.
 """
 
 import functools
@@ -50,6 +52,11 @@ def _ratio(numerator, denominator):
     """Return numerator / denominator, and 0 where the denominator is 0."""
     zero = denominator == 0
     return np.where(zero, 0, numerator / np.where(zero, 1, denominator))
+
+
+def _root(square, inside):
+    """Return sqrt(square + inside); a plain 0 is not added, so that nothing is rounded."""
+    return np.sqrt(square if type(inside) is float and inside == 0 else square + inside)
 
 
 @_formula
@@ -103,17 +110,20 @@ def nesterov(w, g, buffer, learning_rate, momentum):
 
 
 @_formula
-def rmsprop(w, g, square, learning_rate, decay, eps):
-    """RMSprop: s = decay s + (1 - decay) g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
+def rmsprop(w, g, square, learning_rate, decay, eps, eps_inside_root=0.0):
+    """RMSprop: s = decay s + (1 - decay) g^2; w - eta g / (sqrt(s) + eps).  Returns w and s.
+
+    eps_inside_root is added to s under the root, here and below.
+    """
     square = decay * square + (1 - decay) * (g * g)
-    return w - learning_rate * _ratio(g, np.sqrt(square) + eps), square
+    return w - learning_rate * _ratio(g, _root(square, eps_inside_root) + eps), square
 
 
 @_formula
-def adagrad(w, g, square, learning_rate, eps):
+def adagrad(w, g, square, learning_rate, eps, eps_inside_root=0.0):
     """Adagrad (Duchi et al., 2011): s = s + g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
     square = square + g * g
-    return w - learning_rate * _ratio(g, np.sqrt(square) + eps), square
+    return w - learning_rate * _ratio(g, _root(square, eps_inside_root) + eps), square
 
 
 @_formula
@@ -129,29 +139,31 @@ def adadelta(w, g, square, delta_square, learning_rate, decay, eps_numerator, ep
     return w - learning_rate * delta, square, delta_square
 
 
-def _adam_step(g, m, v, t, learning_rate, beta1, beta2, eps):
+def _adam_step(g, m, v, t, learning_rate, beta1, beta2, eps, eps_inside_root):
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * (g * g)
     corrected_m = m / (1 - beta1**t)
     corrected_v = v / (1 - beta2**t)
-    return learning_rate * _ratio(corrected_m, np.sqrt(corrected_v) + eps), m, v
+    return learning_rate * _ratio(corrected_m, _root(corrected_v, eps_inside_root) + eps), m, v
 
 
 @_formula
-def adam(w, g, m, v, t, learning_rate, beta1, beta2, eps):
+def adam(w, g, m, v, t, learning_rate, beta1, beta2, eps, eps_inside_root=0.0):
     """Adam (Kingma & Ba, 2015): w - eta m' / (sqrt(v') + eps).  Returns w, m and v.
 
     m = beta1 m + (1 - beta1) g, m' = m / (1 - beta1^t); v = beta2 v + (1 - beta2) g^2,
     v' = v / (1 - beta2^t).
     """
-    step, m, v = _adam_step(g, m, v, t, learning_rate, beta1, beta2, eps)
+    step, m, v = _adam_step(g, m, v, t, learning_rate, beta1, beta2, eps, eps_inside_root)
     return w - step, m, v
 
 
 @_formula
-def adamw(w, g, m, v, t, learning_rate, beta1, beta2, eps, decoupled_weight_decay):
+def adamw(
+    w, g, m, v, t, learning_rate, beta1, beta2, eps, decoupled_weight_decay, eps_inside_root=0.0
+):
     """AdamW (Loshchilov & Hutter, 2019): (1 - eta decoupled_weight_decay) w - Adam's step."""
-    step, m, v = _adam_step(g, m, v, t, learning_rate, beta1, beta2, eps)
+    step, m, v = _adam_step(g, m, v, t, learning_rate, beta1, beta2, eps, eps_inside_root)
     return (1 - learning_rate * decoupled_weight_decay) * w - step, m, v
 
 
@@ -204,3 +216,41 @@ def normalize(w, norm):
     _, w, length = _scaled_norm(w)
     check_norm(length, *FIXED_NORM)
     return w * (norm / length)
+
+
+FORMULAS = (
+    *("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adadelta", "adam", "adamw"),
+    *("sign_sgd", "normalized_sgd", "lars"),
+)
+
+
+def of_step(formula, w, g, states, hyper):
+    """Return what `step` was given as the arguments of a formula: {name: array} and {name: number}.
+
+    Raises ValueError for an unknown formula, TypeError for arguments that it does not take.
+    """
+    if formula not in FORMULAS:
+        raise ValueError(f"formula: got {formula!r}, expected one of {', '.join(FORMULAS)}")
+    signature = inspect.signature(globals()[formula])
+    try:
+        given = signature.bind(w, g, *states, **hyper).arguments
+    except TypeError as error:
+        raise TypeError(
+            f"{formula}: got {len(states)} states and {', '.join(hyper) or 'nothing else'} "
+            f"({error}), expected {formula}{signature}"
+        ) from None
+    arrays = {name: value for name, value in given.items() if name in ARRAYS}
+    return arrays, {name: value for name, value in given.items() if name not in ARRAYS}
+
+
+def step(formula, w, g, states=(), **hyper):
+    """Return the new w of a formula, by name, and the new states where it has any.
+
+    formula: of `FORMULAS`.  states: its arrays of state, in the order of its arguments.  hyper: t,
+    where it counts steps, and its hyper-parameters.
+
+    >>> step("momentum", np.ones(2), np.ones(2), (np.zeros(2),), learning_rate=0.5, momentum=0.9)
+    (array([0.5, 0.5]), array([1., 1.]))
+    """
+    arrays, hyper = of_step(formula, w, g, states, hyper)
+    return globals()[formula](**arrays, **hyper)

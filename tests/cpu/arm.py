@@ -126,7 +126,7 @@ def compile_all(dtype):
     y, cache = pooling.forward(images[:, :8, :8], 2)
     pooling.backward(y, cache)
     update.normalize(ones, 1.0)
-    update.lars(ones, ones, 0.1)
+    update.step("lars", ones, ones, learning_rate=0.1)
 
 
 def main(everything):

@@ -228,7 +228,7 @@ def functions(rng, dtype):
     for shape in ((11, 35), (3, 3, 2, 5), large):
         W, cache = weightnorm.forward(draw(*shape), draw(shape[-1]), 0.5)
         weightnorm.backward(W, cache)
-        update.lars(W, W, 0.1)
+        update.step("lars", W, W, learning_rate=0.1)
         update.normalize(W, 2.0)
     y, cache = layernorm.forward(draw(11, 35), draw(35), draw(35), 0.5)
     layernorm.backward(y, cache)
@@ -248,10 +248,11 @@ def functions(rng, dtype):
             convolution.backward(y, cache)
     w = draw(7)
     update.clip({"W": draw(11, 35), "b": draw(35)}, 0.5)
-    update.lars(w, w, 0.1)
+    update.step("lars", w, w, learning_rate=0.1)
     update.normalize(w, 2.0)
-    update.momentum(draw(7, 5), draw(7, 5), draw(7, 5), draw(5), 0.9)
-    update.lars(draw(7, 5), draw(7, 5), draw(5))
+    hyper = {"learning_rate": draw(5), "momentum": 0.9}
+    update.step("momentum", draw(7, 5), draw(7, 5), (draw(7, 5),), **hyper)
+    update.step("lars", draw(7, 5), draw(7, 5), learning_rate=draw(5))
 
 
 def kernels():

@@ -116,7 +116,7 @@ def test_elementwise_functions_of_any_shape(shape, dtype):
     y, cache = activation.forward(z, "relu")
     assert np.array_equal(y, np.maximum(z, 0))
     assert np.array_equal(activation.backward(z, cache), np.maximum(z, 0))
-    assert np.array_equal(update.sgd(z, z, 0.5), z / 2)
+    assert np.array_equal(update.step("sgd", z, z, learning_rate=0.5), z / 2)
 
 
 @pytest.mark.parametrize("dtype", (np.float16, np.longdouble, np.complex128, np.int64))

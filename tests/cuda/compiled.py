@@ -12,10 +12,14 @@ them; test_the_checks.py sees to it that every module is named somewhere.
 
 import ast
 import inspect
+import itertools
+import re
 
 import pytest
+from numba import types
 
 from minimal_nn.cuda.device import assembly
+from minimal_nn.cuda.parts import columns
 
 _seen = {}
 
@@ -29,14 +33,32 @@ def assembled(record):
 
 
 def places(module):
-    """Return where a module makes kernels: {(its name, line of the call of `kernel`)}."""
+    """Return where a module makes kernels: {(its name, a line or the name of a pass)}."""
     calls = [n for n in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(n, ast.Call)]
-    names = [ast.unparse(call.func) for call in calls]
-    return {
+    found = {
         (module.__name__, call.lineno)
-        for call, name in zip(calls, names, strict=True)
-        if name in ("kernel", "language.kernel")
+        for call in calls
+        if ast.unparse(call.func) in ("kernel", "language.kernel")
     }
+    if module is columns:  # its kernels belong to the modules of the operations
+        return set()
+    tables = [value.values() for value in vars(module).values() if isinstance(value, dict)]
+    for value in [*vars(module).values(), *itertools.chain(*tables)]:
+        if getattr(value, "is_operation", False) and value.__module__ == module.__name__:
+            names = (f"{value.__name__}_{stage}" for stage in columns.stages(value))
+            found |= {(module.__name__, name) for name in names}
+    return found
+
+
+def words(kinds):
+    """Return how many words a kernel takes for arguments of these types (arguments.flattened)."""
+
+    def of_one(kind):
+        if isinstance(kind, types.BaseTuple):
+            return words(kind)
+        return 5 + 2 * kind.ndim if isinstance(kind, types.Array) else 1
+
+    return sum(map(of_one, kinds))
 
 
 def check(records, *modules):
@@ -44,7 +66,7 @@ def check(records, *modules):
     return the assemblies by kernel name.
     """
     made = {record.kernel.place for record in records}
-    missing = sorted(set().union(*map(places, modules)) - made)
+    missing = sorted(set().union(*map(places, modules)) - made, key=str)
     assert not missing, f"no launch was recorded of the kernels made at {missing}"
     try:
         assembly.tool("ptxas")
@@ -52,6 +74,9 @@ def check(records, *modules):
         pytest.skip(str(error))
     assert records, "no launch was recorded"
     found = [assembled(record) for record in records]
+    for record, one in zip(records, found, strict=True):
+        (parameters,) = re.findall(r"\.entry kernel\((.*?)\)", one.ptx, re.DOTALL)
+        assert parameters.count(".param") == words(record.signature), one.name
     faults = [fault for one in found for fault in assembly.faults(one)]
     assert not faults, "\n".join(dict.fromkeys(faults))
     return {one.name: one for one in found}

@@ -15,6 +15,7 @@ from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, MaxPool2d, ReLU
 from minimal_nn.cuda import affine
 from minimal_nn.cuda.device import language, launch
 from minimal_nn.cuda.device.arrays import empty
+from minimal_nn.cuda.products import choice
 
 
 def test_without_a_device_it_ends_with_one_sentence(capsys):
@@ -41,14 +42,14 @@ def test_its_checks_of_correctness(rng, operation):
 
 
 def test_its_checks_see_a_wrong_result(rng, monkeypatch):
-    monkeypatch.setattr(affine, "column_sums", lambda dy: 1.0001 * dy.sum(axis=0))
+    monkeypatch.setattr(affine, "column_sums", lambda dy, out: 1.0001 * dy.sum(axis=0))
     case = next(case for case in correctness.checks(rng, small=True) if case[0] == "affine 7x13x5")
     with launch.simulation(), pytest.raises(AssertionError, match="result 3 differs by"):
         correctness.check(*case, np.float64, rng)
 
 
 def test_a_wrong_result_is_a_line_and_not_the_end(rng, monkeypatch):
-    monkeypatch.setattr(affine, "column_sums", lambda dy: 1.0001 * dy.sum(axis=0))
+    monkeypatch.setattr(affine, "column_sums", lambda dy, out: 1.0001 * dy.sum(axis=0))
     monkeypatch.setattr(correctness, "checks", functools.partial(correctness.checks, small=True))
     with launch.simulation():
         lines = correctness.correctness(rng)
@@ -111,6 +112,16 @@ def test_every_row_of_the_table_runs(measured, capsys):
     assert {peer for row in rows for peer in row["peers"]} == {"torch", "torch.compile", "cupy"}
     assert all(row["name"] in said and row["seconds"] > 0 for row in rows)
     assert rows[-1]["name"] == "training step, MLP"
+
+
+def test_every_tile_runs(measured, monkeypatch, capsys):
+    monkeypatch.setattr(command, "TILED", ((4, 8, 12),))
+    assert command.run("a device", ["tiles"], 3) == 0
+    said = capsys.readouterr().out
+    for family, tiles in choice.TILES.items():
+        lines = [line for line in said.splitlines() if line.startswith(family)]
+        assert len(lines) == len(tiles) and sum(" * " in line for line in lines) == 1
+    assert "blocked 32x32x32 4x8x12" in said and "float64 128x128x8 4x8x12" in said
 
 
 def test_the_record_keeps_both_phases_and_what_failed(measured, monkeypatch, capsys):

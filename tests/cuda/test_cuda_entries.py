@@ -7,7 +7,7 @@ from agreement import assert_same_bits, assert_within, wide
 
 from minimal_nn.cuda import activation, loss, pooling
 from minimal_nn.cuda.device import launch
-from minimal_nn.cuda.device.arrays import asarray, empty, to_host
+from minimal_nn.cuda.device.arrays import asarray, to_host
 from minimal_nn.cuda.parts import elementwise, reduction
 from minimal_nn.gradcheck import unit_roundoff
 from minimal_nn.reference import activation as reference_activation
@@ -154,13 +154,11 @@ def test_large_scores_do_not_overflow_and_nan_is_reported(place):
     value, cache = loss.forward(asarray(scores), asarray(labels), "cross_entropy")
     assert value == 0 and not to_host(cache.dscores).any()
     scores[1, 2] = np.nan
-    value, dscores = empty(1, np.float32), empty((2, 3), np.float32)
     status = asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
     given = asarray(scores), asarray(labels)
-    for call in loss.calls(*given, "cross_entropy", value, dscores, status):
-        launch.launch(*call)
+    value, cache = loss.on_device(*given, "cross_entropy", status)
     assert np.isnan(to_host(value)).all()
-    got = to_host(dscores)
+    got = to_host(cache.dscores)
     assert not got[0].any() and np.isnan(got[1]).all()
     assert to_host(status).tolist() == [1, 0, 0]
 
@@ -168,11 +166,9 @@ def test_large_scores_do_not_overflow_and_nan_is_reported(place):
 def test_a_label_out_of_range_touches_no_foreign_memory(place):
     """In the kernels, which a plan calls; `forward` refuses it."""
     scores, labels = asarray(np.zeros((2, 3), np.float32)), asarray(np.array([7, -1]))
-    value, dscores = empty(1, np.float32), empty((2, 3), np.float32)
-    for call in loss.calls(scores, labels, "cross_entropy", value, dscores, reduction.status()):
-        launch.launch(*call)
+    _, cache = loss.on_device(scores, labels, "cross_entropy", reduction.status())
     third = np.float32(1) / np.float32(3) / np.float32(2)
-    assert_same_bits(to_host(dscores), np.full((2, 3), third, np.float32), "dscores")
+    assert_same_bits(to_host(cache.dscores), np.full((2, 3), third, np.float32), "dscores")
     with pytest.raises(ValueError, match="targets: got labels from -1 to 7, expected 0 to 2"):
         loss.forward(scores, labels, "cross_entropy")
 

@@ -15,7 +15,7 @@ from numba import float32, uint32
 from minimal_nn import backend
 from minimal_nn import cuda as cuda_wing
 from minimal_nn.cuda import activation
-from minimal_nn.cuda.device import arguments, arrays, errors, language, launch
+from minimal_nn.cuda.device import arguments, arrays, errors, language, launch, toolkit
 from minimal_nn.cuda.device.arrays import (
     address,
     asarray,
@@ -26,7 +26,7 @@ from minimal_nn.cuda.device.arrays import (
     to_host,
     transposed,
 )
-from minimal_nn.cuda.device.chip import Chip
+from minimal_nn.cuda.device.chip import Chip, Prepared
 from minimal_nn.cuda.device.current import Device, current
 from minimal_nn.cuda.device.language import cuda, kernel
 from minimal_nn.cuda.simulator.device import Simulator
@@ -79,7 +79,7 @@ def test_the_environment_is_the_same_device(wanted):
 from minimal_nn import backend
 wing = backend.get("cuda")
 from minimal_nn.cuda.device import launch
-from minimal_nn.cuda.device.chip import Chip
+from minimal_nn.cuda.device.chip import Chip, Prepared
 from minimal_nn.cuda.device.current import Device, current
 print(wing.simulated, current().simulated)
 with launch.simulation():
@@ -126,7 +126,7 @@ def test_an_unknown_schedule_is_refused():
 
 
 def test_numba_cuda_is_imported_in_one_place():
-    """What else of numba-cuda is used stands inside the functions of chip.py and assembly.py."""
+    """What else of numba-cuda is used stands in the list of private.py."""
     importing = {}
     for path, text in sources(cuda_wing):
         for node in ast.walk(ast.parse(text)):
@@ -137,7 +137,7 @@ def test_numba_cuda_is_imported_in_one_place():
                 names = [alias.name for alias in node.names]
             if any(name.startswith("numba.cuda") for name in names):
                 importing.setdefault(path.name, []).extend(names)
-    assert {"language.py", "intrinsics.py", "assembly.py", "chip.py"} == set(importing), importing
+    assert set(importing) == {"language.py"}, importing
 
 
 # Arrays and launches
@@ -296,6 +296,10 @@ class LinkerError(RuntimeError):
     """Named as numba-cuda's."""
 
 
+class DynamicLibNotFoundError(RuntimeError):
+    """Named as cuda-pathfinder's."""
+
+
 @pytest.mark.parametrize(
     ("error", "expected", "message"),
     [
@@ -309,6 +313,16 @@ class LinkerError(RuntimeError):
         (DriverError(803), CudaUnavailableError, "The driver is older"),
         (DriverError(209), CudaUnavailableError, "made for compute capability 9.0"),
         (LinkerError("ptxas"), CudaUnavailableError, "linker of CUDA .* parts of one version"),
+        (
+            DynamicLibNotFoundError('Failure finding "nvvm": No such file: libnvvm.so*\n  listdir'),
+            CudaUnavailableError,
+            "The part nvvm of CUDA 13.0, which compiles .* pip install .* CUDA_PATH",
+        ),
+        (
+            DynamicLibNotFoundError('"cuda" is an NVIDIA driver library'),
+            CudaUnavailableError,
+            "No CUDA driver was found",
+        ),
     ],
 )
 def test_errors_of_the_driver_become_one_sentence(error, expected, message):
@@ -317,6 +331,40 @@ def test_errors_of_the_driver_become_one_sentence(error, expected, message):
             raise error
     assert "\n" not in str(raised.value)
     assert raised.value.__cause__ is error
+
+
+def test_prepared_launches_and_graphs_translate_too():
+    """What is launched again and again ends in the same sentences as a first launch."""
+
+    def fails(*args):
+        raise DriverError(700)
+
+    prepared = object.__new__(Prepared)
+    prepared._chip, prepared._launch = Chip(), fails
+    prepared._config = prepared._function = None
+    prepared._flattened = ()
+    prepared._chip.stream = lambda: None
+    graph = types.SimpleNamespace(launch=fails)
+    for call in (prepared, lambda: prepared._chip._replay(graph, ())):
+        with pytest.raises(CudaUnavailableError, match="memory that is not its own"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("before", "nvcc", "after"),
+    [
+        ({}, None, {}),
+        ({}, "/opt/cuda/bin/nvcc", {"CUDA_PATH": "/opt/cuda", "CUDA_HOME": "/opt/cuda"}),
+        ({"CUDA_HOME": "/a"}, "/b/bin/nvcc", {"CUDA_PATH": "/a", "CUDA_HOME": "/a"}),
+        ({"CUDA_PATH": "/a"}, None, {"CUDA_PATH": "/a", "CUDA_HOME": "/a"}),
+    ],
+)
+def test_a_toolkit_is_found_beside_nvcc(monkeypatch, before, nvcc, after):
+    found = {key: value for key, value in os.environ.items() if not key.startswith("CUDA_")}
+    monkeypatch.setattr(toolkit.os, "environ", found | before)
+    monkeypatch.setattr(toolkit.shutil, "which", lambda name: nvcc)
+    toolkit.name_toolkit.__wrapped__()
+    assert {k: v for k, v in toolkit.os.environ.items() if k.startswith("CUDA_")} == after
 
 
 def test_other_errors_pass_through():

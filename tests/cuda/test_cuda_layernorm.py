@@ -7,7 +7,7 @@ from agreement import assert_same_bits, assert_within, wide
 
 from minimal_nn.cuda import layernorm
 from minimal_nn.cuda.device import launch
-from minimal_nn.cuda.device.arrays import asarray, empty, to_host
+from minimal_nn.cuda.device.arrays import asarray, to_host
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.errors import NonFiniteError, ZeroVarianceError
 from minimal_nn.reference import layernorm as reference
@@ -15,37 +15,31 @@ from theory.numbers.bounded import running
 
 SHAPES = [(1, 2), (5, 7), (3, 132)]
 KINDS = pytest.mark.parametrize("kind", [np.float32, np.float64], ids=["float32", "float64"])
-CHOICE = layernorm._kernels
+LAYOUTS = {"warp": layernorm.WARP, "block": layernorm.BLOCK, "wide": layernorm.WIDE}
+CHOICE = layernorm._layout
 NAMES = ("y", "dz", "dgamma", "dbeta")
 
 
-@pytest.fixture(params=["warp", "block", "wide"], autouse=True)
+@pytest.fixture(params=LAYOUTS, autouse=True)
 def path(request, monkeypatch):
     """The length of a row decides whether it goes to a warp, a block or the wide kernels.
 
     Here each of them takes every length.
     """
-    take(monkeypatch, {"warp": 1, "block": 8, "wide": 0}[request.param])
+    take(monkeypatch, LAYOUTS[request.param])
     return request.param
 
 
-def take(monkeypatch, warps):
-    """Let the kernels for so many warps to a row take every row; 0: the wide ones."""
-
-    def chosen(T, width, columns):
-        if warps:
-            return layernorm.kernels(T, width, warps), warps
-        return layernorm.wide_kernels(T, width), 0
-
-    monkeypatch.setattr(layernorm, "_kernels", chosen)
+def take(monkeypatch, layout):
+    monkeypatch.setattr(layernorm, "_layout", lambda T, width, units: layout)
 
 
 def test_rows_go_where_they_fit():
     kinds = layernorm.number_type(np.float32), layernorm.number_type(np.float64)
     for T, width, longest in zip(kinds * 2, (4, 2, 1, 1), (1024, 512, 512, 256), strict=True):
-        for columns, expected in ((longest, 1), (longest + 1, 8), (8 * longest, 8)):
-            assert CHOICE(T, width, columns)[1] == expected
-        assert CHOICE(T, width, 8 * longest + 1)[1] == 0
+        assert CHOICE(T, width, longest) is layernorm.WARP
+        assert CHOICE(T, width, longest + 1) is CHOICE(T, width, 8 * longest) is layernorm.BLOCK
+        assert CHOICE(T, width, 8 * longest + 1) is layernorm.WIDE
 
 
 def draw(rng, shape, kind, mean=0.7):
@@ -112,9 +106,9 @@ def test_bits_do_not_depend_on_the_schedule(schedules, rng, shape):
     schedules(lambda: everything(*arrays, 1e-5))
 
 
-def test_blocks_take_several_rows_each(place, rng, monkeypatch):
+def test_blocks_take_several_rows_each(place, path, rng, monkeypatch):
     """More rows than blocks of the backward pass, as in every batch of a real size."""
-    monkeypatch.setattr(layernorm, "BLOCKS", {1: 2, 8: 2})
+    take(monkeypatch, LAYOUTS[path]._replace(grid=2))
     for shape in ((9, 12), (5, 33)):
         arrays = draw(rng, shape, np.float32)
         expected = from_reference(arrays, 1e-5, wide)
@@ -132,18 +126,15 @@ def test_a_constant_row_has_variance_zero_exactly(place, rng, kind, units):
     z[1] = 0.1
     y = everything(z, gamma, beta, dy, 1e-5)[0]
     assert_same_bits(y[1], beta, "y of the constant row")
-    z, gamma, beta, y = (asarray(x) for x in (z, gamma, beta, y))
+    z, gamma, beta = (asarray(x) for x in (z, gamma, beta))
     with pytest.raises(ZeroVarianceError, match=r"examples \[1\] have variance 0 at eps = 0"):
         layernorm.forward(z, gamma, beta, 0.0)
     status = asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
-    mean, inverse = empty(3, kind), empty(3, kind)
-    for call in layernorm.forward_calls(z, gamma, beta, 0.0, y, mean, inverse, status):
-        launch.launch(*call)
+    layernorm.forward(z, gamma, beta, 0.0, status=status)
     assert to_host(status).tolist() == [0, 1, 0]
     large = to_host(z)
     large[0, 1] = np.sqrt(np.finfo(kind).max) * 8
-    for call in layernorm.forward_calls(asarray(large), gamma, beta, 0.0, y, mean, inverse, status):
-        launch.launch(*call)
+    layernorm.forward(asarray(large), gamma, beta, 0.0, status=status)
     assert to_host(status).tolist() == [1, 1, 0]
 
 
@@ -183,15 +174,18 @@ def test_threads_with_several_vectors(place, path, rng):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)],
-    ids=["float32", "float64"],
+    ("kind", "columns"),
+    [
+        (np.float32, (3, 8)),
+        pytest.param(np.float64, (8,), marks=pytest.mark.slow),
+        pytest.param(np.float64, (3,), marks=pytest.mark.nightly),
+    ],
 )
 @pytest.mark.parametrize("path", ["warp"], indirect=True)
-def test_the_compiled_kernels(rng, kind, monkeypatch):
+def test_the_compiled_kernels(rng, kind, columns, monkeypatch):
     with launch.simulation(), launch.recorded() as records:
-        for warps in (1, 8, 0):
-            take(monkeypatch, warps)
-            for units in (3, 8):
+        for layout in LAYOUTS.values():
+            take(monkeypatch, layout)
+            for units in columns:
                 everything(*draw(rng, (2, units), kind), 1e-5)
     compiled.check(records, layernorm)

@@ -26,6 +26,8 @@ from minimal_nn import (
 from minimal_nn.cuda import plan
 from minimal_nn.cuda.device import launch
 from minimal_nn.cuda.device.arrays import to_host
+from minimal_nn.cuda.device.current import choosing
+from minimal_nn.cuda.simulator.device import Simulator
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.schedules import Cosine
 from minimal_nn.training import StepByStep
@@ -158,6 +160,64 @@ def test_host_data_are_not_written(rng):
         loop.run(network, optimizer, X, labels, np.array([[0, 1, 2, 3]]))
         loop.run(network, optimizer, 2 * X, labels, np.array([[0, 1, 2, 3]]))
         assert np.array_equal(X, before)
+
+
+class CountingSimulator(Simulator):
+    """Counts the bytes that go to the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.sent = 0
+
+    def from_host(self, x):
+        self.sent += x.nbytes
+        return super().from_host(x)
+
+    def fill(self, x, values):
+        self.sent += x.nbytes
+        super().fill(x, values)
+
+
+@pytest.mark.parametrize("augment", [None, lambda X, rng: X + 0], ids=["as given", "augmented"])
+def test_data_that_do_not_change_are_copied_once(rng, augment):
+    sent = []
+    for epochs in (1, 3):
+        with choosing(CountingSimulator()) as device:
+            network, _, _ = prepared(np.random.default_rng(0), "dense")
+            X = rng.standard_normal((4000, 5)).astype(np.float32)
+            labels = rng.integers(0, 3, 4000)
+            options = {"batch_size": 2000, "augment": augment, "progress": False}
+            fit(network, SGD(0.1), X, labels, epochs=epochs, **options)
+            sent.append(device.sent)
+    each_epoch = (sent[1] - sent[0]) / 2
+    tables = 256 * 2000 * 4  # the rows of CHUNK batches, which every run sends
+    assert sent[0] >= X.nbytes + labels.nbytes
+    assert (each_epoch >= X.nbytes + tables) if augment else (tables <= each_epoch < 1.01 * tables)
+
+
+def test_the_last_two_steps_are_kept(rng):
+    with launch.simulation():
+        network, X, labels = prepared(rng, "dense")
+        optimizer = SGD(0.1)
+        loop = plan.plan(network.program(), optimizer, 4)
+        data = loop.place(X), loop.place(labels)
+        for rows in (4, 3, 4, 2):
+            loop.run(network, optimizer, *data, np.arange(rows)[None])
+        assert [key[0] for key in loop._steps] == [4, 2]
+        for seed in range(3):  # foreign arrays, each at an address of its own
+            other = np.random.default_rng(seed).standard_normal(X.shape).astype(np.float32)
+            loop.run(network, optimizer, loop.place(other), data[1], np.arange(4)[None])
+        assert len(loop._steps) == 2
+
+
+def test_a_failure_with_placed_data_is_named(rng):
+    with launch.simulation():
+        network, X, labels = prepared(rng, "tanh")
+        X[3] = np.nan
+        optimizer = SGD(0.1)
+        loop = plan.plan(network.program(), optimizer, 4)
+        with pytest.raises(NonFiniteError):
+            loop.run(network, optimizer, loop.place(X), loop.place(labels), np.arange(4)[None])
 
 
 def test_what_has_no_plan():

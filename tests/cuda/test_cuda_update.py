@@ -9,8 +9,9 @@ from agreement import assert_same_bits, assert_within, wide
 
 from minimal_nn.cuda import update
 from minimal_nn.cuda.device import launch
-from minimal_nn.cuda.device.arrays import asarray, empty, to_host
-from minimal_nn.cuda.parts import reduction
+from minimal_nn.cuda.device.arrays import asarray, to_host
+from minimal_nn.cuda.parts import reduction, units
+from minimal_nn.cuda.parts.units import Units
 from minimal_nn.errors import ZeroNormError
 from minimal_nn.reference import update as reference
 from theory.numbers.bounded import running
@@ -82,8 +83,7 @@ def test_a_group_in_place_takes_its_row_of_numbers(place, rng, formula):
     table = table_of(rows, kind)
     for step in range(2):
         place = asarray(np.array([step], np.uint32))
-        for call in update.step_calls(formula, w, g, states, table, place):
-            launch.launch(*call)
+        update.launch_step(formula, w, g, states, table, place)
     start = 0
     for shape, part in zip(shapes, parts, strict=True):
         expected = [asarray(x) for x in part]
@@ -153,12 +153,9 @@ def group(rng, kind, shapes, starts, n):
 def test_units_of_a_group_in_one_launch(place, rng, kind, shapes, starts, n):
     w, g, cuts = group(rng, kind, shapes, starts, n)
     on_device = asarray(w.copy())
-    units = update.Units(shapes, update.Units.widest(shapes, starts, on_device), starts)
-    blocks = asarray(units.table.ravel())
-    norms = rng.uniform(0.5, 2, units.count).astype(kind)
-    lengths, status = empty(units.count, kind), reduction.status()
-    for call in update.normalize_calls(on_device, units, blocks, asarray(norms), lengths, status):
-        launch.launch(*call)
+    blocks = Units(shapes, Units.widest(shapes, starts, on_device), starts)
+    norms = rng.uniform(0.5, 2, blocks.count).astype(kind)
+    blocks.launch_norms(on_device, on_device, asarray(norms), reduction.status())
     got, first = to_host(on_device), 0
     for shape, cut in zip(shapes, cuts, strict=True):
         count = shape[-1] if len(shape) > 1 else 1
@@ -175,16 +172,8 @@ def test_units_of_a_group_in_one_launch(place, rng, kind, shapes, starts, n):
     place_of_row = asarray(np.zeros(1, np.uint32))
     for formula in ("normalized_sgd", "lars"):
         on_device = asarray(w.copy())
-        for call in update.unit_step_calls(
-            formula,
-            on_device,
-            asarray(g),
-            units,
-            blocks,
-            table_of([(0.0, 0.07)], kind),
-            place_of_row,
-        ):
-            launch.launch(*call)
+        table = table_of([(0.0, 0.07)], kind)
+        blocks.launch_step(formula, on_device, asarray(g), on_device, table, place_of_row)
         got = to_host(on_device)
         for shape, cut in zip(shapes, cuts, strict=True):
             arrays = w[cut].reshape(shape), g[cut].reshape(shape)
@@ -237,7 +226,7 @@ def everything(rng, kind):
     rates = np.array([1, 2, 3, 4, 5, 6, 7, 8], kind)
     w, g, m, v = (asarray(x) for x in draw(rng, "adam", kind, (6, 8)))
     results += as_tuple(update.adam(w, g, m, v, **{**hyper_of("adam"), "learning_rate": rates}))
-    return [*results, update.lars(w, g, rates)]
+    return [*results, update.lars(w, g, rates), update.normalized_sgd(w, g, rates)]
 
 
 def test_bits_do_not_depend_on_the_schedule(schedules):
@@ -252,4 +241,4 @@ def test_bits_do_not_depend_on_the_schedule(schedules):
 def test_the_compiled_kernels(rng, kind):
     with launch.simulation(), launch.recorded() as records:
         everything(rng, kind)
-    compiled.check(records, update)
+    compiled.check(records, update, units)

@@ -7,7 +7,7 @@ from agreement import assert_same_bits, assert_within, wide
 
 from minimal_nn.cuda import weightnorm
 from minimal_nn.cuda.device import launch
-from minimal_nn.cuda.device.arrays import asarray, empty, to_host
+from minimal_nn.cuda.device.arrays import asarray, to_host
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.errors import NonFiniteError, ZeroNormError
 from minimal_nn.reference import weightnorm as reference
@@ -93,9 +93,7 @@ def test_a_zero_column_at_eps_zero_is_refused(place, rng):
     with pytest.raises(ZeroNormError, match=r"units \[3, 6\] have norm 0 at eps = 0"):
         weightnorm.forward(v, g, 0.0)
     status = asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
-    W, norm = empty(v.shape, v.dtype), empty(8, v.dtype)
-    for call in weightnorm.forward_calls(v, g, 0.0, W, norm, status):
-        launch.launch(*call)
+    weightnorm.forward(v, g, 0.0, status=status)
     assert to_host(status).tolist() == [0, 0, 1]
 
 
@@ -119,10 +117,8 @@ def test_the_status_word_tells_of_a_norm_that_is_not_finite(place, path, rng, va
     v, g, _ = draw(rng, (9, 8), np.float32)
     v[:, 2] = np.inf if path == "one launch" and np.isfinite(value) else value
     v, g = (asarray(x) for x in (v, g))
-    W, norm = empty(v.shape, v.dtype), empty(g.shape, v.dtype)
     status = asarray(np.zeros(reduction.STATUS_SIZE, np.uint32))
-    for call in weightnorm.forward_calls(v, g, 0.0, W, norm, status):
-        launch.launch(*call)
+    weightnorm.forward(v, g, 0.0, status=status)
     assert to_host(status).tolist() == [1, 0, 0]
 
 
@@ -149,15 +145,18 @@ def test_strided_arrays_give_the_same_bits(rng):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)],
-    ids=["float32", "float64"],
+    ("kind", "columns"),
+    [
+        (np.float32, (3, 8)),
+        pytest.param(np.float64, (8,), marks=pytest.mark.slow),
+        pytest.param(np.float64, (3,), marks=pytest.mark.nightly),
+    ],
 )
 @pytest.mark.parametrize("path", ["one launch"], indirect=True)
-def test_the_compiled_kernels(rng, kind, monkeypatch):
+def test_the_compiled_kernels(rng, kind, columns, monkeypatch):
     with launch.simulation(), launch.recorded() as records:
         for short in (reduction.SHORT, 0):
             monkeypatch.setattr(reduction, "SHORT", short)
-            for units in (3, 8):
+            for units in columns:
                 everything(*draw(rng, (6, units), kind), 1e-5)
     compiled.check(records, weightnorm)

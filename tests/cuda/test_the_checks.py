@@ -1,5 +1,7 @@
 """The checks of this folder see what they are for: every planted fault is caught."""
 
+from contextlib import nullcontext
+
 import compiled
 import numpy as np
 import pytest
@@ -8,9 +10,17 @@ from numba import float32, uint32
 from minimal_nn.cuda.device import arguments, assembly, launch
 from minimal_nn.cuda.device.arrays import asarray, empty, to_host
 from minimal_nn.cuda.device.current import current
-from minimal_nn.cuda.device.intrinsics import load2, store2
+from minimal_nn.cuda.device.intrinsics import (
+    copy_async_4,
+    copy_async_commit,
+    copy_async_wait,
+    load2,
+    store2,
+)
 from minimal_nn.cuda.device.language import cuda, device, kernel
-from minimal_nn.cuda.simulator import memory, rounding
+from minimal_nn.cuda.parts import reduction
+from minimal_nn.cuda.simulator import memory, races, rounding
+from minimal_nn.cuda.simulator.memory import SimulationError
 
 
 def reverse_in_shared_memory(barrier):
@@ -161,12 +171,12 @@ def run_time_index(x, y):
     y[t] = local[t]
 
 
-def run(kernel, schedule="forward"):
+def run(kernel, schedule="forward", blocks=1):
     """Return what the kernel makes of 0, 1, ..., 63."""
     with launch.simulation(schedule):
         x = asarray(np.arange(64, dtype=np.float32))
         y = empty(64, np.float32)
-        launch.launch(kernel, 1, 64, (x, y))
+        launch.launch(kernel, blocks, 64, (x, y))
         return (to_host(y),)
 
 
@@ -182,16 +192,126 @@ def test_a_correct_kernel_passes(schedules):
     assert assembly.faults(assembled(correct)) == []
 
 
-def test_a_missing_barrier_is_seen_by_poison_and_by_the_schedules(schedules):
+def test_a_missing_barrier_is_seen_by_poison_and_by_the_order_of_threads():
     wrong = reverse_in_shared_memory(barrier=False)
     assert np.isnan(run(wrong)[0]).any()
-    with pytest.raises(AssertionError, match="depend on the schedule"):
-        schedules(lambda: run(wrong, current().schedule))
+    assert run(wrong)[0].tobytes() != run(wrong, "reverse")[0].tobytes()
+    assert run(racing)[0][0] != run(racing, "reverse")[0][0]
 
 
-def test_a_race_is_seen_by_the_schedules(schedules):
+def test_the_schedules_see_bits_that_depend_on_them(schedules):
     with pytest.raises(AssertionError, match="depend on the schedule"):
-        schedules(lambda: run(racing, current().schedule))
+        schedules(lambda: (np.array([current().schedule == 7]),))
+
+
+def sum_of_a_row(first_barrier):
+    """Return a kernel with `reduction.row_sum`, twice in a row, without or with its first barrier.
+
+    The second sum overwrites what another warp may still read for the first.
+    """
+    warp_sum = reduction.warp(float32).sum
+
+    @device
+    def row_sum(x, shared, own):
+        x = warp_sum(x)
+        if first_barrier:
+            cuda.syncthreads()
+        shared[own] = x
+        cuda.syncthreads()
+        return shared[0] + shared[1]
+
+    @kernel(threads=64)
+    def sums(x, y):
+        shared = cuda.shared.array(2, float32)
+        t = cuda.threadIdx.x
+        total = row_sum(x[t], shared, t // 32)
+        y[t] = row_sum(x[t] * total, shared, t // 32)
+
+    return sums
+
+
+def copied_backwards(commit=True, wait=True, barrier="after"):
+    """Return a kernel that writes x backwards, by asynchronous copies."""
+
+    @kernel(threads=64)
+    def copied(x, y):
+        shared = cuda.shared.array(64, float32, 16)
+        t = cuda.threadIdx.x
+        copy_async_4(shared, t, x, t, True)
+        if commit:
+            copy_async_commit()
+        if barrier == "before":
+            cuda.syncthreads()
+        if wait:
+            copy_async_wait()
+        if barrier == "after":
+            cuda.syncthreads()
+        y[t] = shared[63 - t]
+
+    return copied
+
+
+@kernel(threads=64)
+def across_blocks(x, y):
+    """The second block reads what the first one wrote."""
+    t = cuda.threadIdx.x
+    if cuda.blockIdx.x == 0:
+        y[t] = x[t]
+    else:
+        x[t] = y[t]
+
+
+@kernel(threads=64)
+def together(x, y):
+    """Every thread writes the same number: no race."""
+    y[cuda.threadIdx.x % 2] = x[0]
+    y[cuda.threadIdx.x] = x[1]
+
+
+RACES = {
+    "no barrier": (reverse_in_shared_memory(barrier=False), "reads what thread"),
+    "one place": (racing, "write one place"),
+    "no first barrier of row_sum": (sum_of_a_row(first_barrier=False), "another one read"),
+    "no wait": (copied_backwards(wait=False), "may not have reached yet"),
+    "no commit": (copied_backwards(commit=False), "may not have reached yet"),
+    "barrier before the wait": (copied_backwards(barrier="before"), "reads what thread"),
+    "across blocks": (across_blocks, "reads what thread"),
+}
+
+
+@pytest.mark.parametrize(("kernel", "message"), RACES.values(), ids=RACES)
+def test_a_race_is_found(kernel, message):
+    with pytest.raises(races.RaceError, match=message):
+        run(kernel, "races", blocks=2 if kernel is across_blocks else 1)
+
+
+@pytest.mark.parametrize("schedule", ["lockstep", "forward", "reverse"])
+@pytest.mark.parametrize("fault", [{"wait": False}, {"commit": False}], ids=str)
+def test_a_copy_lands_where_it_is_waited_for(fault, schedule):
+    assert np.array_equal(run(copied_backwards(), schedule)[0], np.arange(63, -1, -1))
+    assert np.isnan(run(copied_backwards(**fault), schedule)[0]).all()
+
+
+def test_who_does_not_race_is_left_alone():
+    for correct in (copied_backwards(), sum_of_a_row(first_barrier=True), branches, votes):
+        assert run(correct, "races")[0].tobytes() == run(correct, "lockstep")[0].tobytes()
+    with pytest.raises(races.RaceError, match="write one place"):
+        run(together, "races")
+
+
+def test_the_base_of_an_array_is_aligned_too():
+    """A vector at an even index of an array that begins between two vectors."""
+
+    @kernel(threads=64)
+    def vectors(x, y):
+        store2(y, 2 * (cuda.threadIdx.x % 31), load2(x, 2))
+
+    for schedule in ("lockstep", "forward"):
+        for shifted in (0, 1):
+            arrays = [np.zeros(65, np.float32)[i * shifted :] for i in (1, 0)]
+            refused = pytest.raises(SimulationError) if shifted else nullcontext()
+            with launch.simulation(schedule), refused:
+                launch.launch(vectors, 1, 64, tuple(arrays))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +338,7 @@ def test_a_fault_of_control_is_an_error(kernel, error, message):
         (out_of_range, IndexError, "out of bounds"),
         (run_time_index, memory.SimulationError, "would not stay in registers"),
         (parting, memory.SimulationError, "some threads leave a loop"),
-        (misaligned, memory.SimulationError, "index 1: expected a multiple of 2"),
+        (misaligned, memory.SimulationError, "index 1: a vector of 8 bytes is not aligned"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

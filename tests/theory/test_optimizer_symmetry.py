@@ -48,8 +48,9 @@ class AdamPenaltyAfterScaling(nn.Adam):
     """The penalty added to the step behind the adaptive scaling, as AdamW does on purpose."""
 
     def rule(self, wing):
-        def update(w, g, m, v, t, learning_rate, beta1, beta2, eps):
-            new, m, v = wing.update.adam(w, g, m, v, t, learning_rate, beta1, beta2, eps)
+        def update(w, g, *state, learning_rate, **hyper):
+            hyper["learning_rate"] = learning_rate
+            new, m, v = wing.update.step("adam", w, g, state, **hyper)
             return new - learning_rate * 0.01 * w, m, v
 
         return update
@@ -80,7 +81,7 @@ MUTANTS = {
     "the root forgotten": ("rmsprop", RMSpropWithoutRoot, None),
     "a fixed rate in the buffer": ("momentum", MomentumOfSteps, None),
     "LARS without |w|": ("lars", nn.NormalizedSGD, None),
-    "eps of the inside scaled as outside": ("rmsprop", None, {"eps": -1}),
+    "eps of the inside scaled as outside": ("rmsprop", None, {"eps_inside_root": -1}),
     "one eps in both roots of Adadelta": ("adadelta", None, {"eps_numerator": -2}),
     "AdamW's decay scaled as L2": ("adamw", None, {"decoupled_weight_decay": -2}),
     "a rate scaled as SGD's": ("sign", None, {"learning_rate": 2}),

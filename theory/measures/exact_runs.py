@@ -14,11 +14,6 @@ STEPS = 2
 UPDATE = backend.get("reference").update
 
 
-def formula_of(optimizer):
-    """Return the update function of an optimizer's class (or its own, with eps inside)."""
-    return getattr(optimizer, "inside", None) or getattr(UPDATE, optimizer.formula)
-
-
 def exact_run(subject, network, variant, factors, steps=STEPS):
     """Run an optimizer on exact numbers; return the losses and the last parameters.
 
@@ -42,7 +37,7 @@ def exact_run(subject, network, variant, factors, steps=STEPS):
             zeros = subject.numbers.array(np.zeros(w.shape))
             arrays = state.get(name, [zeros] * len(optimizer.slots))
             count = {"t": t} if optimizer.counts_steps else {}
-            result = formula_of(optimizer)(w, g, *arrays, **count, **own)
+            result = UPDATE.step(optimizer.formula, w, g, arrays, **count, **own)
             w, *state[name] = result if optimizer.slots else (result,)
             parameters[name] = w
         network = network.with_parameters(parameters)

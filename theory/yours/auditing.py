@@ -11,12 +11,13 @@ theory.torch does the same for a PyTorch module.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from minimal_nn.optimizers import SGD
+from minimal_nn.optimizers import SGD, Optimizer
 from theory.yours.evaluation import Model
 from theory.yours.parts import sums, whole
 from theory.yours.rates import rules_of
@@ -34,7 +35,8 @@ class Row(NamedTuple):
     0, NaN where there is nothing to fall (eps = 0, or too small to be seen in this dtype).
     effective_rate: eta/|w|^(1 + nu).  equilibrium: the |w| at which growth and decay balance if the
     gradients stay as they are, NaN without decay.  where: the axis and the units of the groups.
-    note: "frozen", or why there is no equilibrium.
+    note: "frozen", or why there is no equilibrium.  s: the root mean square of |w| |grad L| over
+    groups, what laws call s.  dims: how many numbers a group has.
     """
 
     parameters: tuple
@@ -47,19 +49,22 @@ class Row(NamedTuple):
     equilibrium: float
     where: str = ""
     note: str = ""
+    s: float = math.nan
+    dims: int = 0
 
 
 class Audit(NamedTuple):
     """The rows of an audit; `str` makes a table of them.
 
-    optimizer: its text.  mode: what is to be known of how the model was evaluated.  decay: {name:
-    weight decay}.
+    optimizer: its text.  mode: what is to be known of how the model was evaluated.  rules: {name:
+    rates.Rule} of what is trained.  shapes: {name: shape}.
     """
 
     rows: tuple
     optimizer: str
     mode: tuple = ()
-    decay: dict = {}  # noqa: RUF012
+    rules: dict = {}  # noqa: RUF012
+    shapes: dict = {}  # noqa: RUF012
 
     def __str__(self):
         return table(self)
@@ -73,7 +78,13 @@ class Audit(NamedTuple):
         return page(self)
 
 
-def audit(loss_and_gradients, parameters, *, optimizer=None, unit_axis=-1):
+def audit(
+    loss_and_gradients: Callable[[Any], tuple[Any, Any]],
+    parameters: Any,
+    *,
+    optimizer: Optimizer | None = None,
+    unit_axis: int = -1,
+) -> Audit:
     """Return the Audit of a model at its present parameters.
 
     loss_and_gradients: parameters -> (loss, gradients), always on the same batch.  parameters:
@@ -108,8 +119,8 @@ def audit_model(model, rules, optimizer, unit_axis, mode=()):
     """Return the Audit of a Model.  rules: {name: Rule}; a parameter without one is frozen."""
     here = model.check_repeats()
     rows = tuple(_row(model, here, *group, rules) for group in groups_of(model, unit_axis))
-    decay = {name: rule.decay for name, rule in rules.items()}
-    return Audit(rows, optimizer, tuple(mode), decay)
+    shapes = {name: array.shape for name, array in model.parameters.items()}
+    return Audit(rows, optimizer, tuple(mode), rules, shapes)
 
 
 def _row(model, here, names, word, found, rules):
@@ -138,13 +149,14 @@ def _row(model, here, names, word, found, rules):
     if word == UNCLEAR:
         better = ": let the function compute in float64" if model.dtype != np.float64 else ""
         note = "an eps that is not small hides it" if hidden else f"rounding hides it{better}"
+    s = float(np.sqrt(np.mean(np.square(w * g)[alive]))) if alive.any() else nan
+    dims = partition.size(model.parameters)
     if found is not None and all(own):
         if len(set(own)) > 1:
             note = "its parameters are in groups with other settings"
         elif norm > 0:
-            s = float(np.sqrt(np.mean(np.square(w * g)[alive]))) if alive.any() else nan
             rate = own[0].effective_rate(norm)
-            rest, note = own[0].at_rest(s, partition.size(model.parameters))
+            rest, note = own[0].at_rest(s, dims)
     return Row(
         partition.parameters,
         word,
@@ -156,6 +168,8 @@ def _row(model, here, names, word, found, rules):
         rest,
         "" if found is None else _where(partition, obeys),
         note,
+        s,
+        dims,
     )
 
 

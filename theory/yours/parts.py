@@ -30,7 +30,7 @@ class Partition(NamedTuple):
     parameters: tuple
     axes: tuple
     block: int
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of that name
 
     def total(self, summed):
         """Return the sum over each part, shape (count,), of {name: what `sums` returned}."""

@@ -46,6 +46,12 @@ class Rule(NamedTuple):
             return math.nan, "learning rate times decay is too large"
         return float(rest.norm), ""
 
+    def grown(self, norm, steps, s, dims):
+        """Return |w| after some steps without decay, from |w| = norm; s and dims as for at_rest."""
+        return float(
+            laws.growth(self.optimizer, norm, steps, self._rate, s=s, dims=dims, memory=self.memory)
+        )
+
     @property
     def _rate(self):
         # With its penalty a gradient enters the buffer (1 - dampening)-fold: a smaller rate.

@@ -211,7 +211,7 @@ class Updates:
             for column, values in enumerate(row):  # a number, or one for each step
                 table[:, column] = self._by_turn(values)
             if self.formula in ("adam", "adamw"):
-                betas = hyper["beta1"], hyper["beta2"]
+                betas = hyper["beta1"], hyper["beta2"], hyper.get("eps_inside_root", 0.0)
                 if betas not in corrections:
                     corrections[betas] = [
                         update.bias_corrections(t, *betas)

@@ -3,13 +3,12 @@
 import contextlib
 import math
 
-import numba
 import numpy as np
 
 from minimal_nn.cuda.device.current import current
-from minimal_nn.cuda.device.language import cuda, kernel
+from minimal_nn.cuda.device.language import cuda, kernel, unroll
 from minimal_nn.cuda.device.launch import launch
-from minimal_nn.reference.arguments import plain
+from minimal_nn.reference.arguments import expect_shape, plain
 
 MOST = 2**31  # numbers in an array: indices are uint32, also a few steps behind the end
 
@@ -82,6 +81,19 @@ def floating(dtype=None, **arrays):
             dtype = array.dtype
         found.append(array)
     return found
+
+
+def result(name, out, shape, dtype):
+    """Return the array that a function writes: a new one, or `out` where it is given and fits."""
+    if out is None:
+        return empty(shape, dtype)
+    if not is_device_array(out) or not is_contiguous(out) or out.dtype != np.dtype(dtype):
+        raise TypeError(
+            f"{name}: got a {type(out).__name__} of {getattr(out, 'dtype', None)}, expected a "
+            f"contiguous device array of {np.dtype(dtype)}"
+        )
+    expect_shape(name, out, shape)
+    return out
 
 
 def is_device_array(x):
@@ -188,11 +200,11 @@ def contiguous(x):
 @kernel(threads=256)
 def gather(x, y, shape, strides):
     """y = x, read by its strides."""
-    i = numba.uint32(cuda.grid(1))
-    if i < numba.uint32(y.size):
+    i = cuda.grid(1)
+    if i < y.size:
         rest = i
-        place = numba.uint32(0)
-        for axis in (3, 2, 1, 0):
-            place += (rest % shape[axis]) * strides[axis]
-            rest //= shape[axis]
+        place = 0
+        for axis in unroll(4):
+            place += rest % shape[3 - axis] * strides[3 - axis]
+            rest //= shape[3 - axis]
         y[i] = x[place]

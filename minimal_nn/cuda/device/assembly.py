@@ -7,10 +7,8 @@ The signature of a kernel comes from a launch under `launch.recorded`.
 
 import collections
 import contextlib
-import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 import types as python_types
@@ -20,14 +18,16 @@ from typing import NamedTuple
 from numba import types
 
 from minimal_nn.cuda.device.language import cuda
+from minimal_nn.cuda.device.toolkit import tool
 
 CAPABILITY = (9, 0, "a")
-ARCHITECTURE = "sm_90a"
+ENTRY = "kernel"  # what the code of a kernel is called
 REGISTERS = 65536  # of one multiprocessor
 THREADS = 2048
 SHARED_BYTES = 233472
 STATIC_SHARED_BYTES = 49152  # of a block, without asking for more
 _ATOMIC = re.compile(r"^\s*(?:@!?%p\d+\s+)?(?:atom|red)\.", re.MULTILINE)
+_ENTRY = re.compile(r"\.entry\s+(\w+)\(")
 _WIDE = re.compile(r"\.f64\b")
 
 
@@ -55,13 +55,18 @@ class Assembly(NamedTuple):
         return min(by_registers, THREADS // self.threads, by_shared, 32)
 
 
+def architecture(capability):
+    """Return what `ptxas` calls a compute capability: sm_90a for (9, 0, "a")."""
+    return "sm_" + "".join(map(str, capability))
+
+
 @contextlib.contextmanager
-def _without_driver():
+def _without_driver(capability):
     """Let Numba compile device functions without asking the driver for the device."""
-    from numba.cuda import dispatcher
+    from minimal_nn.cuda.device.private import dispatcher
 
     before = dispatcher.get_current_device
-    device = python_types.SimpleNamespace(compute_capability=CAPABILITY[:2])
+    device = python_types.SimpleNamespace(compute_capability=capability[:2])
     dispatcher.get_current_device = lambda: device
     try:
         yield
@@ -69,39 +74,23 @@ def _without_driver():
         dispatcher.get_current_device = before
 
 
-def compile_ptx(kernel, signature):
-    """Return the PTX of a kernel for arguments of the given Numba types."""
-    with _without_driver():
+def compile_ptx(kernel, signature, capability=CAPABILITY):
+    """Return the PTX of a kernel for arguments of the given Numba types; its entry is `ENTRY`."""
+    with _without_driver(capability):
         ptx, _ = cuda.compile_ptx(
-            kernel.function, types.void(*signature), cc=CAPABILITY, launch_bounds=kernel.bounds
+            kernel.function, types.void(*signature), cc=capability, launch_bounds=kernel.bounds
         )
-    return ptx
+    (entry,) = _ENTRY.findall(ptx)
+    return ptx.replace(entry, ENTRY)
 
 
-def tool(name):
-    """Return the path of ptxas or nvdisasm: on the PATH, or in NVIDIA's Python packages."""
-    found = shutil.which(name)
-    if found is None:
-        spec = importlib.util.find_spec("nvidia")
-        for folder in spec.submodule_search_locations if spec else ():
-            candidate = Path(folder, "cu13", "bin", name)
-            if candidate.exists():
-                found = str(candidate)
-    if found is None:
-        raise FileNotFoundError(
-            f"{name} was not found: pip install nvidia-cuda-nvcc==13.0.88 (ptxas) or "
-            "nvidia-cuda-nvdisasm (nvdisasm), or put it on the PATH"
-        )
-    return found
-
-
-def assemble(kernel, signature):
+def assemble(kernel, signature, capability=CAPABILITY):
     """Compile and assemble a kernel; return its `Assembly`."""
-    ptx = compile_ptx(kernel, signature)
+    ptx = compile_ptx(kernel, signature, capability)
     with tempfile.TemporaryDirectory() as folder:
         source, target = os.path.join(folder, "kernel.ptx"), os.path.join(folder, "kernel.cubin")
         Path(source).write_text(ptx)
-        command = [tool("ptxas"), "-v", "-arch", ARCHITECTURE, source, "-o", target]
+        command = [tool("ptxas"), "-v", "-arch", architecture(capability), source, "-o", target]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{kernel.name}: ptxas refuses it: {done.stderr.strip()}")

@@ -1,6 +1,7 @@
 """The real device: arrays, launches and graphs through numba-cuda and cuda.core.
 
-A successor of numba-cuda has to replace this file, language.py, intrinsics.py and assembly.py.
+A successor of numba-cuda has to replace this file, language.py, intrinsics.py, assembly.py and
+private.py.
 """
 
 import functools
@@ -8,19 +9,26 @@ import math
 
 import numpy as np
 
-from minimal_nn.cuda.device.arguments import signature
+from minimal_nn.cuda.device import cubins, private
+from minimal_nn.cuda.device.arguments import flattened, signature
+from minimal_nn.cuda.device.assembly import CAPABILITY, ENTRY, architecture
 from minimal_nn.cuda.device.errors import translated
 from minimal_nn.cuda.device.language import cuda
 
 
 class Chip:
-    """The GPU of this process.  Nothing is asked of the driver before the first array."""
+    """The GPU of this process.  Nothing is asked of the driver before the first array.
+
+    folder: where compiled kernels are looked for (cubins.py), or None.
+    """
 
     simulated = False
 
-    def __init__(self):
+    def __init__(self, folder=None):
+        self.folder = folder
         self.poisons = False  # whether `empty` fills new arrays with NaN
         self._capturing = None  # the graph that is being recorded
+        self._codes = {}  # of kernels, by their signatures
 
     def require(self):
         with translated():
@@ -51,9 +59,7 @@ class Chip:
         with translated(nbytes):
             array = cuda.device_array(shape, dtype)
             if self.poisons:
-                from numba.cuda.cudadrv.driver import device_memset
-
-                device_memset(array, 0xFF, nbytes)
+                private.device_memset(array, 0xFF, nbytes)
         return array
 
     def fill(self, x, values):
@@ -65,9 +71,7 @@ class Chip:
             target.copy_to_device(source)
 
     def view(self, x, shape, strides):
-        from numba.cuda.cudadrv.devicearray import DeviceNDArray
-
-        return DeviceNDArray(shape, strides, x.dtype, gpu_data=x.gpu_data)
+        return private.DeviceNDArray(shape, strides, x.dtype, gpu_data=x.gpu_data)
 
     def address(self, x):
         return x.device_ctypes_pointer.value
@@ -78,12 +82,29 @@ class Chip:
     # Launches
 
     def launch(self, kernel, grid, block, args, shared):
-        with translated():
-            kernel.dispatcher[grid, block, self._capturing or 0, shared](*args)
+        self.prepare(kernel, grid, block, args, shared)()
 
     def prepare(self, kernel, grid, block, args, shared):
         with translated():
             return Prepared(self, kernel, grid, block, args, shared)
+
+    def code(self, kernel, kinds):
+        """Return a kernel's code for arguments of these types: from the folder, or compiled."""
+        key = kernel, kinds
+        if key not in self._codes:
+            self._codes[key] = self._loaded(kernel, kinds)
+        return self._codes[key]
+
+    def _loaded(self, kernel, kinds):
+        if self.folder is not None:
+            major, minor = cuda.get_current_device().compute_capability
+            capability = CAPABILITY if (major, minor) == CAPABILITY[:2] else (major, minor)
+            path = cubins.path(self.folder, kernel, kinds, architecture(capability))
+            if path.exists():
+                from cuda.core import ObjectCode
+
+                return ObjectCode.from_cubin(path.read_bytes()).get_kernel(ENTRY)
+        return private.code(kernel.dispatcher.compile(kinds))
 
     def capture(self, calls):
         """Every kernel must have run once before."""
@@ -110,9 +131,7 @@ class Chip:
 
     def stream(self):
         """Return the stream of the moment as cuda.core sees it: a capture's, or the default one."""
-        from numba.cuda.cudadrv.driver import _to_core_stream
-
-        return _to_core_stream(self._capturing) if self._capturing else _default_stream()
+        return private.to_core_stream(self._capturing) if self._capturing else _default_stream()
 
     def synchronize(self):
         with translated():
@@ -121,9 +140,7 @@ class Chip:
 
 @functools.cache
 def _default_stream():
-    from numba.cuda.cudadrv.driver import _to_core_stream
-
-    return _to_core_stream(0)
+    return private.to_core_stream(0)
 
 
 class Prepared:
@@ -134,12 +151,8 @@ class Prepared:
         from cuda.core import launch as core_launch
 
         self.arguments = args  # keeps the arrays alive
-        compiled = kernel.dispatcher.compile(signature(args))
-        flattened = []
-        for kind, value in zip(compiled.argument_types, args, strict=True):
-            compiled._prepare_args(kind, value, 0, [], flattened)
-        self._chip, self._launch, self._flattened = chip, core_launch, flattened
-        self._function = compiled._codelibrary.get_cufunc().kernel
+        self._chip, self._launch, self._flattened = chip, core_launch, flattened(args)
+        self._function = chip.code(kernel, signature(args))
         self._config = LaunchConfig(grid=grid, block=block, shmem_size=shared)
 
     def __call__(self):

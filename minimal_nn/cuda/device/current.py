@@ -2,7 +2,8 @@
 
 `current()` is the `Chip` of chip.py, or the `Simulator` of the simulator with the environment
 variable MINIMAL_NN_CUDA=simulator or inside `with launch.simulation():`.  Whoever wants to know
-where kernels run, and whether they are simulated, asks it.
+where kernels run, and whether they are simulated, asks it.  MINIMAL_NN_CUBINS names a folder of
+kernels that are compiled already (cubins.py).
 """
 
 import contextlib
@@ -83,7 +84,7 @@ def _from_environment():
         return Simulator()
     from minimal_nn.cuda.device.chip import Chip
 
-    return Chip()
+    return Chip(os.environ.get("MINIMAL_NN_CUBINS"))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Errors of the driver and of NVIDIA's libraries, turned into one sentence that says what to do."""
 
 import contextlib
+import re
 
 from minimal_nn.errors import CudaMemoryError, CudaUnavailableError
 
@@ -38,6 +39,10 @@ _LINKER = (
     f"version, {_INSTALL}."
 )
 _MISSING = f"The parts of CUDA that compile kernels are missing: {_INSTALL}."
+_NO_LIBRARY = (
+    "The part {} of CUDA 13.0, which compiles kernels, was not found: " + _INSTALL + ", or let "
+    "CUDA_PATH name a toolkit."
+)
 _CLASSES = {
     "CudaSupportError": "No CUDA driver was found: install NVIDIA's driver (nvidia-smi must work), "
     f"{_SIMULATE}.",
@@ -70,7 +75,12 @@ def translation(error, nbytes=0):
             f"The device has too little free memory{asked}: take a smaller batch, or "
             "free arrays with del."
         )
-    said = _CODES.get(code) or _CLASSES.get(type(error).__name__)
+    kind = type(error).__name__
+    said = _CODES.get(code) or _CLASSES.get(kind)
+    if kind.startswith("DynamicLib"):  # of cuda-pathfinder, which names the library in quotes
+        (library,) = re.findall(r'"(\w+)"', str(error))[:1] or ("library",)
+        driver = _CLASSES["CudaSupportError"]
+        said = driver if library == "cuda" else _NO_LIBRARY.format(library)
     return None if said is None else CudaUnavailableError(said)
 
 

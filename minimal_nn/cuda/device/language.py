@@ -1,7 +1,8 @@
 r"""Kernels: what they are made of, before any device is asked.
 
 This is the one place that imports `numba.cuda`; every other module takes `cuda` from here, for the
-names `cuda.threadIdx`, `cuda.shared`, ... inside kernels.
+names `cuda.threadIdx`, `cuda.shared`, ... inside kernels.  What their text may say more shortly
+than Numba takes it, `unroll` among it, stands in rewriting.py.
 
 Exactness.  NVVM contracts x*y + z to one fused operation, and numba-cuda has no switch against it.
 It is left on, since it harms none of the wing's promises:
@@ -32,10 +33,37 @@ with warnings.catch_warnings():
     # numba-cuda 0.30 makes a time unit that NumPy 2.5 deprecates.
     warnings.simplefilter("ignore")
     import numba
-    from numba import cuda
+    from numba import cuda, types
+
+from minimal_nn.cuda.device.rewriting import made, rewritten, unroll
+from minimal_nn.cuda.device.toolkit import name_toolkit
+from minimal_nn.cuda.simulator.instructions import MEANINGS
+from minimal_nn.cuda.simulator.memory import register
+
+try:
+    from numba.cuda.extending import intrinsic
+except ImportError:
+    from numba.extending import intrinsic
 
 # Small networks have small grids; a warning for each launch would say nothing new.
 numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
+
+__all__ = ["Kernel", "cuda", "device", "intrinsic", "kernel", "made", "unroll"]
+
+
+@intrinsic
+def unsigned(context, x):
+    """An integer as uint32; of another type, a kernel does not compile."""
+    if not isinstance(x, types.Integer):
+        return None
+
+    def code(context, builder, signature, args):
+        return context.cast(builder, args[0], signature.args[0], types.uint32)
+
+    return types.uint32(types.unliteral(x)), code
+
+
+register(unsigned, *MEANINGS["unsigned"])
 
 
 class Kernel:
@@ -58,25 +86,29 @@ class Kernel:
 
     @functools.cached_property
     def dispatcher(self):
+        name_toolkit()
         return cuda.jit(self.function, launch_bounds=self.bounds)
 
     def __repr__(self):
-        place = f"{self.place[0]}, line {self.place[1]}"
-        return f"Kernel({self.name}, threads={self.threads}, blocks={self.blocks}; {place})"
+        module, place = self.place
+        return f"Kernel({self.name}, {self.threads}, {self.blocks}; {module}, {place})"
 
 
-def kernel(threads, blocks=None, widens=False):
+def kernel(threads, blocks=None, widens=False, place=None):
     """Make a kernel of the decorated function.
 
     threads: the most threads in a block.  blocks: how many blocks must fit on a multiprocessor at
     once; it limits the registers to 65536 / (threads * blocks).  widens: whether float64 is meant
-    to be there although no argument is of float64 (assembly.py checks).
+    to be there although no argument is of float64 (assembly.py checks).  place: the module that
+    it belongs to, and where there; by default the caller's line.
     """
     caller = sys._getframe(1)
-    place = caller.f_globals["__name__"], caller.f_lineno
-    return lambda function: Kernel(function, place, threads, blocks, widens)
+    place = place or (caller.f_globals["__name__"], caller.f_lineno)
+    return lambda f: Kernel(rewritten(f, unsigned), place, threads, blocks, widens)
 
 
 def device(function):
-    """Make a device function: one that kernels call, inlined."""
-    return cuda.jit(function, device=True)
+    """Make a device function: one that kernels call, inlined.  What is one already stays."""
+    if hasattr(function, "py_func"):
+        return function
+    return cuda.jit(rewritten(function, unsigned), device=True)

@@ -13,7 +13,8 @@ _recording_runs = True
 def simulation(schedule="lockstep"):
     """Run the kernels of a `with` block in the simulator.
 
-    schedule: "lockstep", the fastest; or "forward", "reverse" or a seed, to see races.
+    schedule: "lockstep", the fastest; "races", the same with a race detector; or "forward",
+    "reverse" or a seed: every thread by itself, in that order.
     """
     from minimal_nn.cuda.simulator.device import Simulator
 
@@ -62,6 +63,12 @@ def launch(kernel, grid, block, args, shared=0):
         if not _recording_runs:
             return
     current().launch(kernel, grid, block, args, shared)
+
+
+def launch_all(calls):
+    """Launch one after the other: calls of (kernel, grid, block, args)."""
+    for call in calls:
+        launch(*call)
 
 
 def prepare(kernel, grid, block, args, shared=0):

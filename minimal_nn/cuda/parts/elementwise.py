@@ -2,47 +2,30 @@
 
 import functools
 
-from minimal_nn.cuda.device.language import cuda, kernel
-from minimal_nn.cuda.parts.vectors import U, lift, vector
+from minimal_nn.cuda.device.language import cuda, kernel, unroll
+from minimal_nn.cuda.parts.vectors import lift, vector
 
 THREADS = 256
 
 
 @functools.cache
-def elementwise(function, arrays, T, width):
-    """Return the kernel (a, y) or (a, b, y) that writes y = function(a, ...) for every entry.
+def elementwise(function, T, width):
+    """Return the kernel (arrays, y) that writes y = function(*arrays) for every entry.
 
-    function: of one or two numbers.  All arrays are 1-D of one length; the entries behind the last
-    whole vector are taken one by one.
+    function: of as many numbers as there are arrays.  All arrays are 1-D of one length; the entries
+    behind the last whole vector are taken one by one.
     """
-    v = vector(T, width)
-    load, store = v.load, v.store
-    one = lift(function, arrays, 1)
-    many = lift(function, arrays, width)
+    v, one, many = vector(T, width), lift(function, 1), lift(function, width)
+    arguments = function.__code__.co_argcount
 
-    if arrays == 1:
-
-        def body(a, y):
-            i = U(cuda.grid(1)) * U(width)
-            n = U(y.size)
-            if i + U(width) <= n:
-                store(y, i, many(load(a, i)))
-            else:
-                while i < n:
-                    y[i] = one((a[i],))[0]
-                    i += U(1)
-
-    else:
-
-        def body(a, b, y):
-            i = U(cuda.grid(1)) * U(width)
-            n = U(y.size)
-            if i + U(width) <= n:
-                store(y, i, many(load(a, i), load(b, i)))
-            else:
-                while i < n:
-                    y[i] = one((a[i],), (b[i],))[0]
-                    i += U(1)
+    def body(arrays, y):
+        i = cuda.grid(1) * width
+        if i + width <= y.size:
+            v.store(y, i, many(*(v.load(arrays[k], i) for k in unroll(arguments))))
+        else:
+            while i < y.size:
+                y[i] = one(*((arrays[k][i],) for k in unroll(arguments)))[0]
+                i += 1
 
     body.__name__ = function.__name__
     return kernel(threads=THREADS)(body)

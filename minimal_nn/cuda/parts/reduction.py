@@ -1,5 +1,8 @@
 r"""Reductions in a fixed order: the trees behind every mean, variance and sum of the wing.
 
+`Cut` says how columns are cut into blocks; `sums` and `moments` are what a thread does with its
+rows, `tree` what a block does with its threads; `warp` and `row_sum` reduce rows.
+
 Columns.  An array of `rows` x `columns` numbers is cut into blocks of columns and chunks of
 rows.  A thread block of (TX, TY) threads reduces one chunk of one block of columns; thread (x, y)
 takes the vector of columns x and the rows y, y + TY, y + 2 TY, ... of the chunk:
@@ -40,15 +43,12 @@ import functools
 import math
 import types
 
-import numba
 import numpy as np
 
 from minimal_nn.cuda.device.arrays import empty
-from minimal_nn.cuda.device.language import cuda, device, kernel
-from minimal_nn.cuda.parts.vectors import U, lift, number_type, vector
+from minimal_nn.cuda.device.language import cuda, device, unroll
 
 THREADS = 128
-MOST_X = 8  # threads side by side in a block that has its columns to itself (see `Cut`)
 # Sums of squares between the first two are right as they are; those outside are taken once more, of
 # numbers times the third (too small) or the fourth (too large), as in reference/extremes.py.
 SQUARES = {
@@ -113,288 +113,6 @@ def _power_of_two(n):
     return 1 << max(0, n - 1).bit_length()
 
 
-@functools.cache
-def columns_of_block(T, width, threads=THREADS):
-    """Return the device functions that reduce columns of vectors of `width` numbers of type T.
-
-    The block has `threads` threads, as many as the shared arrays have vectors.
-
-    moments(z, columns, column, row, step, end)   (n, mean, M2) of rows row, row + step, ... < end
-    products(a, b, columns, column, row, step, end)   the sum of a b over these rows
-    squares(a, scale, columns, column, row, step, end)   the sum of (scale a)^2, in the same order
-    out_of_range(square, exists, flags, x, x count, y)   whether a column of the block has a sum of
-        squares that under- or overflows, and the power of two for one's own columns
-    tree_moments(n, mean, square, shared arrays ..., t, x count, y, y count)   over the block's rows
-    tree_sum(a, shared array, t, x count, y, y count), tree_sums(a, b, shared arrays ..., the same)
-    """
-    v = vector(T, width)
-    load, get, put, splat, zero, add, sub, mul = (
-        v.load,
-        v.get,
-        v.put,
-        v.splat,
-        v.zero,
-        v.add,
-        v.sub,
-        v.mul,
-    )
-    stride = threads
-    merge_mean = lift(lambda mean, other, part: mean + (other - mean) * part, 3, width)
-
-    def square_of_merged(square, other_square, mean, other, factor):
-        d = other - mean
-        return (square + other_square) + d * (d * factor)  # d * factor first: 0 for an empty set
-
-    merge_square = lift(square_of_merged, 5, width)
-
-    @device
-    def merge(n, mean, square, other_n, other, other_square):
-        total = n + other_n
-        part = other_n / total if total > T(0) else T(0)
-        merged = merge_square(square, other_square, mean, other, splat(n * part))
-        return total, merge_mean(mean, other, splat(part)), merged
-
-    deviation = lift(lambda d, offset: (d - offset) * (d - offset), 2, width)
-
-    @device
-    def moments(z, columns, column, row, step, end):
-        n = T(0)
-        mean = zero()
-        square = zero()
-        next_row = step * columns
-        while row + U(7) * step < end:
-            i = row * columns + column
-            x0 = load(z, i)
-            x1 = load(z, i + next_row)
-            x2 = load(z, i + U(2) * next_row)
-            x3 = load(z, i + U(3) * next_row)
-            x4 = load(z, i + U(4) * next_row)
-            x5 = load(z, i + U(5) * next_row)
-            x6 = load(z, i + U(6) * next_row)
-            x7 = load(z, i + U(7) * next_row)
-            # Relative to the first: exact zeros for equal numbers, no cancellation for large ones.
-            d1 = sub(x1, x0)
-            d2 = sub(x2, x0)
-            d3 = sub(x3, x0)
-            d4 = sub(x4, x0)
-            d5 = sub(x5, x0)
-            d6 = sub(x6, x0)
-            d7 = sub(x7, x0)
-            total = add(add(d1, add(d2, d3)), add(add(d4, d5), add(d6, d7)))
-            offset = mul(total, splat(T(0.125)))
-            s01 = add(mul(offset, offset), deviation(d1, offset))
-            s23 = add(deviation(d2, offset), deviation(d3, offset))
-            s45 = add(deviation(d4, offset), deviation(d5, offset))
-            s67 = add(deviation(d6, offset), deviation(d7, offset))
-            tile = add(add(s01, s23), add(s45, s67))
-            n, mean, square = merge(n, mean, square, T(8), add(x0, offset), tile)
-            row += U(8) * step
-        while row < end:
-            n, mean, square = merge(n, mean, square, T(1), load(z, row * columns + column), zero())
-            row += step
-        return n, mean, square
-
-    @device
-    def tree_moments(n, mean, square, counts, means, squares, t, x_count, y, y_count):
-        counts[t] = n
-        put(means, t, U(stride), mean)
-        put(squares, t, U(stride), square)
-        half = y_count // U(2)
-        cuda.syncthreads()
-        while half > U(0):
-            if y < half:
-                o = t + half * x_count
-                n, mean, square = merge(
-                    n,
-                    mean,
-                    square,
-                    counts[o],
-                    get(means, o, U(stride)),
-                    get(squares, o, U(stride)),
-                )
-                counts[t] = n
-                put(means, t, U(stride), mean)
-                put(squares, t, U(stride), square)
-            cuda.syncthreads()
-            half = half // U(2)
-
-    @device
-    def tree_sum(a, shared, t, x_count, y, y_count):
-        put(shared, t, U(stride), a)
-        half = y_count // U(2)
-        cuda.syncthreads()
-        while half > U(0):
-            if y < half:
-                a = add(a, get(shared, t + half * x_count, U(stride)))
-                put(shared, t, U(stride), a)
-            cuda.syncthreads()
-            half = half // U(2)
-
-    @device
-    def tree_sums(a, b, first, second, t, x_count, y, y_count):
-        tree_sum(a, first, t, x_count, y, y_count)
-        tree_sum(b, second, t, x_count, y, y_count)
-
-    @device
-    def products(a, b, columns, column, row, step, end):
-        total = zero()
-        next_row = step * columns
-        while row < end:
-            i = row * columns + column
-            if row + U(3) * step < end:  # four loads of each on their way at once
-                p0 = mul(load(a, i), load(b, i))
-                p1 = mul(load(a, i + next_row), load(b, i + next_row))
-                p2 = mul(load(a, i + U(2) * next_row), load(b, i + U(2) * next_row))
-                p3 = mul(load(a, i + U(3) * next_row), load(b, i + U(3) * next_row))
-                total = add(total, add(add(p0, p1), add(p2, p3)))
-                row += U(4) * step
-            else:
-                total = add(total, mul(load(a, i), load(b, i)))
-                row += step
-        return total
-
-    @device
-    def squares(a, scale, columns, column, row, step, end):
-        total = zero()
-        next_row = step * columns
-        while row < end:
-            i = row * columns + column
-            s0 = mul(scale, load(a, i))
-            if row + U(3) * step < end:
-                s1 = mul(scale, load(a, i + next_row))
-                s2 = mul(scale, load(a, i + U(2) * next_row))
-                s3 = mul(scale, load(a, i + U(3) * next_row))
-                pair = add(mul(s0, s0), mul(s1, s1))
-                total = add(total, add(pair, add(mul(s2, s2), mul(s3, s3))))
-                row += U(4) * step
-            else:
-                total = add(total, mul(s0, s0))
-                row += step
-        return total
-
-    little, big, up, down = (T(number) for number in SQUARES[T.name])
-    scale_of = lift(
-        lambda square: up if square < little else (down if square > big else T(1)), 1, width
-    )
-    any_other = v.any
-    is_scaled = lift(lambda scale: scale != T(1), 1, width)
-
-    @device
-    def out_of_range(square, exists, flags, x, x_count, y):
-        scale = scale_of(square) if exists else splat(T(1))
-        if y == U(0):
-            flags[x] = U(1) if any_other(is_scaled(scale)) else U(0)
-        cuda.syncthreads()
-        found = U(0)
-        i = U(0)
-        while i < x_count:
-            found |= flags[i]
-            i += U(1)
-        return found, scale
-
-    return types.SimpleNamespace(
-        products=products,
-        squares=squares,
-        out_of_range=out_of_range,
-        merge=merge,
-        moments=moments,
-        tree_moments=tree_moments,
-        tree_sum=tree_sum,
-        tree_sums=tree_sums,
-    )
-
-
-@functools.cache
-def finishing(T):
-    """Return the kernels of the second stage, for numbers of type T."""
-    threads = FINISH_THREADS
-    tree_sums = columns_of_block(T, 1, threads).tree_sums
-
-    @kernel(threads=threads)
-    def finish_sums(first, second, chunks, columns, a, b):
-        """a, b (columns,) = the sums of first, second (chunks, columns) over the chunks."""
-        shared_a = cuda.shared.array(threads, T)
-        shared_b = cuda.shared.array(threads, T)
-        x, y = U(cuda.threadIdx.x), U(cuda.threadIdx.y)
-        x_count, y_count = U(cuda.blockDim.x), U(cuda.blockDim.y)
-        column = U(cuda.blockIdx.x) * x_count + x
-        t = y * x_count + x
-        sum_a, sum_b = T(0), T(0)
-        if column < columns:
-            chunk = y
-            while chunk < chunks:
-                sum_a += first[chunk * columns + column]
-                sum_b += second[chunk * columns + column]
-                chunk += y_count
-        tree_sums((sum_a,), (sum_b,), shared_a, shared_b, t, x_count, y, y_count)
-        if y == U(0) and column < columns:
-            a[column] = shared_a[t]
-            b[column] = shared_b[t]
-
-    tree_sum = columns_of_block(T, 1, threads).tree_sum
-
-    @kernel(threads=threads)
-    def finish_sum(partial, chunks, columns, total):
-        """total (columns,) = the sums of partial (chunks, columns) over the chunks."""
-        shared = cuda.shared.array(threads, T)
-        x, y = U(cuda.threadIdx.x), U(cuda.threadIdx.y)
-        x_count, y_count = U(cuda.blockDim.x), U(cuda.blockDim.y)
-        column = U(cuda.blockIdx.x) * x_count + x
-        t = y * x_count + x
-        own = T(0)
-        if column < columns:
-            chunk = y
-            while chunk < chunks:
-                own += partial[chunk * columns + column]
-                chunk += y_count
-        tree_sum((own,), shared, t, x_count, y, y_count)
-        if y == U(0) and column < columns:
-            total[column] = shared[t]
-
-    return types.SimpleNamespace(finish_sum=finish_sum, finish_sums=finish_sums)
-
-
-@functools.cache
-def partial_sums(T, width):
-    """Return the kernel of the first stage of column sums of products."""
-    v = vector(T, width)
-    store, get, zero = v.store, v.get, v.zero
-    c = columns_of_block(T, width)
-    products, tree_sum = c.products, c.tree_sum
-    size, stride = THREADS * width, THREADS
-
-    @kernel(threads=THREADS, blocks=8)
-    def product_sum(a, b, rows, columns, chunk, partial):
-        """partial (chunks, columns) = the sums of a b over each chunk of rows."""
-        shared = cuda.shared.array(size, T)
-        x, y = U(cuda.threadIdx.x), U(cuda.threadIdx.y)
-        x_count, y_count = U(cuda.blockDim.x), U(cuda.blockDim.y)
-        column = (U(cuda.blockIdx.x) * x_count + x) * U(width)
-        first = U(cuda.blockIdx.y) * chunk
-        t = y * x_count + x
-        own = zero()
-        if column < columns:
-            own = products(a, b, columns, column, first + y, y_count, min(first + chunk, rows))
-        tree_sum(own, shared, t, x_count, y, y_count)
-        if y == U(0) and column < columns:
-            store(partial, U(cuda.blockIdx.y) * columns + column, get(shared, t, U(stride)))
-
-    return product_sum
-
-
-def product_sum_calls(a, b, rows, columns, width, total):
-    """Return the two launches of total (columns,) = the sums of a b, both 1-D, over the rows."""
-    T = number_type(a.dtype)
-    cut = Cut(rows, columns, width)
-    partial = empty(cut.chunks * columns, a.dtype)
-    args = (a, b, rows, columns, cut.rows, partial)
-    finish = finishing(T).finish_sum
-    return [
-        (partial_sums(T, width), cut.grid, cut.block, args),
-        (finish, *finish_geometry(columns, cut.chunks), (partial, cut.chunks, columns, total)),
-    ]
-
-
 def finish_geometry(columns, chunks=FINISH_ROWS):
     """Return the grid and the block of a kernel of the second stage."""
     y = min(FINISH_ROWS, _power_of_two(chunks))
@@ -402,34 +120,197 @@ def finish_geometry(columns, chunks=FINISH_ROWS):
     return -(-columns // x), (x, y)
 
 
+# What a thread does with its rows.  Both kinds of reduction have the same functions:
+#
+#     zero()                                           of no rows
+#     gather(a, c, columns, column, row, step, end)    of rows row, row + step, ... < end
+#     merge(one, other)
+#     put(shared, t, own), get(shared, t)              what thread t has, in an array of `size`
+#     vectors(own), part(vectors, n)                   as `count` vectors, and back, of n rows
+#
+# term(a, c, i, row) returns the vectors that are reduced at place i: see columns.py.
+
+
+def sums(v, count, term, ahead, threads):
+    """Return the sums of `count` vectors; ahead: how many rows are on their way at once, 1 or 4."""
+    section = v.width * threads
+    unequal = v.lift(lambda one, other: one != other)
+
+    @device
+    def zero():
+        return (*(v.zero() for s in unroll(count)),)
+
+    @device
+    def ones():
+        return (*(v.splat(v.T(1)) for s in unroll(count)),)
+
+    @device
+    def differ(one, other):
+        found = False
+        for s in unroll(count):
+            found = found or v.any(unequal(one[s], other[s]))
+        return found
+
+    @device
+    def merge(one, other):
+        return (*(v.add(one[s], other[s]) for s in unroll(count)),)
+
+    @device
+    def gather(a, c, columns, column, row, step, end):
+        own = zero()
+        if ahead == 4:
+            while row + 3 * step < end:
+                i = row * columns + column
+                t = (*(term(a, c, i + k * (step * columns), row + k * step) for k in unroll(4)),)
+                own = merge(own, merge(merge(t[0], t[1]), merge(t[2], t[3])))
+                row += 4 * step
+        while row < end:
+            own = merge(own, term(a, c, row * columns + column, row))
+            row += step
+        return own
+
+    @device
+    def put(shared, t, own):
+        for s in unroll(count):
+            v.put(shared, t + s * section, threads, own[s])
+
+    @device
+    def get(shared, t):
+        return (*(v.get(shared, t + s * section, threads) for s in unroll(count)),)
+
+    return types.SimpleNamespace(
+        count=count,
+        size=count * section,
+        zero=zero,
+        ones=ones,
+        differ=differ,
+        gather=gather,
+        merge=merge,
+        put=put,
+        get=get,
+        vectors=device(lambda own: own),
+        part=device(lambda vectors, n: vectors),
+    )
+
+
+def scale_of(v):
+    """Return scale(sum of squares): the power of two that brings its numbers into range, or 1."""
+    T = v.T
+    little, big, up, down = (T(number) for number in SQUARES[T.name])
+    return v.lift(lambda square: up if square < little else (down if square > big else T(1)))
+
+
+def moments(v, term, threads):
+    """Return the moments (n, mean, M2) of one vector, eight rows on their way at once."""
+    T, section = v.T, v.width * threads
+    merged_mean = v.lift(lambda mean, other, part: mean + (other - mean) * part)
+    deviation = v.lift(lambda d, offset: (d - offset) * (d - offset))
+
+    def square_of_merged(square, other_square, mean, other, factor):
+        d = other - mean
+        return (square + other_square) + d * (d * factor)  # d * factor first: 0 for an empty set
+
+    merged_square = v.lift(square_of_merged)
+
+    @device
+    def zero():
+        return T(0), v.zero(), v.zero()
+
+    @device
+    def merge(one, other):
+        n, mean, square = one
+        other_n, other_mean, other_square = other
+        total = n + other_n
+        part = other_n / total if total > T(0) else T(0)
+        factor = v.splat(n * part)
+        square = merged_square(square, other_square, mean, other_mean, factor)
+        return total, merged_mean(mean, other_mean, v.splat(part)), square
+
+    @device
+    def gather(a, c, columns, column, row, step, end):
+        own = zero()
+        while row + 7 * step < end:
+            i = row * columns + column
+            x = (*(term(a, c, i + k * (step * columns), row + k * step) for k in unroll(8)),)
+            # Relative to the first: exact zeros for equal numbers, no cancellation for large ones.
+            d = (*(v.sub(x[k + 1], x[0]) for k in unroll(7)),)
+            total = v.add(v.add(d[1], d[2]), d[0])
+            total = v.add(total, v.add(v.add(d[3], d[4]), v.add(d[5], d[6])))
+            offset = v.mul(total, v.splat(T(0.125)))
+            s = (v.mul(offset, offset), *(deviation(d[k], offset) for k in unroll(7)))
+            pairs = (*(v.add(s[2 * k], s[2 * k + 1]) for k in unroll(4)),)
+            square = v.add(v.add(pairs[0], pairs[1]), v.add(pairs[2], pairs[3]))
+            own = merge(own, (T(8), v.add(x[0], offset), square))
+            row += 8 * step
+        while row < end:
+            own = merge(own, (T(1), term(a, c, row * columns + column, row), v.zero()))
+            row += step
+        return own
+
+    @device
+    def put(shared, t, own):
+        shared[t + 2 * section] = own[0]
+        v.put(shared, t, threads, own[1])
+        v.put(shared, t + section, threads, own[2])
+
+    @device
+    def get(shared, t):
+        mean, square = v.get(shared, t, threads), v.get(shared, t + section, threads)
+        return shared[t + 2 * section], mean, square
+
+    return types.SimpleNamespace(
+        count=2,
+        size=2 * section + threads,
+        zero=zero,
+        gather=gather,
+        merge=merge,
+        put=put,
+        get=get,
+        vectors=device(lambda own: (own[1], own[2])),
+        part=device(lambda vectors, n: (T(n), vectors[0], vectors[1])),
+    )
+
+
+def tree(kind):
+    """Return tree(own, shared, t, x count, y, y count): the block's rows meet in a shared array."""
+
+    @device
+    def meet(own, shared, t, x_count, y, y_count):
+        kind.put(shared, t, own)
+        half = y_count // 2
+        cuda.syncthreads()
+        while half > 0:
+            if y < half:
+                own = kind.merge(own, kind.get(shared, t + half * x_count))
+                kind.put(shared, t, own)
+            cuda.syncthreads()
+            half = half // 2
+
+    return meet
+
+
 @functools.cache
 def warp(T):
     """Return the butterflies of a warp: sum(x) and max(x), the same bits in every lane."""
-    full = numba.uint32(0xFFFFFFFF)
 
     @device
-    def warp_sum(x):
-        x += cuda.shfl_xor_sync(full, x, 16)
-        x += cuda.shfl_xor_sync(full, x, 8)
-        x += cuda.shfl_xor_sync(full, x, 4)
-        x += cuda.shfl_xor_sync(full, x, 2)
-        x += cuda.shfl_xor_sync(full, x, 1)
-        return x
+    def add(a, b):
+        return a + b
 
     @device
     def larger(a, b):
         return b if b > a or b != b else a  # a NaN is not lost
 
-    @device
-    def warp_max(x):
-        x = larger(x, cuda.shfl_xor_sync(full, x, 16))
-        x = larger(x, cuda.shfl_xor_sync(full, x, 8))
-        x = larger(x, cuda.shfl_xor_sync(full, x, 4))
-        x = larger(x, cuda.shfl_xor_sync(full, x, 2))
-        x = larger(x, cuda.shfl_xor_sync(full, x, 1))
-        return x
+    def butterfly(combine):
+        @device
+        def meet(x):
+            for k in unroll(5):
+                x = combine(x, cuda.shfl_xor_sync(0xFFFFFFFF, x, 16 >> k))
+            return x
 
-    return types.SimpleNamespace(sum=warp_sum, max=warp_max, larger=larger)
+        return meet
+
+    return types.SimpleNamespace(sum=butterfly(add), max=butterfly(larger), larger=larger)
 
 
 @functools.cache
@@ -438,27 +319,19 @@ def row_sum(T, warps):
 
     One warp needs no shared array; of several, the sums are added in the order of the warps.
     """
-    warp_sum = warp(T).sum
+    w = warp(T)
 
-    if warps == 1:
-
-        @device
-        def total(x, shared, own):
-            return warp_sum(x)
-
-    else:
-
-        @device
-        def total(x, shared, own):
-            x = warp_sum(x)
-            cuda.syncthreads()  # whoever still reads the sums before these
-            shared[own] = x  # every lane the same number
-            cuda.syncthreads()
-            x = shared[U(0)]
-            other = U(1)
-            while other < U(warps):
-                x += shared[other]
-                other += U(1)
+    @device
+    def total(x, shared, own):
+        x = w.sum(x)
+        if warps == 1:
             return x
+        cuda.syncthreads()  # whoever still reads the sums before these
+        shared[own] = x  # every lane the same number
+        cuda.syncthreads()
+        x = shared[0]
+        for other in range(1, warps):
+            x += shared[other]
+        return x
 
     return total

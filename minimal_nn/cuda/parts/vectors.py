@@ -14,11 +14,9 @@ import numpy as np
 
 from minimal_nn.cuda.device import intrinsics
 from minimal_nn.cuda.device.arrays import address, contiguous, floating
-from minimal_nn.cuda.device.language import device
-from minimal_nn.cuda.parts.unroll import made
+from minimal_nn.cuda.device.language import device, made, unroll
 
 BYTES = 16
-U = numba.uint32
 
 
 def number_type(dtype):
@@ -31,16 +29,13 @@ def number_type(dtype):
     return numba.from_dtype(np.dtype(dtype))
 
 
-def lift(function, arguments, width):
+def lift(function, width):
     """Return a device function that applies `function`, of numbers, to vectors, entry by entry."""
-    names = [f"a{i}" for i in range(arguments)]
-    entries = (f"f({', '.join(f'{name}[{j}]' for name in names)})" for j in range(width))
-    source = f"def lifted({', '.join(names)}):\n    return ({', '.join(entries)},)\n"
-    return device(made(source, "lifted", {"f": device(function)}))
-
-
-def _built(source, **scope):
-    return device(made(source, "built", scope))
+    count = getattr(function, "py_func", function).__code__.co_argcount
+    names = [f"a{i}" for i in range(count)]
+    one = f"f({', '.join(f'{name}[j]' for name in names)})"
+    source = f"def lifted({', '.join(names)}):\n    return (*({one} for j in unroll(width)),)\n"
+    return device(made(source, "lifted", {"f": device(function), "unroll": unroll, "width": width}))
 
 
 @functools.cache
@@ -52,28 +47,64 @@ def vector(T, width):
     splat(number)   the number in every entry;   zero()
     add, sub, mul(v, w)
     any(flags), total(v)   one flag or number from all entries; total adds neighbours first
+    lift(function)   a formula of numbers for vectors
     """
-    entries = range(width)
-    total = {1: "v[0]", 2: "v[0] + v[1]", 4: "(v[0] + v[1]) + (v[2] + v[3])"}[width]
-    if width == 1:
-        load = _built("def built(array, i):\n    return (array[i],)\n")
-        store = _built("def built(array, i, v):\n    array[i] = v[0]\n")
-    else:
-        load, store = getattr(intrinsics, f"load{width}"), getattr(intrinsics, f"store{width}")
-    places = ", ".join(f"buffer[i + U({j}) * n]" for j in entries)
-    values = "".join(f"    buffer[i + U({j}) * n] = v[{j}]\n" for j in entries)
+
+    @device
+    def load_one(array, i):
+        return (array[i],)
+
+    @device
+    def store_one(array, i, v):
+        array[i] = v[0]
+
+    @device
+    def get(buffer, i, n):
+        return (*(buffer[i + j * n] for j in unroll(width)),)
+
+    @device
+    def put(buffer, i, n, v):
+        for j in unroll(width):
+            buffer[i + j * n] = v[j]
+
+    @device
+    def splat(number):
+        return (*(number for j in unroll(width)),)
+
+    @device
+    def zero():
+        return (*(T(0) for j in unroll(width)),)
+
+    @device
+    def any_of(v):
+        found = v[0]
+        for j in unroll(width - 1):
+            found = found or v[j + 1]
+        return found
+
+    @device
+    def total(v):
+        if width == 1:
+            return v[0]
+        if width == 2:
+            return v[0] + v[1]
+        return (v[0] + v[1]) + (v[2] + v[3])
+
     return types.SimpleNamespace(
-        load=load,
-        store=store,
-        get=_built(f"def built(buffer, i, n):\n    return ({places},)\n", U=U),
-        put=_built(f"def built(buffer, i, n, v):\n{values}", U=U),
-        splat=_built(f"def built(number):\n    return ({'number, ' * width})\n"),
-        zero=_built(f"def built():\n    return ({'T(0), ' * width})\n", T=T),
-        any=_built(f"def built(v):\n    return {' or '.join(f'v[{j}]' for j in entries)}\n"),
-        total=_built(f"def built(v):\n    return {total}\n"),
-        add=lift(lambda a, b: a + b, 2, width),
-        sub=lift(lambda a, b: a - b, 2, width),
-        mul=lift(lambda a, b: a * b, 2, width),
+        T=T,
+        width=width,
+        load=load_one if width == 1 else getattr(intrinsics, f"load{width}"),
+        store=store_one if width == 1 else getattr(intrinsics, f"store{width}"),
+        get=get,
+        put=put,
+        splat=splat,
+        zero=zero,
+        any=any_of,
+        total=total,
+        add=lift(lambda a, b: a + b, width),
+        sub=lift(lambda a, b: a - b, width),
+        mul=lift(lambda a, b: a * b, width),
+        lift=functools.partial(lift, width=width),
     )
 
 

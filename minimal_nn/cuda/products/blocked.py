@@ -2,7 +2,10 @@
 
 A block computes a tile of BM x BN entries of C and walks along k in steps of BK.  A thread holds TM
 x TN sums in registers; its rows lie in groups of four, BM / (TM / 4) apart, so that it reads four
-entries at once from shared memory, and neighbours read neighbouring words.
+entries at once from shared memory, and neighbours read neighbouring words.  The threads stand in
+lines along n; interleaved, a warp is a field of 4 x 8 threads, numbered so that the eight which
+read at the same time want few different words of either operand: two passes for a read of A or B,
+where lines take two and four.
 
 Two buffers of shared memory: while a tile is multiplied out of one, the next tile is on its way
 from global memory into registers, and goes into the other buffer afterwards, so that one barrier
@@ -23,11 +26,10 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-from numba import float32, uint32
+from numba import float32
 
 from minimal_nn.cuda.device.intrinsics import load4, store4
-from minimal_nn.cuda.device.language import cuda, device, kernel
-from minimal_nn.cuda.parts.unroll import unroll, unrolled
+from minimal_nn.cuda.device.language import cuda, device, kernel, unroll
 
 # Bits of the argument `flags`.
 BIAS = np.uint32(1)
@@ -43,6 +45,7 @@ class Tile(NamedTuple):
     TM: int
     TN: int
     blocks: int  # that must fit on a multiprocessor at once
+    interleaved: bool = False  # how threads stand
 
     @property
     def threads(self):
@@ -67,128 +70,135 @@ def fetch(locate, wide):
         return (float32(0), float32(0), float32(0), float32(0))
 
     @device
-    def fetch_one(source, row, column, rows, columns, geometry):
+    def fetch_one(source, row, column, q, rows, columns, geometry):
+        column = column + q
         place, exists = locate(row, column, rows, columns, geometry)
         return source[place] if exists else float32(0)
 
     @device
     def fetch_four(source, row, column, rows, columns, geometry):
-        return (
-            fetch_one(source, row, column, rows, columns, geometry),
-            fetch_one(source, row, column + uint32(1), rows, columns, geometry),
-            fetch_one(source, row, column + uint32(2), rows, columns, geometry),
-            fetch_one(source, row, column + uint32(3), rows, columns, geometry),
-        )
+        return (*(fetch_one(source, row, column, q, rows, columns, geometry) for q in unroll(4)),)
 
     return fetch_wide if wide else fetch_four
 
 
 @functools.cache
+def loading(locate, wide, transposed, side, tile):
+    """Return how the block's tile of an operand, BK x side, gets into shared memory.
+
+    fetch: a thread's part from global memory into `ahead`, its registers.  store: from there into
+    the buffer at `to`, the inner index k along the lines.
+    """
+    get, threads, BK = fetch(locate, wide), tile.threads, tile.BK
+    loads = side * BK // 4 // threads
+    line_vectors = (BK if transposed else side) // 4  # neighbours in memory: along k, or along side
+    pitch = side + 4  # four more words: lines begin in different banks, and stay aligned
+
+    @device
+    def fetch_part(ahead, source, side0, k0, side_end, k_end, geometry):
+        for i in range(loads):
+            e = cuda.threadIdx.x + i * threads
+            line, place = e // line_vectors, e % line_vectors * 4
+            if transposed:
+                row, column = side0 + line, k0 + place
+                v = get(source, row, column, side_end, k_end, geometry)
+            else:
+                row, column = k0 + line, side0 + place
+                v = get(source, row, column, k_end, side_end, geometry)
+            for q in unroll(4):
+                ahead[i, q] = v[q]
+
+    @device
+    def store_part(ahead, shared, to):
+        for i in range(loads):
+            e = cuda.threadIdx.x + i * threads
+            line, place = e // line_vectors, e % line_vectors * 4
+            if transposed:
+                for q in unroll(4):
+                    shared[to + (place + q) * pitch + line] = ahead[i, q]
+            else:
+                v = (*(ahead[i, q] for q in unroll(4)),)
+                store4(shared, to + line * pitch + place, v)
+
+    return fetch_part, store_part
+
+
+@functools.cache
 def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
     """Return the kernel C = act(A B + bias) of one tile size, one layout and two operands."""
-    index = np.uint32
-    COLUMNS = index(tile.BN // tile.TN)
-    BM, BN, BK, TM, TN = (index(n) for n in tile[:5])
-    BK_INT, TM_INT, TN_INT = tile.BK, tile.TM, tile.TN
-    THREADS = index(tile.threads)
-    # Four more words a row: the rows begin in different banks, and stay aligned to 16 bytes.
-    A_ROW, B_ROW = index(tile.BM + 4), index(tile.BN + 4)
-    A_BUFFER, B_BUFFER = index(BK * A_ROW), index(BK * B_ROW)
-    A_SIZE, B_SIZE = int(2 * A_BUFFER), int(2 * B_BUFFER)
-    M_GROUPS, N_GROUPS = index(tile.TM // 4), index(tile.TN // 4)
-    M_APART, N_APART = index(tile.BM // (tile.TM // 4)), index(tile.BN // (tile.TN // 4))
-    A_LOADS = tile.BM * tile.BK // 4 // tile.threads
-    B_LOADS = tile.BN * tile.BK // 4 // tile.threads
-    A_LINE = index((tile.BM if a_transposed else tile.BK) // 4)
-    B_LINE = index((tile.BK if b_transposed else tile.BN) // 4)
-    ZERO, ONE, TWO, THREE, FOUR = (index(n) for n in range(5))
-    fetch_a, fetch_b = fetch(locate_a, wide), fetch(locate_b, wide)
+    BM, BN, BK, TM, TN, _, interleaved = tile
+    threads_n = BN // TN
+    warps_n = threads_n // 8
+    a_pitch, b_pitch = BM + 4, BN + 4
+    a_buffer, b_buffer = BK * a_pitch, BK * b_pitch
+    # Groups of four rows or columns of a thread, and how far apart they are.
+    m_groups, m_apart = TM // 4, BM // (TM // 4)
+    n_groups, n_apart = TN // 4, BN // (TN // 4)
+    # A is described with its inner index first where it is not transposed, B the other way round.
+    fetch_a, store_a = loading(locate_a, wide, not a_transposed, BM, tile)
+    fetch_b, store_b = loading(locate_b, wide, b_transposed, BN, tile)
+
+    @device
+    def four(shared, place, values, i):
+        """Read four neighbours of shared memory into values[i], ..., values[i + 3]."""
+        v = load4(shared, place)
+        for q in unroll(4):
+            values[i + q] = v[q]
 
     def blocked(A, B, C, bias, M, N, K, part, a_geometry, b_geometry, flags):
-        shared_a = cuda.shared.array(A_SIZE, float32, 16)
-        shared_b = cuda.shared.array(B_SIZE, float32, 16)
-        sums = cuda.local.array((TM_INT, TN_INT), float32)
-        row = cuda.local.array(TM_INT, float32)
-        column = cuda.local.array(TN_INT, float32)
-        next_a = cuda.local.array((A_LOADS, 4), float32)
-        next_b = cuda.local.array((B_LOADS, 4), float32)
-        thread = uint32(cuda.threadIdx.x)
-        n_thread = thread % COLUMNS
-        m_thread = thread // COLUMNS
-        m0 = uint32(uint32(cuda.blockIdx.x) * BM)
-        n0 = uint32(uint32(cuda.blockIdx.y) * BN)
-        k0 = uint32(uint32(cuda.blockIdx.z) * part)
-        k_end = min(K, uint32(k0 + part))
+        shared_a = cuda.shared.array(2 * a_buffer, float32, 16)
+        shared_b = cuda.shared.array(2 * b_buffer, float32, 16)
+        sums = cuda.local.array((TM, TN), float32)
+        row = cuda.local.array(TM, float32)
+        column = cuda.local.array(TN, float32)
+        next_a = cuda.local.array((BM * BK // 4 // tile.threads, 4), float32)
+        next_b = cuda.local.array((BN * BK // 4 // tile.threads, 4), float32)
+        if interleaved:
+            warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
+            # The bits of a lane: n, m, n, m, n.
+            n_lane = lane % 2 + lane // 4 % 2 * 2 + lane // 16 * 4
+            m_lane = lane // 2 % 2 + lane // 8 % 2 * 2
+            m_thread = (warp // warps_n * 4 + m_lane) * 4
+            n_thread = (warp % warps_n * 8 + n_lane) * 4
+        else:
+            m_thread, n_thread = cuda.threadIdx.x // threads_n * 4, cuda.threadIdx.x % threads_n * 4
+        m0, n0 = cuda.blockIdx.x * BM, cuda.blockIdx.y * BN
+        k0 = cuda.blockIdx.z * part
+        k_end = min(K, k0 + part)
         for i in range(TM):
             for j in range(TN):
                 sums[i, j] = float32(0)
 
-        buffer = ZERO
+        buffer = 0
         first = True
         while True:
             more = k0 < k_end
             if more:
-                for i in range(A_LOADS):
-                    e = uint32(thread + uint32(i) * THREADS)
-                    line, place = uint32(e // A_LINE), uint32((e % A_LINE) * FOUR)
-                    if a_transposed:
-                        v = fetch_a(A, uint32(k0 + line), uint32(m0 + place), k_end, M, a_geometry)
-                    else:
-                        v = fetch_a(A, uint32(m0 + line), uint32(k0 + place), M, k_end, a_geometry)
-                    next_a[i, 0], next_a[i, 1], next_a[i, 2], next_a[i, 3] = v
-                for i in range(B_LOADS):
-                    e = uint32(thread + uint32(i) * THREADS)
-                    line, place = uint32(e // B_LINE), uint32((e % B_LINE) * FOUR)
-                    if b_transposed:
-                        v = fetch_b(B, uint32(n0 + line), uint32(k0 + place), N, k_end, b_geometry)
-                    else:
-                        v = fetch_b(B, uint32(k0 + line), uint32(n0 + place), k_end, N, b_geometry)
-                    next_b[i, 0], next_b[i, 1], next_b[i, 2], next_b[i, 3] = v
+                fetch_a(next_a, A, m0, k0, M, k_end, a_geometry)
+                fetch_b(next_b, B, n0, k0, N, k_end, b_geometry)
             if not first:
-                a0 = uint32(buffer * A_BUFFER + m_thread * FOUR)
-                b0 = uint32(buffer * B_BUFFER + n_thread * FOUR)
-                for k in unroll(BK_INT):
-                    for p in range(M_GROUPS):
-                        v = load4(shared_a, a0 + uint32(k) * A_ROW + uint32(p) * M_APART)
-                        i = uint32(p) * FOUR
-                        row[i], row[i + ONE], row[i + TWO], row[i + THREE] = v
-                    for p in range(N_GROUPS):
-                        v = load4(shared_b, b0 + uint32(k) * B_ROW + uint32(p) * N_APART)
-                        i = uint32(p) * FOUR
-                        column[i], column[i + ONE], column[i + TWO], column[i + THREE] = v
+                a0, b0 = buffer * a_buffer + m_thread, buffer * b_buffer + n_thread
+                for k in unroll(BK):
+                    for p in range(m_groups):
+                        four(shared_a, a0 + k * a_pitch + p * m_apart, row, p * 4)
+                    for p in range(n_groups):
+                        four(shared_b, b0 + k * b_pitch + p * n_apart, column, p * 4)
                     for i in range(TM):
                         for j in range(TN):
                             sums[i, j] += row[i] * column[j]
             if not more:
                 break
-            buffer = uint32(ONE - buffer)
+            buffer = 1 - buffer
             first = False
-            a0 = uint32(buffer * A_BUFFER)
-            b0 = uint32(buffer * B_BUFFER)
-            for i in range(A_LOADS):
-                e = uint32(thread + uint32(i) * THREADS)
-                line, place = uint32(e // A_LINE), uint32((e % A_LINE) * FOUR)
-                if a_transposed:
-                    v = (next_a[i, 0], next_a[i, 1], next_a[i, 2], next_a[i, 3])
-                    store4(shared_a, a0 + line * A_ROW + place, v)
-                else:
-                    for q in range(FOUR):
-                        shared_a[a0 + (place + uint32(q)) * A_ROW + line] = next_a[i, q]
-            for i in range(B_LOADS):
-                e = uint32(thread + uint32(i) * THREADS)
-                line, place = uint32(e // B_LINE), uint32((e % B_LINE) * FOUR)
-                if b_transposed:
-                    for q in range(FOUR):
-                        shared_b[b0 + (place + uint32(q)) * B_ROW + line] = next_b[i, q]
-                else:
-                    v = (next_b[i, 0], next_b[i, 1], next_b[i, 2], next_b[i, 3])
-                    store4(shared_b, b0 + line * B_ROW + place, v)
+            a0, b0 = buffer * a_buffer, buffer * b_buffer
+            store_a(next_a, shared_a, a0)
+            store_b(next_b, shared_b, b0)
             cuda.syncthreads()
-            k0 = uint32(k0 + BK)
+            k0 += BK
 
         if flags & BIAS:
             for j in range(TN):
-                n = n0 + (uint32(j) // FOUR) * N_APART + n_thread * FOUR + uint32(j) % FOUR
+                n = n0 + j // 4 * n_apart + n_thread + j % 4
                 column[j] = bias[n] if n < N else float32(0)
             for i in range(TM):
                 for j in range(TN):
@@ -198,24 +208,23 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
                 for j in range(TN):
                     # NaN goes through, as in the reference wing.
                     sums[i, j] = float32(0) if sums[i, j] <= float32(0) else sums[i, j]
-        C0 = uint32(cuda.blockIdx.z) * M * N
+        start = cuda.blockIdx.z * M * N
         for i in range(TM):
-            m = m0 + (uint32(i) // FOUR) * M_APART + m_thread * FOUR + uint32(i) % FOUR
-            for p in range(N_GROUPS):
-                n = n0 + uint32(p) * N_APART + n_thread * FOUR
-                j = uint32(p) * FOUR
+            m = m0 + i // 4 * m_apart + m_thread + i % 4
+            for p in range(n_groups):
+                n = n0 + p * n_apart + n_thread
                 if wide:
                     if m < M and n < N:
-                        v = (sums[i, j], sums[i, j + ONE], sums[i, j + TWO], sums[i, j + THREE])
-                        store4(C, C0 + m * N + n, v)
+                        v = (*(sums[i, p * 4 + q] for q in unroll(4)),)
+                        store4(C, start + m * N + n, v)
                 else:
-                    for q in range(FOUR):
-                        if m < M and n + uint32(q) < N:
-                            C[C0 + m * N + n + uint32(q)] = sums[i, j + uint32(q)]
+                    for q in unroll(4):
+                        column_q = n + q
+                        if m < M and column_q < N:
+                            C[start + m * N + column_q] = sums[i, p * 4 + q]
 
-    function = unrolled(blocked)
     layout = ("T" if a_transposed else "N") + ("T" if b_transposed else "N")
-    width = "wide" if wide else "any"
+    width = ("interleaved_" if interleaved else "") + ("wide" if wide else "any")
     operands = "".join(name(locate) for locate in (locate_a, locate_b))
-    function.__name__ = f"blocked_{tile.BM}x{tile.BN}x{tile.BK}_{layout}_{width}{operands}"
-    return kernel(threads=tile.threads, blocks=tile.blocks)(function)
+    blocked.__name__ = f"blocked_{BM}x{BN}x{BK}_{layout}_{width}{operands}"
+    return kernel(threads=tile.threads, blocks=tile.blocks)(blocked)

@@ -20,11 +20,12 @@ import numba
 import numpy as np
 from numba import uint32
 
-from minimal_nn.cuda.device.arrays import MOST, address, asarray, contiguous, empty, flat
+from minimal_nn.cuda.device.arrays import MOST, address, asarray, contiguous, empty, flat, result
 from minimal_nn.cuda.device.language import cuda, device, kernel
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.products import blocked, tensor
 from minimal_nn.cuda.products.blocked import BIAS, RELU
+from minimal_nn.reference.arguments import expect_shape
 
 PRECISIONS = (None, "float64", "tf32", "bfloat16")
 ARITHMETIC = {
@@ -39,10 +40,16 @@ ARITHMETIC = {
 # that load and store vectors of 16 bytes; such "vectors" of any operands (to find the pixels of a
 # patch takes registers, which the largest tile does not have); "any" operands.  `choose` takes the
 # first that leaves no multiprocessor of an H200 without work, be it by splitting K, or else the
-# last.
+# last.  Those of a "trial" look better on paper, and are never taken before they were timed:
+# `python -m benchmarks.gpu --phase tiles`.
 MULTIPROCESSORS = 132
 TILES = {
     "blocked": (
+        # Shared memory is read in four passes for six.
+        (blocked.Tile(BM=128, BN=128, BK=16, TM=8, TN=8, blocks=2, interleaved=True), "trial"),
+        (blocked.Tile(BM=64, BN=64, BK=8, TM=8, TN=4, blocks=4, interleaved=True), "trial"),
+        # 512 of 740 instructions are multiply-adds, where with BK = 8 it is 128 of 212.
+        (blocked.Tile(BM=32, BN=32, BK=32, TM=4, TN=4, blocks=8), "trial"),
         (blocked.Tile(BM=128, BN=128, BK=16, TM=8, TN=8, blocks=2), "matrices"),
         (blocked.Tile(BM=128, BN=64, BK=8, TM=8, TN=8, blocks=3), "vectors"),
         (blocked.Tile(BM=64, BN=64, BK=8, TM=8, TN=4, blocks=4), "any"),
@@ -50,15 +57,24 @@ TILES = {
     ),
     # In float64 a tile of 64 x 64 asks the second-level cache for 32 bytes a clock, at the peak.
     "float64": (
+        # 16 bytes a clock.
+        (tensor.Tile(BM=128, BN=128, BK=8, WM=64, WN=32, blocks=1), "trial"),
         (tensor.Tile(BM=128, BN=64, BK=8, WM=32, WN=32, blocks=2), "any"),
         (tensor.Tile(BM=64, BN=64, BK=16, WM=32, WN=32, blocks=4), "any"),
         (tensor.Tile(BM=32, BN=32, BK=16, WM=16, WN=16, blocks=4), "any"),
     ),
-    "tensor": (
+    "widened": (
+        (tensor.Tile(BM=64, BN=64, BK=16, WM=32, WN=32, blocks=2), "any"),
+        (tensor.Tile(BM=32, BN=32, BK=16, WM=16, WN=16, blocks=4), "any"),
+    ),
+    # For study: 64 x 64 tiles ask the second-level cache for more than it gives.
+    "reduced": (
+        (tensor.Tile(BM=128, BN=128, BK=16, WM=64, WN=32, blocks=1), "trial"),
         (tensor.Tile(BM=64, BN=64, BK=16, WM=32, WN=32, blocks=2), "any"),
         (tensor.Tile(BM=32, BN=32, BK=16, WM=16, WN=16, blocks=4), "any"),
     ),
 }
+FAMILIES = {None: "blocked", tensor.FLOAT64: "float64", tensor.WIDENED: "widened"}
 # A product whose tiles fill less than the chip is split along K, into parts of at least PART; the
 # parts are summed in order by a second kernel.
 PART = 256
@@ -87,9 +103,13 @@ def _tiles(tile, M, N):
     return -(-M // tile.BM) * -(-N // tile.BN)
 
 
-def fitting(a, b, N, dtype):
-    """Return which kinds of operands (see TILES) the operands of a product with N columns are."""
+def fitting(a, b, N, dtype, *written):
+    """Return which kinds of operands (see TILES) the operands of a product with N columns are.
+
+    written: the arrays that the kernel writes by vectors of 16 bytes, where all fits.
+    """
     wide = a.vectors and b.vectors and N % (16 // np.dtype(dtype).itemsize) == 0
+    wide = wide and all(address(array) % 16 == 0 for array in written)
     matrices = a.locate is locate_strided and b.locate is locate_strided
     return ("any",) + ("vectors",) * wide + ("matrices",) * (wide and matrices)
 
@@ -134,16 +154,16 @@ def strided(matrix):
     return Operand(memory, (row, column), locate_strided, along == 0, vectors)
 
 
-def product(a, b, bias=None, activation="identity", precision=None, out=None):
+def product(a, b, bias=None, activation="identity", precision=None, out=None, tile=None):
     """Return act(a b + bias) for device arrays a (M, K), b (K, N), bias (N,) or None.
 
     activation: "identity" or "relu".  precision: see the module.  out: a contiguous (M, N) array to
-    write into instead of a new one.
+    write into instead of a new one.  tile: one of TILES, instead of what `choose` takes.
     """
     M, K, N = product_shape(a, b)
     a, b = asarray(a), asarray(b)
     operands = strided(a), strided(b)
-    return product_of_operands(*operands, M, N, K, a.dtype, bias, activation, precision, out)
+    return product_of_operands(*operands, M, N, K, a.dtype, bias, activation, precision, out, tile)
 
 
 def product_shape(a, b):
@@ -164,7 +184,7 @@ def product_shape(a, b):
 
 
 def product_of_operands(
-    a, b, M, N, K, dtype, bias=None, activation="identity", precision=None, out=None
+    a, b, M, N, K, dtype, bias=None, activation="identity", precision=None, out=None, tile=None
 ):
     """Return act(A B + bias), (M, N), for two operands (any `Operand`, not only matrices)."""
     if max(a.memory.size, b.memory.size, M * N, M, N, K) >= MOST:
@@ -174,10 +194,14 @@ def product_of_operands(
         )
     if activation not in ("identity", "relu"):
         raise ValueError(f"activation: got {activation!r}, expected 'identity' or 'relu'")
-    c = empty((M, N), dtype) if out is None else out
+    c = result("out", out, (M, N), dtype)
     flags = (int(BIAS) if bias is not None else 0) | (int(RELU) if activation == "relu" else 0)
-    bias = c.reshape(M * N) if bias is None else contiguous(asarray(bias, dtype))
-    compiled, tile = _variant(dtype, precision, a, b, M, N, K)
+    if bias is None:
+        bias = c.reshape(M * N)  # any array; the kernel does not read it
+    else:
+        bias = contiguous(asarray(bias, dtype, "bias"))
+        expect_shape("bias", bias, (N,))
+    compiled, tile = _variant(dtype, precision, a, b, M, N, K, c, tile)
     count, part = parts(tile, M, N, K)
     target, own_flags = (c, flags) if count == 1 else (empty((count, M, N), dtype), 0)
     target = target.reshape(count * M * N)
@@ -191,21 +215,20 @@ def product_of_operands(
     return c
 
 
-def _variant(dtype, precision, a, b, M, N, K):
-    """Return the kernel for a product, and its tile."""
+def _variant(dtype, precision, a, b, M, N, K, out, tile):
+    """Return the kernel for a product, and its tile: the given one, or the one that is chosen."""
     if np.dtype(dtype).name not in ("float32", "float64"):
         raise TypeError(f"a: got an array of {np.dtype(dtype)}, expected float32 or float64")
     if precision not in PRECISIONS:
         raise ValueError(f"precision: got {precision!r}, expected one of {PRECISIONS}")
     arithmetic = ARITHMETIC.get((np.dtype(dtype).name, precision))
-    fits = fitting(a, b, N, dtype)
+    fits = fitting(a, b, N, dtype, out)
     layout = (a.transposed, b.transposed, "vectors" in fits, a.locate, b.locate)
+    if arithmetic is None and precision is not None:
+        raise TypeError(f"precision: got {precision!r} for arrays of {dtype}, expected float32")
+    tile = tile or choose(FAMILIES.get(arithmetic, "reduced"), M, N, K, fits)
     if arithmetic is None:
-        if precision is not None:
-            raise TypeError(f"precision: got {precision!r} for arrays of {dtype}, expected float32")
-        tile = choose("blocked", M, N, K, fits)
         return blocked.product_kernel(tile, *layout), tile
-    tile = choose("float64" if arithmetic is tensor.FLOAT64 else "tensor", M, N, K, fits)
     return tensor.product_kernel(arithmetic, tile, *layout), tile
 
 
@@ -215,11 +238,11 @@ def sum_parts(real):
 
     @kernel(threads=256)
     def sum_of_parts(parts, C, bias, count, M, N, flags):
-        i = uint32(cuda.grid(1))
+        i = cuda.grid(1)
         if i < M * N:
             total = parts[i]
-            for p in range(uint32(1), count):
-                total += parts[uint32(p) * M * N + i]
+            for p in range(1, count):
+                total += parts[p * M * N + i]
             if flags & BIAS:
                 total += bias[i % N]
             if flags & RELU:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
-from numba import float32, float64, uint8, uint32, uint64
+from numba import float32, float64, uint8, uint64
 
 from minimal_nn.cuda.device.arrays import asarray, empty, flat, to_host
 from minimal_nn.cuda.device.intrinsics import bits_float64, float64_bits
@@ -41,11 +41,11 @@ def rounded(a, b):
     a, b = asarray(a, np.float32), asarray(b, np.float32)
     M, K, N = choice.product_shape(a, b)
     left, right = choice.strided(a), choice.strided(b)
-    wide = "vectors" in choice.fitting(left, right, N, np.float32)
-    tile = choice.TILES["tensor"][-1][0]
+    c, marks = empty((M, N), np.float32), empty((M, N), np.uint8)
+    wide = "vectors" in choice.fitting(left, right, N, np.float32, c)
+    tile = choice.TILES["widened"][-1][0]
     layout = (left.transposed, right.transposed, wide, left.locate, right.locate)
     compiled = tensor.product_kernel(tensor.WIDENED, tile, *layout, certify=True)
-    c, marks = empty((M, N), np.float32), empty((M, N), np.uint8)
     c_flat, marks_flat = c.reshape(M * N), marks.reshape(M * N)
     # The sum of sizes is rounded as well: a little more than K units cover both.
     unit = np.float64(K * 2.0**-53 * (1 + 2.0**-20))
@@ -78,7 +78,7 @@ def round_to_float32(high, low):
 @kernel(threads=128, widens=True)
 def recompute(A, B, C, marks, M, N, K, a_strides, b_strides):
     """Compute the marked entries again in double-double; mark with 2 what stays undecided."""
-    i = uint32(cuda.grid(1))
+    i = cuda.grid(1)
     if i < M * N and marks[i] != uint8(0):
         place_a, place_b = (i // N) * a_strides[0], (i % N) * b_strides[1]
         high, low, lost = float64(0), float64(0), float64(0)

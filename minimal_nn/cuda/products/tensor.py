@@ -22,20 +22,17 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
-from numba import float32, float64, uint8, uint32
+from numba import float32, float64, uint8
 
 from minimal_nn.cuda.device import intrinsics
 from minimal_nn.cuda.device.intrinsics import (
-    copy_async_4,
-    copy_async_8,
-    copy_async_16,
     copy_async_commit,
     copy_async_wait,
     pack_bfloat16,
     store2,
     to_tf32,
 )
-from minimal_nn.cuda.device.language import cuda, device, kernel
+from minimal_nn.cuda.device.language import cuda, device, kernel, unroll
 from minimal_nn.cuda.products.blocked import BIAS, RELU, name
 
 TWO_TO_MINUS_52 = np.float64(2.0**-52)
@@ -76,7 +73,7 @@ def _fragments(convert):
 
     @device
     def fragment_a(shared, place, row, k):
-        far_row, far_k = row * uint32(8), k * uint32(4)
+        far_row, far_k = row * 8, k * 4
         return (
             convert(shared[place]),
             convert(shared[place + far_row]),
@@ -86,14 +83,14 @@ def _fragments(convert):
 
     @device
     def fragment_b(shared, place, row, k):
-        return (convert(shared[place]), convert(shared[place + k * uint32(4)]))
+        return (convert(shared[place]), convert(shared[place + k * 4]))
 
     return fragment_a, fragment_b
 
 
 @device
 def _bfloat16_a(shared, place, row, k):
-    far = place + row * uint32(8)
+    far = place + row * 8
     return (
         pack_bfloat16(shared[place], shared[place + k]),
         pack_bfloat16(shared[far], shared[far + k]),
@@ -116,160 +113,152 @@ BFLOAT16 = Arithmetic("bfloat16", float32, float32, float32, *_bfloat16)
 
 
 @functools.cache
+def loading(locate, wide, transposed, side, tile, itemsize):
+    """Return how the block's tile of an operand, BK x side, gets into shared memory.
+
+    copy: a thread's part, asynchronously, into the buffer at `to`, as it lies in memory.  lines and
+    pitch: how many lines it has there, and how far apart they are; padded so that the lanes of a
+    fragment read from different banks.
+    """
+    vector = 16 // itemsize if wide else 1
+    copy = getattr(intrinsics, f"copy_async_{vector * itemsize}")
+    threads, copies = tile.threads, side * tile.BK // vector // tile.threads
+    line, lines = (tile.BK, side) if transposed else (side, tile.BK)
+    pitch = line + (4 if transposed or itemsize == 8 else 8)
+    vectors = line // vector
+
+    @device
+    def copy_part(shared, to, source, side0, k0, side_end, k_end, geometry):
+        for i in range(copies):
+            e = cuda.threadIdx.x + i * threads
+            line, place = e // vectors, e % vectors * vector
+            if transposed:
+                row, column = side0 + line, k0 + place
+                found, exists = locate(row, column, side_end, k_end, geometry)
+            else:
+                row, column = k0 + line, side0 + place
+                found, exists = locate(row, column, k_end, side_end, geometry)
+            target = to + line * pitch + place
+            copy(shared, target, source, found, exists)
+
+    return copy_part, lines, pitch
+
+
+@device
+def _magnitude(x):
+    return x if x >= float64(0) else -x
+
+
+@functools.cache
 def product_kernel(
     arithmetic, tile, a_transposed, b_transposed, wide, locate_a, locate_b, certify=False
 ):
     """Return the kernel C = act(A B + bias) of one arithmetic, tile, layout and two operands."""
-    index = np.uint32
     real, total, result = arithmetic.memory, arithmetic.sums, arithmetic.result
-    multiply = arithmetic.multiply
-    fragment_a, fragment_b = arithmetic.fragment_a, arithmetic.fragment_b
-    itemsize = real.bitwidth // 8
-    copy = copy_async_16 if wide else {4: copy_async_4, 8: copy_async_8}[itemsize]
-    BM, BN, BK, WM, WN = (index(n) for n in tile[:5])
-    THREADS = index(tile.threads)
-    WARPS_N = index(tile.BN // tile.WN)
-    M_PARTS, N_PARTS, K_PARTS = tile.WM // 16, tile.WN // 8, index(tile.BK // 8)
-    VECTOR = index(16 // itemsize if wide else 1)
-    # Rows are padded so that the lanes of a fragment read from different banks.
-    pad = 8 if itemsize == 4 else 4
-    A_LINE = tile.BM if a_transposed else tile.BK
-    B_LINE = tile.BK if b_transposed else tile.BN
-    A_PITCH = index(A_LINE + (pad if a_transposed else 4))
-    B_PITCH = index(B_LINE + (4 if b_transposed else pad))
-    A_BUFFER = index((tile.BK if a_transposed else tile.BM) * A_PITCH)
-    B_BUFFER = index((tile.BN if b_transposed else tile.BK) * B_PITCH)
-    A_SIZE, B_SIZE = int(2 * A_BUFFER), int(2 * B_BUFFER)
-    A_ROW, A_K = (index(1), A_PITCH) if a_transposed else (A_PITCH, index(1))
-    B_ROW, B_K = (B_PITCH, index(1)) if b_transposed else (index(1), B_PITCH)
-    A_COPIES = tile.BM * tile.BK // int(VECTOR) // tile.threads
-    B_COPIES = tile.BN * tile.BK // int(VECTOR) // tile.threads
-    A_VECTORS, B_VECTORS = index(A_LINE // VECTOR), index(B_LINE // VECTOR)
-    APART = index(arithmetic.columns)
-    ZERO, ONE, TWO, FOUR, EIGHT = (index(n) for n in (0, 1, 2, 4, 8))
-    SIXTEEN = index(16)
+    ar, apart, itemsize = arithmetic, arithmetic.columns, real.bitwidth // 8
+    BM, BN, BK, WM, WN, _ = tile
+    m_parts, n_parts, warps_n = WM // 16, WN // 8, BN // WN
+    # A is described with its inner index first where it is not transposed, B the other way round.
+    copy_a, a_lines, a_pitch = loading(locate_a, wide, not a_transposed, BM, tile, itemsize)
+    copy_b, b_lines, b_pitch = loading(locate_b, wide, b_transposed, BN, tile, itemsize)
+    a_buffer, b_buffer = a_lines * a_pitch, b_lines * b_pitch
+    # How far apart neighbours along the rows of A and the columns of B are, and along k.
+    a_row, a_k = (1, a_pitch) if a_transposed else (a_pitch, 1)
+    b_row, b_k = (b_pitch, 1) if b_transposed else (1, b_pitch)
 
     @device
-    def copy_tile_a(shared, to, A, m0, k0, M, k_end, geometry):
-        for i in range(A_COPIES):
-            e = uint32(uint32(cuda.threadIdx.x) + uint32(i) * THREADS)
-            line, place = uint32(e // A_VECTORS), uint32((e % A_VECTORS) * VECTOR)
-            if a_transposed:
-                source, exists = locate_a(uint32(k0 + line), uint32(m0 + place), k_end, M, geometry)
-            else:
-                source, exists = locate_a(uint32(m0 + line), uint32(k0 + place), M, k_end, geometry)
-            copy(shared, uint32(to + line * A_PITCH + place), A, source, exists)
-
-    @device
-    def copy_tile_b(shared, to, B, n0, k0, N, k_end, geometry):
-        for i in range(B_COPIES):
-            e = uint32(uint32(cuda.threadIdx.x) + uint32(i) * THREADS)
-            line, place = uint32(e // B_VECTORS), uint32((e % B_VECTORS) * VECTOR)
-            if b_transposed:
-                source, exists = locate_b(uint32(n0 + line), uint32(k0 + place), N, k_end, geometry)
-            else:
-                source, exists = locate_b(uint32(k0 + line), uint32(n0 + place), k_end, N, geometry)
-            copy(shared, uint32(to + line * B_PITCH + place), B, source, exists)
-
-    @device
-    def magnitude(x):
-        return x if x >= float64(0) else -x
+    def accumulate(sums, i, j, a, b):
+        c = ar.multiply(a, b, (*(sums[i, j, q] for q in unroll(4)),))
+        for q in unroll(4):
+            sums[i, j, q] = c[q]
 
     def tensor(A, B, C, bias, M, N, K, part, a_geometry, b_geometry, flags, marks, unit):
-        shared_a = cuda.shared.array(A_SIZE, real, 16)
-        shared_b = cuda.shared.array(B_SIZE, real, 16)
-        sums = cuda.local.array((M_PARTS, N_PARTS, 4), total)
-        sizes = cuda.local.array((M_PARTS, N_PARTS, 4), total)
-        warp = uint32(cuda.threadIdx.x) // uint32(32)
-        lane = uint32(cuda.threadIdx.x) % uint32(32)
-        g, t = lane // FOUR, lane % FOUR
-        m_warp = uint32((warp // WARPS_N) * WM)
-        n_warp = uint32((warp % WARPS_N) * WN)
-        m0 = uint32(uint32(cuda.blockIdx.x) * BM)
-        n0 = uint32(uint32(cuda.blockIdx.y) * BN)
-        k0 = uint32(uint32(cuda.blockIdx.z) * part)
-        k_end = min(K, uint32(k0 + part))
-        for i in range(M_PARTS):
-            for j in range(N_PARTS):
+        shared_a = cuda.shared.array(2 * a_buffer, real, 16)
+        shared_b = cuda.shared.array(2 * b_buffer, real, 16)
+        sums = cuda.local.array((m_parts, n_parts, 4), total)
+        sizes = cuda.local.array((m_parts, n_parts, 4), total)
+        warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
+        g, t = lane // 4, lane % 4
+        m_warp, n_warp = warp // warps_n * WM, warp % warps_n * WN
+        m0, n0 = cuda.blockIdx.x * BM, cuda.blockIdx.y * BN
+        k0 = cuda.blockIdx.z * part
+        k_end = min(K, k0 + part)
+        for i in range(m_parts):
+            for j in range(n_parts):
                 for q in range(4):
                     sums[i, j, q] = total(0)
                     sizes[i, j, q] = total(0)
 
-        copy_tile_a(shared_a, ZERO, A, m0, k0, M, k_end, a_geometry)
-        copy_tile_b(shared_b, ZERO, B, n0, k0, N, k_end, b_geometry)
+        copy_a(shared_a, 0, A, m0, k0, M, k_end, a_geometry)
+        copy_b(shared_b, 0, B, n0, k0, N, k_end, b_geometry)
         copy_async_commit()
-        a_lane = uint32((m_warp + g) * A_ROW + t * APART * A_K)
-        b_lane = uint32((n_warp + g) * B_ROW + t * APART * B_K)
-        buffer = ZERO
+        a_lane = (m_warp + g) * a_row + t * (apart * a_k)
+        b_lane = (n_warp + g) * b_row + t * (apart * b_k)
+        buffer = 0
         while k0 < k_end:
             copy_async_wait()
             cuda.syncthreads()
-            k0 = uint32(k0 + BK)
+            k0 += BK
             if k0 < k_end:
-                other = uint32(ONE - buffer)
-                copy_tile_a(shared_a, other * A_BUFFER, A, m0, k0, M, k_end, a_geometry)
-                copy_tile_b(shared_b, other * B_BUFFER, B, n0, k0, N, k_end, b_geometry)
+                other = 1 - buffer
+                copy_a(shared_a, other * a_buffer, A, m0, k0, M, k_end, a_geometry)
+                copy_b(shared_b, other * b_buffer, B, n0, k0, N, k_end, b_geometry)
                 copy_async_commit()
-            for k in range(K_PARTS):
-                a0 = uint32(buffer * A_BUFFER + a_lane + uint32(k) * EIGHT * A_K)
-                b0 = uint32(buffer * B_BUFFER + b_lane + uint32(k) * EIGHT * B_K)
-                for i in range(M_PARTS):
-                    a = fragment_a(shared_a, a0 + uint32(i) * SIXTEEN * A_ROW, A_ROW, A_K)
-                    for j in range(N_PARTS):
-                        b = fragment_b(shared_b, b0 + uint32(j) * EIGHT * B_ROW, B_ROW, B_K)
-                        c = (sums[i, j, 0], sums[i, j, 1], sums[i, j, 2], sums[i, j, 3])
-                        c = multiply(a, b, c)
-                        sums[i, j, 0], sums[i, j, 1], sums[i, j, 2], sums[i, j, 3] = c
+            for k in range(BK // 8):
+                a0 = buffer * a_buffer + a_lane + k * (8 * a_k)
+                b0 = buffer * b_buffer + b_lane + k * (8 * b_k)
+                for i in range(m_parts):
+                    a = ar.fragment_a(shared_a, a0 + i * (16 * a_row), a_row, a_k)
+                    for j in range(n_parts):
+                        b = ar.fragment_b(shared_b, b0 + j * (8 * b_row), b_row, b_k)
+                        accumulate(sums, i, j, a, b)
                         if certify:
-                            x = (magnitude(a[0]), magnitude(a[1]), magnitude(a[2]), magnitude(a[3]))
-                            y = (magnitude(b[0]), magnitude(b[1]))
-                            c = (sizes[i, j, 0], sizes[i, j, 1], sizes[i, j, 2], sizes[i, j, 3])
-                            c = multiply(x, y, c)
-                            sizes[i, j, 0], sizes[i, j, 1], sizes[i, j, 2], sizes[i, j, 3] = c
-            buffer = uint32(ONE - buffer)
+                            x = (*(_magnitude(a[q]) for q in unroll(4)),)
+                            y = (*(_magnitude(b[q]) for q in unroll(2)),)
+                            accumulate(sizes, i, j, x, y)
+            buffer = 1 - buffer
 
         if flags & BIAS:
-            for j in range(N_PARTS):
+            for j in range(n_parts):
                 for q in range(2):
-                    n = n0 + n_warp + uint32(j) * EIGHT + t * TWO + uint32(q)
+                    n = n0 + n_warp + j * 8 + t * 2 + q
                     shift = total(bias[n]) if n < N else total(0)
-                    for i in range(M_PARTS):
+                    for i in range(m_parts):
                         sums[i, j, q] += shift
                         sums[i, j, 2 + q] += shift
         if flags & RELU:
-            for i in range(M_PARTS):
-                for j in range(N_PARTS):
+            for i in range(m_parts):
+                for j in range(n_parts):
                     for q in range(4):
                         # NaN goes through, as in the reference wing.
                         v = sums[i, j, q]
                         sums[i, j, q] = total(0) if v <= total(0) else v
-        C0 = uint32(cuda.blockIdx.z) * M * N
-        for i in range(M_PARTS):
-            for j in range(N_PARTS):
-                n = n0 + n_warp + uint32(j) * EIGHT + t * TWO
-                for half in range(2):
-                    m = m0 + m_warp + uint32(i) * SIXTEEN + uint32(half) * EIGHT + g
+        start = cuda.blockIdx.z * M * N
+        for i in range(m_parts):
+            for j in range(n_parts):
+                n = n0 + n_warp + j * 8 + t * 2
+                for half in unroll(2):
+                    m = m0 + m_warp + i * 16 + half * 8 + g
+                    pair = (*(sums[i, j, 2 * half + q] for q in unroll(2)),)
                     if wide:
                         if m < M and n < N:
-                            v = (result(sums[i, j, 2 * half]), result(sums[i, j, 2 * half + 1]))
-                            store2(C, C0 + m * N + n, v)
+                            store2(C, start + m * N + n, (result(pair[0]), result(pair[1])))
                     else:
-                        if m < M and n < N:
-                            C[C0 + m * N + n] = result(sums[i, j, 2 * half])
-                        if m < M and n + ONE < N:
-                            C[C0 + m * N + n + ONE] = result(sums[i, j, 2 * half + 1])
+                        for q in unroll(2):
+                            column = n + q
+                            if m < M and column < N:
+                                C[start + m * N + column] = result(pair[q])
                     if certify:
-                        for q in range(2):
-                            if m < M and n + uint32(q) < N:
-                                s = sums[i, j, 2 * half + q]
+                        for q in unroll(2):
+                            column = n + q
+                            if m < M and column < N:
                                 error = sizes[i, j, 2 * half + q] * unit
-                                error += magnitude(s) * TWO_TO_MINUS_52
-                                certain = float32(s - error) == float32(s + error)
-                                marks[m * N + n + uint32(q)] = uint8(0 if certain else 1)
+                                error += _magnitude(pair[q]) * TWO_TO_MINUS_52
+                                certain = float32(pair[q] - error) == float32(pair[q] + error)
+                                marks[m * N + column] = uint8(0 if certain else 1)
 
     layout = ("T" if a_transposed else "N") + ("T" if b_transposed else "N")
     operands = "".join(name(locate) for locate in (locate_a, locate_b))
     width = ("wide" if wide else "any") + ("_certify" if certify else "")
-    sizes = f"{tile.BM}x{tile.BN}x{tile.BK}"
-    tensor.__name__ = f"{arithmetic.name}_{sizes}_{layout}_{width}{operands}"
+    tensor.__name__ = f"{arithmetic.name}_{BM}x{BN}x{BK}_{layout}_{width}{operands}"
     return kernel(threads=tile.threads, blocks=tile.blocks, widens=total is float64)(tensor)

@@ -1,5 +1,5 @@
-"""The matrix product as it is taught: tiles in shared memory.  For reading; `matmul` is the fast
-one.
+"""The matrix product as it is taught: tiles in shared memory.  For reading; `choice.product` is
+the fast one.
 
 C = A B needs every entry of A once for each column of B.  Global memory is too slow for that, so a
 block of 16 x 16 threads computes a 16 x 16 tile of C, and walks along k in steps of 16:
@@ -7,8 +7,7 @@ block of 16 x 16 threads computes a 16 x 16 tile of C, and walks along k in step
     1. each thread copies one entry of A and one of B into shared memory,
     2. a barrier: both tiles are complete,
     3. each thread multiplies a row of A's tile with a column of B's tile: 16 products, 32 reads of
-    shared
-       memory, where without tiles there would be 32 reads of global memory,
+       shared memory, where without tiles there would be 32 reads of global memory,
     4. a barrier: everybody has finished reading before the next tiles overwrite these.
 
 Per product that is two reads of shared memory and 1/8 of a read of global memory.  blocked.py goes
@@ -20,7 +19,6 @@ import functools
 
 import numba
 import numpy as np
-from numba import uint32
 
 from minimal_nn.cuda.device.arrays import empty
 from minimal_nn.cuda.device.language import cuda, kernel
@@ -38,17 +36,16 @@ def product_kernel(real):
     def tiled(A, B, C):
         tile_a = cuda.shared.array((TILE, TILE), real, 16)
         tile_b = cuda.shared.array((TILE, TILE), real, 16)
-        column, row = uint32(cuda.threadIdx.x), uint32(cuda.threadIdx.y)
-        m = uint32(cuda.blockIdx.y) * uint32(TILE) + row
-        n = uint32(cuda.blockIdx.x) * uint32(TILE) + column
-        M, K, N = uint32(A.shape[0]), uint32(A.shape[1]), uint32(B.shape[1])
+        column, row = cuda.threadIdx.x, cuda.threadIdx.y
+        m, n = cuda.blockIdx.y * TILE + row, cuda.blockIdx.x * TILE + column
+        M, K, N = A.shape[0], A.shape[1], B.shape[1]
         total = real(0)
-        for k0 in range(uint32(0), K, uint32(TILE)):
-            ka, kb = uint32(k0) + column, uint32(k0) + row
+        for k0 in range(0, K, TILE):
+            ka, kb = k0 + column, k0 + row
             tile_a[row, column] = A[m, ka] if m < M and ka < K else real(0)
             tile_b[row, column] = B[kb, n] if kb < K and n < N else real(0)
             cuda.syncthreads()
-            for k in range(uint32(TILE)):
+            for k in range(TILE):
                 total += tile_a[row, k] * tile_b[k, column]
             cuda.syncthreads()
         if m < M and n < N:

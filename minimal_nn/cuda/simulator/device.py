@@ -11,14 +11,15 @@ from minimal_nn.cuda.simulator.memory import poison
 class Simulator:
     """The protocol `Device` of device/current.py on the CPU.
 
-    schedule: "lockstep", the fastest; or "forward", "reverse" or a seed, to see races.
+    schedule: "lockstep", the fastest; "races", the same and watched; or "forward", "reverse" or a
+    seed, every thread by itself.
     """
 
     simulated = True
     poisons = True
 
     def __init__(self, schedule="lockstep"):
-        if schedule != "lockstep":
+        if schedule not in ("lockstep", "races"):
             engine.order(schedule)  # refuses what is none
         self.schedule = schedule
 
@@ -59,8 +60,9 @@ class Simulator:
         return x.flags.c_contiguous
 
     def launch(self, kernel, grid, block, args, shared):
-        if self.schedule == "lockstep":
-            lockstep.run(kernel.function, grid, block, args, shared)
+        if self.schedule in ("lockstep", "races"):
+            watch = self.schedule == "races"
+            lockstep.run(kernel.function, grid, block, args, shared, watch)
         else:
             engine.run(kernel.function, grid, block, args, shared, self.schedule)
 

@@ -52,11 +52,15 @@ from minimal_nn.cuda.simulator.memory import (
 class _Thread:
     """One CUDA thread: where it is, what it waits for, and what it brought there."""
 
-    __slots__ = ("index", "number", "greenlet", "waits_for", "site", "value", "rule")
+    __slots__ = (
+        *("index", "number", "greenlet", "waits_for", "site", "value", "rule"),
+        *("copies", "committed"),  # asynchronous ones, on their way
+    )
 
     def __init__(self, index, number):
         self.index, self.number = index, number
         self.waits_for = self.site = self.value = self.rule = None
+        self.copies, self.committed = [], []
 
 
 class _Block(memory.Block):
@@ -84,6 +88,11 @@ def _warp(name, mask, value, rule, depth=3):
 def collective(name, value, rule):
     """Let an intrinsic's fallback meet its whole warp; call it directly in the fallback."""
     return _warp(name, FULL_MASK, value, rule, 4)
+
+
+def this_thread():
+    """Return the thread that runs at present."""
+    return fake_cuda.block.thread
 
 
 def _shuffle(name, source):
@@ -144,6 +153,9 @@ class _Cuda(memory.Cuda):
 
     def syncthreads(self):
         self.block.wait("barrier", 2)
+
+    def syncthreads_or(self, predicate):
+        return self.block.wait("barrier", 2, bool(predicate))
 
     def syncwarp(self, mask=FULL_MASK):
         _warp("syncwarp", mask, None, lambda values: dict.fromkeys(values))
@@ -209,7 +221,8 @@ def order(schedule):
         return lambda items: items[::-1]
     if not isinstance(schedule, int):
         raise ValueError(
-            f"schedule: got {schedule!r}, expected 'lockstep', 'forward', 'reverse' or a seed"
+            f"schedule: got {schedule!r}, expected 'lockstep', 'races', 'forward', "
+            "'reverse' or a seed"
         )
     generator = random.Random(schedule)
 
@@ -277,6 +290,9 @@ def _meet(block, threads, alive):
                 f"block {block.place}: {len(threads) - len(alive)} threads left the kernel "
                 f"before the barrier in line {lines}"
             )
+        found = any(thread.value for thread in alive)
+        for thread in alive:
+            thread.value = found
         return alive
     groups = {}
     for thread in alive:

@@ -13,7 +13,7 @@ entry for each thread; a mask says which threads are there:
 
 The bits are those of the other schedules (tests hold every kernel to that), some ten times sooner.
 It sees poison, indices out of range, vectors off their alignment, and barriers or operations of a
-warp that not everybody reaches; a race it cannot see: that takes other orders than one.
+warp that not everybody reaches; a race only where it is told to watch (races.py).
 """
 
 import numpy as np
@@ -30,6 +30,7 @@ from minimal_nn.cuda.simulator.memory import (
     as_numpy,
     poison,
 )
+from minimal_nn.cuda.simulator.races import Watch
 from minimal_nn.cuda.simulator.text import rewritten_text
 
 NOBODY = False  # a mask: None is everybody, an array says who
@@ -43,6 +44,7 @@ class _Block(memory.Block):
         x, y, z = size
         self.threads = x * y * z
         self.number = number = np.arange(self.threads, dtype=np.int32)
+        self.copies, self.committed = [], []  # asynchronous ones, on their way
         self.thread = memory.Index(number % x, number // x % y, number // (x * y))
 
 
@@ -147,7 +149,64 @@ def active(mask, index):
     return index if mask is None or not is_each(index) else np.where(mask, index, 0)
 
 
+# Accesses, as the race detector sees them
+
+_watch = None
+
+
+def watching():
+    """Return whether a race detector looks on."""
+    return _watch is not None
+
+
+def _accesses(mask, array, index):
+    """Return the places that an index names, flat, and the threads."""
+    index = index if isinstance(index, tuple) else (index,)
+    index = [spread(i).astype(np.int64) for i in index]
+    places = index[0] if len(index) == 1 else np.ravel_multi_index(index, array.shape, "clip")
+    who = np.arange(len(places)) if mask is None else np.flatnonzero(mask)
+    return places[who], who
+
+
+def note_read(mask, array, index, n=1):
+    """Tell the race detector of n neighbours that each thread reads."""
+    if _watch is not None:
+        places, who = _accesses(mask, array, index)
+        for j in range(n):
+            _watch.read(array, places + j, who)
+
+
+def note_write(mask, array, index, value):
+    if _watch is not None:
+        places, who = _accesses(mask, array, index)
+        _watch.write(array, places, who, spread(value)[who].astype(array.dtype))
+
+
+def set_out(array, places, threads, numbers):
+    """Let an asynchronous copy set out."""
+    if _watch is not None:
+        _watch.copy(array, places, threads)
+    _cuda.block.copies.append((array, places, threads, numbers))
+
+
+def commit_copies():
+    block = _cuda.block
+    block.committed += block.copies
+    block.copies = []
+
+
+def land_copies():
+    block = _cuda.block
+    for array, places, threads, numbers in block.committed:
+        array[places] = numbers
+        if _watch is not None:
+            _watch.land(array, places, threads)
+    block.committed = []
+
+
 def _load(mask, array, index):
+    if _watch is not None and isinstance(array, np.ndarray):
+        note_read(mask, array, index)
     if mask is None or type(array) is Local:
         try:
             return array[index]
@@ -169,6 +228,8 @@ def _store(mask, array, index, value):
         except TypeError:
             raise _differs() from None
         return
+    if _watch is not None:
+        note_write(mask, array, index, value)
     each = any(map(is_each, index)) if isinstance(index, tuple) else is_each(index)
     if each and mask is not None:
         if isinstance(index, tuple):
@@ -301,6 +362,14 @@ class _Cuda(memory.Cuda):
                 f"block {_cuda.block.place}: some threads wait at a barrier that others "
                 "do not reach"
             )
+        if _watch is not None:
+            _watch.barrier()
+
+    @staticmethod
+    @masked
+    def syncthreads_or(mask, predicate):
+        _cuda.syncthreads(mask)
+        return np.any(predicate)
 
     @staticmethod
     @masked
@@ -356,7 +425,7 @@ def _rewritten(function, rewritten):
     wanting = {name for name, value in scope.items() if _takes_mask(value)}
     wanting |= {f"{name}.{of}" for name in scope if scope[name] is _cuda for of in _OF_CUDA}
     scope |= _RUNTIME
-    exec(rewritten_text(code, frozenset(wanting)), scope)
+    exec(rewritten_text(function.text, frozenset(wanting)), scope)
     rewritten[function] = masked(scope["_threads"])
     return rewritten[function]
 
@@ -364,13 +433,20 @@ def _rewritten(function, rewritten):
 _everything = {}
 
 
-def run(function, grid, block, args, shared=0):
-    """Run a kernel over the grid, block by block in the order of their numbers."""
+def run(function, grid, block, args, shared=0, watch=False):
+    """Run a kernel over the grid, block by block in the order of their numbers.
+
+    watch: raise a RaceError where threads meet without a barrier.
+    """
+    global _watch
     body = _rewritten(function, _everything)
+    _watch = Watch() if watch else None
     try:
         with np.errstate(all="ignore"):
             for index in memory.indices(grid):
                 _cuda.block = _Block(index, block, grid, shared)
+                if watch:
+                    _watch.block(_cuda.block.threads)
                 body(None, *args)
     finally:
-        _cuda.block = None
+        _cuda.block = _watch = None

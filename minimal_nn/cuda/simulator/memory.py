@@ -33,6 +33,17 @@ def poison(array):
     return array
 
 
+class _Poison(dict):
+    """The poison of each dtype, as a number."""
+
+    def __missing__(self, dtype):
+        self[dtype] = poison(np.empty(1, dtype))[0]
+        return self[dtype]
+
+
+POISON = _Poison()
+
+
 class Index:
     """Three numbers x, y, z."""
 
@@ -116,15 +127,15 @@ class _Math:
 
 
 _math = _Math()
-_fallbacks = {}
+_meanings = {}
 
 
-def register(intrinsic, fallback, each):
-    """Let `fallback` stand for `intrinsic` (any object that kernels call) in simulated kernels.
+def register(intrinsic, one, each):
+    """Let `one` stand for `intrinsic` (any object that kernels call) in simulated kernels.
 
     each: what stands for it in lockstep, for the arrays of all threads.
     """
-    _fallbacks[id(intrinsic)] = (intrinsic, fallback, each)
+    _meanings[id(intrinsic)] = (intrinsic, one, each)
 
 
 def meaning(value, cuda, each=False):
@@ -136,8 +147,8 @@ def meaning(value, cuda, each=False):
         return _math
     if isinstance(value, ModuleType) and value.__name__ == "numba.cuda":
         return cuda
-    if id(value) in _fallbacks:
-        return _fallbacks[id(value)][2 if each else 1]
+    if id(value) in _meanings:
+        return _meanings[id(value)][2 if each else 1]
     if isinstance(value, types.Number | types.Boolean):
         return as_dtype(value).type
     return value

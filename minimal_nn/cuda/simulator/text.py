@@ -5,53 +5,9 @@ into the scope: `_merged`, `_where`, `_load`, ...
 """
 
 import ast
-import collections
 import copy
 import functools
 import linecache
-
-from minimal_nn.cuda.simulator.memory import SimulationError
-
-
-def _source(code):
-    """Return the parameters and the statements of a function or lambda, from the text of its
-    file.
-    """
-    found = [n for n in _functions(code.co_filename)[code.co_firstlineno] if _describes(n, code)]
-    if len({ast.dump(node) for node in found}) != 1:
-        raise SimulationError(
-            f"{code.co_name}: found {len(found)} texts in line {code.co_firstlineno} of "
-            f"{code.co_filename}, expected one: give it a name, or a line, of its own"
-        )
-    node = copy.deepcopy(found[0])
-    body = [ast.Return(node.body)] if isinstance(node, ast.Lambda) else node.body
-    return [argument.arg for argument in node.args.args], body
-
-
-@functools.cache
-def _functions(filename):
-    """Return the functions and lambdas of a file by their first line."""
-    found = collections.defaultdict(list)
-    for node in ast.walk(ast.parse("".join(linecache.getlines(filename)))):
-        if isinstance(node, ast.FunctionDef):
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            found[first].append(node)
-        elif isinstance(node, ast.Lambda):
-            found[node.lineno].append(node)
-    return found
-
-
-def _describes(node, code):
-    names = tuple(argument.arg for argument in node.args.args)
-    if names != code.co_varnames[: code.co_argcount]:
-        return False
-    if isinstance(node, ast.FunctionDef):
-        return node.name == code.co_name
-    if code.co_name != "<lambda>":
-        return False
-    alone = compile(ast.Expression(node), code.co_filename, "eval").co_consts[0]
-    names = {*code.co_names, *code.co_freevars}  # a name that is free here is global alone
-    return names == set(alone.co_names) and set(alone.co_consts) == set(code.co_consts)
 
 
 def _last_returns(body):
@@ -230,17 +186,21 @@ def _indented(lines):
 
 
 @functools.cache
-def rewritten_text(code, wanting):
-    """Return the code that defines the rewritten function."""
-    parameters, body = _source(code)
+def rewritten_text(text, wanting):
+    """Return the code that defines the function of a text for all threads of a block, `_threads`.
+
+    wanting: the names of what it calls that wants the mask.
+    """
+    (tree,) = ast.parse(text).body
+    parameters = [argument.arg for argument in tree.args.args]
     rewriter = _Rewriter(wanting)
-    lines = rewriter.block(_last_returns(body))
+    lines = rewriter.block(_last_returns(tree.body))
     fresh = ["_result", *sorted(rewriter.assigned - set(parameters))]
     text = [
         f"def _threads({', '.join(['_m', *parameters])}):",
         *_indented([f"{name} = None" for name in fresh] + lines),
         "    return _result",
     ]
-    filename, whole = f"<{code.co_name} in lockstep>", "\n".join(text) + "\n"
+    filename, whole = f"<{tree.name} in lockstep>", "\n".join(text) + "\n"
     linecache.cache[filename] = (len(whole), None, whole.splitlines(True), filename)
     return compile(whole, filename, "exec")

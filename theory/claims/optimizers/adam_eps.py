@@ -28,8 +28,8 @@ def _first_step(network, gradient, eps, bounded=False):
     """Return Adam's first step, taken from w = 0 so that adding it to w rounds nothing away."""
     convert = Bounded if bounded else network.backend.asarray
     zero = [convert(np.zeros_like(gradient)) for _ in range(3)]
-    update = network.backend.update.adam
-    w, _, _ = update(zero[0], convert(gradient), zero[1], zero[2], 1, eps=eps, **_ADAM)
+    update, g = network.backend.update, convert(gradient)
+    w, _, _ = update.step("adam", zero[0], g, zero[1:], t=1, eps=eps, **_ADAM)
     return w if bounded else network.backend.to_numpy(w)
 
 

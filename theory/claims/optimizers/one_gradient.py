@@ -9,7 +9,7 @@ from theory import laws
 from theory.claim import UNDERFLOWS, claim
 from theory.claims.optimizers.table import networks_of
 from theory.measures.closest import Closest
-from theory.measures.exact_runs import UPDATE, formula_of
+from theory.measures.exact_runs import UPDATE
 from theory.measures.identity import Identity
 from theory.numbers.bounded import Bounded, unit_roundoff
 from theory.subjects.exact import exact_subjects
@@ -63,13 +63,12 @@ def _hyper(optimizer, eps):
 def last_step(update, optimizer, w, g, zeros, hyper):
     """Return -(w' - w) of the last of some steps on one gradient, w held at its place.
 
-    update: w, g, state, hyper-parameters -> w' and the state, a wing's function.  zeros: the state
-    at the start.
+    update: a wing's module.  zeros: the state at the start.
     """
     state = [zeros] * len(optimizer.slots)
     for t in range(1, _STEPS + 1):
         count = {"t": t} if optimizer.counts_steps else {}
-        result = update(w, g, *state, **count, **hyper)
+        result = update.step(optimizer.formula, w, g, state, **count, **hyper)
         after, *state = result if optimizer.slots else (result,)
     return w - after
 
@@ -135,11 +134,9 @@ def step_on_one_gradient(subject):
             w, g = wing.to_numpy(network.parameters[name]), gradients[name]
             w, hyper = _start(subject.optimizer, w), _hyper(optimizer, _eps(g))
             arrays = [wing.asarray(array) for array in (w, g, np.zeros_like(g))]
-            update = getattr(wing.update, optimizer.formula)
-            step = wing.to_numpy(last_step(update, optimizer, *arrays, hyper))
-            update = getattr(UPDATE, optimizer.formula)
+            step = wing.to_numpy(last_step(wing.update, optimizer, *arrays, hyper))
             arrays = [Bounded(array) for array in (w, g, np.zeros_like(g))]
-            bounded = last_step(update, optimizer, *arrays, hyper)
+            bounded = last_step(UPDATE, optimizer, *arrays, hyper)
             wide = w.astype(np.longdouble), g.astype(np.longdouble), _eps(g)
             law, wrong = _laws(subject, *wide, np.longdouble)
             size = float(np.sqrt(np.square(law).sum()))
@@ -171,7 +168,7 @@ def _(subject):
             hyper = {key: numbers.number(v) for key, v in _hyper(optimizer, 0.0).items()}
             hyper.update({"eps": eps} if "eps" in hyper else {})
             zeros = numbers.array(np.zeros(g.shape))
-            step = last_step(formula_of(optimizer), optimizer, w, g, zeros, hyper)
+            step = last_step(UPDATE, optimizer, w, g, zeros, hyper)
             law, wrong = _laws(subject, w, g, eps, numbers.number)
             size = np.sqrt((law * law).sum())
             identity.vanishes(step - law, size)

@@ -2,59 +2,10 @@
 
 import dataclasses
 
-import numpy as np
-
 import minimal_nn as nn
 from theory import laws
 from theory.measures.runs import LAMBDA
 from theory.subjects.networks import network_subject, normalizations
-
-
-class _EpsInside:
-    """An optimizer with eps inside the root, sqrt(v + eps), by a formula of this module."""
-
-    formula = ""  # no plan compiles it
-
-    def rule(self, wing):
-        def update(*arrays, **hyper):
-            arrays = [wing.to_numpy(x) if hasattr(x, "shape") else x for x in arrays]
-            return tuple(wing.asarray(x) for x in self.inside(*arrays, **hyper))
-
-        return update
-
-
-def _over_root(g, square, eps):
-    root = np.sqrt(square + eps)
-    return np.where(root == 0, 0, g / np.where(root == 0, 1, root))
-
-
-class RMSpropEpsInside(_EpsInside, nn.RMSprop):
-    """RMSprop with w - eta g / sqrt(s + eps)."""
-
-    @staticmethod
-    def inside(w, g, square, learning_rate, decay, eps):
-        square = decay * square + (1 - decay) * (g * g)
-        return w - learning_rate * _over_root(g, square, eps), square
-
-
-class AdagradEpsInside(_EpsInside, nn.Adagrad):
-    """Adagrad with w - eta g / sqrt(s + eps), as Duchi et al. (2011) write it."""
-
-    @staticmethod
-    def inside(w, g, square, learning_rate, eps):
-        square = square + g * g
-        return w - learning_rate * _over_root(g, square, eps), square
-
-
-class AdamEpsInside(_EpsInside, nn.Adam):
-    """Adam with w - eta m' / sqrt(v' + eps)."""
-
-    @staticmethod
-    def inside(w, g, m, v, t, learning_rate, beta1, beta2, eps):
-        m = beta1 * m + (1 - beta1) * g
-        v = beta2 * v + (1 - beta2) * (g * g)
-        step = _over_root(m / (1 - beta1**t), v / (1 - beta2**t), eps)
-        return w - learning_rate * step, m, v
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +33,10 @@ class Symmetry:
         return optimizer(**{key: 0.0 if key in off else value for key, value in hyper.items()})
 
 
-def _symmetry(name, optimizer, inside=None, **hyper):
+def _symmetry(name, optimizer, **hyper):
     """Return the symmetry of an optimizer: with its eps outside the root, at 0, and inside.
 
-    inside: a class with eps inside the root.  The L2 coefficient has the power of weight decay.
+    The L2 coefficient has the power of weight decay.
     """
     powers = laws.powers(optimizer.__name__)
     powers["l2"] = powers["weight_decay"]
@@ -93,9 +44,9 @@ def _symmetry(name, optimizer, inside=None, **hyper):
     variants = [(optimizer, hyper, own)]
     if "eps" in hyper:
         variants.append((optimizer, {**hyper, "eps": 0.0}, own))
-    if inside is not None:
-        within = {**own, "eps": powers["eps_inside_root"]}
-        variants.append((inside, {**hyper, "eps": hyper["eps"] ** 2}, within))
+    if "eps_inside_root" in optimizer.options:
+        inside = {**hyper, "eps": 0.0, "eps_inside_root": hyper["eps"] ** 2}
+        variants.append((optimizer, inside, {**own, "eps_inside_root": powers["eps_inside_root"]}))
     return Symmetry(name, optimizer.__name__, tuple(variants))
 
 
@@ -106,10 +57,8 @@ def symmetries():
         _symmetry("sgd", nn.SGD, learning_rate=0.25, l2=LAMBDA),
         _symmetry("momentum", nn.Momentum, learning_rate=0.125, momentum=0.9, l2=LAMBDA),
         _symmetry("nesterov", nn.Nesterov, learning_rate=0.125, momentum=0.9, l2=LAMBDA),
-        _symmetry(
-            "rmsprop", nn.RMSprop, RMSpropEpsInside, learning_rate=0.01, decay=0.9, **adaptive
-        ),
-        _symmetry("adagrad", nn.Adagrad, AdagradEpsInside, learning_rate=0.01, **adaptive),
+        _symmetry("rmsprop", nn.RMSprop, learning_rate=0.01, decay=0.9, **adaptive),
+        _symmetry("adagrad", nn.Adagrad, learning_rate=0.01, **adaptive),
         _symmetry(
             "adadelta",
             nn.Adadelta,
@@ -119,7 +68,7 @@ def symmetries():
             eps_denominator=1e-6,
             l2=LAMBDA,
         ),
-        _symmetry("adam + L2", nn.Adam, AdamEpsInside, learning_rate=0.01, **adaptive),
+        _symmetry("adam + L2", nn.Adam, learning_rate=0.01, **adaptive),
         # 1 - eta decay is the same number in Python's float and in every dtype.
         _symmetry(
             "adamw", nn.AdamW, learning_rate=2.0**-7, decoupled_weight_decay=0.5, eps=2.0**-12

@@ -17,7 +17,7 @@ def _flipped(network, g, w, decay, eta):
     zero = [wing.asarray(np.zeros(g.shape, dtype=network.dtype)) for _ in range(3)]
     settings = {"learning_rate": eta, "beta1": 0.9, "beta2": 0.999, "eps": 0.0}
     steps = [
-        wing.to_numpy(update.adam(zero[0], gradient, zero[1], zero[2], 1, **settings)[0])
+        wing.to_numpy(update.step("adam", zero[0], gradient, zero[1:], t=1, **settings)[0])
         for gradient in (g, update.add_penalty(g, w, decay))
     ]
     return np.sign(steps[0]) * np.sign(steps[1]) < 0

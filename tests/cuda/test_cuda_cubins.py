@@ -1,0 +1,154 @@
+"""Kernels compiled beforehand: what they are found by, and how the device takes them."""
+
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from numba import float32
+
+from benchmarks.gpu import static
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.cases import Sizes
+from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, MaxPool2d, ReLU
+from minimal_nn.cuda import layernorm, update
+from minimal_nn.cuda.device import arguments, assembly, chip, cubins, launch, private
+from minimal_nn.cuda.device.language import cuda, device, kernel
+from minimal_nn.cuda.products import choice
+from minimal_nn.errors import CudaUnavailableError
+
+LINES = np.ones((3, 8), np.float32) + np.arange(8, dtype=np.float32)
+
+
+def some_launches():
+    """Return launches of products, of a row's pass and of a columns' pass."""
+    with launch.simulation(), launch.recorded() as records:
+        choice.product(LINES, LINES.T)
+        choice.product(LINES.astype(np.float64), LINES.T.astype(np.float64))
+        layernorm.forward(LINES, LINES[0], LINES[0], 0.5)
+        update.lars(LINES, LINES, 0.1)
+    return records
+
+
+def named():
+    return [cubins.path("", r.kernel, r.signature, "sm_90a").name for r in some_launches()]
+
+
+def test_the_key_is_the_same_in_another_process():
+    code = "import test_cuda_cubins; print(*test_cuda_cubins.named())"
+    folder = __file__.rpartition("/")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {folder!r}); {code}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == named(), done.stderr
+    for record in some_launches():
+        assert " at 0x" not in repr(cubins.described(record.kernel.function))
+
+
+def scaling(factor, threads=64):
+    @device
+    def scaled(x):
+        return x * float32(1) if factor is None else x * factor
+
+    @kernel(threads=threads)
+    def scale(x, y):
+        i = cuda.grid(1)
+        if i < x.size:
+            y[i] = scaled(x[i])
+
+    return scale
+
+
+def test_what_changes_a_kernel_changes_its_key():
+    array = np.zeros(4, np.float32)
+    kinds = arguments.signature((array, array))
+    wide = arguments.signature((array, np.zeros(4)))
+    two, three = np.float32(2), np.float32(3)
+    kernels = [scaling(None), scaling(two), scaling(three), scaling(two, threads=128)]
+    found = [cubins.path("a", one, kinds, "sm_90a") for one in kernels]
+    found += [cubins.path("a", kernels[1], wide, "sm_90a")]
+    assert len({path.name for path in found}) == 5
+    assert cubins.path("a", scaling(two), kinds, "sm_90a") == found[1]
+    assert cubins.path("a", scaling(two), kinds, "sm_80").parent.name == "sm_80"
+
+
+def test_a_launch_takes_its_code_from_the_folder(tmp_path, monkeypatch):
+    core = pytest.importorskip("cuda.core")
+    scale, array = scaling(np.float32(2)), np.zeros(4, np.float32)
+    kinds = arguments.signature((array, array))
+    try:
+        made, path = cubins.write(tmp_path, scale, kinds, assembly.CAPABILITY)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert path.read_bytes() == made.cubin and made.cubin.startswith(b"\x7fELF")
+    assert assembly.ENTRY.encode() in made.cubin
+
+    class Code:
+        @staticmethod
+        def from_cubin(content):
+            return types.SimpleNamespace(get_kernel=lambda name: (name, content))
+
+    monkeypatch.setattr(core, "ObjectCode", Code)
+    found = types.SimpleNamespace(compute_capability=(9, 0))
+    monkeypatch.setattr(chip.cuda, "get_current_device", lambda: found)
+    monkeypatch.setattr(private, "code", lambda compiled: compiled)
+    compiled = types.SimpleNamespace(compile=lambda kinds: "compiled here")
+    for one in (scale, scaling(np.float32(3))):
+        one.dispatcher = compiled
+        code = chip.Chip(tmp_path).code(one, kinds)
+        assert code == ((assembly.ENTRY, made.cubin) if one is scale else "compiled here")
+    assert chip.Chip().code(scale, kinds) == "compiled here"
+
+
+def test_the_words_of_arguments_are_those_of_numba_cuda():
+    from numba.cuda.dispatcher import _Kernel
+
+    class Flattening:
+        extensions = ()
+        _prepare_args = _Kernel._prepare_args
+
+    memory = types.SimpleNamespace(device_ctypes_pointer=types.SimpleNamespace(value=4096))
+    memory.handle = memory.owner = None
+    array = private.DeviceNDArray((3, 4), (64, 4), np.float32, gpu_data=memory)
+    args = (array, np.float32(0.5), (np.uint32(7), (array, np.float64(-1))), np.uint32(3))
+    expected = []
+    for kind, arg in zip(arguments.signature(args), args, strict=True):
+        Flattening()._prepare_args(kind, arg, 0, [], expected)
+    values = [
+        [getattr(word, "value", word) for word in words]
+        for words in (arguments.flattened(args), expected)
+    ]
+    assert values[0] == values[1] and len(values[0]) == 2 * 9 + 4
+    kinds = [[type(word) for word in words] for words in (arguments.flattened(args), expected)]
+    assert kinds[0] == kinds[1]
+
+
+def test_the_command_writes_what_the_timings_and_the_steps_launch(monkeypatch, tmp_path, capsys):
+    written = []
+
+    def write(folder, kernel, signature, capability):
+        if kernel.name.startswith("tiled"):
+            raise RuntimeError(f"{kernel.name}: ptxas refuses it")
+        written.append((kernel.name, signature, assembly.architecture(capability)))
+        return types.SimpleNamespace(registers=1, cubin=b""), folder
+
+    small = Sizes(product=128, dense=(4, 12, 8), rows=12, columns=8, side=8, weights=16)
+    layers = [Conv2d(4, bias=False), BatchNorm(), ReLU(), MaxPool2d(2), Flatten(), Dense(10)]
+    monkeypatch.setattr(static, "STATIC", small)
+    monkeypatch.setattr(static, "networks", lambda: [("small", layers, (4, 4, 3), 4, 1.0)])
+    monkeypatch.setattr(static.cubins, "write", write)
+    assert main(["--cubins", str(tmp_path)]) == 1
+    names = {name for name, _, _ in written}
+    assert {"gather", "advance", "momentum", "cross_entropy", "pool_backward"} <= names
+    assert len(set(written)) == len(written) and {one[2] for one in written} == {"sm_90a"}
+    assert "sm_90a: tiled: ptxas refuses it" in capsys.readouterr().out
+
+
+def test_what_numba_cuda_lacks_is_named():
+    for place in ("numba.cuda.nowhere:a", "numba.cuda.dispatcher:CUDADispatcher.nothing"):
+        with pytest.raises(CudaUnavailableError, match="numba-cuda has no numba.cuda..* pip inst"):
+            private.found(place)
+    assert private.found(private.SURFACE["get_cufunc"]).__name__ == "get_cufunc"

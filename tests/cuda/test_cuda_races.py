@@ -1,0 +1,107 @@
+"""The wing's own kernels race where a barrier, a wait or a commit is taken away."""
+
+import numpy as np
+import pytest
+
+from minimal_nn.cuda import layernorm, weightnorm
+from minimal_nn.cuda.device import launch
+from minimal_nn.cuda.device.language import Kernel, cuda, made
+from minimal_nn.cuda.products import choice
+from minimal_nn.cuda.simulator.races import RaceError
+
+BARRIER = "cuda.syncthreads()"
+WAIT = "copy_async_wait()"
+COMMIT = "copy_async_commit()"
+
+
+def changed(function, old, new, count, **names):
+    """Return a function with `old` in its text, which is there `count` times, replaced.
+
+    names: what some names in it mean instead.
+    """
+    assert function.text.count(old) == count, f"{function.__name__} has changed"
+    text = function.text.replace(old, new)
+    result = made(text, function.__name__, {**function.__globals__, **names})
+    result.text = text
+    return result
+
+
+def planted(record, inside, *change):
+    """Return a recorded launch with a fault in its kernel, or in a device function `inside` it."""
+    kernel, function = record.kernel, record.kernel.function
+    if inside is None:
+        function = changed(function, *change)
+    else:
+        part = changed(function.__globals__[inside].py_func, *change)
+        function = changed(function, "def ", "def ", 1, **{inside: cuda.jit(part, device=True)})
+    wrong = Kernel(function, kernel.place, kernel.threads, kernel.blocks, kernel.widens)
+    return wrong, record.grid, record.block, record.args
+
+
+def recorded(call):
+    with launch.simulation(), launch.recorded() as records:
+        call()
+    return records[0]
+
+
+def numbers(*shape, scale=1.0):
+    return (scale * np.random.default_rng(0).standard_normal(shape)).astype(np.float32)
+
+
+def tensor():
+    a, b = (numbers(*shape).astype(np.float64) for shape in ((32, 64), (64, 32)))
+    return recorded(lambda: choice.product(a, b))
+
+
+def blocked():
+    return recorded(lambda: choice.product(numbers(32, 40), numbers(40, 32)))
+
+
+def long_rows():
+    g = numbers(1200)
+    return recorded(lambda: layernorm.forward(numbers(2, 1200), g, g, 0.5))
+
+
+def tiny_columns():
+    """Squares that underflow: the block takes its sums once more."""
+    return recorded(lambda: weightnorm.forward(numbers(40, 8, scale=2.0**-80), numbers(8), 0.0))
+
+
+FAULTS = {
+    "tensor, no wait": (tensor, None, WAIT, "pass", 1),
+    "tensor, no commit": (tensor, None, COMMIT, "pass", 2),
+    "tensor, no barrier": (tensor, None, BARRIER, "pass", 1),
+    "tensor, barrier before the wait": (
+        tensor,
+        None,
+        f"{WAIT}\n        {BARRIER}",
+        f"{BARRIER}\n        {WAIT}",
+        1,
+    ),
+    "blocked, no barrier": (blocked, None, BARRIER, "pass", 1),
+    "row_sum, no first barrier": (
+        long_rows,
+        "row_sum",
+        f"{BARRIER}\n    shared[own]",
+        "shared[own]",
+        1,
+    ),
+    "row_sum, no second barrier": (long_rows, "row_sum", f"{BARRIER}\n    x =", "x =", 1),
+    "tree, no barriers": (tiny_columns, "tree", BARRIER, "pass", 2),
+    "columns, no barrier before the second turn": (
+        tiny_columns,
+        None,
+        "cuda.syncthreads_or(int32(_kind_differ(found, c)))",
+        "int32(fresh)",
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "inside", "old", "new", "count"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_planted_in_a_kernel_is_found(call, inside, old, new, count):
+    record = call()
+    with launch.simulation("races"):
+        launch.launch(*planted(record, inside, old, old, count))
+        with pytest.raises(RaceError):
+            launch.launch(*planted(record, inside, old, new, count))
