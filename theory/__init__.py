@@ -8,7 +8,7 @@
     numbers    what a claim can be run in: floats, balls, symbols, running error bounds, jets
     yours      verify, assert_claim, claims_on, audit, lint_decay: the claims on your own code
     report     what `python -m theory` prints, and the pages that it writes
-    torch      audit of a PyTorch module
+    torch      audit of a PyTorch module, verify on its normalizing layers
 
 Each of these rooms imports none that stands above it in the house: report and yours, claims, claim,
 measures, subjects, laws, numbers.

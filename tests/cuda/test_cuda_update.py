@@ -221,9 +221,9 @@ def test_zero_gradients_step_nowhere_and_zero_weights_are_refused(place, rng):
         update.normalize(asarray(w), 1.0)
 
 
-def everything(rng, kind):
+def everything(rng, kind, shapes=((5, 3), (6, 8))):
     results = []
-    for shape in ((5, 3), (6, 8)):
+    for shape in shapes:
         for formula in FORMULAS:
             arrays = [asarray(x) for x in draw(rng, formula, kind, shape)]
             results += as_tuple(take(update, formula)(*arrays, **hyper_of(formula)))
@@ -250,13 +250,16 @@ def test_bits_do_not_depend_on_the_schedule(schedules):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)],
-    ids=["float32", "float64"],
+    ("kind", "shapes"),
+    [
+        (np.float32, ((5, 3), (6, 8))),
+        pytest.param(np.float64, ((6, 8),), marks=pytest.mark.slow),
+        pytest.param(np.float64, ((5, 3),), marks=pytest.mark.nightly),
+    ],
 )
-def test_the_compiled_kernels(rng, kind):
+def test_the_compiled_kernels(rng, kind, shapes):
     with launch.simulation(), launch.recorded() as records:
-        everything(rng, kind)
+        everything(rng, kind, shapes)
     compiled.check(records, update, units)
 
 
