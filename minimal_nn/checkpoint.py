@@ -190,11 +190,11 @@ class Checkpoint:
         _take(network, saved["arrays"])
         if self.best is not None:
             self.best.load(saved["best"], saved["history"].epochs)
-        still = network.parameters_of(self.run["frozen"] or ())  # these have no state
+        still = network.parameters_of(self.run["frozen"] or ())
         optimizer.state = {
             name: {slot: asarray(array) for slot, array in own.items()}
             for name, own in saved["optimizer"].items()
-            if name not in still
+            if own or name not in still
         }
         optimizer.t = meta["t"]
         optimizer.belong(network)

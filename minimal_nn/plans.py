@@ -141,7 +141,10 @@ class Plan:
             self._make()
         given = () if factors is None else (factors,)
         X, targets = self._found(X), self._found(targets)
-        return self._plan.run(self.network, self.optimizer, X, targets, batches, *given)
+        plan, part_size = self._plan, self.options.get("part_size")
+        if part_size is not None and batches.shape[1] % part_size:
+            plan = StepByStep(**self.options)  # loops are made of equal parts
+        return plan.run(self.network, self.optimizer, X, targets, batches, *given)
 
     def _found(self, array):
         return next((placed for one, placed in self._placed if one is array), array)

@@ -99,9 +99,14 @@ def fit(
     >>> len(history.epochs) < 100
     True
     """
-    counts = {"epochs": epochs, "batch_size": batch_size, "accumulate": accumulate}
-    for argument, value in counts.items():
+    epochs, batch_size, accumulate = (
         arguments.whole_number(argument, value, wrong_kind=ValueError)
+        for argument, value in (
+            ("epochs", epochs),
+            ("batch_size", batch_size),
+            ("accumulate", accumulate),
+        )
+    )
     X, targets = network.check_inputs(X), network.check_targets(targets, len(X))
     _check_optimizer(optimizer, network)
     frozen = _checked_frozen(frozen, network, optimizer)
@@ -337,6 +342,7 @@ def _checked_frozen(frozen, network, optimizer):
         raise TypeError(
             f"frozen: got {frozen!r}, expected a list of layers' names such as ['batchnorm1']"
         )
+    frozen = tuple(frozen)
     unknown = [name for name in frozen if name not in network.names]
     if unknown:
         raise ValueError(

@@ -1,89 +1,21 @@
-"""Clipping by the global norm: its formula in every wing, at the ends of the range, and in fit."""
+"""Clipping by the global norm in fit, and in PyTorch; its formula is tested in test_update.py."""
 
 import numpy as np
 import pytest
 import wings
-from agreement import assert_same_bits
 from own import ClippedSGD
 from runs import assert_same_run, batchnorm_network, interrupted, random_data, run, train
+from test_update import wide_norm
 
 from minimal_nn import SGD, Adam, backend
-from minimal_nn.errors import CheckpointError, NonFiniteError
+from minimal_nn.errors import CheckpointError
 
-SHAPES = {"W": (5, 7), "b": (7,), "kernel": (3, 3, 2, 19), "one": (1,), "column": (300, 1)}
 in_each_wing = pytest.mark.parametrize("wing", wings.names("update"))
-in_both = pytest.mark.parametrize("dtype", wings.DTYPES)
-
-
-def draw(rng, dtype, scale=1.0):
-    return {
-        name: (scale * rng.standard_normal(shape)).astype(dtype) for name, shape in SHAPES.items()
-    }
-
-
-def norm_of(gradients):
-    """Return the norm of all gradients in longdouble, scaled to stay within its range."""
-    numbers = np.concatenate([np.ravel(g).astype(np.longdouble) for g in gradients.values()])
-    largest = np.max(np.abs(numbers))
-    return largest * np.sqrt(np.sum((numbers / largest) ** 2))
-
-
-@in_each_wing
-@in_both
-@pytest.mark.parametrize("exponent", (-60, 0, 55))
-@pytest.mark.parametrize("part", (1e-3, 0.9))
-def test_longer_gradients_get_the_length_of_the_limit(wing, dtype, exponent, part, rng):
-    """Also where their squares leave the range; as in PyTorch, but for its 1e-6."""
-    clip = backend.get(wing).update.clip
-    exponent *= 1 if dtype == np.float32 else 8
-    gradients = draw(rng, dtype, 2.0**exponent)
-    limit = float(part * norm_of(gradients))
-    clipped = clip(gradients, limit)
-    # The norm is a sum of n squares, in blocks: fewer than n roundings, halved by the root.
-    count = sum(g.size for g in gradients.values())
-    bound = (count / 2 + 5) * np.finfo(dtype).eps
-    factor = limit / norm_of(gradients)
-    for name, g in gradients.items():
-        assert clipped[name].dtype == dtype and clipped[name].shape == g.shape
-        apart = np.abs(clipped[name] - factor * g.astype(np.longdouble))
-        assert np.all(apart <= bound * np.abs(factor * g)), name
-    assert abs(norm_of(clipped) / limit - 1) <= bound
-
-
-@in_each_wing
-@in_both
-def test_shorter_gradients_stay_as_they_are(wing, dtype, rng):
-    gradients = draw(rng, dtype)
-    limit = 1.001 * float(norm_of(gradients))
-    for name, g in backend.get(wing).update.clip(gradients, limit).items():
-        assert_same_bits(g, gradients[name], name)
-    zeros = {name: np.zeros_like(g) for name, g in gradients.items()}
-    assert not any(np.any(g) for g in backend.get(wing).update.clip(zeros, 1e-3).values())
-
-
-@in_each_wing
-def test_a_norm_beyond_the_range_is_clipped_where_that_of_each_parameter_is_within(wing):
-    near = np.full(1, 0.9 * np.finfo(np.float32).max, np.float32)
-    clipped = backend.get(wing).update.clip({"v": near, "w": near}, 1.0)
-    assert all(abs(float(g[0]) * np.sqrt(2) - 1) < 1e-6 for g in clipped.values())
-
-
-@in_each_wing
-@pytest.mark.parametrize("value", (np.nan, np.inf, -np.inf))
-@pytest.mark.parametrize("name", SHAPES)
-def test_gradients_without_a_norm_are_refused(wing, value, name, rng):
-    gradients = draw(rng, np.float32)
-    gradients[name].reshape(-1)[-1] = value
-    with (
-        np.errstate(all="ignore"),
-        pytest.raises(NonFiniteError, match="gradients: their norm is NaN or beyond the range of"),
-    ):
-        backend.get(wing).update.clip(gradients, 1.0)
 
 
 def test_clipping_is_pytorchs(rng):
     torch = pytest.importorskip("torch", reason="compares with PyTorch's clip_grad_norm_")
-    gradients = draw(rng, np.float64)
+    gradients = {"W": rng.standard_normal((5, 7)), "b": rng.standard_normal(7)}
     tensors = {name: torch.zeros(g.shape, dtype=torch.float64) for name, g in gradients.items()}
     for name, tensor in tensors.items():
         tensor.grad = torch.tensor(gradients[name].copy())
@@ -110,11 +42,11 @@ def test_the_penalty_is_added_after_clipping(wing, data):
     order = np.random.default_rng(3).permutation(40)
     gradients = network.loss_and_gradients(X[order], labels[order]).gradients
     limit, decay, eta = 0.01, 0.5, 0.1
-    assert norm_of(gradients) > limit
+    assert wide_norm(gradients) > limit
     optimizer = SGD(eta, weight_decay=decay)
     options = {"epochs": 1, "batch_size": 40}
     train(data, network=network, optimizer=optimizer, clip_norm=limit, **options)
-    factor = limit / norm_of(gradients)
+    factor = limit / wide_norm(gradients)
     for name, w in before.items():
         expected = w - eta * (factor * gradients[name] + decay * w)
         assert np.max(np.abs(network.parameters[name] - expected)) < 1e-6, name

@@ -15,7 +15,7 @@ from runs import (
     train,
 )
 
-from minimal_nn import SGD, Adam, BatchNorm, Dense, Momentum, Network, ReLU, fit
+from minimal_nn import SGD, Adam, BatchNorm, Conv2d, Dense, Flatten, Momentum, Network, ReLU, fit
 from minimal_nn.errors import CheckpointError, NonFiniteError
 
 in_each_wing = pytest.mark.parametrize("wing", wings.names("update"))
@@ -204,8 +204,9 @@ def test_a_frozen_batch_norm_keeps_its_numbers_and_computes_with_its_statistics(
     assert not [name for name in optimizer.state if name.startswith("batchnorm1")]
 
 
-def test_a_frozen_batch_norm_takes_single_examples(data):
-    network = batchnorm_network()
+@in_each_wing
+def test_a_frozen_batch_norm_takes_single_examples(wing, data):
+    network = batchnorm_network().on(wing)
     history = train(data, network=network, epochs=1, batch_size=1, frozen=("batchnorm1",))[2]
     assert len(history.loss) == 40
     with pytest.raises(ValueError, match="batch_size: got batches of 1 example, expected at least"):
@@ -231,6 +232,33 @@ def test_a_resumed_run_keeps_frozen_what_was(wing, kind, data, tmp_path):
     with pytest.raises(CheckpointError, match="with frozen = "):
         network = network_with(Dense(8), BatchNorm(), ReLU(), Dense(5), BatchNorm()).on(wing)
         train(data, kind, network, clip_norm=0.5, checkpoint=path, resume=True)
+
+
+def test_names_may_come_from_an_iterator(data):
+    """Which is read once; nothing would be frozen if it were read twice."""
+    network = batchnorm_network()
+    before = network.parameters["dense1.W"]
+    train(data, network=network, frozen=(name for name in ("dense1",)))
+    assert network.parameters["dense1.W"] is before
+
+
+def test_the_state_of_what_is_frozen_later_is_kept(data, tmp_path):
+    """An optimizer may have trained a layer before it was frozen."""
+    path = tmp_path / "run.npz"
+
+    def frozen_later(*interruptions):
+        network, optimizer, _ = train(data, Adam, epochs=1)
+        for options in interruptions:
+            train(data, network=network, optimizer=optimizer, frozen=["dense1"], **options)
+        return network, optimizer
+
+    one, first = frozen_later({"epochs": 3})
+    saved = {"checkpoint": path, "resume": True}
+    other, second = frozen_later({"epochs": 2, **saved}, {"epochs": 3, **saved})
+    assert_same_numbers(one, other)
+    for name, slots in first.state.items():
+        for slot, array in slots.items():
+            assert_same_bits(second.state[name][slot], array, name)
 
 
 def test_frozen_gradients_have_no_part_in_the_norm(data):
@@ -270,8 +298,13 @@ def test_classes_with_steps_of_their_own_are_refused(data):
 def test_the_plan_tells_what_is_frozen():
     network = batchnorm_network().on("cpu")
     assert network.plan_report(SGD(), clip_norm=0.5).startswith("compiled")
-    assert "loops are not compiled for frozen" in network.plan_report(SGD(), frozen=["dense1"])
-    assert "loops are not compiled for steps in parts" in network.plan_report(SGD(), accumulate=2)
+    assert network.plan_report(SGD(), frozen=["batchnorm1"]).startswith("compiled")
+    layers = [Conv2d(3), BatchNorm(), Flatten(), Dense(2)]
+    network = Network(layers, (8, 8, 1), backend="cpu")
+    assert network.plan_report(SGD(), frozen=["conv1"]).startswith("compiled")
+    refused = network.plan_report(SGD(), frozen=["batchnorm1"])
+    assert "batchnorm1: loops are not compiled for frozen batch norm on images" in refused
+    assert network.plan_report(SGD(), accumulate=2).startswith("compiled")
 
 
 # Steps of several batches
@@ -334,6 +367,14 @@ def test_a_last_batch_of_one_is_dropped(examples, sizes):
     history = fit(network, SGD(0.01), X, labels, **options)
     assert network.seen == sizes
     assert len(history.loss) == -(-len(sizes) // 2)
+
+
+def test_numbers_of_numpy_are_numbers(data, tmp_path):
+    """A checkpoint holds Python's."""
+    path, two = tmp_path / "run.npz", np.int64(2)
+    options = {"batch_size": np.int32(4), "accumulate": two, "clip_norm": np.float64(0.5)}
+    train(data, epochs=two, checkpoint=path, **options)
+    train(data, epochs=3, batch_size=4, accumulate=2, clip_norm=0.5, checkpoint=path, resume=True)
 
 
 @in_each_wing

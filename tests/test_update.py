@@ -10,7 +10,7 @@ from agreement import assert_dtype, assert_same_bits, assert_within, read_only, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimal_nn.errors import ZeroNormError
+from minimal_nn.errors import NonFiniteError, ZeroNormError
 from theory.numbers.bounded import running
 
 STEPS = 3
@@ -365,6 +365,72 @@ def test_normalize_sets_the_norm_of_each_unit(wing, reference, rng, dtype, shape
 def test_normalizing_a_zero_unit_is_refused(wing, dtype):
     with pytest.raises(ZeroNormError, match=r"units \[1\] are all 0 after the step"):
         wing.update.normalize(np.array([[1, 0], [2, 0]], dtype), 1.0)
+
+
+GRADIENTS = {"W": (5, 7), "b": (7,), "kernel": (3, 3, 2, 19), "one": (1,), "column": (300, 1)}
+
+
+def gradients_of(rng, dtype, scale=1.0):
+    return {
+        name: (scale * rng.standard_normal(shape)).astype(dtype)
+        for name, shape in GRADIENTS.items()
+    }
+
+
+def wide_norm(gradients):
+    """Return the norm of all gradients in longdouble, scaled to stay within its range."""
+    numbers = np.concatenate([np.ravel(g).astype(np.longdouble) for g in gradients.values()])
+    largest = np.max(np.abs(numbers))
+    return largest * np.sqrt(np.sum((numbers / largest) ** 2))
+
+
+@pytest.mark.parametrize("exponent", (-60, 0, 55))
+@pytest.mark.parametrize("part", (1e-3, 0.9))
+def test_longer_gradients_get_the_length_of_the_limit(wing, rng, dtype, exponent, part):
+    """Also where their squares leave the range."""
+    exponent *= 1 if dtype == np.float32 else 8
+    gradients = gradients_of(rng, dtype, 2.0**exponent)
+    norm = wide_norm(gradients)
+    clipped = wing.update.clip(gradients, float(part * norm))
+    # The norm is a sum of n squares: fewer than n roundings, halved by the root.
+    count = sum(g.size for g in gradients.values())
+    bound = (count / 2 + 5) * np.finfo(dtype).eps
+    for name, g in gradients.items():
+        assert clipped[name].dtype == dtype and clipped[name].shape == g.shape
+        expected = part * g.astype(np.longdouble)
+        assert np.all(np.abs(clipped[name] - expected) <= bound * np.abs(expected)), name
+    assert abs(wide_norm(clipped) / (part * norm) - 1) <= bound
+
+
+def test_shorter_gradients_stay_as_they_are(wing, rng, dtype):
+    gradients = gradients_of(rng, dtype)
+    limit = 1.001 * float(wide_norm(gradients))
+    for name, g in wing.update.clip(gradients, limit).items():
+        assert_same_bits(g, gradients[name], name)
+    zeros = {name: np.zeros_like(g) for name, g in gradients.items()}
+    assert not any(np.any(g) for g in wing.update.clip(zeros, 1e-3).values())
+
+
+@pytest.mark.parametrize("size", (1, 3))
+def test_a_norm_beyond_the_range_is_clipped_where_that_of_each_parameter_is_within(wing, size):
+    largest = float(np.finfo(np.float32).max)
+    near = np.full(size, 0.9 / size**0.5 * largest, np.float32)
+    clipped = wing.update.clip({"v": near, "w": near}, 1.0)
+    expected = 1 / np.sqrt(2 * size)
+    for g in clipped.values():
+        assert np.all(np.abs(g - expected) <= 10 * np.finfo(np.float32).eps)
+
+
+@pytest.mark.parametrize("value", (np.nan, np.inf, -np.inf))
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_without_a_norm_are_refused(wing, rng, value, name):
+    gradients = gradients_of(rng, np.float32)
+    gradients[name].reshape(-1)[-1] = value
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(NonFiniteError, match="gradients: their norm is NaN or beyond the range of"),
+    ):
+        wing.update.clip(gradients, 1.0)
 
 
 def test_what_a_formula_does_not_take_is_refused(wing, rng, dtype):

@@ -46,6 +46,8 @@ def _on_host(module):
     def to_host(x):
         if isinstance(x, tuple) and type(x) is tuple:
             return tuple(to_host(item) for item in x)
+        if isinstance(x, dict):
+            return {name: to_host(item) for name, item in x.items()}
         return package.to_numpy(x) if hasattr(x, "copy_to_host") else x
 
     def on_host(function):

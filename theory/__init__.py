@@ -6,9 +6,9 @@
     measures   what claims measure with: bits, bounds, runs, statistics, identities
     subjects   what claims are measured on: networks on the digits, controlled random walks
     numbers    what a claim can be run in: floats, balls, symbols, running error bounds, jets
-    yours      verify, assert_claim, audit, lint_decay: the claims on somebody else's code
+    yours      verify, assert_claim, claims_on, audit, lint_decay: the claims on your own code
     report     what `python -m theory` prints, and the pages that it writes
-    torch      audit of a PyTorch module
+    torch      audit of a PyTorch module, verify on its normalizing layers
 
 Each of these rooms imports none that stands above it in the house: report and yours, claims, claim,
 measures, subjects, laws, numbers.
@@ -18,6 +18,7 @@ from theory import claims  # noqa: F401  importing it registers them
 from theory.claim import CLAIMS, Claim, Measurement, Verdict, claim, select
 from theory.yours.auditing import Audit, audit
 from theory.yours.decay import lint_decay
+from theory.yours.networks import claims_on
 from theory.yours.verification import assert_claim, verify
 
 __all__ = [
@@ -28,8 +29,9 @@ __all__ = [
     "Verdict",
     "assert_claim",
     "audit",
-    "lint_decay",
     "claim",
+    "claims_on",
+    "lint_decay",
     "select",
     "verify",
 ]

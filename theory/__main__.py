@@ -10,7 +10,7 @@ import numpy as np
 from minimal_nn import backend
 from theory.claim import select
 from theory.numbers import arithmetic
-from theory.report import outline, table
+from theory.report import faults, outline, seeds, table
 from theory.subjects.networks import DTYPES, Options
 
 
@@ -35,6 +35,15 @@ def parser():
     )
     p.add_argument("--bits", type=int, default=1000, help="the balls' precision (default 1000)")
     p.add_argument("--seed", type=int, default=0, help="of weights and batches (default 0)")
+    p.add_argument(
+        "--seeds", type=int, metavar="N", help="seeds 0 to N - 1: how often, and the pooled biases"
+    )
+    p.add_argument(
+        "--faults",
+        metavar="FAULT",
+        nargs="*",
+        help="which claims catch which planted fault (all of them: half an hour)",
+    )
     p.add_argument("--thorough", action="store_true", help="also the long statistical runs")
     p.add_argument("--table", action="store_true", help="print a line for every subject")
     p.add_argument(
@@ -54,7 +63,10 @@ def main(arguments=None):
         return 0
     try:
         if options.explain:
-            print(table.explanation(select([options.explain])[0]))
+            (claim,) = select([options.explain])
+            print(
+                "\n".join(filter(None, [table.explanation(claim), faults.caught_by_claim(claim)]))
+            )
             return 0
         if options.play:
             from theory.report import play  # latex2mathml, for this option alone
@@ -64,6 +76,8 @@ def main(arguments=None):
         claims = select(options.only)
         if options.seed < 0:
             raise ValueError(f"--seed: got {options.seed}, expected an integer >= 0")
+        if options.seeds is not None and options.seeds < 1:
+            raise ValueError(f"--seeds: got {options.seeds}, expected an integer >= 1")
         backend.get(options.backend).asarray(np.zeros(1))  # says what is missing before the work
         if options.json:
             table.check_json_path(options.json)
@@ -72,9 +86,13 @@ def main(arguments=None):
         asked = _asked(options)
         left_out = {claim: claim.left_out(asked) for claim in claims}
         _refuse(options, asked, claims)
+        if options.faults is not None:
+            return _planted(options)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(f"python -m theory: {error}", file=sys.stderr)
         return 2
+    if options.seeds is not None:
+        return _over_seeds(claims, asked, options.seeds)
     started = time.perf_counter()
     with _one_blas_thread():
         verdicts = (_every_subject if options.table else _every_claim)(claims, asked)
@@ -94,6 +112,25 @@ def main(arguments=None):
         print(f"python -m theory: {error}", file=sys.stderr)
         return 2
     return 0 if all(verdict.verified for verdict in verdicts) else 1
+
+
+def _planted(options):
+    """Print which claims catch which fault; return 1 if a fault survives that should not."""
+    with _one_blas_thread():
+        found = faults.judged(options.faults)
+    if options.json:
+        faults.write_json(options.json, found)
+    alive = faults.survivors(found)
+    print(f"{len(found)} faults, {sum(map(bool, found.values()))} caught, {len(alive)} survive")
+    return 1 if alive else 0
+
+
+def _over_seeds(claims, asked, number):
+    """Print how often each claim is verified over seeds; return 1 unless always."""
+    with _one_blas_thread():
+        found = seeds.verdicts_of(claims, asked, number, lambda text: print(text, flush=True))
+    print("\n".join(seeds.lines(found)))
+    return 0 if all(verdict for verdicts in found.values() for verdict in verdicts) else 1
 
 
 def _every_subject(claims, asked):

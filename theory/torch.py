@@ -1,6 +1,7 @@
 """The claims on PyTorch's modules and optimizers.
 
     audit(module, loss, X, y, optimizer)    which parameters are scale-invariant, and what follows
+    verify(module, loss, X, y)              the claims on its normalizing layers, bit for bit
 
 Optional: needs the package torch (extra `torch`).
 """
@@ -22,14 +23,16 @@ from theory.yours.auditing import Audit, audit_model
 from theory.yours.evaluation import Model
 from theory.yours.modules import (
     arrays_of,
+    called,
     loss_and_gradients,
     mode_of,
     one_thread,
     optimizer_of,
     rules_of,
 )
+from theory.yours.real_layers import LayerVerdict, layer_verdicts
 
-__all__ = ["audit", "loss_and_gradients", "optimizer_of"]
+__all__ = ["LayerVerdict", "audit", "loss_and_gradients", "optimizer_of", "verify"]
 
 
 def audit(
@@ -62,6 +65,37 @@ def audit(
             frozen = {n for n, p in module.named_parameters() if not p.requires_grad}
             rules = {name: rule for name, rule in rules.items() if name not in frozen}
         return audit_model(model, rules, text, 0, mode_of(module))
+
+
+def verify(
+    module: torch.nn.Module, loss: Callable[..., Any], X: Any, y: Any
+) -> tuple[LayerVerdict, ...]:
+    r"""Return the LayerVerdict of each normalizing layer of a PyTorch module, true where it holds.
+
+    y(2^k z; 4^k eps) = y(z; eps) bit for bit, dz 2^k times the same, and <z, dz> = -2 eps dL/deps:
+    of batch, layer, group, instance and RMS norm, of weight norm (whose v has no eps), and of
+    layers of your own with a number `eps`.  Each is asked on the input that it has in the module,
+    with a random cotangent.
+
+    module: in the mode that is meant; it is not changed.  loss: (outputs, y) -> a scalar.  X, y: as
+    for audit.  Raises TypeError and ValueError for what has no normalizing layer.  Source: the
+    claim eps-rescaling.
+
+    >>> module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    >>> X, y = torch.randn(16, 3), torch.randn(16, 4)
+    >>> [bool(verdict) for verdict in verify(module, torch.nn.functional.mse_loss, X, y)]
+    [True]
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"module: got {type(module).__name__}, expected a torch.nn.Module")
+    with one_thread():
+        found = layer_verdicts(module, lambda copied: loss(called(copied, X), y))
+    if not found:
+        raise ValueError(
+            f"module: got {type(module).__name__} without a normalizing layer, expected one with a "
+            "number eps, or with weight_norm"
+        )
+    return found
 
 
 def _text(optimizer):

@@ -1,8 +1,8 @@
-"""Clipping by the global norm: kernels and the calls that they are made of; see `update.clip`.
+"""Gradients of a whole step: added up over its parts, and clipped by their global norm.
 
 The norm is taken in a fixed order that does not depend on how gradients lie in memory: of each
 column of a matrix or kernel, of these (or a vector's numbers) for each parameter, and of these.
-Each is scaled by a power of two where squares leave their range.
+Each is scaled by a power of two where squares leave their range.  See `update.clip`.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from minimal_nn.cpu.machine.compiler import kernel
 from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, updates, writes
 from minimal_nn.cpu.machine.operands import Operand
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.vectors import fill, load, scalar, store, where_greater
+from minimal_nn.cpu.machine.vectors import fill, fma, load, scalar, store, where_greater
 from minimal_nn.cpu.machine.workspace import Columns, round_up
 from minimal_nn.cpu.norms import column_norm, vector_norm
 from minimal_nn.errors import NonFiniteError
@@ -74,6 +74,27 @@ def scale_kernel(step, thread, unit, g, g_step, factor, count):
         for i in range(0, count, g.lanes):
             where = g + (unit * g_step + i)
             store(where, load(where) * a)
+
+
+@kernel(
+    total=lambda k: updates(each(k.total_step), round_up(k.count, k.total.lanes)),
+    g=lambda k: reads(each(k.g_step), round_up(k.count, k.g.lanes)),
+    share=lambda k: reads(1),
+)
+def accumulate_kernel(step, thread, unit, total, total_step, g, g_step, share, parts, count):
+    """total + share g for the unit's numbers; in the first of so many parts, share g."""
+    a, zero = fill(total, share[0]), fill(total, 0.0)
+    fresh = step % parts == 0
+    for i in range(0, count, total.lanes):
+        where = total + (unit * total_step + i)
+        before = zero if fresh else load(where)
+        store(where, fma(a, load(g + (unit * g_step + i)), before))
+
+
+def emit_accumulate(program, total, g, parts, count):
+    """Emit the unit's `count` numbers of the total of a step's gradients, of equal parts."""
+    shares = np.array([1 / parts], total.array.dtype)
+    program.call(accumulate_kernel, total, g, shares, parts, count)
 
 
 def emit_column_norms(program, g, norms, order, lines):

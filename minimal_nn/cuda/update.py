@@ -210,9 +210,11 @@ def launch_step(formula, w, g, states, table, place, new=None, per_entry=False):
     launch(k, grid(w.size, width), THREADS, ((w, g, *states), table, place, new))
 
 
-def _step(formula, w, g, states=None, **hyper):
-    """Take a step with `states` by name; return w, and the new states where there are any."""
-    (w, g, *states), hyper = _checked({"w": w, "g": g, **(states or {})}, hyper)
+def step(formula, w, g, states=(), **hyper):
+    """Return the new w of a formula of reference/update.py, by name, and the new states if any."""
+    (w, g, *states), hyper = _checked(*of_step(formula, w, g, states, hyper))
+    if formula in BY_UNIT:
+        return _unit_step(formula, w, g, **hyper)
     table, per_entry = _table(scalars(formula, **hyper), w)
     new = [empty(w.shape, w.dtype) for _ in (w, *states)]
     flat_w, flat_g, *flat_states = map(flatten, (w, g, *states))
@@ -266,64 +268,6 @@ def _penalty(T):
     return add_penalty
 
 
-def sgd(w, g, learning_rate):
-    """Return w - eta g."""
-    return _step("sgd", w, g, learning_rate=learning_rate)
-
-
-def sign_sgd(w, g, learning_rate):
-    """Return w - eta sign(g)."""
-    return _step("sign_sgd", w, g, learning_rate=learning_rate)
-
-
-def momentum(w, g, buffer, learning_rate, momentum):
-    """Heavy ball: v = momentum v + g; w - eta v.  Returns w and v."""
-    hyper = {"learning_rate": learning_rate, "momentum": momentum}
-    return _step("momentum", w, g, {"buffer": buffer}, **hyper)
-
-
-def nesterov(w, g, buffer, learning_rate, momentum):
-    """Nesterov's form: v = momentum v + g; w - eta (g + momentum v).  Returns w and v."""
-    hyper = {"learning_rate": learning_rate, "momentum": momentum}
-    return _step("nesterov", w, g, {"buffer": buffer}, **hyper)
-
-
-def rmsprop(w, g, square, learning_rate, decay, eps):
-    """RMSprop: s = decay s + (1 - decay) g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
-    hyper = {"learning_rate": learning_rate, "decay": decay, "eps": eps}
-    return _step("rmsprop", w, g, {"square": square}, **hyper)
-
-
-def adagrad(w, g, square, learning_rate, eps):
-    """Adagrad: s = s + g^2; w - eta g / (sqrt(s) + eps).  Returns w and s."""
-    return _step("adagrad", w, g, {"square": square}, learning_rate=learning_rate, eps=eps)
-
-
-def adadelta(w, g, square, delta_square, learning_rate, decay, eps_numerator, eps_denominator):
-    """Adadelta, with an eps of its own in each root.  Returns w, s and u.
-
-    s = decay s + (1 - decay) g^2; d = sqrt(u + eps_numerator) / sqrt(s + eps_denominator) g;
-    u = decay u + (1 - decay) d^2; w - eta d.
-    """
-    states = {"square": square, "delta_square": delta_square}
-    hyper = {"learning_rate": learning_rate, "decay": decay}
-    hyper |= {"eps_numerator": eps_numerator, "eps_denominator": eps_denominator}
-    return _step("adadelta", w, g, states, **hyper)
-
-
-def adam(w, g, m, v, t, learning_rate, beta1, beta2, eps):
-    """Adam: w - eta m' / (sqrt(v') + eps), bias corrected, t = 1, 2, ...  Returns w, m and v."""
-    hyper = {"learning_rate": learning_rate, "beta1": beta1, "beta2": beta2, "eps": eps}
-    return _step("adam", w, g, {"m": m, "v": v}, t=t, **hyper)
-
-
-def adamw(w, g, m, v, t, learning_rate, beta1, beta2, eps, decoupled_weight_decay):
-    """AdamW: (1 - eta decoupled_weight_decay) w - Adam's step.  Returns w, m and v."""
-    hyper = {"learning_rate": learning_rate, "beta1": beta1, "beta2": beta2, "eps": eps}
-    hyper["decoupled_weight_decay"] = decoupled_weight_decay
-    return _step("adamw", w, g, {"m": m, "v": v}, t=t, **hyper)
-
-
 def clip(gradients, limit):
     """Return gradients {name: array} times min(1, limit / |g|), |g| the norm of all together.
 
@@ -336,8 +280,7 @@ def clip(gradients, limit):
 
 
 def _unit_step(formula, w, g, learning_rate):
-    (w, g), hyper = _checked({"w": w, "g": g}, {"learning_rate": learning_rate})
-    rate = np.asarray(hyper["learning_rate"], w.dtype)
+    rate = np.asarray(learning_rate, w.dtype)
     table, per_entry = _table((np.zeros_like(rate), rate), w)
     out = empty(w.shape, w.dtype)
     widest = Units.widest([w.shape], [0], w, g, out)
@@ -345,19 +288,6 @@ def _unit_step(formula, w, g, learning_rate):
     place = asarray(np.zeros(1, np.uint32))
     units.launch_step(formula, *flatten(w, g, out), table, place, per_entry)
     return out
-
-
-def normalized_sgd(w, g, learning_rate):
-    """Return w - eta g / |g|, unit by unit (a vector, such as a bias, as a whole)."""
-    return _unit_step("normalized_sgd", w, g, learning_rate)
-
-
-def lars(w, g, learning_rate):
-    """Return w - eta |w| g / |g|, unit by unit (a vector as a whole): steps relative to |w|.
-
-    Where |w| or |g| is 0 it is w - eta g, as in apex and LAMB.
-    """
-    return _unit_step("lars", w, g, learning_rate)
 
 
 def normalize(w, norm):
@@ -373,10 +303,3 @@ def normalize(w, norm):
     lengths = units.launch_norms(*flatten(w, out), norms, reduction.status())
     check_norm(to_host(lengths), *FIXED_NORM)
     return out
-
-
-def step(formula, w, g, states=(), **hyper):
-    """Return the new w of a formula of reference/update.py, by name, and the new states if any."""
-    arrays, hyper = of_step(formula, w, g, states, hyper)
-    take = _unit_step if formula in BY_UNIT else _step
-    return take(formula, arrays.pop("w"), arrays.pop("g"), *([arrays] if states else []), **hyper)

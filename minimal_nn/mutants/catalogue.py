@@ -270,6 +270,22 @@ MUTANTS = (
             "norm = np.sqrt((w * w).max(axis=tuple(range(w.ndim - 1)) if w.ndim > 1 else None))",
         ),
     ),
+    mutant(
+        "update",
+        "clip-each-parameter-by-itself",
+        (
+            "{name: factor * g for name, g in gradients.items()}",
+            "{name: min(1, limit / _length(g)) * g for name, g in gradients.items()}",
+        ),
+    ),
+    mutant("update", "clip-scales-up", ("if length.real > most else 1", "if length != 0 else 1")),
+    mutant(
+        "update",
+        "clip-by-the-sum-of-norms",
+        ("np.sqrt((a * lengths * (a * lengths)).sum())", "(a * lengths).sum()"),
+    ),
+    mutant("update", "clip-norms-unscaled", ("a = power_of_two(lengths, None)", "a = 1")),
+    mutant("update", "clip-squares-unscaled", ("a = power_of_two(g, None)", "a = 1")),
     mutant("update", "squares-unscaled", ("a = power_of_two(w, axes)", "a = 1")),
     mutant(
         "update",

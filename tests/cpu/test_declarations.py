@@ -82,7 +82,7 @@ class Examined:
         thread_count = 1
         (_, calls), _ = program._frozen(thread_count)
         rooms = [*program._rooms]
-        for units, first, last, _, grain in program._phases:
+        for units, first, last, _, grain, _ in program._phases:
             for index in range(first, last):
                 declarations, arguments, places = program._forms[index]
                 form = declarations, arguments, units
@@ -90,7 +90,7 @@ class Examined:
                     continue
                 self.forms.add(form)
                 self.kernels.add(declarations.kernel)
-                one = np.array([[units, index, index + 1, 0, grain]], dtype=np.int64)
+                one = np.array([[units, index, index + 1, 0, grain, 1]], dtype=np.int64)
                 footprints = declarations.of(arguments, units, 1)
 
                 def run(one=one):
@@ -200,7 +200,7 @@ def train(layers, shape, optimizer, loss, dtype, rng):
     targets = rng.integers(0, outputs[0], 40)
     if loss == "mean_squared_error":
         targets = rng.standard_normal((40, *outputs)).astype(dtype)
-    for options in ({}, {"clip_norm": 1e-3}):
+    for options in ({}, {"clip_norm": 1e-3}, {"part_size": 7}):
         plan = network.backend.plan(network.program(), training, 35, **options)
         plan.run(network, training, X, targets, rng.integers(0, 40, (2, 35)))
 

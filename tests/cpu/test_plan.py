@@ -29,6 +29,7 @@ from minimal_nn.cpu.machine import processor, threads
 from minimal_nn.cpu.machine.compiler import kernel
 from minimal_nn.cpu.machine.footprints import each, writes
 from minimal_nn.cpu.machine.program import Program
+from minimal_nn.cpu.plan import loop as loop_module
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.optimizers import ALL as OPTIMIZERS
 from minimal_nn.training import StepByStep
@@ -172,6 +173,51 @@ def test_the_loop_clips_as_layer_by_layer_training_does(name, optimizer):
             without = optimizer(0.01, weight_decay=1e-3, groups=groups)
             StepByStep().run(plain, without, X, targets, batches())
             assert_same(network, ours, plain, without)
+
+
+@pytest.mark.parametrize("optimizer", (SGD, Adam, LARS))
+@pytest.mark.parametrize("name", (*MLPS, "images"))
+def test_the_loop_takes_parts_and_leaves_layers_as_layer_by_layer_training_does(
+    name, optimizer, monkeypatch
+):
+    monkeypatch.setattr(loop_module, "CHUNK", 10)  # which the parts do not divide
+    rows = np.random.default_rng(3).integers(0, EXAMPLES, (5, 24))
+    rng = np.random.default_rng([len(name), len(optimizer.__name__)])
+    for number, dtype in enumerate((np.float32, np.float64)):
+        threads.set_num_threads(2 - number)
+        (network, X, targets), (other, *_) = build(name, dtype), build(name, dtype)
+        layers = [each for each in network.names if network.parameters_of([each])]
+        layers = [each for each in layers if name != "images" or "batchnorm" not in each]
+        frozen = tuple(rng.choice(layers, rng.integers(len(layers)), replace=False).tolist())
+        hyper = {"learning_rate": 0.01, "weight_decay": 1e-3, "fixed_norm": None}
+        ours, theirs = (optimizer(**hyper) for _ in "12")
+        factors = {each: {"learning_rate": np.linspace(1, 0.1, 5)} for each in network.parameters}
+        options = {"part_size": 8, "frozen": frozen, "clip_norm": 0.5 if number else None}
+        options["scheduled"] = True
+        plan = network.backend.plan(network.program(), ours, 24, **options)
+        for loop in plan._loops.values():
+            loop.work = 1 << 40
+        losses = plan.run(network, ours, X, targets, rows, factors)
+        expected = StepByStep(**options).run(other, theirs, X, targets, rows, factors)
+        assert np.array_equal(losses, expected)
+        assert_same(network, ours, other, theirs)
+
+
+@pytest.mark.parametrize("compile_it", (True, False))
+def test_a_part_that_fails_leaves_what_the_step_before_left(compile_it):
+    """The second step's second part has a unit without variance, when the first has been taken."""
+    X = np.random.default_rng(0).standard_normal((16, 2), np.float32)
+    X[12:] = 1
+    network = Network([Dense(3), BatchNorm(0.0), Dense(2)], (2,), rng=0, backend="cpu")
+    other = network.with_parameters()
+    optimizer, first = SGD(0.1), SGD(0.1)
+    plan = StepByStep(part_size=4)
+    plan.run(other, first, X, np.arange(16) % 2, np.arange(8)[None])
+    if compile_it:
+        plan = network.backend.plan(network.program(), optimizer, 8, part_size=4)
+    with pytest.raises(ZeroVarianceError, match=r"batchnorm1: var: units \[0, 1, 2\] have var"):
+        plan.run(network, optimizer, X, np.arange(16) % 2, np.arange(16).reshape(2, 8))
+    assert_same(network, optimizer, other, first)
 
 
 def test_gradients_that_cannot_be_clipped_end_the_run_where_it_was():

@@ -29,6 +29,7 @@ def made(function, *args):
 
 
 # What is called, with what in place of an argument, and what the message begins with.
+ADAM = dict.fromkeys(("t", "learning_rate", "beta1", "beta2", "eps"), 1)
 REFUSED = {
     "product, bias": (lambda: choice.product(f(3, 4), f(4, 5), bias=f(4)), "bias: got shape"),
     "affine, b": (lambda: affine.forward(f(3, 4), f(4, 5), f(6)), "b: got shape"),
@@ -84,9 +85,12 @@ REFUSED = {
         lambda: loss.forward(f(3, 4), f(3), "cross_entropy"),
         "targets: got shape .3,. and dtype float32, expected integers",
     ),
-    "update, g": (lambda: update.sgd(f(3, 4), f(4), 0.1), "g: got shape"),
-    "update, state": (lambda: update.adam(f(3), f(3), f(3), f(2), 1, 1, 1, 1, 1), "v: got shape"),
-    "lars, g": (lambda: update.lars(f(3, 4), f(4, 3), 0.1), "g: got shape"),
+    "update, g": (lambda: update.step("sgd", f(3, 4), f(4), learning_rate=0.1), "g: got shape"),
+    "update, state": (
+        lambda: update.step("adam", f(3), f(3), (f(3), f(2)), **ADAM),
+        "v: got shape",
+    ),
+    "lars, g": (lambda: update.step("lars", f(3, 4), f(4, 3), learning_rate=0.1), "g: got shape"),
     "penalty, w": (lambda: update.add_penalty(f(3), f(4), 0.1), "w: got shape"),
     "rounded": (lambda: rounded(f(3, 4), f(3, 4)), "b: got shape"),
 }

@@ -27,7 +27,7 @@ def some_launches():
         choice.product(LINES, LINES.T)
         choice.product(LINES.astype(np.float64), LINES.T.astype(np.float64))
         layernorm.forward(LINES, LINES[0], LINES[0], 0.5)
-        update.lars(LINES, LINES, 0.1)
+        update.step("lars", LINES, LINES, learning_rate=0.1)
     return records
 
 

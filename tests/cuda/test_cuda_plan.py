@@ -18,6 +18,7 @@ from minimal_nn import (
     Network,
     NormalizedSGD,
     ReLU,
+    Schedule,
     Tanh,
     WeightNorm,
     fit,
@@ -28,6 +29,7 @@ from minimal_nn.cuda.device.arrays import to_host
 from minimal_nn.cuda.device.current import choosing
 from minimal_nn.cuda.simulator.device import Simulator
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
+from minimal_nn.schedules import Cosine
 from minimal_nn.training import StepByStep
 
 NETWORKS = {
@@ -236,3 +238,27 @@ def test_rows_out_of_range_are_refused(rng):
         loop = plan.plan(network.program(), optimizer, 2)
         with pytest.raises(IndexError, match="batches: got row numbers from 0 to 12"):
             loop.run(network, optimizer, X, labels, np.array([[0, 12]]))
+
+
+def test_options_of_fit_train_step_by_step_to_the_numbers_of_the_reference_wing(place, rng):
+    """Schedules, clipping, steps of several batches, frozen layers, the best epoch."""
+    X, labels = rng.standard_normal((6, 3)).astype(np.float32), np.array([0, 1, 0, 1, 1, 0])
+    options = {
+        "epochs": 2,
+        "batch_size": 2,
+        "accumulate": 2,
+        "clip_norm": 0.2,
+        "frozen": ["dense1"],
+        "schedule": Schedule(Cosine(6), l2=Cosine(6)),
+        "validation": (X, labels),
+        "best": "validation_loss",
+        "progress": False,
+    }
+    ends = []
+    for wing in ("reference", "cuda"):
+        network = Network([Dense(4), BatchNorm(), ReLU(), Dense(2)], (3,), rng=1).on(wing)
+        history = fit(network, Momentum(0.1, l2=0.01), X, labels, **options)
+        assert network.plan_report(Momentum(), frozen=["dense1"]).startswith("step by step")
+        ends.append([history.loss, *map(to_host, network.parameters.values())])
+    for ours, theirs in zip(*ends, strict=True):
+        assert np.max(np.abs(np.asarray(ours) - theirs)) < 1e-6

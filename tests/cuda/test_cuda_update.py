@@ -33,7 +33,7 @@ EVERY_FORMULA = pytest.mark.parametrize("formula", FORMULAS)
 
 
 def hyper_of(formula, t=1):
-    names = inspect.signature(getattr(update, formula)).parameters
+    names = inspect.signature(getattr(reference, formula)).parameters
     hyper = {name: HYPER[name] for name in names if name in HYPER}
     return {"t": t, **hyper} if "t" in names else hyper
 
@@ -43,6 +43,11 @@ def draw(rng, formula, kind, shape):
     states = update.FORMULAS[formula].states
     w, g = rng.standard_normal((2, *shape)).astype(kind)
     return [w, g, *np.abs(rng.standard_normal((states, *shape))).astype(kind)]
+
+
+def take(module, formula):
+    """Return a wing's step by a formula, as a function of w, g, the states and hyper-parameters."""
+    return lambda w, g, *states, **hyper: module.step(formula, w, g, states, **hyper)
 
 
 def as_tuple(result):
@@ -59,12 +64,12 @@ def table_of(rows, kind):
 def test_agrees_with_the_reference(place, rng, kind, formula, shape):
     arrays = draw(rng, formula, kind, shape)
     hyper = hyper_of(formula, t=3)
-    got = as_tuple(getattr(update, formula)(*(asarray(x) for x in arrays), **hyper))
-    expected = as_tuple(getattr(reference, formula)(*(wide(x) for x in arrays), **hyper))
+    got = as_tuple(take(update, formula)(*(asarray(x) for x in arrays), **hyper))
+    expected = as_tuple(take(reference, formula)(*(wide(x) for x in arrays), **hyper))
     if formula == "sign_sgd":
         bounds = [8 * np.finfo(kind).eps * (np.abs(arrays[0]) + 1)]
     else:
-        bounds = as_tuple(getattr(reference, formula)(*(running(x, kind) for x in arrays), **hyper))
+        bounds = as_tuple(take(reference, formula)(*(running(x, kind) for x in arrays), **hyper))
         bounds = [bound.error for bound in bounds]
     for value, truth, bound in zip(got, expected, bounds, strict=True):
         value = to_host(value)
@@ -89,7 +94,7 @@ def test_a_group_in_place_takes_its_row_of_numbers(place, rng, formula):
         expected = [asarray(x) for x in part]
         for t in (1, 2):
             penalized = update.add_penalty(expected[1], expected[0], 0.25)
-            new = getattr(update, formula)(
+            new = take(update, formula)(
                 expected[0], penalized, *expected[2:], **hyper_of(formula, t)
             )
             expected = [as_tuple(new)[0], expected[1], *as_tuple(new)[1:]]
@@ -105,7 +110,7 @@ def test_zero_over_zero_is_a_zero_step(place, formula):
     hyper = {k: 0.0 if k.startswith("eps") else v for k, v in hyper_of(formula).items()}
     w = np.arange(1, 6, dtype=np.float32)
     zeros = [np.zeros(5, np.float32)] * (1 + update.FORMULAS[formula].states)
-    got = as_tuple(getattr(update, formula)(*(asarray(x) for x in (w, *zeros)), **hyper))
+    got = as_tuple(take(update, formula)(*(asarray(x) for x in (w, *zeros)), **hyper))
     shrink = np.float32(1 - 0.07 * 0.01) if formula == "adamw" else np.float32(1)
     assert_same_bits(to_host(got[0]), shrink * w, formula)
     for state in got[1:]:
@@ -118,7 +123,7 @@ def test_a_hyper_parameter_for_each_unit(place, rng, formula):
     arrays = draw(rng, formula, np.float32, (5, 3))
     hyper = hyper_of(formula)
     rates = np.array([0.5, 0.25, 2.0], np.float32)
-    step = getattr(update, formula)
+    step = take(update, formula)
     got = as_tuple(step(*(asarray(x) for x in arrays), **{**hyper, "learning_rate": rates}))
     if formula == "adamw":  # 1 - rate decay is rounded to float32 in the array, once in the number
         hyper["decoupled_weight_decay"] = 0.0
@@ -190,16 +195,18 @@ def test_normalize_and_lars_commute_with_powers_of_two(place, rng, kind):
     w, g, scaled, other = (asarray(x) for x in (w, g, a * w, g / a))
     normalized = to_host(update.normalize(w, 2.0))
     assert_same_bits(to_host(update.normalize(scaled, 2.0)), normalized, "normalize")
-    step = to_host(update.lars(w, g, 0.1))
-    assert_same_bits(to_host(update.lars(scaled, other, 0.1)), a * step, "lars")
+    step = to_host(update.step("lars", w, g, learning_rate=0.1))
+    assert_same_bits(
+        to_host(update.step("lars", scaled, other, learning_rate=0.1)), a * step, "lars"
+    )
 
 
 @KINDS
 @pytest.mark.parametrize("formula", ["normalized_sgd", "lars"])
 def test_a_rate_for_each_unit_sums_in_the_same_order(place, rng, kind, formula):
     w, g = (asarray(x) for x in rng.standard_normal((2, 70, 8)).astype(kind))
-    one = getattr(update, formula)(w, g, 4.0)
-    each = getattr(update, formula)(w, g, np.full(8, 4.0))
+    one = update.step(formula, w, g, learning_rate=4.0)
+    each = update.step(formula, w, g, learning_rate=np.full(8, 4.0))
     assert_same_bits(to_host(each), to_host(one), formula)
 
 
@@ -207,26 +214,35 @@ def test_zero_gradients_step_nowhere_and_zero_weights_are_refused(place, rng):
     w = rng.standard_normal((9, 8)).astype(np.float32)
     zero = asarray(np.zeros_like(w))
     for formula in ("normalized_sgd", "lars"):
-        got = getattr(update, formula)(asarray(w), zero, 0.1)
+        got = update.step(formula, asarray(w), zero, learning_rate=0.1)
         assert_same_bits(to_host(got), w, formula)
     w[:, [1, 4]] = 0
     with pytest.raises(ZeroNormError, match=r"units \[1, 4\] are all 0"):
         update.normalize(asarray(w), 1.0)
 
 
-def everything(rng, kind):
+def everything(rng, kind, shapes=((5, 3), (6, 8))):
     results = []
-    for shape in ((5, 3), (6, 8)):
+    for shape in shapes:
         for formula in FORMULAS:
             arrays = [asarray(x) for x in draw(rng, formula, kind, shape)]
-            results += as_tuple(getattr(update, formula)(*arrays, **hyper_of(formula)))
+            results += as_tuple(take(update, formula)(*arrays, **hyper_of(formula)))
         w, g = arrays[:2]
         results += [update.add_penalty(g, w, 0.5), update.normalize(w, 1.0)]
-        results += [update.lars(w, g, 0.1), update.normalized_sgd(w, g, 0.1)]
+        results += [
+            update.step("lars", w, g, learning_rate=0.1),
+            update.step("normalized_sgd", w, g, learning_rate=0.1),
+        ]
     rates = np.array([1, 2, 3, 4, 5, 6, 7, 8], kind)
     w, g, m, v = (asarray(x) for x in draw(rng, "adam", kind, (6, 8)))
-    results += as_tuple(update.adam(w, g, m, v, **{**hyper_of("adam"), "learning_rate": rates}))
-    return [*results, update.lars(w, g, rates), update.normalized_sgd(w, g, rates)]
+    results += as_tuple(
+        update.step("adam", w, g, (m, v), **{**hyper_of("adam"), "learning_rate": rates})
+    )
+    return [
+        *results,
+        update.step("lars", w, g, learning_rate=rates),
+        update.step("normalized_sgd", w, g, learning_rate=rates),
+    ]
 
 
 def test_bits_do_not_depend_on_the_schedule(schedules):
@@ -234,11 +250,26 @@ def test_bits_do_not_depend_on_the_schedule(schedules):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)],
-    ids=["float32", "float64"],
+    ("kind", "shapes"),
+    [
+        (np.float32, ((5, 3), (6, 8))),
+        pytest.param(np.float64, ((6, 8),), marks=pytest.mark.slow),
+        pytest.param(np.float64, ((5, 3),), marks=pytest.mark.nightly),
+    ],
 )
-def test_the_compiled_kernels(rng, kind):
+def test_the_compiled_kernels(rng, kind, shapes):
     with launch.simulation(), launch.recorded() as records:
-        everything(rng, kind)
+        everything(rng, kind, shapes)
     compiled.check(records, update, units)
+
+
+@pytest.mark.parametrize("formula", ["rmsprop", "adagrad", "adam", "adamw"])
+def test_a_step_by_name_with_eps_inside_the_root(place, rng, formula):
+    w, g, *states = rng.uniform(0.5, 2, (2 + update.FORMULAS[formula].states, 5, 3))
+    hyper = {**hyper_of(formula), "eps_inside_root": 0.25}
+    expected = as_tuple(reference.step(formula, w, g, states, **hyper))
+    got = as_tuple(update.step(formula, *map(asarray, (w, g)), [*map(asarray, states)], **hyper))
+    for value, truth in zip(got, expected, strict=True):
+        np.testing.assert_allclose(to_host(value), truth, rtol=1e-14)
+    plain = as_tuple(update.step(formula, w, g, states, **hyper_of(formula)))
+    assert np.max(np.abs(to_host(plain[0]) - expected[0])) > 1e-6

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from minimal_nn import backend as backends
 from minimal_nn.gradcheck import complex_step
 from theory.claim import WORST_CASE, claim
 from theory.measures.closest import Closest
@@ -17,7 +18,7 @@ from theory.measures.derivatives import (
 from theory.measures.identity import Identity, size_of
 from theory.numbers.jet import Jet
 from theory.subjects.networks import gradients_of, invariant_weights
-from theory.subjects.smooth import CLASSES, float_subjects
+from theory.subjects.smooth import CLASSES, float_subjects, image_subject
 
 _BATCHES, _DIRECTIONS = 8, 2
 _TOO_LONG = {"float32": 2.0**-4}  # by how much the control's gradient is too long, else 2^-8
@@ -28,11 +29,15 @@ def _too_long(arithmetic):
 
 
 def gradient_subjects(options):
-    """Return the smooth networks, in the wing that is asked for."""
-    return [
-        dataclasses.replace(subject, network=subject.network.on(options.backend))
-        for subject in float_subjects(options)
-    ]
+    """Return the smooth networks, in the wing that is asked for.
+
+    Also one with convolutions, but in the cuda wing, which has not all that it is made of.
+    """
+    wing = backends.get(options.backend)
+    subjects = float_subjects(options)
+    if wing.name != "cuda":
+        subjects += [image_subject(dtype, options.seed) for dtype in options.dtypes]
+    return [dataclasses.replace(subject, network=subject.network.on(wing)) for subject in subjects]
 
 
 def loss_derivative(network, name, direction, X, targets):

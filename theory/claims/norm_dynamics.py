@@ -9,7 +9,7 @@ from theory.measures.exact_runs import UPDATE
 from theory.measures.groups import group_sum
 from theory.measures.identity import Identity
 from theory.measures.orthogonality import leak_of, orthogonality
-from theory.measures.runs import ETA, LAMBDA
+from theory.measures.runs import ETA, LAMBDA, SHRINK
 from theory.numbers.bounded import Bounded, gamma, unit_roundoff
 from theory.subjects.exact import EPS
 
@@ -36,7 +36,7 @@ def _step_bound(network, group, gradients, after, residual_bound):
         change = 2 * np.abs(after[name].astype(np.float64)) * error + error**2
         axes = tuple(range(change.ndim - 1)) if group.per_unit else None
         total = total + np.atleast_1d(change.sum(axis=axes))
-    cross = 2 * ETA * (1 - 2 * ETA * LAMBDA)
+    cross = 2 * ETA * SHRINK
     return total + cross * residual_bound
 
 
@@ -51,7 +51,7 @@ def norm_residuals(network, X, targets, groups=None):
     new = network.with_parameters()
     optimizer.step(new, trace.gradients)
     after = {name: network.backend.to_numpy(a) for name, a in new.parameters.items()}
-    shrink = np.longdouble(1 - 2 * ETA * LAMBDA)
+    shrink = np.longdouble(SHRINK)
     rows = []
     for group in network.invariance_groups() if groups is None else groups:
         before = [network.backend.to_numpy(network.parameters[n]) for n in group.parameters]
@@ -123,7 +123,6 @@ def norm_growth(subject):
 @norm_growth.exactly
 def _(subject):
     identity = Identity()
-    shrink = 1 - 2 * ETA * LAMBDA  # exact: powers of two
     for network in subject.states:
         for eps in (0.0, EPS):
             leaky = network.with_eps(eps)
@@ -139,8 +138,8 @@ def _(subject):
                     group_sum([w * w for w in arrays], group.per_unit)
                     for arrays in (new, old, grad)
                 )
-                plain = after - shrink**2 * before - ETA**2 * step
-                cross = 2 * ETA * shrink * leak_of(leaky, group, trace) if eps else 0
+                plain = after - SHRINK**2 * before - ETA**2 * step
+                cross = 2 * ETA * SHRINK * leak_of(leaky, group, trace) if eps else 0
                 size = after if subject.numbers.name == "ball" else 1
                 identity.vanishes(plain + cross, size)
                 if eps:

@@ -9,7 +9,7 @@ from theory.measures.exact_runs import exact_run
 from theory.measures.groups import group_sum
 from theory.measures.identity import Identity
 from theory.measures.orthogonality import orthogonality
-from theory.measures.runs import ETA, LAMBDA
+from theory.measures.runs import ETA, LAMBDA, SHRINK
 from theory.numbers.bounded import Bounded, gamma, unit_roundoff
 from theory.subjects.networks import to_numpy, weight_groups
 
@@ -53,7 +53,6 @@ def rotation_per_step(subject):
     training.
     """
     closest, control = Closest(), np.inf
-    shrink = 1 - 2 * ETA * LAMBDA
     for network in subject.states:
         current, heavy = network, nn.Momentum(ETA, momentum=0.9, l2=LAMBDA)
         turning = network.with_parameters()
@@ -73,7 +72,7 @@ def rotation_per_step(subject):
                     exact = w - ETA * (Bounded(gradients[name]) + (2 * LAMBDA) * w)
                     errors.append(np.abs(before[name]) * exact.error)
                 update = group_sum(errors, group.per_unit)
-                residual = np.abs(inner - np.longdouble(shrink) * old**2) / (old * new)
+                residual = np.abs(inner - np.longdouble(SHRINK) * old**2) / (old * new)
                 # The products are added up in longdouble, which counts when the network is too.
                 terms = sum(before[name].size for name in group.parameters) // old.size + 6
                 limit = (ETA * bound + update) / (old * new)
@@ -86,7 +85,7 @@ def rotation_per_step(subject):
                 control = min(
                     control,
                     max(
-                        float(np.max(np.abs(inner / (old * new) - shrink * old / new)))
+                        float(np.max(np.abs(inner / (old * new) - SHRINK * old / new)))
                         for inner, old, new in (
                             _rotation(old_parameters, new_parameters, g)
                             for g in weight_groups(turning)
@@ -102,7 +101,7 @@ def rotation_per_step(subject):
 
 @rotation_per_step.exactly
 def _(subject):
-    identity, shrink = Identity(), 1 - 2 * ETA * LAMBDA  # exact: powers of two
+    identity = Identity()
 
     def turned(network, after, before):
         for group in weight_groups(network):
@@ -111,7 +110,7 @@ def _(subject):
                 group_sum([a * b for a, b in rows], group.per_unit)
                 for rows in (pairs, [(w, w) for w, _ in pairs], [(w, w) for _, w in pairs])
             )
-            yield inner - shrink * square, np.sqrt(square * new)
+            yield inner - SHRINK * square, np.sqrt(square * new)
 
     hyper = {"learning_rate": ETA, "l2": LAMBDA}
     for network in subject.states:

@@ -42,6 +42,16 @@ def nesterov_balance(x: Number, memory: Number) -> Number:
     (1 + rho + rho x + 2 rho^2 x)/((1 - rho + rho x) (2 + 2 rho - x (1 + 2 rho))), for 0 < x <
     (2 + 2 rho)/(1 + 2 rho): momentum's as x -> 0, and 7 % off it at x = 0.05.  Source: ours.
 
+    With learning_rate = 1, so that x is the decay, v' = rho v + g + x w and w' = a w - rho^2 v -
+    (1 + rho) g, a = 1 - (1 + rho) x.  As <w, g> = <v, g> = 0, R = E|w|^2, A = E<w, v>, B = E|v|^2
+    and G = E|g|^2 stay where
+
+        R = a^2 R - 2 a rho^2 A + rho^4 B + (1 + rho)^2 G
+        A = a x R + (a rho - rho^2 x) A - rho^3 B - (1 + rho) G
+        B = x^2 R + 2 rho x A + rho^2 B + G,
+
+    three linear equations, of which x R/G is the balance.
+
     >>> nesterov_balance(0.0, 0.75), nesterov_balance(0.5, 0.0)
     (2.0, 0.6666666666666666)
     """
@@ -53,7 +63,9 @@ def adamw_balance(x: Number, memory: Number) -> Number:
     r"""Return E|w|^2/E|g/sqrt(v)|^2 in learning_rate/weight_decay under AdamW, memory beta1.
 
     (1 - beta1)/(1 + beta1) (1 + a beta1)/((2 - x) (1 - a beta1)), a = 1 - x, for 0 < x < 2: 1/2 as
-    x -> 0, whatever beta1 is.  The variance of a sum over an autoregressive m.
+    x -> 0, whatever beta1 is.  With learning_rate = 1, m' = beta1 m + (1 - beta1) g and w' = a w -
+    m': E|m|^2 = M = (1 - beta1)/(1 + beta1) E|g|^2, and as <w, g> = 0, E<w, m> = A = a beta1 A - M
+    and R = a^2 R - 2 a beta1 A + M, so that (1 - a^2) R = M (1 + a beta1)/(1 - a beta1).
     Source: Wen et al. 2025 (Hyperball), the table of equilibria.
 
     >>> adamw_balance(0.0, 0.5), adamw_balance(0.5, 0.0)
@@ -79,7 +91,9 @@ def adam_balance(x: Number, memory: Number) -> Number:
 def momentum_turn(x: Number, memory: Number) -> Number:
     r"""Return 1 - E<w, w'>/E|w|^2 = x/(1 + rho) under momentum rho, whatever gradients remember.
 
-    Exact in x; SGD's is x, the cosine 1 - x wherever |w'| = |w|.
+    Exact in x; SGD's is x, the cosine 1 - x wherever |w'| = |w|.  It is E|w' - w|^2/(2 E|w|^2) =
+    learning_rate^2 E|v'|^2/(2 E|w|^2), and the first two lines of momentum_balance give
+    learning_rate (1 + rho) |v'|^2/2 = weight_decay |w|^2.
     Source: Wan et al. 2021, theorem 3, made exact.
 
     >>> momentum_turn(0.5, 0.25)
@@ -91,8 +105,8 @@ def momentum_turn(x: Number, memory: Number) -> Number:
 def nesterov_turn(x: Number, memory: Number) -> Number:
     r"""Return 1 - E<w, w'>/E|w|^2 under Nesterov's momentum rho.
 
-    x (1 + 2 rho - 2 rho^3 + x (rho + 3 rho^2 + 2 rho^3))/(1 + rho + rho x + 2 rho^2 x).
-    Source: ours.
+    x (1 + 2 rho - 2 rho^3 + x (rho + 3 rho^2 + 2 rho^3))/(1 + rho + rho x + 2 rho^2 x): E<w, w'> is
+    a R - rho^2 A, with R and A of nesterov_balance's three equations.  Source: ours.
 
     >>> nesterov_turn(0.5, 0.0)
     0.5
@@ -105,7 +119,8 @@ def nesterov_turn(x: Number, memory: Number) -> Number:
 def adamw_turn(x: Number, memory: Number) -> Number:
     r"""Return 1 - E<w, w'>/E|w|^2 under AdamW: the cosine is (a + beta1)/(1 + a beta1), a = 1 - x.
 
-    So 1 - cos = x (1 - beta1)/(1 + a beta1): it depends on x and beta1 alone, not on the layer.
+    E<w, w'> = a R - beta1 A of adamw_balance, with A = -M/(1 - a beta1).  So 1 - cos = x (1 -
+    beta1)/(1 + a beta1): it depends on x and beta1 alone, not on the layer.
     Sources: Kosson et al. 2024, table 1 (small x); Wen et al. 2025.
 
     >>> adamw_turn(0.5, 0.0)
@@ -117,6 +132,7 @@ def adamw_turn(x: Number, memory: Number) -> Number:
 def adam_turn(x: Number, memory: Number) -> Number:
     r"""Return 1 - E<w, w'>/E|w|^2 = x (1 - beta1)/(1 + beta1) under Adam with L2, x = x_e.
 
+    Momentum's turn at the rate (1 - beta1) learning_rate/V, for which x is (1 - beta1) x_e.
     Source: Kosson et al. 2024, table 1 (small x); the exact form is ours.
 
     >>> round(adam_turn(0.5, 0.6), 12)

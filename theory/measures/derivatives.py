@@ -20,7 +20,7 @@ def vector(network, arrays, names=None):
     return np.concatenate([np.asarray(arrays[name]).ravel() for name in names])
 
 
-def _with_vector(network, names, w):
+def with_vector(network, names, w):
     """Return `network` with the entries of `w` in its parameters `names`, in w's dtype."""
     changes, start = {}, 0
     for name in names:
@@ -39,7 +39,7 @@ def hessian(network, X, targets, names=None):
     names = invariant_weights(network) if names is None else names
 
     def gradient(w):
-        moved = _with_vector(network, names, w)
+        moved = with_vector(network, names, w)
         gradients = moved.loss_and_gradients(X.astype(w.dtype), targets).gradients
         return vector(moved, gradients, names)
 
@@ -51,7 +51,7 @@ def jacobian(network, X):
     names = invariant_weights(network)
 
     def scores(w):
-        return _with_vector(network, names, w).forward(X.astype(w.dtype), train=True)
+        return with_vector(network, names, w).forward(X.astype(w.dtype), train=True)
 
     return complex_step(scores, vector(network, network.parameters, names), step=STEP)
 

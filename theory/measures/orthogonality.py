@@ -3,9 +3,59 @@ r"""<w, grad L> of an invariance group, what eps leaves of it, and what rounding
 import numpy as np
 
 from minimal_nn import backend
+from minimal_nn.layers.base import local
+from minimal_nn.network import LayerTrace
 from theory.measures.closest import Closest
 from theory.measures.groups import group_sum
+from theory.measures.measurement import Refused
 from theory.numbers.bounded import Bounded, gamma, unit_roundoff
+
+
+def _sequences(prefix, sequence):
+    """Yield a sequence of layers, (name, layer) pairs, and those of the branches within them."""
+    yield [(f"{prefix}{name}", layer) for name, layer in sequence]
+    for name, layer in sequence:
+        for branch in layer.branches():
+            yield from _sequences(f"{prefix}{name}.", branch)
+
+
+def _between(network, group):
+    """Return the (name, layer) pairs from a group's source to the layer that absorbs it."""
+    source = group.parameters[0].rpartition(".")[0]
+    for sequence in _sequences("", network.named_layers()):
+        names = [name for name, _ in sequence]
+        if {source, group.absorbed_by} <= set(names):
+            if sequence[names.index(group.absorbed_by)][1].composite:
+                break
+            return sequence[names.index(source) : names.index(group.absorbed_by) + 1]
+    raise Refused(
+        f"{source} and the normalization in {group.absorbed_by} that absorbs its scale do not "
+        "stand in one sequence of layers, which a pass that carries bounds could follow"
+    )
+
+
+def layer_traces(network, trace):
+    """Return a trace's layers by name, and those of the layers within them, by path."""
+    found = dict(trace.layers)
+
+    def within(name, layer):
+        for branch in layer.branches():
+            x, dy, passed = found[name].x, found[name].dy, []
+            for part_name, part in branch:
+                full = f"{name}.{part_name}"
+                own = local(network.parameters, full), local(network.state, full)
+                y, cache, _ = part.forward(network.backend, *own, x, True)
+                passed.append((full, part, x, y, cache))
+                x = y
+            for full, part, x, y, cache in reversed(passed):
+                dx, _ = part.backward(network.backend, dy, cache)
+                found[full] = LayerTrace(full, x, y, dx, dy)
+                dy = dx
+                within(full, part)
+
+    for name, layer in network.named_layers():
+        within(name, layer)
+    return found
 
 
 def _bounded_group_pass(network, group, trace):
@@ -17,46 +67,42 @@ def _bounded_group_pass(network, group, trace):
     errors.
     """
     wing = backend.get("reference")
-    source = group.parameters[0].split(".")[0]
-    first, last = network.names.index(source), network.names.index(group.absorbed_by)
-    x = Bounded(network.backend.to_numpy(trace.layers[source].x))
+    between, traces = _between(network, group), layer_traces(network, trace)
+    source, absorbing = between[0][0], between[-1][1]
+    x = Bounded(network.backend.to_numpy(traces[source].x))
     caches, error_of_z = [], 0.0
-    for name, layer in zip(
-        network.names[first : last + 1], network.layers[first : last + 1], strict=True
-    ):
+    for name, layer in between:
         arrays = [
             {
-                key.split(".")[1]: Bounded(network.backend.to_numpy(array))
-                for key, array in arrays.items()
-                if key.startswith(name + ".")
+                key: Bounded(network.backend.to_numpy(array))
+                for key, array in local(arrays, name).items()
             }
             for arrays in (network.parameters, network.state)
         ]
-        if name == group.absorbed_by and last > first:
+        if name == group.absorbed_by and len(between) > 1:
             # The identity holds for the computed z: its error meets dz in <w, grad L> alone.
             x, error_of_z = Bounded(x.value), x.error
         before = x
         x, cache, _ = layer.forward(wing, *arrays, x, True)
         caches.append((layer, cache))
-    y, dy = x, Bounded(network.backend.to_numpy(trace.layers[group.absorbed_by].dy))
-    absorbing = network.layers[last]
+    y, dy = x, Bounded(network.backend.to_numpy(traces[group.absorbed_by].dy))
     v = absorbing.beside_eps(before, arrays[0])
     (source,) = absorbing.sources()
     shift = arrays[0].get(source.shift)
     # Likewise the error of dz, the cotangent of z, meets z alone, and is not sent on through |W|.
     (layer, cache), *rest = reversed(caches)
-    cotangent, local = layer.backward(wing, dy, cache)
+    cotangent, gradients = layer.backward(wing, dy, cache)
     through = 0.0
     if rest:
         size = np.abs(before.value) + error_of_z
-        bias = f"{network.names[last - 1]}.b"  # what is not rescaled along with z
+        bias = f"{between[-2][0]}.b"  # what is not rescaled along with z
         if bias in network.parameters and bias not in group.parameters:
             size = size + np.abs(network.backend.to_numpy(network.parameters[bias]))
         through = size * cotangent.error + error_of_z * np.abs(cotangent.value)
         cotangent = Bounded(cotangent.value)
     for layer, cache in rest:
-        cotangent, local = layer.backward(wing, cotangent, cache)
-    return local, through, y if shift is None else y - shift, dy, v
+        cotangent, gradients = layer.backward(wing, cotangent, cache)
+    return gradients, through, y if shift is None else y - shift, dy, v
 
 
 def _per_unit_sum(array, per_unit, units):
@@ -84,8 +130,8 @@ def orthogonality(network, group, X, targets, trace=None):
         group_sum([w.astype(wide) ** 2 for w in weights], group.per_unit)
         * group_sum([g.astype(wide) ** 2 for g in grads], group.per_unit)
     )
-    local, through, y, dy, v = _bounded_group_pass(network, group, trace)
-    errors = [local[name.split(".")[1]].error for name in group.parameters]
+    bounded, through, y, dy, v = _bounded_group_pass(network, group, trace)
+    errors = [bounded[name.rpartition(".")[2]].error for name in group.parameters]
     bound = group_sum([np.abs(w) * e for w, e in zip(weights, errors, strict=True)], group.per_unit)
     # The sum itself is in longdouble, which counts when the network is too.
     terms = sum(w.size for w in weights) // residual.size + 1
@@ -130,14 +176,8 @@ def product_of(network, group, gradients):
 
 def leak_of(network, group, trace):
     """Return what eps leaves of <w, grad L>: the sum of eps/(v + eps) dy (y - beta)."""
-    name = group.absorbed_by
-    layer = trace.layers[name]
-    absorbing = network.layers[network.names.index(name)]
-    own = {
-        key.removeprefix(f"{name}."): array
-        for key, array in network.parameters.items()
-        if key.startswith(f"{name}.")
-    }
+    name, absorbing = _between(network, group)[-1]
+    layer, own = layer_traces(network, trace)[name], local(network.parameters, name)
     v = absorbing.beside_eps(layer.x, own)
     (source,) = absorbing.sources()
     shift = own.get(source.shift, 0)

@@ -8,6 +8,7 @@ from theory.measures.bits import differing
 from theory.subjects.networks import invariant_weights, to_numpy, weight_groups, weights_of
 
 ETA, LAMBDA = 0.25, 2.0**-7  # powers of two, so that a^2 eta and lambda/a^2 are exact
+SHRINK = laws.SHRINKS["SGD"](2 * ETA * LAMBDA, 0.0)  # of w in a step, by decay alone
 STEPS = 12
 
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from minimal_nn.files import whole_file
-from theory.report import outline, table
+from theory.report import faults, outline, table
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; --good: #0a7d4f; --bad: #c2410c; }
@@ -26,6 +26,7 @@ code, td.figure, th { font-family: ui-monospace, 'DejaVu Sans Mono', monospace; 
 table { border-collapse: collapse; width: 100%; margin: .75rem 0; }
 th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line);
          white-space: nowrap; }
+td.caught { white-space: normal; }
 dt { font-weight: bold; } dd { margin: 0 0 .5rem 1rem; }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: bold; }
 p { overflow-x: auto; overflow-y: hidden; }
@@ -227,6 +228,27 @@ def section(claim, verdicts):
 </section>"""
 
 
+def _faults():
+    """Return the table of planted faults and the claims that catch them, as it was stored."""
+    record = faults.stored()
+    rows = []
+    for name, ids in record["caught"].items():
+        links = ", ".join(f'<a href="#{id}">{id}</a>' for id in ids)
+        told = links or html.escape(f"outside of all claims: {faults.OUTSIDE.get(name, '?')}")
+        rows.append(
+            f'<tr><td class="figure">{html.escape(name)}</td><td class="caught">{told}</td></tr>'
+        )
+    return f"""
+<section id="faults">
+<h2>Planted faults, and the claims that catch them</h2>
+<p>Each fault is an edit of one formula, but for the first two: a field of vectors that is
+orthogonal to w and of degree -1, as the gradient is, and a training loop that does nothing. More
+claims may catch a fault than are named: most were asked on one subject. Computed with
+{html.escape(record["commit"])} by <code>python -m theory --faults</code>.</p>
+<div class="wide"><table><tr><th>fault</th><th>caught by</th></tr>{"".join(rows)}</table></div>
+</section>"""
+
+
 def _left_out(left_out):
     lines = "".join(f"<p>{html.escape(line)}</p>" for line in table.notes(left_out, wrap=False))
     return f"<section><h2>Left out</h2>{lines}</section>" if lines else ""
@@ -255,6 +277,7 @@ must have the same bits. A control takes an assumption away and must fail.
 {html.escape(versions)}.</p>
 <nav><ul>{links}</ul></nav>
 {body}
+{_faults()}
 {_left_out(left_out)}
 </body>
 </html>

@@ -97,6 +97,37 @@ def _flat_directions(normalization, shape, dead):
     return np.array(basis).reshape(-1, features * units).T
 
 
+_IMAGE_BATCHES = 4
+
+
+def image_subject(dtype="float64", seed=0):
+    """Return a smooth network with convolutions, a stride, a bias and both kinds of pooling.
+
+    On whole digits, a few batches, labelled as `smooth_subject`'s.
+    """
+    layers = [
+        *(nn.Conv2d(2, stride=2), nn.Tanh(), nn.AveragePool2d(2)),
+        *(nn.WeightNorm(nn.Conv2d(2)), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten()),
+    ]
+    data = digits(dtype=np.float64, flat=False)
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(data.X_train))[: _IMAGE_BATCHES * EXAMPLES]
+    X = (data.X_train - data.X_train.mean(axis=0))[rows].astype(dtype)
+    network = nn.Network([*layers, nn.Dense(CLASSES)], X.shape[1:], rng=rng, dtype=np.float64)
+    drawn = {
+        name: array + 0.5 * rng.standard_normal(array.shape)
+        for name, array in network.parameters.items()
+    }
+    batches = zip(
+        np.split(X, _IMAGE_BATCHES),
+        np.split(data.y_train[rows] % CLASSES, _IMAGE_BATCHES),
+        strict=True,
+    )
+    network = network.with_parameters(drawn).astype(dtype)
+    size = sum(drawn[name].size for name in invariant_weights(network))
+    return SmoothSubject("convolutions", network, tuple(batches), np.zeros((size, 0)))
+
+
 def float_subjects(options):
     """Return the normalizations in each dtype."""
     return [

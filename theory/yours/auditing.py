@@ -63,8 +63,8 @@ class Audit(NamedTuple):
     rows: tuple
     optimizer: str
     mode: tuple = ()
-    rules: dict = {}  # noqa: RUF012
-    shapes: dict = {}  # noqa: RUF012
+    rules: dict = {}
+    shapes: dict = {}
 
     def __str__(self):
         return table(self)

@@ -75,6 +75,13 @@ def loss_and_gradients(module, loss, X, y):
     return function
 
 
+def called(module, X):
+    """Return what a module gives for X: a tensor, a tuple of inputs or a dict of named ones."""
+    if isinstance(X, dict):
+        return module(**X)
+    return module(*X) if isinstance(X, tuple) else module(X)
+
+
 def _cast(value, dtype):
     """Return tensors of floats in another dtype, also in tuples, lists, dicts; None: as it is."""
     if dtype is None:

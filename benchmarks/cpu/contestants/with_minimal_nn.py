@@ -21,7 +21,7 @@ from benchmarks.cpu.configurations import (
 )
 
 
-def _network(configuration, copy=0):
+def network_of(configuration, copy=0):
     from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, MaxPool2d, Network, ReLU
 
     layers = []
@@ -41,7 +41,7 @@ def _network(configuration, copy=0):
     return network.with_parameters(named)
 
 
-def _optimizer(configuration, rate):
+def optimizer_of(configuration, rate):
     from minimal_nn import Adam, Nesterov
 
     if configuration.optimizer == "adam":
@@ -61,7 +61,7 @@ def ours(configuration, threads):
     executor = ThreadPoolExecutor(threads)
 
     def prepare(copy, rate):
-        network, optimizer = _network(configuration, copy), _optimizer(configuration, rate)
+        network, optimizer = network_of(configuration, copy), optimizer_of(configuration, rate)
         plan = network.backend.plan(network.program(), optimizer, BATCH)
         return plan, network, optimizer
 

@@ -9,7 +9,8 @@ program right: within a phase a unit reads only what the same unit wrote, and no
 same place.  They are not trusted but checked, with what else can go wrong, when a program is built:
 checks.py.
 
-A training loop is the same list, run many times: kernels are told the step.
+A training loop is the same list, run many times: kernels are told the step.  Where only every n-th
+of these steps ends in an update, phases can be left out of the others.
 
 The loop itself is a kernel.  Calls are rows of a table of 64-bit slots: the kernel's address, the
 number of operands, the operands (addresses and integers).  Numbers that change from step to step,
@@ -50,7 +51,7 @@ from minimal_nn.cpu.machine.workspace import aligned
 from minimal_nn.errors import ProgramError
 
 CALL_SLOTS = MAX_SLOTS + 4  # a call's row of the table: address, count, operands, padding
-PHASE_SLOTS = 5  # units, first call, last call, whether to look at the status, grain
+PHASE_SLOTS = 6  # units, first call, last call, whether to look at the status, grain, every
 STATUS_SLOT = 8  # `state[0]` is the barrier's count; the status has a cache line of its own
 FINISHED = 16
 STATE_SLOTS = 24
@@ -71,6 +72,8 @@ def execute(
     while running and step < first + steps:
         for number in range(phase_count):
             phase = phases + number * PHASE_SLOTS
+            if (step + 1) % phase[5] != 0:
+                continue
             units, grain = phase[0], phase[4]
             grains = (units + grain - 1) // grain
             begin = thread * grains // thread_count * grain
@@ -127,6 +130,7 @@ class Program:
         self.max_steps = max_steps
         self._phases = []
         self._shared = None  # what the units of the open phase are
+        self._every = 1
         self._calls = []  # rows of the table
         self._strides = []  # (row, slot, bytes from a thread's space to the next one's)
         self._forms = []  # the calls as `verify` takes them
@@ -196,9 +200,14 @@ class Program:
         """
         if self._phases and self._phases[-1][1] == self._phases[-1][2] and not self._phases[-1][3]:
             self._phases.pop()  # nothing came of it
-        self._phases.append([units, len(self._calls), len(self._calls), int(check), grain])
+        calls = len(self._calls)
+        self._phases.append([units, calls, calls, int(check), grain, self._every])
         self._shared = None
         return self
+
+    def every(self, steps):
+        """Let the phases from here on run in the last of each `steps` steps only."""
+        self._every, self._shared = steps, None
 
     def columns(self, panels, new=False):
         """Go on with a phase whose units are so many panels of columns, or begin one."""
@@ -277,7 +286,7 @@ class Program:
         """Raise ProgramError where a kernel would read or write what is not its own: checks.py."""
         if not self._checked:
             verify(
-                tuple((units, first, last, grain) for units, first, last, _, grain in self._phases),
+                tuple((phase[0], phase[1], phase[2], phase[4]) for phase in self._phases),
                 tuple(self._forms),
                 tuple((room.kind, room.size, room.valid) for room in self._rooms),
                 tuple(self._before),

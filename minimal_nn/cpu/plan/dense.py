@@ -104,6 +104,12 @@ class DenseLayers:
         program.columns(len(z.array))
         y = program.panels(self.rows, columns, self.dtype)
         gamma, beta = (self.loop.parameter(operation, n, columns) for n in ("gamma", "beta"))
+        if self.loop.stays(operation):
+            fixed = self.loop.fixed_statistics(operation, len(z.array) * z.row)
+            batchnorm.emit_forward_running(
+                program, z, y, gamma.operand, beta.operand, *fixed, self.rows
+            )
+            return y, {"z": self._keep(z), "gamma": gamma, "fixed": fixed}
         statistics = batchnorm.Statistics(*(self._vector(z) for _ in range(3)))
         batchnorm.emit_forward(
             program,
@@ -197,6 +203,10 @@ class DenseLayers:
         program = self.program
         program.columns(len(dy.array))
         dz, dgamma, dbeta = dy.renewed(), self._vector(dy), self._vector(dy)
+        if "fixed" in saved:
+            given = saved["z"], dy, dz, saved["gamma"].operand, *saved["fixed"], dgamma, dbeta
+            batchnorm.emit_backward_running(program, *given, self.rows, self.rows)
+            return dz
         mean, var, inverse = saved["statistics"]
         batchnorm.emit_backward(
             program,
@@ -260,12 +270,15 @@ class DenseLayers:
     def _affine_backward(self, operation, saved, dz, needed):
         program, panels = self.program, len(dz.array)
         program.columns(panels)
-        if "bias" in saved:
+        still = self.loop.stays(operation)
+        if "bias" in saved and not still:
             db = self._vector(dz)
             affine.emit_bias_gradient(program, dz, db, self.rows)
             self.updates.emit(saved["bias"], db)
         by_column = "g" in saved or self.updates.by_column
-        if panels == 1 and len(saved["x"].array) > 1 and not by_column:
+        if still:
+            pass
+        elif panels == 1 and len(saved["x"].array) > 1 and not by_column:
             self._split = saved, dz
         else:
             self._weight_gradient(saved, dz, splits=1)

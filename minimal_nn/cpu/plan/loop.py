@@ -39,9 +39,10 @@ from minimal_nn.cpu.plan.dense import DenseLayers
 from minimal_nn.cpu.plan.gather import emit_gather
 from minimal_nn.cpu.plan.images import ImageLayers
 from minimal_nn.cpu.plan.layouts import Parameter, Vector
-from minimal_nn.cpu.plan.reasons import parts, why_not
+from minimal_nn.cpu.plan.reasons import is_part_of, parts, why_not
 from minimal_nn.cpu.plan.updates import Updates
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
+from minimal_nn.reference.batchnorm import standard_deviation
 from minimal_nn.reference.extremes import MEAN_SQUARE, VARIANCE
 
 CHUNK = 256  # steps between two looks at the host's tables
@@ -57,7 +58,8 @@ def plan(program, optimizer, batch_size, **options):
 
     program: a network's `Program`; optimizer: an `Optimizer`; batch_size: examples in most batches;
     options: scheduled=True where hyper-parameters change from step to step, clip_norm=NUMBER where
-    gradients are clipped.  `why_not` says why there is none.
+    gradients are clipped, part_size=NUMBER where a step takes its examples in parts,
+    frozen=NAMES of layers that stay.  `why_not` says why there is none.
     """
     if why_not(program, optimizer, **options) is not None:
         return None
@@ -67,15 +69,16 @@ def plan(program, optimizer, batch_size, **options):
 class Plan:
     """A network's training loop for any batch size, each prepared on first use."""
 
-    def __init__(self, program, optimizer, batch_size, **options):
-        self.program, self.options = program, options
+    def __init__(self, program, optimizer, batch_size, part_size=None, **options):
+        self.program, self.part_size, self.options = program, part_size, options
         self._loops = {}
         self._loop(optimizer, batch_size)
 
     def _loop(self, optimizer, batch_size):
         if batch_size not in self._loops:
+            parts = 1 if self.part_size is None else batch_size // self.part_size
             self._loops[batch_size] = TrainingLoop(
-                self.program, optimizer, batch_size, **self.options
+                self.program, optimizer, batch_size // parts, parts=parts, **self.options
             )
         return self._loops[batch_size]
 
@@ -94,33 +97,60 @@ class Plan:
                 f"batches: got row numbers from {batches.min()} to {batches.max()}, expected 0 to "
                 f"{len(X) - 1}"
             )
-        norms = (op for op in self.program.operations if op.module == "batchnorm")
-        if batches.shape[1] < 2 and any(len(op.input_shape) == 1 for op in norms):
+        rows = batches.shape[1]
+        if self.part_size is not None and rows % self.part_size:
             raise ValueError(
-                f"batches: got {batches.shape[1]} example a batch, expected at least 2 for batch "
-                "norm (the variance of one number is 0)"
+                f"batches: got {rows} examples a step, expected a multiple of part_size = "
+                f"{self.part_size}"
             )
-        loop = self._loop(optimizer, batches.shape[1])
+        norms = (
+            op
+            for op in self.program.operations
+            if op.module == "batchnorm" and not is_part_of(op.layer, self.options.get("frozen", ()))
+        )
+        if (self.part_size or rows) < 2 and any(len(op.input_shape) == 1 for op in norms):
+            raise ValueError(
+                "batches: got 1 example a batch, expected at least 2 for batch norm (the variance "
+                "of one number is 0)"
+            )
+        loop = self._loop(optimizer, rows)
         return loop.run(network, optimizer, X, targets, batches, factors or {})
 
 
 class TrainingLoop:
-    """The program of one training step for one batch size, with all its arrays."""
+    """The program of one training step for one batch size, with all its arrays.
 
-    def __init__(self, network, optimizer, batch_size, scheduled=False, clip_norm=None):
+    parts: so many turns of the program, with a batch each, make a step.  frozen: the names of
+    layers whose parameters and statistics stay.
+    """
+
+    def __init__(
+        self,
+        network,
+        optimizer,
+        batch_size,
+        scheduled=False,
+        clip_norm=None,
+        parts=1,
+        frozen=(),
+    ):
+        self.frozen = frozen
+        self.fixed = []  # (batch norm's operation, its running mean, 1 / sqrt(var + eps))
+        self.parts, self.chunk = parts, max(CHUNK // parts, 1)  # steps between two looks
+        turns = self.chunk * parts
         self.dtype = np.dtype(network.dtype)
         self.rows = batch_size
         self.slots = optimizer.slots
         self.parameters, self.state, self.statistics = {}, {}, {}
-        self.program = Program(max_steps=CHUNK)
+        self.program = Program(max_steps=turns)
         self.updates = Updates(
-            self.program, optimizer.formula, self.dtype, CHUNK, scheduled, clip_norm
+            self.program, optimizer.formula, self.dtype, turns, scheduled, clip_norm, parts
         )
         self.work = 0
         self.data = np.zeros(2, dtype=np.int64)
-        self.batches = np.zeros((CHUNK, batch_size), dtype=np.int64)
+        self.batches = np.zeros((turns, batch_size), dtype=np.int64)
         self.source = self.data, elements(self.batches)
-        self.losses = self.program.made(CHUNK, self.dtype)
+        self.losses = self.program.made(turns, self.dtype)
         self.pace, self.warm = threads.Pace(), False
         self._emit(network)
         names = [name for op in network.operations for name in op.parameters.values()]
@@ -130,9 +160,10 @@ class TrainingLoop:
     def _emit(self, network):
         """Emit the forward pass, the loss, and the backward pass with the updates."""
         on_images, operations = parts(network.operations)
-        # Gradients are needed down to the first layer that has parameters.
-        with_parameters = [i for i, op in enumerate(operations) if op.parameters]
-        first = -1 if on_images else min(with_parameters)
+        # Gradients are needed down to the first layer that has parameters to train.
+        trained = [i for i, op in enumerate(operations) if op.parameters and not self.stays(op)]
+        images_too = any(op.parameters and not self.stays(op) for op in on_images)
+        first = -1 if images_too else min(trained)
         dense = DenseLayers(self, operations, first)
         if on_images:
             images = ImageLayers(self, on_images)
@@ -144,8 +175,12 @@ class TrainingLoop:
         scores = dense.forward(x)
         (columns,) = network.operations[-1].output_shape
         dx = dense.backward(dense.loss(network.loss, scores, columns))
-        if on_images:
+        if images_too:
             images.backward(dx)
+
+    def stays(self, operation):
+        """Return whether an operation is part of a frozen layer."""
+        return is_part_of(operation.layer, self.frozen)
 
     def parameter(self, operation, local, layout):
         """Return room for a parameter; an int stands for a vector of so many numbers."""
@@ -153,8 +188,15 @@ class TrainingLoop:
         if isinstance(layout, int):
             layout = Vector(layout, self.dtype)
         found = Parameter(self.program, name, layout, self.slots, self.dtype)
+        found.frozen = self.stays(operation)
         self.parameters[name] = found
         return found
+
+    def fixed_statistics(self, operation, size):
+        """Return arrays of running mean and 1 / sqrt(var + eps) that stay as they are."""
+        arrays = [workspace.aligned(size, self.dtype) for _ in range(2)]
+        self.fixed.append((operation, *arrays))
+        return arrays
 
     def running(self, operation, size):
         """Return operands of batch norm's running mean and variance."""
@@ -176,31 +218,44 @@ class TrainingLoop:
         losses = np.empty(len(batches))
         done, status = 0, 0
         while done < len(batches) and not status:
-            count, steps = self._pace(min(CHUNK, len(batches) - done))
-            self.batches[:steps] = batches[done : done + steps]
+            count, steps = self._pace(min(self.chunk, len(batches) - done))
+            turns = steps * self.parts
+            self.batches[:turns] = batches[done : done + steps].reshape(turns, self.rows)
             parameters = self.parameters.values()
             now = slice(done, done + steps)
             self.updates.fill_tables(parameters, optimizer, optimizer.t + done, steps, factors, now)
             start = time.perf_counter()
-            status = self.program.run(steps, count, flush=True)
+            status = self.program.run(turns, count, flush=True)
             if self.warm:  # the first run compiles, and touches its memory for the first time
                 self.pace.record(count, (time.perf_counter() - start) / steps)
             self.warm = True
-            finished = self.program.finished
-            losses[done : done + finished] = self.losses.array[:finished]
+            finished = self.program.finished // self.parts
+            losses[done : done + finished] = self._losses(finished)
             done += finished
-        if status in (update.ZERO_NORM, clipping.INFINITE_NORM):
-            zero = status == update.ZERO_NORM
-            error = (
-                self._zero_norm(network.parameters) if zero else clipping.infinite_norm(self.dtype)
-            )
+        if status in (update.ZERO_NORM, clipping.INFINITE_NORM) or (status and self.parts > 1):
+            error = self._error(status, network.parameters)
             # The step that failed has changed weights or statistics: take those before it again.
             self.run(network, optimizer, X, targets, batches[:done], factors)
             raise error
         self._save(network, optimizer, done)
         if status:
-            self._raise()
+            raise self._error(status, network.parameters)
         return losses
+
+    def _losses(self, steps):
+        """Return the losses of so many steps: of each the mean over its parts."""
+        total = np.zeros(steps)
+        for part in self.losses.array[: steps * self.parts].reshape(steps, self.parts).T:
+            total += 1 / self.parts * part.astype(np.float64)
+        return total
+
+    def _error(self, status, names):
+        """Return the exception for what stopped the loop."""
+        if status == update.ZERO_NORM:
+            return self._zero_norm(names)
+        if status == clipping.INFINITE_NORM:
+            return clipping.infinite_norm(self.dtype)
+        return self._failure()
 
     def _zero_norm(self, names):
         """Return the error for the first parameter that could not be set to its fixed norm."""
@@ -219,15 +274,27 @@ class TrainingLoop:
     def _load(self, network, optimizer):
         for name, parameter in self.parameters.items():
             array = network.parameters[name]
+            if parameter.frozen:
+                parameter.layout.pack(array, parameter.arrays[0])
+                continue
             if name not in optimizer.state:
                 optimizer.state[name] = optimizer.initial_state(array, network.backend)
             state = optimizer.state[name]
             parameter.load([array, *(state[slot] for slot in self.slots)])
         for name, padded in self.state.items():
             padded[: network.state[name].size] = network.state[name]
+        for operation, mean, inverse in self.fixed:
+            running, var = (network.state[operation.state[local]] for local in ("mean", "var"))
+            try:
+                std = standard_deviation(var, operation.options["eps"], "units (running variance)")
+            except (NonFiniteError, ZeroVarianceError) as error:
+                raise type(error)(f"{operation.layer}: {error}") from None
+            mean[: running.size], inverse[: running.size] = running, 1 / std
 
     def _save(self, network, optimizer, steps):
         for name, parameter in self.parameters.items():
+            if parameter.frozen:
+                continue
             array, *states = parameter.saved()
             network.parameters[name] = array
             optimizer.state[name] = dict(zip(self.slots, states, strict=True))
@@ -235,8 +302,8 @@ class TrainingLoop:
             network.state[name] = padded[: network.state[name].size].copy()
         optimizer.t += steps
 
-    def _raise(self):
-        """Raise the exception for what stopped the loop, naming the first layer concerned."""
+    def _failure(self):
+        """Return the exception for what the forward pass met, naming the first layer concerned."""
         for layer, (what, inverse, count) in self.statistics.items():
             try:
                 if what == "norm":
@@ -246,8 +313,8 @@ class TrainingLoop:
                     called = MEAN_SQUARE if what == "mean square" else VARIANCE
                     batchnorm.check_inverses(inverse[:count], 0, who, called)
             except (NonFiniteError, ZeroNormError, ZeroVarianceError) as error:
-                raise type(error)(f"{layer}: {error}") from None
-        raise NonFiniteError(
+                return type(error)(f"{layer}: {error}")
+        return NonFiniteError(
             f"loss: got {self.losses.array[self.program.finished]}, expected a finite number: the "
             "parameters or activations have overflowed (a smaller learning rate keeps them finite)"
         )

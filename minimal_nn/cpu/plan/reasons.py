@@ -20,6 +20,11 @@ def parts(operations):
     return operations, ()
 
 
+def is_part_of(name, layers):
+    """Return whether a layer, or a parameter, given by its path is one of `layers` or in one."""
+    return name.split(".")[0] in layers
+
+
 def why_not(program, optimizer, **options):
     """Return why a network and an optimizer have no compiled loop, as a sentence; None if they do.
 
@@ -32,10 +37,6 @@ def why_not(program, optimizer, **options):
     >>> why_not(Network([Dense(2)], (8,)).program(), SGD()) is None
     True
     """
-    if options.get("frozen"):
-        return "loops are not compiled for frozen layers"
-    if options.get("part_size"):
-        return "loops are not compiled for steps in parts"
     if np.dtype(program.dtype) not in (np.float32, np.float64):
         return f"loops are compiled for float32 and float64, not {np.dtype(program.dtype)}"
     if optimizer.formula not in {*update.KERNELS, *update.NORMALIZED}:
@@ -46,6 +47,10 @@ def why_not(program, optimizer, **options):
             found = reason(operations, index)
             if found:
                 return f"{operation.layer}: {found}"
+    frozen = options.get("frozen", ())
+    for operation in on_images:
+        if operation.module == "batchnorm" and is_part_of(operation.layer, frozen):
+            return f"{operation.layer}: loops are not compiled for frozen batch norm on images"
     if on_images and on_images[-1].module != "flatten":
         return f"{on_images[-1].layer}: loops are compiled for outputs that are vectors"
     names = [name for op in program.operations for name in op.parameters.values()]

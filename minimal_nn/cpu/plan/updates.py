@@ -1,8 +1,8 @@
 """The optimizer's step in a loop: the update of each unit's part of a parameter, right behind its
 gradient, and at the end of a step what needs a parameter as a whole.
 
-Where gradients are clipped, all of them are kept until their common norm is known; then come the
-updates, one phase for all parameters of the same number of units.
+Where gradients are clipped, or added up over several turns of the loop, all are kept; at the
+end of the step come the updates, one phase for all parameters of the same number of units.
 """
 
 import numpy as np
@@ -18,16 +18,17 @@ _ANY = dict.fromkeys(
 
 
 class Updates:
-    """The updates of a loop with at most so many steps between two looks at the host's tables.
+    """The updates of a loop with at most so many turns between two looks at the host's tables.
 
     scheduled: whether hyper-parameters change from step to step.  clip_norm: what the norm of all
-    gradients together may be, or None.
+    gradients together may be, or None.  parts: so many turns of the loop make a step.
     """
 
-    def __init__(self, program, formula, dtype, steps, scheduled, clip_norm):
-        self.program, self.formula, self.dtype, self.steps = program, formula, dtype, steps
+    def __init__(self, program, formula, dtype, turns, scheduled, clip_norm, parts):
+        self.program, self.formula, self.dtype, self.turns = program, formula, dtype, turns
         self.per_step = scheduled or formula in ("adam", "adamw")
-        self.clip_norm = clip_norm
+        self.clip_norm, self.parts = clip_norm, parts
+        self.waits = clip_norm is not None or parts > 1
         self._waiting = {}  # by name: (parameter, gradient, norms of its columns or None)
         self.by_column = formula in update.NORMALIZED
         self._whole = []  # (vector, its gradient, table) that are taken as one unit
@@ -37,23 +38,41 @@ class Updates:
 
         Units of it are those of the parameter.
         """
-        if self.clip_norm is None:
+        if not self.waits or self.parts > 1:
             return None
         room = self.program.made(parameter.operand.array.shape, self.dtype)
         return room.at(row=parameter.operand.row, step=parameter.unit_size)
 
     def emit(self, parameter, gradient):
-        """Emit the update of the unit's part of a parameter, or its part in clipping.
+        """Emit the update of the unit's part of a parameter, or what has to come before it.
 
         gradient: of all units, or in a thread's space of this one.
         """
-        if self.clip_norm is None:
+        if parameter.frozen:
+            return
+        if not self.waits:
             self._emit_update(parameter, gradient)
             return
         norms = None
-        if parameter.operand.array.ndim > 1 and not parameter.shared:
+        if self.parts > 1:
+            gradient = self._emit_total(parameter, gradient)
+        elif parameter.operand.array.ndim > 1 and not parameter.shared:
             norms = self._emit_column_norms(parameter, gradient)
         self._waiting[parameter.name] = parameter, gradient, norms
+
+    def _emit_total(self, parameter, gradient):
+        """Emit the unit's part of the total over a step's parts; return the operand of all."""
+        size = parameter.unit_size
+        room = self.program.kept(workspace.aligned(parameter.operand.array.shape, self.dtype))
+        total = room.renewed()
+        clipping.emit_accumulate(
+            self.program,
+            total.at(row=1, step=size),
+            gradient.at(row=1, step=0 if gradient.room.kind == OWN else size),
+            self.parts,
+            parameter.unit_count,
+        )
+        return total
 
     def _emit_column_norms(self, parameter, gradient):
         panels, _, width = parameter.operand.array.shape
@@ -64,24 +83,36 @@ class Updates:
         clipping.emit_column_norms(self.program, numbers, norms, order, parameter.lines)
         return norms
 
-    def _emit_clipped(self, names):
-        """Emit the norm of all gradients, in the order of `names`, and the updates with them."""
+    def _emit_factor(self, names):
+        """Emit the norm of all gradients, in the order of `names`; return what clips them."""
         program, waiting = self.program, self._waiting
+        for name, (parameter, gradient, norms) in waiting.items():
+            if norms is None and parameter.operand.array.ndim > 1:
+                program.columns(len(parameter.operand.array))
+                norms = self._emit_column_norms(parameter, gradient)
+                waiting[name] = parameter, gradient, norms
         program.phase(1)
         lengths = clipping.lengths_room(program, len(waiting), self.dtype)
         for index, name in enumerate(name for name in names if name in waiting):
-            parameter, gradient, norms = waiting[name]
-            if norms is None and parameter.operand.array.ndim > 1:
-                norms = self._emit_column_norms(parameter, gradient)
+            _, gradient, norms = waiting[name]
             clipping.emit_length(program, gradient if norms is None else norms, lengths, index)
         factor = clipping.emit_factor(program, lengths, self.clip_norm)
         program.phase(0, check=True)
-        for parameter, gradient, _ in sorted(waiting.values(), key=lambda each: each[0].units):
+        return factor
+
+    def _emit_waiting(self, names):
+        """Emit the updates that waited for all gradients, clipped."""
+        program = self.program
+        program.every(self.parts)
+        factor = None if self.clip_norm is None else self._emit_factor(names)
+        waiting = sorted(self._waiting.values(), key=lambda each: each[0].units)
+        for parameter, gradient, _ in waiting:
             program.columns(parameter.units)
-            clipped = gradient.renewed()
-            numbers = clipped.at(row=1, step=parameter.unit_size)
-            clipping.emit_scale(program, numbers, factor, parameter.unit_count)
-            self._emit_update(parameter, clipped)
+            if factor is not None:
+                gradient = gradient.renewed()
+                numbers = gradient.at(row=1, step=parameter.unit_size)
+                clipping.emit_scale(program, numbers, factor, parameter.unit_count)
+            self._emit_update(parameter, gradient)
 
     def _emit_update(self, parameter, gradient):
         program, size, count = self.program, parameter.unit_size, parameter.unit_count
@@ -113,23 +144,24 @@ class Updates:
     def _table(self, parameter):
         rows = len(update.hyper_parameters(self.formula, 1, **_ANY))
         parameter.table = workspace.aligned(
-            (self.steps if self.per_step else 1, rows, workspace.lanes(self.dtype)), self.dtype
+            (self.turns if self.per_step else 1, rows, workspace.lanes(self.dtype)), self.dtype
         )
         return update.Table.of(parameter.table, by_step=self.per_step)
 
     def emit_end(self, parameters, optimizer, names):
-        """Emit what comes after all gradients: clipped updates, those of vectors as one unit, and
-        fixed norms.
+        """Emit what comes after all gradients: updates that waited, those of vectors as one unit,
+        and fixed norms.
 
         names: of the parameters, in the network's order.
         """
         program = self.program
-        if self.clip_norm is not None:
-            self._emit_clipped(names)
+        if self.waits:
+            self._emit_waiting(names)
         fixed = [
             parameter
             for parameter in parameters
-            if optimizer.hyper_parameters(parameter.name)["fixed_norm"] is not None
+            if not parameter.frozen
+            and optimizer.hyper_parameters(parameter.name)["fixed_norm"] is not None
         ]
         program.phase(1)
         for parameter, gradient, table in self._whole:
@@ -175,9 +207,9 @@ class Updates:
                 parameter.norm[:] = fixed_norm
             own = {key: values[now] for key, values in factors.get(parameter.name, {}).items()}
             row = update.hyper_parameters(self.formula, first + 1, **scaled(hyper, own))
-            table = parameter.table[: steps if self.per_step else 1]
+            table = parameter.table[: steps * self.parts if self.per_step else 1]
             for column, values in enumerate(row):  # a number, or one for each step
-                table[:, column] = np.reshape(np.asarray(values, dtype=np.float64), (-1, 1))
+                table[:, column] = self._by_turn(values)
             if self.formula in ("adam", "adamw"):
                 betas = hyper["beta1"], hyper["beta2"], hyper.get("eps_inside_root", 0.0)
                 if betas not in corrections:
@@ -185,4 +217,12 @@ class Updates:
                         update.bias_corrections(t, *betas)
                         for t in range(first + 1, first + steps + 1)
                     ]
-                table[:, update.CORRECTIONS] = np.array(corrections[betas])[..., None]
+                for column, values in enumerate(
+                    np.array(corrections[betas]).T, update.CORRECTIONS.start
+                ):
+                    table[:, column] = self._by_turn(values)
+
+    def _by_turn(self, values):
+        """Return a number, or one for each step, as a column with one for each turn."""
+        values = np.asarray(values, dtype=np.float64)
+        return np.repeat(values, self.parts if values.ndim else 1)[:, None]

@@ -1,0 +1,20 @@
+"""What options cost: each is measured, in turn, and told as a part of a step without."""
+
+import re
+
+import numpy as np
+
+from benchmarks.cpu import options
+from minimal_nn.cpu.machine import threads
+
+
+def test_every_option_is_measured_and_printed(monkeypatch, capsys):
+    monkeypatch.setenv(threads.ENVIRONMENT, "1")  # put back afterwards
+    monkeypatch.setattr(options, "STEPS", {"small": 4})
+    assert options.main(["--only", "small", "--rounds", "3"]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"small: .* a step without options", title)
+    assert [line[2:18].strip() for line in lines] == [*options.OPTIONS]
+    assert lines[0].split()[1:] == ["1.000", "(1.000", "to", "1.000)"]
+    parts = [float(line[18:].split()[0]) for line in lines]
+    assert np.all(np.isfinite(parts)) and min(parts) > 0

@@ -1,0 +1,53 @@
+"""Claims over seeds: counts, the nearest residual, and the bias that many seeds tell together."""
+
+import numpy as np
+
+from theory.__main__ import main
+from theory.claim import CLAIMS, Measurement, Verdict
+from theory.report import seeds
+
+
+def verdict(mean, measured=0.5, **details):
+    m = Measurement(measured, 1.0, "so", 9.0, 1.0, details={"law": 2.0, "mean": mean, **details})
+    return Verdict(CLAIMS["growth-law"], "a walk", "float64", m)
+
+
+def test_the_pooled_bias_is_the_mean_over_seeds_with_its_error():
+    means = [2.02, 1.98, 2.06, 2.02]
+    found = {("growth-law", "a walk", "float64"): [verdict(mean) for mean in means]}
+    bias, error = np.mean(means) / 2 - 1, np.std(means, ddof=1) / 2 / 2
+    *_, row = seeds.lines(found)
+    assert row.split() == [
+        *("growth-law", "a", "walk", "float64", "4/4", "0.500", "bound", "1"),
+        *(f"{bias:+.2%}", "+-", f"{error:.2%}"),
+    ]
+
+
+def test_exponents_have_a_bias_each_and_other_claims_none():
+    details = {"laws": [0.5, 0.25], "exponents": [0.5, 0.2525]}
+    both = [Verdict(v.claim, v.subject, v.arithmetic, v.measurement) for v in [verdict(1.0)] * 2]
+    for v in both:
+        v.measurement.details.clear()
+        v.measurement.details.update(details)
+    assert seeds.pooled(both) == "+0.00% +- 0.00%, +1.00% +- 0.00%"
+    both[0].measurement.details.clear()
+    assert seeds.pooled(both) == "-"
+
+
+def test_the_command_counts_over_seeds(capsys):
+    assert main(["--seeds", "3", "--only", "running-statistics", "--dtype", "float64"]) == 0
+    *_, vectors, images = capsys.readouterr().out.splitlines()
+    assert vectors.startswith("running-statistics      vectors float64      3/3      0.")
+    assert images.split()[-1] == "-"
+    assert main(["--seeds", "0"]) == 2
+    assert "--seeds: got 0, expected an integer >= 1" in capsys.readouterr().err
+
+
+def test_what_fails_is_told_and_is_exit_status_1(capsys, monkeypatch):
+    from minimal_nn.reference import loss
+
+    monkeypatch.setattr(loss, "backward", lambda dvalue, cache: cache.dscores)
+    assert main(["--seeds", "1", "--only", "loss-is-a-mean", "--dtype", "float64"]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("seed 0: loss-is-a-mean on cross entropy (float64): FAILS: measured")
+    assert "seed 0: 0 of 2 verdicts verified" in out

@@ -1,0 +1,167 @@
+r"""The claims on PyTorch's normalizing layers as they are, eps and all.
+
+Real layers refuse eps = 0, under which weights would be scale-invariant to the last bit.  They need
+not have it: L(a z; a^2 eps) = L(z; eps) holds exactly, and for a = 2^k bit by bit, with gradients
+divided by a.  By Euler's rule <z, dL/dz> = -2 eps dL/deps then, which a backward pass that forgets
+a path through the statistics breaks, though it rescales well.
+"""
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.utils.parametrizations import _WeightNorm
+
+_POWERS = (-3, 1, 4, 10)
+_H = 2.0**-10  # of eps, for its difference quotient
+
+
+class LayerVerdict(NamedTuple):
+    """What is true of one normalizing layer, on the inputs that it has in its network.
+
+    layer: its name.  kind: its class.  differing: how many numbers of the output and of the
+    gradient differ from the rescaled ones, over all powers of two, of `compared`.  radial: |<z,
+    dz> + 2 eps dL/deps| / (|z| |dz|), and `bound` what rounding and the difference quotient may
+    leave of it.  refused: why nothing can be told, "" if something can.  True if all holds.
+    """
+
+    layer: str
+    kind: str
+    differing: int
+    compared: int
+    radial: float
+    bound: float
+    refused: str = ""
+
+    def __bool__(self):
+        return not self.refused and self.differing == 0 and self.radial <= self.bound
+
+    def __str__(self):
+        if self.refused:
+            return f"{self.layer} ({self.kind}): refused: {self.refused}"
+        word = "holds" if self else "FAILS"
+        return (
+            f"{self.layer} ({self.kind}): {word}: under rescaling {self.differing} of "
+            f"{self.compared} numbers differ; <z, dz> is off its law by {self.radial:.2g}, bound "
+            f"{self.bound:.2g}"
+        )
+
+
+def layer_verdicts(module: torch.nn.Module, call: Any) -> tuple[LayerVerdict, ...]:
+    """Return the LayerVerdict of each normalizing layer of a module.
+
+    A layer normalizes if it has a number `eps` (or None, as RMSNorm's default) and no layers of its
+    own, or if its weight is parametrized by torch's weight_norm.  call: module -> anything, which
+    runs it on a batch.
+    """
+    module = copy.deepcopy(module)
+    layers = {
+        name or type(part).__name__: part
+        for name, part in module.named_modules()
+        if _has_eps(part) or _weight_normed(part)
+    }
+    inputs: dict[str, torch.Tensor] = {}
+    handles = [
+        part.register_forward_pre_hook(_keeper(inputs, name)) for name, part in layers.items()
+    ]
+    with torch.no_grad():
+        call(module)
+    for handle in handles:
+        handle.remove()
+    return tuple(_verdict(name, part, inputs.get(name)) for name, part in layers.items())
+
+
+def _keeper(inputs, name):
+    def keep(part, args):
+        inputs.setdefault(name, args[0].detach().clone())
+
+    return keep
+
+
+def _has_eps(part):
+    return isinstance(getattr(part, "eps", 0), (float, type(None))) and not any(part.children())
+
+
+def _weight_normed(part):
+    chain = getattr(getattr(part, "parametrizations", None), "weight", ())
+    return any(isinstance(step, _WeightNorm) for step in chain)
+
+
+def _verdict(name, part, z):
+    kind = "weight_norm" if _weight_normed(part) else type(part).__name__
+    if z is None:
+        return LayerVerdict(name, kind, 0, 0, 0.0, 0.0, "the module did not run it")
+    if not part.training and getattr(part, "running_mean", None) is not None:
+        return LayerVerdict(
+            name, kind, 0, 0, 0.0, 0.0, "it normalizes with running statistics: module.train()"
+        )
+    if kind == "weight_norm":
+        w = part.parametrizations.weight.original1.detach()
+        return _judged(name, kind, _of_weights(part, z), w, 0.0)
+    eps = torch.finfo(z.dtype).eps if part.eps is None else part.eps
+    return _judged(name, kind, _of_inputs(part), z, eps)
+
+
+def _of_inputs(part):
+    """Return the function z, eps -> output of a layer with eps."""
+
+    def function(z, eps):
+        layer = copy.deepcopy(part).to(z.dtype)
+        layer.eps = eps
+        return layer(z)
+
+    return function
+
+
+def _of_weights(part, x):
+    """Return the function v, eps -> output of a layer with weight norm, which has no eps."""
+
+    def function(v, eps):
+        layer = copy.deepcopy(part).to(v.dtype)
+        name = "parametrizations.weight.original1"
+        return torch.func.functional_call(layer, {name: v}, (x.to(v.dtype),))
+
+    return function
+
+
+def _judged(name, kind, function, z, eps):
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        shape = function(z, eps).shape
+        cotangent = torch.randn(shape, generator=generator, dtype=torch.float64)
+        output, gradient = _both(function, z, eps, cotangent)
+        differing = compared = 0
+        for k in _POWERS:
+            other, turned = _both(function, z * 2.0**k, eps * 4.0**k, cotangent)
+            differing += int((other != output).sum() + (turned * 2.0**k != gradient).sum())
+            compared += output.numel() + gradient.numel()
+        radial, bound = _radial(function, z.double(), eps, cotangent)
+    return LayerVerdict(name, kind, differing, compared, radial, bound)
+
+
+def _both(function, z, eps, cotangent):
+    z = z.detach().clone().requires_grad_(True)
+    output = function(z, eps)
+    (gradient,) = torch.autograd.grad((output * cotangent.to(output.dtype)).sum(), z)
+    return output.detach(), gradient
+
+
+def _radial(function, z, eps, cotangent):
+    """Return how far <z, dz> is off its law, and what may be left, both in |z| |dz|.
+
+    The difference quotient is off by its third derivative, h^2 of eps dL/deps to some 15 times,
+    and by the rounding of the losses over h; <z, dz> by the rounding of its terms.
+    """
+    u = 2.0**-53
+    _, dz = _both(function, z, eps, cotangent)
+    size = float(z.norm() * dz.norm())
+    step = slope = 0.0
+    if eps:
+        losses = [(function(z, eps * (1 + s)) * cotangent).detach() for s in (_H, -_H)]
+        slopes = (losses[0] - losses[1]) / _H
+        slope = float(slopes.sum())
+        step = 32 * u * float(losses[0].abs().sum()) / _H + 15 * _H**2 * float(slopes.abs().sum())
+    off = abs(float((z * dz).sum()) + slope)
+    rounding = 32 * u * (float((z.abs() * dz.abs()).sum()) + size * cotangent.numel() ** 0.5)
+    return off / size, (step + rounding) / size
