@@ -35,7 +35,11 @@ def differs(exercise, fault):
 FAULTS = [case for case in CASES if differs(case[0], case[2]).max() > 0]
 
 
-@pytest.mark.parametrize("exercise, name, fault", FAULTS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    "exercise, name, fault",
+    FAULTS,
+    ids=[f"{exercise.name}-{name}" for exercise, name, _ in FAULTS],
+)
 def test_every_mutant_is_named(exercise, name, fault):
     off = differs(exercise, fault)
     assert np.all((off == 0) | (off > 1e-4)), "too close to the right function to be told apart"
