@@ -51,7 +51,8 @@ def claims_on(network, X, targets, *, claims=None, name="network"):
     makes scale-invariant, in any wing; it is not changed.  X, targets: data that fit it, of which
     the first 48 examples are used.  claims: ids, by default all of `ON_NETWORKS`.  name: in the
     verdicts, at most 12 characters for the table.  A verdict is `refused`, with a sentence, where
-    a layer cannot run in an arithmetic that a claim needs, or the network cannot at eps = 0.
+    a layer cannot run in an arithmetic that a claim needs, or the network cannot at eps = 0, and
+    where a law is of the scale of one weight before one normalization, and the network has others.
 
     Raises ValueError and TypeError for arguments that do not fit.
 
