@@ -273,3 +273,8 @@ def test_what_becomes_of_a_rescaling():
     assert [layer.rescaled(by_pixel) for layer in (LayerNorm(), MaxPool2d(2), ReLU())] == [None] * 3
     assert LayerNorm(0.5).rescaled(Rescaling(False, True, even=True)) == Absorbed(0.5, False)
     assert [layer.rescaled(by_pixel) for layer in (Flatten(), MaxPool2d(1))] == [by_pixel] * 2
+
+
+def test_one_layer_is_a_network_as_it_is_a_sequence():
+    assert Network(Dense(3), (4,)).names == ("dense1",)
+    assert Network(Sequential(Dense(3)), (4,)).names == ("sequential1",)

@@ -91,7 +91,13 @@ class Model:
                     f"loss_and_gradients: got a gradient of {name!r} of shape {gradient.shape}, "
                     f"expected the parameter's, {arrays[name].shape}"
                 )
-        return Evaluation(float(as_numpy(loss, "the loss")), gradients)
+        loss = as_numpy(loss, "the loss")
+        if loss.size != 1 or loss.dtype.kind not in "fiu":
+            raise TypeError(
+                f"loss_and_gradients: got a loss of shape {loss.shape} and dtype {loss.dtype}, "
+                "expected one real number, such as a mean over the examples"
+            )
+        return Evaluation(float(loss.reshape(())), gradients)
 
     def at(self, parameters, changes=(), dtype=None):
         """Return the Evaluation at `parameters` with some replaced, None where it is not finite.
