@@ -278,3 +278,14 @@ def test_what_becomes_of_a_rescaling():
 def test_one_layer_is_a_network_as_it_is_a_sequence():
     assert Network(Dense(3), (4,)).names == ("dense1",)
     assert Network(Sequential(Dense(3)), (4,)).names == ("sequential1",)
+
+
+def test_average_pooling_without_a_size_is_global(rng):
+    """The mean over all pixels, one number for each channel."""
+    network = Network([AveragePool2d()], (3, 5, 4), loss="mean_squared_error", dtype=np.float64)
+    X = rng.standard_normal((6, 3, 5, 4))
+    assert network.shapes[-1] == (4,)
+    np.testing.assert_allclose(network.forward(X), X.mean(axis=(1, 2)), rtol=1e-13, atol=1e-13)
+    dX = network.trace(X, np.zeros((6, 4))).layers["averagepool1"].dx
+    assert dX.shape == X.shape
+    assert np.array_equal(dX, np.broadcast_to(dX[:, :1, :1], X.shape))
