@@ -11,14 +11,13 @@ A schedule is known by its factors at the steps taken: whatever says the same of
 """
 
 import json
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from minimal_nn import files
 from minimal_nn.errors import CheckpointError
-from minimal_nn.files import whole_file
 from minimal_nn.identity import Indescribable, describe, difference, digest
 
 _FORMAT = 2  # of checkpoint files
@@ -156,7 +155,7 @@ class Checkpoint:
         for key, values in self._schedule(len(history.loss)).items():
             arrays[f"schedule/{key}"] = values
         arrays["meta"] = np.array(json.dumps(meta))
-        with whole_file(self.path) as file:
+        with files.whole_file(self.path) as file:
             np.savez(file, **arrays)
 
     def _schedule(self, steps):
@@ -236,10 +235,7 @@ def _other(path, key, old, new, mend=""):
 
 def path_of(checkpoint, resume):
     """Return the path of a checkpoint, with ~ expanded; refuse one that would be overwritten."""
-    try:
-        path = pathlib.Path(checkpoint).expanduser()
-    except (TypeError, RuntimeError) as error:
-        raise TypeError(f"checkpoint: got {checkpoint!r}, expected a path ({error})") from None
+    path = files.path_of("checkpoint", checkpoint)
     if path.exists() and not resume:
         raise CheckpointError(
             f"checkpoint: {path} exists already; expected a new path, or resume=True to continue "
