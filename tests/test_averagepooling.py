@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 import wings
 from agreement import (
-    assert_same_bits,
     check_backward,
     check_forward,
     check_untouched,
     read_only,
 )
 
-from minimal_nn import AveragePool2d, BatchNorm, Conv2d, Dense, Flatten, Network
 from minimal_nn.gradcheck import assert_gradient
 
 # Shapes of images, and of windows.
@@ -97,28 +95,3 @@ def test_sizes_that_do_not_fit_are_refused(wing, rng, dtype):
     _, cache = wing.averagepooling.forward(x, 2, 2)
     with pytest.raises(ValueError, match=r"dy: got shape \(2, 4, 6, 1\), expected \(2, 2, 3, 1\)"):
         wing.averagepooling.backward(x, cache)
-
-
-# The layer
-
-
-def test_without_a_size_it_is_global(rng):
-    """The mean over all pixels, one number for each channel."""
-    network = Network([AveragePool2d()], (3, 5, 4), loss="mean_squared_error", dtype=np.float64)
-    X = rng.standard_normal((6, 3, 5, 4))
-    assert network.shapes[-1] == (4,)
-    np.testing.assert_allclose(network.forward(X), X.mean(axis=(1, 2)), rtol=1e-13, atol=1e-13)
-    dX = network.trace(X, np.zeros((6, 4))).layers["averagepool1"].dx
-    assert dX.shape == X.shape
-    assert_same_bits(dX, np.broadcast_to(dX[:, :1, :1], X.shape), "dX")
-
-
-def test_a_factor_and_a_bias_pass_an_average():
-    """Also a bias that differs by pixel: its average is one number for each channel."""
-    pool = AveragePool2d
-    for layers in ([pool(2), Flatten()], [pool()]):
-        net = Network([Conv2d(2), Conv2d(3), *layers, BatchNorm(0.0), Dense(2)], (4, 4, 1))
-        assert [(g.parameters, g.per_unit) for g in net.invariance_groups()] == [
-            (("conv1.W",), False),
-            (("conv2.W",), True),
-        ]

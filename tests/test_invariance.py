@@ -335,3 +335,13 @@ def test_layers_say_what_they_normalize_and_need():
     assert [layer.least_examples((4,)) for layer in (Dense(3), BatchNorm())] == [1, 2]
     assert BatchNorm().least_examples((1, 1, 4)) == 2 and BatchNorm().least_examples((2, 1, 4)) == 1
     assert composite().least_examples() == (2, "residual1")
+
+
+def test_a_factor_and_a_bias_pass_an_average():
+    """Also a bias that differs by pixel: its average is one number for each channel."""
+    for layers in ([AveragePool2d(2), Flatten()], [AveragePool2d()]):
+        net = Network([Conv2d(2), Conv2d(3), *layers, BatchNorm(0.0), Dense(2)], (4, 4, 1))
+        assert [(g.parameters, g.per_unit) for g in net.invariance_groups()] == [
+            (("conv1.W",), False),
+            (("conv2.W",), True),
+        ]

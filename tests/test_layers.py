@@ -273,3 +273,14 @@ def test_what_becomes_of_a_rescaling():
     assert [layer.rescaled(by_pixel) for layer in (LayerNorm(), MaxPool2d(2), ReLU())] == [None] * 3
     assert LayerNorm(0.5).rescaled(Rescaling(False, True, even=True)) == Absorbed(0.5, False)
     assert [layer.rescaled(by_pixel) for layer in (Flatten(), MaxPool2d(1))] == [by_pixel] * 2
+
+
+def test_average_pooling_without_a_size_is_global(rng):
+    """The mean over all pixels, one number for each channel."""
+    network = Network([AveragePool2d()], (3, 5, 4), loss="mean_squared_error", dtype=np.float64)
+    X = rng.standard_normal((6, 3, 5, 4))
+    assert network.shapes[-1] == (4,)
+    np.testing.assert_allclose(network.forward(X), X.mean(axis=(1, 2)), rtol=1e-13, atol=1e-13)
+    dX = network.trace(X, np.zeros((6, 4))).layers["averagepool1"].dx
+    assert dX.shape == X.shape
+    assert np.array_equal(dX, np.broadcast_to(dX[:, :1, :1], X.shape))

@@ -407,18 +407,10 @@ def torch_forward(torch, parts, parameters, state, x, train):
             x = x.permute(0, 2, 3, 1)
         elif isinstance(layer, nn.BatchNorm):
             mean, var = state[f"{name}.mean"], state[f"{name}.var"]
-            order = (0, -1, *range(1, x.ndim - 1))  # the units on axis 1
-            x = f.batch_norm(
-                x.permute(order),
-                mean,
-                var,
-                own["gamma"],
-                own["beta"],
-                train,
-                layer.momentum,
-                layer.eps,
-            )
-            x = x.permute(0, *range(2, x.ndim), 1)
+            # As a matrix: of images one pixel wide PyTorch's backward pass takes strides amiss.
+            rows = x.reshape(-1, x.shape[-1])
+            options = own["gamma"], own["beta"], train, layer.momentum, layer.eps
+            x = f.batch_norm(rows, mean, var, *options).reshape(x.shape)
         elif isinstance(layer, nn.LayerNorm):
             x = f.layer_norm(x, x.shape[1:], own["gamma"], own["beta"], layer.eps)
         elif isinstance(layer, nn.RMSNorm):
