@@ -516,3 +516,9 @@ def test_states_are_a_tuple(wing, states):
     w = np.ones(3)
     with pytest.raises(TypeError, match="states: got .*, expected a tuple of arrays"):
         wing.update.step("momentum", w, w, states, learning_rate=0.1, momentum=0.9)
+
+
+def test_the_formulas_themselves_count_steps_from_1(reference):
+    w, zeros = np.ones(3), np.zeros(3)
+    with pytest.raises(ValueError, match="t: got 0, expected an integer >= 1"):
+        reference.update.adam(w, w, zeros, zeros, **{**ADAM, "t": 0})
