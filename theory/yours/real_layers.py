@@ -7,6 +7,7 @@ a path through the statistics breaks, though it rescales well.
 """
 
 import copy
+import functools
 import math
 import numbers
 from typing import Any, NamedTuple
@@ -98,12 +99,14 @@ def _weight_normed(part):
     return any(isinstance(step, _WeightNorm) for step in chain)
 
 
+def _refused(name, kind, reason):
+    return LayerVerdict(name, kind, 0, 0, 0.0, 0.0, reason)
+
+
 def _verdict(name, part, given):
     kind = "weight_norm" if _weight_normed(part) else type(part).__name__
 
-    def refused(reason):
-        return LayerVerdict(name, kind, 0, 0, 0.0, 0.0, reason)
-
+    refused = functools.partial(_refused, name, kind)
     if given is None:
         return refused("the module did not run it")
     if len(given) != 1 or not isinstance(given[0], torch.Tensor):
@@ -156,6 +159,10 @@ def _judged(name, kind, function, z, eps):
         shape = function(z, eps).shape
         cotangent = torch.randn(shape, generator=generator, dtype=torch.float64)
         output, gradient = _both(function, z, eps, cotangent)
+        if not (torch.isfinite(output).all() and torch.isfinite(gradient).all()):
+            return _refused(name, kind, "its output or gradient is not finite on this input")
+        if not (z.any() and gradient.any()):
+            return _refused(name, kind, "its input or gradient is 0, which has no scale")
         differing = compared = 0
         for k in _POWERS:
             other, turned = _both(function, z * 2.0**k, eps * 4.0**k, cotangent)

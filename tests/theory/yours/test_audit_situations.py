@@ -377,3 +377,17 @@ def test_an_optimizer_of_another_module_is_refused():
 def test_a_loss_of_arrays_that_is_no_number_is_refused(loss):
     with pytest.raises(TypeError, match="loss_and_gradients: got a loss of shape"):
         audit(lambda p: (loss, p), {"w": np.ones(3)})
+
+
+@pytest.mark.parametrize(
+    "function, parameters, options, error, words",
+    (
+        (3, {"w": np.ones(3)}, {}, TypeError, "loss_and_gradients: got int, expected a function"),
+        (lambda p: 1.0, {"w": np.ones(3)}, {}, TypeError, "got the result 1.0, expected a pair"),
+        (lambda p: (1.0, p), {"w": np.ones((0, 3))}, {}, ValueError, r"got the shape \(0, 3\)"),
+        (lambda p: (1.0, p), {"w": np.ones(3)}, {"unit_axis": "x"}, TypeError, "unit_axis: got"),
+    ),
+)
+def test_arguments_that_do_not_fit_are_refused(function, parameters, options, error, words):
+    with pytest.raises(error, match=words):
+        audit(function, parameters, **options)

@@ -179,3 +179,13 @@ def test_a_module_that_cannot_be_copied_is_refused():
         old = torch.nn.utils.weight_norm(nn.Linear(6, 5))
     with pytest.raises(ValueError, match="parametrizations.weight_norm in place of"):
         verdicts(old, (32, 6))
+
+
+@pytest.mark.parametrize(
+    "layer, value, words", ((nn.LayerNorm(6, eps=0.0), 1.0, "finite"), (nn.LayerNorm(6), 0.0, "0"))
+)
+def test_an_input_on_which_nothing_can_be_told_is_refused(layer, value, words):
+    (verdict,) = theory.torch.verify(
+        layer, lambda out, y: out.sum(), torch.full((4, 6), value), None
+    )
+    assert not verdict and words in verdict.refused
