@@ -176,6 +176,14 @@ def whole_number(argument, value, least=1, wrong_kind=TypeError):
     return int(value)
 
 
+def positive_number(argument, value):
+    """Return a finite number > 0 as a float; refuse others, and other kinds."""
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real or not 0 < value < np.inf:
+        raise ValueError(f"{argument}: got {value!r}, expected a finite number > 0")
+    return float(value)
+
+
 def random_generator(rng):
     """Return the numpy.random.Generator that a seed names, or the Generator that is given."""
     try:

@@ -11,14 +11,13 @@ A schedule is known by its factors at the steps taken: whatever says the same of
 """
 
 import json
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from minimal_nn import files
 from minimal_nn.errors import CheckpointError
-from minimal_nn.files import whole_file
 from minimal_nn.identity import Indescribable, describe, difference, digest
 
 _FORMAT = 2  # of checkpoint files
@@ -28,8 +27,8 @@ class History:
     """What `fit` recorded: `loss`, one number a step, and `epochs`, a dict for each epoch.
 
     An epoch's dict has `epoch` (from 1), `loss` (the mean over its steps, whatever their sizes),
-    where validation data were given `validation_loss` and, for labels, `error`, and whatever
-    `observe` returned.
+    where validation data were given `validation_loss` and, for labels, `error`, whatever `observe`
+    returned, and with `fit(best=...)` `best_epoch`, the best until then.
     """
 
     def __init__(self, loss: Iterable[float] = (), epochs: Iterable[dict[str, Any]] = ()) -> None:
@@ -42,10 +41,14 @@ class History:
 
 
 class Best:
-    """The weights and statistics of the epoch whose record has the least value of `key` so far."""
+    """The weights and statistics of the epoch whose record has the least value of `key` so far.
 
-    def __init__(self, key: str) -> None:
+    data: the arrays that the value is measured on, beside those of the training.
+    """
+
+    def __init__(self, key: str, data: Iterable[Any] = ()) -> None:
         self.key, self.epoch, self.value = key, 0, np.nan  # no epoch yet
+        self.data = tuple(data)
         self.arrays: dict[str, np.ndarray] = {}  # by "parameter/name" and "state/name"
 
     def see(self, record: dict[str, Any], network: Any) -> None:
@@ -101,9 +104,13 @@ class Checkpoint:
             "accumulate": steps.get("part_size"),
             "frozen": list(steps.get("frozen", ())) or None,
             "best": best and best.key,
-            "data": digest(*(network.backend.to_numpy(array) for array in (X, targets))),
+            "data": self._digest(X, targets),
+            "validation": self._digest(*best.data) if best and best.data else None,
         }
         self.start = {"weights": _weights(network), "rng": _chance(rng)}
+
+    def _digest(self, *arrays):
+        return digest(*(self.network.backend.to_numpy(array) for array in arrays))
 
     def _settings(self):
         """Describe what could be an object of one's own."""
@@ -156,7 +163,7 @@ class Checkpoint:
         for key, values in self._schedule(len(history.loss)).items():
             arrays[f"schedule/{key}"] = values
         arrays["meta"] = np.array(json.dumps(meta))
-        with whole_file(self.path) as file:
+        with files.whole_file(self.path) as file:
             np.savez(file, **arrays)
 
     def _schedule(self, steps):
@@ -236,10 +243,7 @@ def _other(path, key, old, new, mend=""):
 
 def path_of(checkpoint, resume):
     """Return the path of a checkpoint, with ~ expanded; refuse one that would be overwritten."""
-    try:
-        path = pathlib.Path(checkpoint).expanduser()
-    except (TypeError, RuntimeError) as error:
-        raise TypeError(f"checkpoint: got {checkpoint!r}, expected a path ({error})") from None
+    path = files.path_of("checkpoint", checkpoint)
     if path.exists() and not resume:
         raise CheckpointError(
             f"checkpoint: {path} exists already; expected a new path, or resume=True to continue "

@@ -52,8 +52,9 @@ def to_torch(network: Network, names: Mapping[str, str] | None = None) -> dict[s
     names: the module's path in PyTorch of each layer with parameters, {"conv1": "stem.conv",
     "residual1.shortcut.conv1": "layer1.0.downsample.0"}; without them the paths are positions, as
     in a torch.nn.Sequential of the same layers ("0", "1", ...), a Residual block's those in its
-    attributes `layers` and `shortcut` ("3.layers.0").  Raises TypeError for a layer of one's own,
-    ValueError where names are missing or the order of units cannot be PyTorch's.
+    attributes `layers` and `shortcut` ("3.layers.0"); "" is the module itself.  Raises TypeError
+    for a layer of one's own or a dtype that PyTorch does not have, ValueError where names are
+    missing, two different arrays would get one name, or the order of units cannot be PyTorch's.
     """
     try:
         import torch  # on first use: it is an extra, and slow to import
@@ -62,12 +63,24 @@ def to_torch(network: Network, names: Mapping[str, str] | None = None) -> dict[s
             "to_torch: needs PyTorch, which is not installed; install it with: pip install "
             "'l2-versus-normalization[torch]'"
         ) from None
+    _check(network, names)
+    if np.dtype(network.dtype).char not in "efdFD":
+        raise TypeError(
+            f"network: got dtype {network.dtype}, which PyTorch does not have, expected one such "
+            "as that of network.astype('float64')"
+        )
     arrays = {**network.parameters, **network.state}
-    found = {}
+    found: dict[str, Any] = {}
     for entry in _entries(network, names):
         array = entry.there(network.backend.to_numpy(arrays[entry.name]))
-        found[entry.torch_name] = torch.tensor(np.ascontiguousarray(array))
-        if entry.torch_name.endswith(".running_var"):
+        tensor = torch.tensor(np.ascontiguousarray(array))
+        if entry.torch_name in found and not torch.equal(found[entry.torch_name], tensor):
+            raise ValueError(
+                f"names: got {entry.torch_name!r} for two arrays that differ, expected a path of "
+                "its own for each layer"
+            )
+        found[entry.torch_name] = tensor
+        if entry.torch_name.endswith("running_var"):
             stem = entry.torch_name.removesuffix("running_var")
             found[f"{stem}num_batches_tracked"] = torch.tensor(0)
     return found
@@ -89,8 +102,14 @@ def from_torch(
     >>> from_torch(network.astype("float64"), theirs).forward(np.eye(3)[:1]).tolist()
     [[2.0]]
     """
+    _check(network, names)
     entries = list(_entries(network, names))
-    given = {k for k in state_dict if not k.endswith(".num_batches_tracked")}
+    if not isinstance(state_dict, Mapping) or not all(isinstance(k, str) for k in state_dict):
+        raise TypeError(
+            f"state_dict: got {type(state_dict).__name__}, expected a dict of arrays by name: use "
+            "module.state_dict()"
+        )
+    given = {k for k in state_dict if k.split(".")[-1] != "num_batches_tracked"}
     odd = sorted(given ^ {entry.torch_name for entry in entries})
     if odd:
         missing = [name for name in odd if name not in given]
@@ -106,8 +125,21 @@ def from_torch(
         own = network.parameters if entry.name in network.parameters else network.state
         expected = entry.there(np.empty(own[entry.name].shape)).shape
         arguments.check_replacement(what, array, expected, network.dtype)
-        new[own is network.state][entry.name] = np.ascontiguousarray(entry.here(array))
+        # A copy: PyTorch goes on changing its own numbers in place.
+        new[own is network.state][entry.name] = np.array(entry.here(array), order="C")
     return network.with_parameters(*new)
+
+
+def _check(network, names):
+    if not isinstance(network, Network):
+        raise TypeError(f"network: got {type(network).__name__}, expected a Network")
+    if names is not None and (
+        not isinstance(names, Mapping) or not all(isinstance(p, str) for p in names.values())
+    ):
+        raise TypeError(
+            f"names: got {names!r}, expected a dict of paths in PyTorch by layer, such as "
+            "{'dense1': 'fc1'}"
+        )
 
 
 def _entries(network: Network, names: Mapping[str, str] | None) -> Iterator[_Entry]:
@@ -126,7 +158,8 @@ def _entries(network: Network, names: Mapping[str, str] | None) -> Iterator[_Ent
             )
     for path, stem, entry in found:
         path = path if names is None else names[stem]
-        yield entry._replace(name=f"{stem}.{entry.name}", torch_name=f"{path}.{entry.torch_name}")
+        torch_name = f"{path}.{entry.torch_name}" if path else entry.torch_name
+        yield entry._replace(name=f"{stem}.{entry.name}", torch_name=torch_name)
 
 
 def _of(layer, name, path, shape, pixels):

@@ -6,6 +6,24 @@ import pathlib
 import uuid
 
 
+def path_of(argument, given):
+    """Return what a public call was given as a path, ~ being the home folder."""
+    try:
+        return pathlib.Path(given).expanduser()
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"{argument}: got {given!r}, expected a path ({error})") from None
+
+
+def check_new(argument, path):
+    """Refuse a path that no file can be written to: a folder, or one in a folder that is none."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{argument}: got the folder {path}, expected a file's path")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"{argument}: the folder {path.parent} does not exist; create it first"
+        )
+
+
 @contextlib.contextmanager
 def whole_file(path, mode="wb"):
     """Open a file for writing that takes the name `path` only when the block ends without error.

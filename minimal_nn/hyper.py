@@ -1,11 +1,14 @@
 """Hyper-parameters: what values they may have, and arrays of them, a number for each unit."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from minimal_nn import arguments
 
 PENALTIES = ("l2", "weight_decay")  # one of the two: weight_decay = 2 l2
 BELOW_ONE = ("momentum", "decay", "beta1", "beta2")
+SCALED = ("learning_rate", "weight_decay", "decoupled_weight_decay")  # by factors
 EPS = ("eps", "eps_inside_root", "eps_numerator", "eps_denominator")
 
 
@@ -77,6 +80,24 @@ def for_parameter(value, w):
     if np.ndim(value) == 0:
         return value.item() if hasattr(value, "item") else value  # np.float64 would promote float32
     return np.asarray(value).astype(w.dtype)
+
+
+def checked_factors(name, hyper, factors):
+    """Return the factors of a step for the hyper-parameters of parameter `name`, as floats."""
+    if not isinstance(factors, Mapping):
+        raise TypeError(
+            f"factors: got {factors!r} for {name}, expected a dict such as {{'learning_rate': 0.5}}"
+        )
+    for key, factor in factors.items():
+        if key not in SCALED or hyper.get(key) is None:
+            known = ", ".join(key for key in SCALED if hyper.get(key) is not None)
+            raise ValueError(f"factors: got one for {key!r} of {name}, expected some of {known}")
+        real = isinstance(factor, (int, float, np.integer, np.floating))
+        if not real or isinstance(factor, bool) or not 0 <= factor < np.inf:
+            raise ValueError(
+                f"factors: got {factor!r} for {name}'s {key}, expected a finite number >= 0"
+            )
+    return {key: float(factor) for key, factor in factors.items()}
 
 
 def scaled(hyper, factors):

@@ -18,6 +18,7 @@ from minimal_nn.errors import NonFiniteError
 from minimal_nn.identity import Individual, methods
 from minimal_nn.layers import Layer
 from minimal_nn.layers.base import local, located, numbered
+from minimal_nn.layers.composites import checked_layers
 from minimal_nn.summary import table
 from minimal_nn.typing import Array, ArrayLike, Arrays, DTypeLike, Seed
 
@@ -89,12 +90,7 @@ class Network:
         dtype: DTypeLike = np.float32,
         backend: str | backends.Backend = "reference",
     ) -> None:
-        self.layers = tuple(layers)
-        for layer in self.layers:
-            if not isinstance(layer, Layer):
-                raise TypeError(
-                    f"layers: got {layer!r}, expected Layer objects such as Dense(64), BatchNorm()"
-                )
+        self.layers = checked_layers("layers", layers)
         if not self.layers:
             raise ValueError("layers: got none, expected at least one Layer")
         if loss not in LOSSES:
@@ -341,7 +337,21 @@ class Network:
         >>> Network([Dense(2), ReLU(), Dense(2)], (3,)).parameters_of(["dense2"])
         ('dense2.W', 'dense2.b')
         """
+        self._check_layers("layers", layers)
         return tuple(name for name in self.parameters if name.split(".")[0] in layers)
+
+    def _check_layers(self, argument, layers):
+        """Refuse what is no collection of this network's layers, by name."""
+        if isinstance(layers, str) or not np.iterable(layers):
+            raise TypeError(
+                f"{argument}: got {layers!r}, expected a list of layers' names such as "
+                "['batchnorm1']"
+            )
+        unknown = [name for name in layers if name not in self.names]
+        if unknown:
+            raise ValueError(
+                f"{argument}: got the names {unknown}, expected names among {', '.join(self.names)}"
+            )
 
     def loss_and_gradients(
         self, X: ArrayLike, targets: ArrayLike, *, train: bool = True
@@ -486,8 +496,40 @@ class Network:
         >>> Network([Dense(3)], (4,)).plan_report(SGD())
         'step by step, with the same numbers: the reference wing has no compiled loop'
         """
-        options = plans.step_options(batch_size, clip_norm, accumulate, frozen)
-        return plans.report(self, optimizer, batch_size * accumulate, **options)
+        options = self.checked_options(optimizer, batch_size, clip_norm, accumulate, frozen)
+        batch_size, _, accumulate, _ = options
+        return plans.report(
+            self, optimizer, batch_size * accumulate, **plans.step_options(*options)
+        )
+
+    def checked_options(self, optimizer, batch_size, clip_norm, accumulate, frozen):
+        """Return these options of `fit` as they are used, or refuse them."""
+        batch_size, accumulate = (
+            arguments.whole_number(argument, value, wrong_kind=ValueError)
+            for argument, value in (("batch_size", batch_size), ("accumulate", accumulate))
+        )
+        if clip_norm is not None:
+            clip_norm = arguments.positive_number("clip_norm", clip_norm)
+        return batch_size, clip_norm, accumulate, self._checked_frozen(frozen, optimizer)
+
+    def _checked_frozen(self, frozen, optimizer):
+        """Return the names of the layers that are not trained, in the network's order."""
+        frozen = frozen if isinstance(frozen, str) or not np.iterable(frozen) else tuple(frozen)
+        self._check_layers("frozen", frozen)
+        found = tuple(name for name in self.names if name in frozen)
+        if found:
+            if len(self.parameters_of(found)) == len(self.parameters):
+                raise ValueError(
+                    "frozen: got every layer that has parameters, expected at least one to be "
+                    "trained"
+                )
+            optimizer.check_takes_part("frozen", "step")
+            if getattr(self.step_gradients, "__func__", None) is not Network.step_gradients:
+                raise TypeError(
+                    f"frozen: got a network with its own step_gradients ({type(self).__name__}), "
+                    "which need not keep layers as they are, expected one without"
+                )
+        return found
 
     def weights(self) -> tuple[str, ...]:
         """Return the names of all weight matrices and kernels (W, or v under weight norm)."""

@@ -23,7 +23,15 @@ import numpy as np
 from minimal_nn import arguments
 from minimal_nn.backend import Backend
 from minimal_nn.errors import ZeroNormError
-from minimal_nn.hyper import PENALTIES, check_fit, checked, for_formula, for_parameter, scaled
+from minimal_nn.hyper import (
+    PENALTIES,
+    check_fit,
+    checked,
+    checked_factors,
+    for_formula,
+    for_parameter,
+    scaled,
+)
 from minimal_nn.identity import methods
 from minimal_nn.network import Network
 from minimal_nn.typing import Array, ArrayLike, Arrays, Hyper
@@ -260,8 +268,12 @@ class Optimizer:
         Gradients are not changed; the network's arrays are replaced, not written into.  Where the
         step ends in an exception (`fixed_norm` of weights that are all 0) nothing has changed.
         factors: {parameter: {hyper-parameter: what multiplies it in this step}}, see schedules.py.
-        frozen: the names of parameters that stay, with their state, and need no gradient.
+        frozen: the names of parameters that stay, with their state, and need no gradient.  Raises
+        ValueError and TypeError for what does not fit.
         """
+        factors = {} if factors is None else factors
+        _check_names("factors", factors, network.parameters)
+        _check_names("frozen", frozen, network.parameters)
         self.check(network)
         if self._carries and self._lineage != getattr(network, "lineage", None):
             self._refuse_network()
@@ -271,7 +283,9 @@ class Optimizer:
             if name in frozen:
                 continue
             g = _checked_gradient(name, gradients.get(name), w)
-            hyper = scaled(self.hyper_parameters(name), (factors or {}).get(name, {}))
+            hyper = self.hyper_parameters(name)
+            if name in factors:
+                hyper = scaled(hyper, checked_factors(name, hyper, factors[name]))
             weight_decay, fixed_norm = hyper.pop("weight_decay"), hyper.pop("fixed_norm")
             hyper = {key: for_formula(value, w) for key, value in hyper.items()}
             if np.any(np.asarray(weight_decay) != 0):
@@ -303,6 +317,20 @@ class Optimizer:
         hyper = ", ".join(f"{key}={value!r}" for key, value in self.hyper.items())
         groups = f"groups={self.groups!r}" if self.groups else ""
         return f"{type(self).__name__}({', '.join(filter(None, [hyper, groups]))})"
+
+
+def _check_names(argument, names, parameters):
+    """Refuse what is no collection of names of parameters."""
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise TypeError(
+            f"{argument}: got {names!r}, expected names of parameters: some of "
+            f"{', '.join(parameters)}"
+        )
+    unknown = [name for name in names if name not in parameters]
+    if unknown:
+        raise ValueError(
+            f"{argument}: got the names {unknown}, expected names among {', '.join(parameters)}"
+        )
 
 
 def _checked_gradient(name, g, w):

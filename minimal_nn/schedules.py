@@ -31,6 +31,18 @@ def _check_number(argument, value, *, least=0.0, expected="a finite number >= 0"
         raise ValueError(f"{argument}: got {value!r}, expected {expected}")
 
 
+def _set_number(schedule, name, **options):
+    """Check a number and make it a Python float: np.float16 would round all that follows."""
+    value = getattr(schedule, name)
+    _check_number(name, value, **options)
+    object.__setattr__(schedule, name, float(value))
+
+
+def _set_steps(schedule):
+    """Check a number of steps and make it a Python int: np.uint8 ends at 255."""
+    object.__setattr__(schedule, "steps", arguments.whole_number("steps", schedule.steps))
+
+
 @dataclass(frozen=True)
 class Constant:
     """f(t) = factor: what the optimizer has, or a multiple of it.
@@ -42,7 +54,7 @@ class Constant:
     factor: float = 1.0
 
     def __post_init__(self):
-        _check_number("factor", self.factor)
+        _set_number(self, "factor")
 
     def __call__(self, step: int) -> float:
         return self.factor
@@ -63,8 +75,8 @@ class Warmup:
     then: Function = field(default_factory=Constant)
 
     def __post_init__(self):
-        arguments.whole_number("steps", self.steps)
-        if not callable(self.then):
+        _set_steps(self)
+        if not _is_function(self.then):
             raise TypeError(f"then: got {self.then!r}, expected a schedule such as Cosine(1000)")
 
     def __call__(self, step: int) -> float:
@@ -85,8 +97,8 @@ class Cosine:
     final: float = 0.0
 
     def __post_init__(self):
-        arguments.whole_number("steps", self.steps)
-        _check_number("final", self.final)
+        _set_steps(self)
+        _set_number(self, "final")
 
     def __call__(self, step: int) -> float:
         if step >= self.steps:
@@ -111,11 +123,11 @@ class Exponential:
 
     def __post_init__(self):
         smallest = np.finfo(float).smallest_subnormal
-        _check_number("gamma", self.gamma, least=smallest, expected="a finite number > 0")
+        _set_number(self, "gamma", least=smallest, expected="a finite number > 0")
 
     def __call__(self, step: int) -> float:
         try:
-            return float(self.gamma) ** step
+            return self.gamma**step
         except OverflowError:
             return math.inf
 
@@ -141,10 +153,10 @@ class Steps:
                 f"milestones: got {self.milestones!r}, expected numbers of steps in ascending order"
             )
         object.__setattr__(self, "milestones", tuple(numbers))
-        _check_number("gamma", self.gamma)
+        _set_number(self, "gamma")
 
     def __call__(self, step: int) -> float:
-        return float(self.gamma) ** sum(step >= milestone for milestone in self.milestones)
+        return self.gamma ** sum(step >= milestone for milestone in self.milestones)
 
 
 class Schedule:
@@ -202,6 +214,11 @@ class Schedule:
         return f"Schedule({', '.join([*hyper, *groups])})"
 
 
+def _is_function(value):
+    """Return whether this is a function of the step: a class, such as Cosine itself, is none."""
+    return callable(value) and not isinstance(value, type)
+
+
 def _penalty_named(hyper):
     """Return functions by the name of what they multiply: l2 and weight_decay are one penalty."""
     return {"weight_decay" if name == "l2" else name: f for name, f in hyper.items()}
@@ -214,7 +231,7 @@ def _check_functions(hyper):
                 f"schedule: got the unknown argument {name!r}, expected some of "
                 f"{', '.join(SCHEDULED)}"
             )
-        if not callable(function):
+        if not _is_function(function):
             raise TypeError(
                 f"schedule: got {name}={function!r}, expected a function of the step such as "
                 "Cosine(1000): it returns a factor of the optimizer's own value"

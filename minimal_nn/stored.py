@@ -7,15 +7,14 @@ name among the built-in ones, and NumPy is not let unpickle.
 
 import dataclasses
 import json
-import pathlib
 import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from minimal_nn import files
 from minimal_nn.backend import Backend
 from minimal_nn.errors import CheckpointError
-from minimal_nn.files import whole_file
 from minimal_nn.layers import BUILT_IN, Layer
 from minimal_nn.network import Network
 from minimal_nn.typing import Arrays, PathLike
@@ -37,7 +36,8 @@ def save(network: Network, path: PathLike) -> None:
 
     network: a `Network` of built-in layers, in any wing.  path: taken as it is, ~ is the home
     folder; a file that is there already is replaced.  Raises TypeError for classes of one's own,
-    which a file cannot hold, and for numbers that are Python objects.
+    which a file cannot hold, and for numbers that are Python objects; OSError where no file can be
+    written there.
 
     >>> import os, tempfile, minimal_nn as nn
     >>> network = nn.Network([nn.Dense(8), nn.BatchNorm(), nn.ReLU(), nn.Dense(3)], (4,), rng=7)
@@ -47,6 +47,7 @@ def save(network: Network, path: PathLike) -> None:
     >>> bool(np.all(again.parameters["dense1.W"] == network.parameters["dense1.W"]))
     True
     """
+    path = files.path_of("path", path)
     if type(network) is not Network:
         raise TypeError(
             f"network: got {type(network).__name__}, expected a Network itself, whose class a file "
@@ -69,7 +70,8 @@ def save(network: Network, path: PathLike) -> None:
     arrays: dict[str, Any] = {"meta": np.array(json.dumps(meta))}
     for kind, own in (("parameter", network.parameters), ("state", network.state)):
         arrays.update({f"{kind}/{name}": network.backend.to_numpy(a) for name, a in own.items()})
-    with whole_file(pathlib.Path(path).expanduser()) as file:
+    files.check_new("path", path)
+    with files.whole_file(path) as file:
         np.savez(file, **arrays)
 
 
@@ -119,6 +121,11 @@ def load_parameters(path: PathLike, *, best: bool = False) -> Weights:
     >>> bool(np.all(other.parameters["dense1.W"] == network.parameters["dense1.W"]))
     True
     """
+    if not isinstance(best, (bool, np.bool_)):
+        raise TypeError(
+            f"best: got {best!r}, expected True or False: the number by which epochs are compared "
+            "was named in fit(best=...)"
+        )
     _, arrays = _read(path)
     if best:
         arrays = _listed(arrays, "best/")
@@ -135,8 +142,9 @@ def load_parameters(path: PathLike, *, best: bool = False) -> Weights:
 
 def _read(path):
     """Return a file's description and arrays, or say that it has none."""
+    path = files.path_of("path", path)
     try:
-        with open(pathlib.Path(path).expanduser(), "rb") as file:
+        with open(path, "rb") as file:
             with np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
         meta = json.loads(str(arrays.pop("meta")))

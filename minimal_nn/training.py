@@ -49,7 +49,7 @@ def fit(
     Each epoch visits the examples in a new random order, in batches of `batch_size`; the last batch
     is smaller where the numbers do not divide, and dropped where a layer needs more examples than
     it would hold (batch norm has no variance over a single number).  An epoch's loss is the mean
-    over its batches, a smaller last one counting as much as the others.
+    over its steps, a smaller last one counting as much as the others.
 
     X (N, *input_shape) and targets: array-likes as for `Network.loss_and_gradients`, which nobody
     changes meanwhile.  epochs: passes over the data.  rng: a seed or numpy.random.Generator for the
@@ -61,12 +61,13 @@ def fit(
     where the norm of all gradients together is larger, they are scaled to it, before the optimizer
     adds penalties.  accumulate: so many batches make a step, whose gradient and loss are the means
     over their examples.  frozen: the names of layers that compute as in evaluation and keep their
-    parameters and statistics. best: a number of the epoch's record, "validation_loss" say: the
+    parameters and statistics.  best: a number of the epoch's record, "validation_loss" say: the
     network ends with the weights and statistics of the epoch where it was least, which the record
-    tells as `best_epoch`.  stop: a function of the epoch's record; training ends where it returns
-    True.  observe: a function network -> dict of numbers, recorded too.  progress: show a bar.
-    checkpoint: a path, written whole after every epoch.  resume: continue from it if it exists; the
-    result is bit for bit that of an uninterrupted run.
+    tells as `best_epoch`; the optimizer, and a network whose training an exception ends, stay with
+    the last ones.  stop: a function of the epoch's record and of nothing else (a resumed run asks
+    it again); training ends where it returns True.  observe: a function network -> dict of numbers,
+    recorded too.  progress: show a bar.  checkpoint: a path, written whole after every epoch.
+    resume: continue from it if it exists; the result is bit for bit that of an uninterrupted run.
 
     What `observe` changes (optimizer.hyper, say) holds from the next epoch on, in every wing.
     Where a wing's compiled loop cannot be used, `network.plan_report(optimizer, batch_size)` says
@@ -99,29 +100,22 @@ def fit(
     >>> len(history.epochs) < 100
     True
     """
-    epochs, batch_size, accumulate = (
-        arguments.whole_number(argument, value, wrong_kind=ValueError)
-        for argument, value in (
-            ("epochs", epochs),
-            ("batch_size", batch_size),
-            ("accumulate", accumulate),
-        )
-    )
+    epochs = arguments.whole_number("epochs", epochs, wrong_kind=ValueError)
+    _check_real(network)
     X, targets = network.check_inputs(X), network.check_targets(targets, len(X))
     _check_optimizer(optimizer, network)
-    frozen = _checked_frozen(frozen, network, optimizer)
+    options = network.checked_options(optimizer, batch_size, clip_norm, accumulate, frozen)
+    batch_size, clip_norm, accumulate, frozen = options
     batches = _Batches(network, batch_size, accumulate, frozen)
     batches.check(len(X))
     _check_functions(augment=augment, stop=stop, observe=observe)
     validation = _checked_validation(network, validation)
-    kept = None if best is None else Best(_checked_best(best, network, validation, observe))
+    kept = None if best is None else _checked_best(best, network, validation, observe)
     given, rng = rng, arguments.random_generator(rng)
-    if clip_norm is not None:
-        clip_norm = _positive("clip_norm", clip_norm)
     factors = None if schedule is None else Factors(schedule, optimizer, network)
     if factors is not None:
         factors.extend(min(batches.count(len(X)) * epochs, FIRST))
-    options = step_options(batch_size, clip_norm, accumulate, frozen)
+    options = step_options(*options)
     history, threads, file = History(), None, None
     if checkpoint is not None:
         path = path_of(checkpoint, resume)
@@ -256,6 +250,8 @@ def _observed(numbers, record):
         raise TypeError(f"observe: got {numbers!r}, expected a dict of numbers")
     found = {}
     for name, value in numbers.items():
+        if not isinstance(name, str):
+            raise TypeError(f"observe: got the name {name!r}, expected a string")
         if name in record or name == "best_epoch":
             raise ValueError(
                 f"observe: got the name {name!r}, which the epoch's record has already; expected "
@@ -307,11 +303,13 @@ def _pinned(threads):
 # What is refused before anything begins
 
 
-def _positive(argument, value):
-    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not real or not 0 < value < np.inf:
-        raise ValueError(f"{argument}: got {value!r}, expected a finite number > 0")
-    return float(value)
+def _check_real(network):
+    """Refuse complex numbers: no loss of theirs is the least."""
+    if network.dtype.kind == "c":
+        raise TypeError(
+            f"network: got dtype {network.dtype}, whose losses are complex numbers, expected real "
+            "ones to train, such as those of network.astype('float64')"
+        )
 
 
 def _check_optimizer(optimizer, network):
@@ -336,35 +334,8 @@ def _check_functions(**functions):
             )
 
 
-def _checked_frozen(frozen, network, optimizer):
-    """Return the names of the layers that are not trained, in the network's order."""
-    if isinstance(frozen, str) or not np.iterable(frozen):
-        raise TypeError(
-            f"frozen: got {frozen!r}, expected a list of layers' names such as ['batchnorm1']"
-        )
-    frozen = tuple(frozen)
-    unknown = [name for name in frozen if name not in network.names]
-    if unknown:
-        raise ValueError(
-            f"frozen: got the names {unknown}, expected names among {', '.join(network.names)}"
-        )
-    found = tuple(name for name in network.names if name in frozen)
-    if found:
-        if len(network.parameters_of(found)) == len(network.parameters):
-            raise ValueError(
-                "frozen: got every layer that has parameters, expected at least one to be trained"
-            )
-        optimizer.check_takes_part("frozen", "step")
-        if getattr(network.step_gradients, "__func__", None) is not Network.step_gradients:
-            raise TypeError(
-                f"frozen: got a network with its own step_gradients ({type(network).__name__}), "
-                "which need not keep layers as they are, expected one without"
-            )
-    return found
-
-
 def _checked_best(best, network, validation, observe):
-    """Return the name of the number by which epochs are compared."""
+    """Return `Best` with the name of the number by which epochs are compared."""
     known = ["loss"]
     if validation is not None:
         known += ["validation_loss", *(["error"] if network.loss_kind == "cross_entropy" else [])]
@@ -373,7 +344,7 @@ def _checked_best(best, network, validation, observe):
             f"best: got {best!r}, expected one of {', '.join(known)} or a name that `observe` "
             "records: the number whose least value is the best"
         )
-    return best
+    return Best(best, validation if best in known[1:] else ())
 
 
 def _checked_validation(network, validation):

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from agreement import assert_same_bits
 
 from minimal_nn import (
     AveragePool2d,
@@ -247,3 +248,63 @@ def test_without_pytorch_the_command_that_mends_it_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match="to_torch: needs PyTorch, .* pip install"):
         to_torch(Network([Dense(4)], (5,)))
+
+
+def test_what_is_no_state_dict_is_refused():
+    network = Network([Dense(4)], (5,))
+    module = torch.nn.Sequential(torch.nn.Linear(5, 4))
+    for theirs in (module, module.named_parameters(), None, [1], {1: np.ones(4)}):
+        with pytest.raises(
+            TypeError, match="state_dict: got .*, expected a dict of arrays by name"
+        ):
+            from_torch(network, theirs)
+    for names in (["fc"], "fc", {"dense1": 1}, {"dense1": None}):
+        with pytest.raises(TypeError, match="names: got .*, expected a dict of paths in PyTorch"):
+            to_torch(network, names)
+        with pytest.raises(TypeError, match="names: got .*, expected a dict of paths in PyTorch"):
+            from_torch(network, module.state_dict(), names)
+    for call in (lambda: to_torch(module), lambda: from_torch(module, module.state_dict())):
+        with pytest.raises(TypeError, match="network: got Sequential, expected a Network"):
+            call()
+
+
+@pytest.mark.parametrize("dtype", (np.longdouble, object))
+def test_a_dtype_that_pytorch_does_not_have_is_refused(dtype):
+    with pytest.raises(TypeError, match="network: got dtype .*, which PyTorch does not have"):
+        to_torch(Network([Dense(4)], (5,)).astype(dtype))
+
+
+@pytest.mark.parametrize("shape", ((5, 4), (1, 4), (5, 1)))
+def test_a_module_that_trains_on_changes_no_network(shape):
+    inputs, outputs = shape
+    module = torch.nn.Sequential(torch.nn.Linear(inputs, outputs))
+    network = Network([Dense(outputs)], (inputs,))
+    found = from_torch(network, module.state_dict())
+    before = {name: array.copy() for name, array in found.parameters.items()}
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1.0)
+    for name, array in before.items():
+        assert_same_bits(found.parameters[name], array, name)
+
+
+def test_a_layer_may_be_the_module_itself():
+    module, norm = torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(5)
+    found = from_torch(Network([Dense(4)], (5,)), module.state_dict(), {"dense1": ""})
+    assert np.array_equal(found.parameters["dense1.W"].T, module.weight.detach().numpy())
+    module.load_state_dict(to_torch(found, {"dense1": ""}))
+    network = Network([BatchNorm()], (5,))
+    norm.load_state_dict(to_torch(network, {"batchnorm1": ""}))
+    from_torch(network, norm.state_dict(), {"batchnorm1": ""})
+
+
+def test_layers_that_share_a_path_have_the_same_numbers():
+    names = {"dense1": "fc", "dense2": "fc"}
+    network = Network([Dense(4), Dense(4)], (4,))
+    with pytest.raises(ValueError, match="names: got 'fc.weight' for two arrays that differ, exp"):
+        to_torch(network, names)
+    shared = from_torch(
+        network, torch.nn.ModuleDict({"fc": torch.nn.Linear(4, 4)}).state_dict(), names
+    )
+    assert_same_bits(shared.parameters["dense1.W"], shared.parameters["dense2.W"], "W")
+    assert set(to_torch(shared, names)) == {"fc.weight", "fc.bias"}

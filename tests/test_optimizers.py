@@ -427,3 +427,40 @@ def test_eps_inside_the_root(kind, rng):
     assert inside[2].loss == by_steps[2].loss
     with pytest.raises(TypeError, match="SGD: got the unknown argument 'eps_inside_root'"):
         SGD(eps_inside_root=0.1)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    (
+        ({"frozen": "dense1.W"}, TypeError, "frozen: got 'dense1.W', expected names of parameters"),
+        ({"frozen": None}, TypeError, "frozen: got None, expected names of parameters"),
+        ({"frozen": ["dense1"]}, ValueError, r"frozen: got the names \['dense1'\], expected names"),
+        ({"factors": 0.5}, TypeError, "factors: got 0.5, expected names of parameters"),
+        ({"factors": {"dense1.w": {}}}, ValueError, r"factors: got the names \['dense1.w'\]"),
+        ({"factors": {"dense1.W": 0.5}}, TypeError, "factors: got 0.5 for dense1.W, expected a d"),
+        *(
+            ({"factors": {"dense1.W": {key: 0.5}}}, ValueError, f"factors: got one for '{key}' of")
+            for key in ("lr", "l2", "fixed_norm", "momentum", "decoupled_weight_decay")
+        ),
+        *(
+            ({"factors": {"dense1.W": {"learning_rate": factor}}}, ValueError, "dense1.W's learnin")
+            for factor in (-1.0, np.nan, np.inf, "0.5", None, True, np.ones(1))
+        ),
+    ),
+)
+def test_options_of_a_step_that_do_not_fit_are_refused(options, error, message, network, gradients):
+    """A layer's name instead of a parameter's, say, would freeze nothing in silence."""
+    before = dict(network.parameters)
+    with pytest.raises(error, match=message):
+        Momentum().step(network, gradients, **options)
+    assert network.parameters == before
+
+
+def test_a_factor_of_numpy_is_a_number(network, gradients):
+    """np.float32(0.1) must not round a learning rate that stays in float64."""
+    factor, ends = np.float32(0.1), []
+    for given in (factor, float(factor)):
+        copy = network.with_parameters()
+        SGD(0.3).step(copy, gradients, factors={"dense1.W": {"learning_rate": given}})
+        ends.append(copy.parameters["dense1.W"])
+    assert np.array_equal(*ends)

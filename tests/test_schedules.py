@@ -407,3 +407,24 @@ def test_the_momentum_buffer_does_not_grow_with_the_schedule(data):
     fit(network, Momentum(0.5, momentum=0.5), X, t, epochs=2, schedule=schedule, progress=False)
     # w = 0, g = -2: v = -2, w = 1; g = 0: v = -1, w = 1 + 0.125
     assert network.parameters["dense1.W"][0, 0] == 1.125
+
+
+@pytest.mark.parametrize("schedule", (Cosine, Constant, Schedule))
+def test_a_class_is_no_function_of_the_step(schedule, data):
+    with pytest.raises(TypeError, match="schedule: got learning_rate=<class .*, expected a funct"):
+        train(data, schedule=schedule)
+    with pytest.raises(TypeError, match="then: got <class .*, expected a schedule"):
+        Warmup(3, schedule)
+
+
+def test_numbers_of_numpy_give_the_factors_of_pythons():
+    """np.uint8 ends at 255, and np.float16 has three digits."""
+    half = np.float16(0.1)
+    pairs = (
+        (Warmup(np.uint8(4), Cosine(np.int8(100), half)), Warmup(4, Cosine(100, float(half)))),
+        (Constant(half), Constant(float(half))),
+        (Exponential(half), Exponential(float(half))),
+        (Steps([np.uint8(4)], half), Steps([4], float(half))),
+    )
+    for one, other in pairs:
+        assert [one(t) for t in (0, 3, 5, 300)] == [other(t) for t in (0, 3, 5, 300)]

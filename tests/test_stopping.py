@@ -406,3 +406,65 @@ def test_a_part_that_fails_leaves_the_statistics_of_the_step_before(data):
 def test_what_is_no_number_of_batches_is_refused(accumulate, data):
     with pytest.raises(ValueError, match="accumulate: got .*, expected an integer >= 1"):
         train(data, accumulate=accumulate)
+
+
+# What is asked of a plan, and refused
+
+
+@pytest.mark.parametrize(
+    "options",
+    (
+        {"batch_size": 0},
+        {"batch_size": "8"},
+        {"clip_norm": -1.0},
+        {"clip_norm": "a"},
+        {"accumulate": 0},
+        {"accumulate": 1.5},
+        {"accumulate": True},
+        {"frozen": None},
+        {"frozen": "dense1"},
+        {"frozen": ["dense9"]},
+        {"frozen": ["dense1", "batchnorm1", "dense2"]},
+    ),
+    ids=repr,
+)
+@pytest.mark.parametrize("wing", ("reference", "cpu"))
+def test_a_plan_refuses_what_fit_refuses(wing, options, data):
+    network = batchnorm_network().on(wing)
+    with pytest.raises((ValueError, TypeError)) as by_fit:
+        train(data, network=network, **options)
+    with pytest.raises(by_fit.type) as by_plan:
+        network.plan_report(SGD(), **options)
+    assert str(by_plan.value) == str(by_fit.value)
+    assert str(by_fit.value).startswith(f"{next(iter(options))}: got")
+
+
+def test_names_of_layers_are_looked_at():
+    network = batchnorm_network()
+    with pytest.raises(TypeError, match="layers: got 'dense12', expected a list of layers' names"):
+        network.parameters_of("dense12")
+    with pytest.raises(
+        ValueError, match=r"layers: got the names \['dense1.W'\], expected names am"
+    ):
+        network.parameters_of(["dense1.W"])
+
+
+def test_complex_numbers_are_not_trained(data):
+    X, labels = data
+    network = Network([Dense(3)], (6,), dtype=np.complex128)
+    with pytest.raises(TypeError, match="network: got dtype complex128, whose losses are complex"):
+        fit(network, SGD(), X.astype(complex), labels, epochs=1, progress=False)
+
+
+def test_the_best_epoch_is_found_on_the_same_validation_data(data, others, tmp_path):
+    X, labels = others
+    path = interrupted(data, tmp_path / "run.npz", best="validation_loss", validation=others)
+    for given in ((X[1:], labels[1:]), (X, (labels + 1) % 3), (X + 1, labels)):
+        with pytest.raises(CheckpointError, match="with validation = "):
+            run(data, path, best="validation_loss", validation=given)
+    run(data, path, best="validation_loss", validation=others)
+
+
+def test_the_names_of_numbers_are_strings(data):
+    with pytest.raises(TypeError, match="observe: got the name 1, expected a string"):
+        train(data, observe=lambda network: {1: 2.0})

@@ -257,3 +257,29 @@ def test_other_archives_are_refused(arrays, path):
     for read in (nn.load, nn.load_parameters):
         with pytest.raises(CheckpointError, match=f"path: {path} "):
             read(path)
+
+
+@pytest.mark.parametrize("given", (None, 3, True, b"network.npz", "~nobody-of-this-name/network"))
+def test_what_is_no_path_is_refused(given):
+    network = batchnorm_network()
+    for call in (lambda: nn.save(network, given), lambda: nn.load(given)):
+        with pytest.raises(TypeError, match="path: got .*, expected a path"):
+            call()
+    with pytest.raises(TypeError, match="path: got .*, expected a path"):
+        nn.load_parameters(given)
+
+
+def test_a_path_where_no_file_can_be_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="path: the folder .*none does not exist; create"):
+        nn.save(batchnorm_network(), tmp_path / "none" / "network.npz")
+    for folder in (tmp_path, ""):
+        with pytest.raises(IsADirectoryError, match="path: got the folder .*, expected a file's"):
+            nn.save(batchnorm_network(), folder)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("best", ("validation_loss", None, 1))
+def test_best_is_true_or_false(best, path):
+    nn.save(batchnorm_network(), path)
+    with pytest.raises(TypeError, match="best: got .*, expected True or False: the number by"):
+        nn.load_parameters(path, best=best)

@@ -465,3 +465,60 @@ def test_arguments_are_untouched(wing, rng, dtype, name):
 def test_any_shape(wing, reference, dtype, shape, name, seed):
     w, gradients = draw(np.random.default_rng(seed), dtype, shape)
     check(wing, reference, name, w, gradients, RULES[name].hyper_parameters(1e-5))
+
+
+LIMITS = (-1.0, 0.0, np.nan, np.inf, None, "1", True, [1.0], np.ones(1))
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=repr)
+def test_what_clips_nothing_is_refused(wing, limit):
+    """A negative one would turn gradients round, and NaN would let them pass."""
+    with pytest.raises(ValueError, match="limit: got .*, expected a finite number > 0"):
+        wing.update.clip({"w": np.ones(3)}, limit)
+    with pytest.raises(ValueError, match="gradients: got none, expected at least one array"):
+        wing.update.clip({}, 1.0)
+
+
+def test_a_limit_beyond_the_range_limits_nothing(wing, recwarn):
+    g = np.full(3, 2.0, np.float32)
+    assert_same_bits(wing.update.clip({"w": g}, 1e300)["w"], g, "w")
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("t", (0, -1, 1.5, None, True, np.nan), ids=repr)
+def test_steps_are_counted_from_1(wing, t):
+    w, zeros = np.ones(3), np.zeros(3)
+    with pytest.raises(ValueError, match="t: got .*, expected an integer >= 1"):
+        wing.update.step("adam", w, w, (zeros, zeros), **{**ADAM, "t": t})
+
+
+@pytest.mark.parametrize("value", (None, "0.1", True, np.nan, -np.inf, {}), ids=repr)
+def test_what_is_no_hyper_parameter_is_refused(wing, value):
+    w = np.ones(3)
+    with pytest.raises(ValueError, match="learning_rate: got .*, expected a finite number, or an"):
+        wing.update.step("sgd", w, w, learning_rate=value)
+    with pytest.raises(ValueError, match="eps_inside_root: got .*, expected a finite number, or"):
+        wing.update.step("adagrad", w, w, (w,), learning_rate=0.1, eps=1e-8, eps_inside_root=value)
+
+
+def test_a_list_is_an_array_of_hyper_parameters(wing):
+    w, rates = np.ones((2, 3)), [0.1, 0.2, 0.3]
+    found, expected = (
+        wing.update.step("sgd", w, w, learning_rate=rate) for rate in (rates, np.array(rates))
+    )
+    assert_same_bits(found, expected, "w")
+    with pytest.raises(ValueError, match="learning_rate: got shape .2, 3., expected one that broa"):
+        wing.update.step("sgd", w[0], w[0], learning_rate=[rates, rates])
+
+
+@pytest.mark.parametrize("states", (None, np.ones((1, 3)), {"buffer": np.ones(3)}), ids=type)
+def test_states_are_a_tuple(wing, states):
+    w = np.ones(3)
+    with pytest.raises(TypeError, match="states: got .*, expected a tuple of arrays"):
+        wing.update.step("momentum", w, w, states, learning_rate=0.1, momentum=0.9)
+
+
+def test_the_formulas_themselves_count_steps_from_1(reference):
+    w, zeros = np.ones(3), np.zeros(3)
+    with pytest.raises(ValueError, match="t: got 0, expected an integer >= 1"):
+        reference.update.adam(w, w, zeros, zeros, **{**ADAM, "t": 0})

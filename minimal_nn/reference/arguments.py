@@ -145,6 +145,16 @@ def expect_integer(name, value, least):
         raise ValueError(f"{name}: got {value!r}, expected an integer >= {least}")
 
 
+def expect_limit(gradients, limit):
+    """Return the limit of `clip` as a float; refuse what is none, and no gradients at all."""
+    if not gradients:
+        raise ValueError("gradients: got none, expected at least one array")
+    real = isinstance(limit, (int, float, np.integer, np.floating)) and not isinstance(limit, bool)
+    if not real or not 0 < limit < np.inf:
+        raise ValueError(f"limit: got {limit!r}, expected a finite number > 0")
+    return float(limit)
+
+
 def labels(targets, scores):
     """Return a label from 0 to K - 1 for each row of scores (N, K); others count from the end."""
     if len(_shape(scores)) != 2:

@@ -14,7 +14,14 @@ import inspect
 import numpy as np
 
 from minimal_nn.errors import NonFiniteError
-from minimal_nn.reference.arguments import alike, arrays, expect_broadcast, expect_norm
+from minimal_nn.reference.arguments import (
+    alike,
+    arrays,
+    expect_broadcast,
+    expect_integer,
+    expect_limit,
+    expect_norm,
+)
 from minimal_nn.reference.extremes import CLIPPED, FIXED_NORM, check_norm, power_of_two
 
 ARRAYS = ("w", "g", "buffer", "square", "delta_square", "m", "v")
@@ -30,6 +37,8 @@ def _formula(function):
         arrays = {name: given[name] for name in names if name in ARRAYS and name in given}
         given.update(zip(arrays, alike(**arrays), strict=True))
         first = given[next(iter(arrays))]
+        if "t" in given:
+            expect_integer("t", given["t"], 1)
         for name, value in given.items():
             if name not in arrays and isinstance(value, np.ndarray) and name != "norm":
                 expect_broadcast(name, value, first)
@@ -72,11 +81,14 @@ def clip(gradients, limit):
     direction and get the length `limit`; a penalty is added afterwards.  Raises NonFiniteError
     where |g| is NaN or beyond the range of the dtype.
     """
+    limit = expect_limit(gradients, limit)
     gradients = dict(zip(gradients, arrays(**gradients), strict=True))
     lengths = np.array([_length(g) for g in gradients.values()])
     a = power_of_two(lengths, None)
     # |g| itself may leave the range: `length` is a times it.
-    length, most = np.sqrt((a * lengths * (a * lengths)).sum()), a * limit
+    length = np.sqrt((a * lengths * (a * lengths)).sum())
+    with np.errstate(over="ignore"):  # a limit beyond the range of the dtype limits nothing
+        most = a * limit
     if lengths.dtype != object and not np.isfinite(length):
         raise NonFiniteError(CLIPPED.format(dtype=lengths.dtype))
     factor = most / length if length.real > most else 1
@@ -231,6 +243,8 @@ def of_step(formula, w, g, states, hyper):
     """
     if formula not in FORMULAS:
         raise ValueError(f"formula: got {formula!r}, expected one of {', '.join(FORMULAS)}")
+    if not isinstance(states, (tuple, list)):
+        raise TypeError(f"states: got {type(states).__name__}, expected a tuple of arrays")
     signature = inspect.signature(globals()[formula])
     try:
         given = signature.bind(w, g, *states, **hyper).arguments
@@ -240,7 +254,19 @@ def of_step(formula, w, g, states, hyper):
             f"({error}), expected {formula}{signature}"
         ) from None
     arrays = {name: value for name, value in given.items() if name in ARRAYS}
-    return arrays, {name: value for name, value in given.items() if name not in ARRAYS}
+    return arrays, {n: _number(n, value) for n, value in given.items() if n not in ARRAYS}
+
+
+def _number(name, value):
+    """Return what stands for a number, or for an array of them; refuse what is neither."""
+    if name == "t":
+        expect_integer("t", value, 1)
+    if isinstance(value, (tuple, list)):
+        value = np.asarray(value)
+    wrong = value is None or isinstance(value, (bool, str, bytes, dict))
+    if wrong or (isinstance(value, float) and not np.isfinite(value)):
+        raise ValueError(f"{name}: got {value!r}, expected a finite number, or an array of them")
+    return value
 
 
 def step(formula, w, g, states=(), **hyper):

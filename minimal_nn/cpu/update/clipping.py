@@ -17,6 +17,7 @@ from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import fill, fma, load, scalar, store, where_greater
 from minimal_nn.cpu.machine.workspace import Columns, round_up
 from minimal_nn.errors import NonFiniteError
+from minimal_nn.reference.arguments import expect_limit
 from minimal_nn.reference.extremes import CLIPPED
 
 INFINITE_NORM = 5  # the status
@@ -117,7 +118,8 @@ def emit_factor(program, lengths, limit):
     """Emit what gradients are multiplied with, given the norms of all parameters; return it."""
     count, dtype = len(lengths.array), lengths.array.dtype
     factor = program.made((2, workspace.lanes(dtype)), dtype)
-    limits = np.array([limit], dtype)
+    with np.errstate(over="ignore"):  # a limit beyond the range of the dtype limits nothing
+        limits = np.array([limit]).astype(dtype)
     program.call(factor_kernel, lengths, np.arange(count), count, limits, factor, program.status)
     return factor
 
@@ -132,6 +134,7 @@ def clip(gradients, limit):
 
     Raises NonFiniteError where |g| is NaN or beyond the range of the dtype.
     """
+    limit = expect_limit(gradients, limit)
     names, arrays = list(gradients), floating(**gradients)
     dtype, program, numbers = arrays[0].dtype, Program(), []
     for g in arrays:
