@@ -98,11 +98,10 @@ def taken(family):
 LARGE, OBLONG, MIDDLE, SMALL = taken("blocked")
 LARGE_TENSOR, SMALL_TENSOR = taken("reduced")
 LARGE_DOUBLE, MIDDLE_DOUBLE, SMALL_DOUBLE = taken("float64")
-LANES, MIDDLE_LANES, DEEP = (t for t, kind in choice.TILES["blocked"] if kind == "trial")
-(SQUARE_DOUBLE,) = (t for t, kind in choice.TILES["float64"] if kind == "trial")
+LANES, *_ = (t for t, kind in choice.TILES["blocked"] if kind == "trial")
 (SQUARE_TENSOR,) = (t for t, kind in choice.TILES["reduced"] if kind == "trial")
-# What is compiled in every run; the other variants come from the same text and are marked slow,
-# those of a trial, which nothing takes yet, nightly.
+# What is compiled in every run.  The other variants come from the same text: every fourth is tried
+# in the whole suite, all of them by night, and so are the tiles on trial, which nothing takes yet.
 KERNELS = [
     ("blocked", LARGE, "NN", True, None),
     ("blocked", LARGE, "NT", True, None),
@@ -116,16 +115,9 @@ KERNELS = [
     ("widened", LARGE_TENSOR, "NN", True, tensor.WIDENED),
     ("reduced", LARGE_TENSOR, "NN", True, tensor.TF32),
     ("reduced", LARGE_TENSOR, "NN", True, tensor.BFLOAT16),
-    ("blocked", LANES, "NN", True, None),
-    ("blocked", DEEP, "NN", True, None),
-    ("float64", SQUARE_DOUBLE, "NN", True, tensor.FLOAT64),
-    ("reduced", SQUARE_TENSOR, "NN", True, tensor.TF32),
 ]
 OTHERS = [
-    pytest.param(
-        (family, tile, layout, wide, arithmetic),
-        marks=pytest.mark.nightly if kind == "trial" else pytest.mark.slow,
-    )
+    (kind, (family, tile, layout, wide, arithmetic))
     for family, arithmetics in (
         ("blocked", [None]),
         ("float64", [tensor.FLOAT64]),
@@ -139,6 +131,12 @@ OTHERS = [
     if (wide or kind in ("any", "trial"))
     and (family, tile, layout, wide, arithmetic) not in KERNELS
 ]
+CASES = KERNELS + [
+    pytest.param(
+        case, marks=pytest.mark.nightly if kind == "trial" or number % 4 else pytest.mark.slow
+    )
+    for number, (kind, case) in enumerate(OTHERS)
+]
 
 
 def name(case):
@@ -149,7 +147,7 @@ def name(case):
     return f"{first}-{sizes}-{layout}-{'wide' if wide else 'any'}"
 
 
-@pytest.mark.parametrize("case", KERNELS + OTHERS, ids=name)
+@pytest.mark.parametrize("case", CASES, ids=name)
 def test_every_kernel_exactly_and_compiled(rng, case):
     family, tile, layout, wide, arithmetic = case
     M, K, N = (36, 20, 44) if wide else (37, 19, 33)
