@@ -502,7 +502,14 @@ class Network:
             self, optimizer, batch_size * accumulate, **plans.step_options(*options)
         )
 
-    def checked_options(self, optimizer, batch_size, clip_norm, accumulate, frozen):
+    def checked_options(
+        self,
+        optimizer: Any,
+        batch_size: int,
+        clip_norm: float | None,
+        accumulate: int,
+        frozen: Collection[str],
+    ) -> tuple[int, float | None, int, tuple[str, ...]]:
         """Return these options of `fit` as they are used, or refuse them."""
         batch_size, accumulate = (
             arguments.whole_number(argument, value, wrong_kind=ValueError)
