@@ -205,6 +205,13 @@ RARE = {  # what stands between a weight and its normalization, and how many the
             [nn.BatchNorm(), nn.ReLU(), nn.Dense(4)], shortcut=[nn.LayerNorm(), nn.Dense(4)]
         ),
     ),
+    "branches with weights": dense(
+        nn.Dense(6, bias=False),
+        nn.Residual(
+            [nn.WeightNorm(nn.Dense(4)), nn.Dense(6), nn.BatchNorm()],
+            shortcut=[nn.Dense(6, bias=False), nn.BatchNorm()],
+        ),
+    ),
     "within": dense(
         nn.Sequential([nn.Dense(6, bias=False), nn.Sequential([nn.Dense(4)])]),
         nn.Sequential([nn.BatchNorm(), nn.ReLU()]),
