@@ -21,6 +21,7 @@ MOVED = {
     "minimal_nn.fetch": "minimal_nn.data.fetch",
     "minimal_nn.network.InvarianceGroup": "minimal_nn.invariance.InvarianceGroup",
     "minimal_nn.cpu.threads": "minimal_nn.cpu.machine.threads",
+    "minimal_nn.cpu.winograd": "minimal_nn.cpu.convolution.winograd",
     **{f"theory.{name}": f"theory.claims.{name}" for name in _CLAIMS},
     "theory.optimizer_symmetry": "theory.claims.optimizers",
     "theory.subject": "theory.subjects.networks",

@@ -18,6 +18,7 @@ from minimal_nn.errors import NonFiniteError
 from minimal_nn.identity import Individual, methods
 from minimal_nn.layers import Layer
 from minimal_nn.layers.base import local, located, numbered
+from minimal_nn.layers.composites import checked_layers
 from minimal_nn.summary import table
 from minimal_nn.typing import Array, ArrayLike, Arrays, DTypeLike, Seed
 
@@ -89,12 +90,7 @@ class Network:
         dtype: DTypeLike = np.float32,
         backend: str | backends.Backend = "reference",
     ) -> None:
-        self.layers = tuple(layers)
-        for layer in self.layers:
-            if not isinstance(layer, Layer):
-                raise TypeError(
-                    f"layers: got {layer!r}, expected Layer objects such as Dense(64), BatchNorm()"
-                )
+        self.layers = checked_layers("layers", layers)
         if not self.layers:
             raise ValueError("layers: got none, expected at least one Layer")
         if loss not in LOSSES:

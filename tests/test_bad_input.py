@@ -240,6 +240,7 @@ NETWORKS = {
         TypeError,
         r"layers: got <class .*ReLU'>, expected Layer objects such as Dense\(64\)",
     ),
+    "None": (lambda: Network(None, (4,)), TypeError, "layers: got None, expected Layer objects"),
     "a loss": (
         lambda: Network([Dense(3)], (4,), loss="hinge"),
         ValueError,

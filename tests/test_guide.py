@@ -190,3 +190,14 @@ def test_the_glossary_leads_to_code_that_exists():
     rows = cells(ROOT / "guide" / "glossary.md")[1:]
     names = [row.split("|")[-2].strip(" `") for row in rows]
     assert len(names) > 20 and all(resolved(name) is not None for name in names)
+
+
+def test_the_map_of_folders_leads_to_what_exists():
+    """Names that follow in a row stand in the folder of its first one."""
+    rows = cells(ROOT / "guide" / "where.md")[1:]
+    for row in rows:
+        first, *others = re.findall("`([^`]+)`", row.split("|")[1])
+        places = [ROOT / first, *((ROOT / first.rstrip("/")).parent / name for name in others)]
+        for path, name in zip(places, (first, *others), strict=True):
+            assert path.exists() or (ROOT / name).exists(), name
+    assert len(rows) > 5

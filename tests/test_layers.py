@@ -275,6 +275,11 @@ def test_what_becomes_of_a_rescaling():
     assert [layer.rescaled(by_pixel) for layer in (Flatten(), MaxPool2d(1))] == [by_pixel] * 2
 
 
+def test_one_layer_is_a_network_as_it_is_a_sequence():
+    assert Network(Dense(3), (4,)).names == ("dense1",)
+    assert Network(Sequential(Dense(3)), (4,)).names == ("sequential1",)
+
+
 def test_average_pooling_without_a_size_is_global(rng):
     """The mean over all pixels, one number for each channel."""
     network = Network([AveragePool2d()], (3, 5, 4), loss="mean_squared_error", dtype=np.float64)

@@ -1,7 +1,7 @@
 """The cpu wing: the reference wing's functions as compiled kernels, and whole training loops.
 
 The mathematics stands in this folder, an operation a file, under the names of the reference wing:
-affine, convolution (with winograd beside it), batchnorm, layernorm, rmsnorm, weightnorm,
+affine, convolution (with winograd in its folder), batchnorm, layernorm, rmsnorm, weightnorm,
 activation, pooling, averagepooling, loss and update.  Each holds kernels (compiled) and the
 contract's pure functions (plain Python around a program of kernels).  What they stand on lies
 behind two doors:
@@ -11,6 +11,7 @@ behind two doors:
     machine/   no mathematics of networks
         processor.py    the target: features, width of vectors, number of registers, instructions
         vectors.py      vectors and pointers inside compiled code; elementary.py: exp, log, tanh
+        norms.py        norms whose squares stay in range
         microkernel.py  the register tile that all products and convolutions are made of
         workspace.py    the layouts: panels of columns, aligned and padded with zeros
         compiler.py     compiles kernels on first use; the cache on disk

@@ -26,11 +26,9 @@ from minimal_nn.cpu.machine.footprints import (
 from minimal_nn.cpu.machine.microkernel import TILE_ROWS, tile, tile_transposed, transposed_rows
 from minimal_nn.cpu.machine.operands import Operand
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.vectors import fill, load, store, transpose_square
+from minimal_nn.cpu.machine.vectors import BLOCK, fill, load, store, transpose_square
 from minimal_nn.cpu.machine.workspace import padded_rows, round_up
 from minimal_nn.reference.arguments import expect_affine, expect_shape
-
-BLOCK = 128
 
 
 @inline

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cpu.affine import BLOCK
 from minimal_nn.cpu.batchnorm.statistics import (
     ZERO_VARIANCE,
     check_inverses,
@@ -28,6 +27,7 @@ from minimal_nn.cpu.machine.footprints import each, flags, panel_rows, reads, sh
 from minimal_nn.cpu.machine.operands import Operand
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import (
+    BLOCK,
     fill,
     first_lanes,
     fma,

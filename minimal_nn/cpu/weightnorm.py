@@ -9,15 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn.cpu.affine import BLOCK
 from minimal_nn.cpu.batchnorm.statistics import inverse_deviation, report_zero
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, writes
+from minimal_nn.cpu.machine.norms import rescales, scale_of
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.vectors import fill, fma, load, store, where_greater, where_zero
+from minimal_nn.cpu.machine.vectors import BLOCK, fill, fma, load, store, where_greater, where_zero
 from minimal_nn.cpu.machine.workspace import Columns
-from minimal_nn.cpu.norms import rescales, scale_of
 from minimal_nn.reference.arguments import expect_shape
 from minimal_nn.reference.extremes import WEIGHT_NORM, check_norm
 

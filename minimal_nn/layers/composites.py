@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from minimal_nn.layers.base import Layer, layer, local, located, numbered
 
 
-def _checked(argument, layers):
+def checked_layers(argument, layers):
     """Return layers as a tuple; refuse what is none."""
     layers = tuple(layers) if isinstance(layers, Iterable) else (layers,)
     for given in layers:
@@ -120,7 +120,7 @@ class Sequential(_Composite):
     kind = "sequential"
 
     def __post_init__(self):
-        object.__setattr__(self, "layers", _checked("layers", self.layers))
+        object.__setattr__(self, "layers", checked_layers("layers", self.layers))
         if not self.layers:
             raise ValueError("layers: got none, expected at least one Layer")
 
@@ -161,7 +161,7 @@ class Residual(_Composite):
 
     def __post_init__(self):
         for argument in ("layers", "shortcut"):
-            object.__setattr__(self, argument, _checked(argument, getattr(self, argument)))
+            object.__setattr__(self, argument, checked_layers(argument, getattr(self, argument)))
         if not self.layers:
             raise ValueError("layers: got none, expected at least one Layer: x + x is 2 x")
 

@@ -83,7 +83,7 @@ class Conv2d(_Affine):
     algorithm: how the cpu wing computes it and its gradients: "direct", or for a kernel of 3 pixels
     with stride 1 and padding 0 or 1 by Winograd's method on tiles of 2x2 or 4x4 pixels, "winograd2"
     or "winograd4": up to 3 times faster where there are some dozen channels, with larger rounding
-    errors (minimal_nn/cpu/winograd.py).  Other wings always compute directly.
+    errors (minimal_nn/cpu/convolution/winograd.py).  Other wings always compute directly.
     W (kernel, kernel, C, K) starts normal with variance 2/(kernel^2 C), b (K,) at 0.
     """
 

@@ -48,8 +48,8 @@ from minimal_nn.cpu import (
     rmsnorm,
     update,
     weightnorm,
-    winograd,
 )
+from minimal_nn.cpu.convolution import winograd
 from minimal_nn.cpu.machine import program as programs
 from minimal_nn.cpu.machine import threads, workspace
 from minimal_nn.cpu.machine.compiler import Kernel, kernel

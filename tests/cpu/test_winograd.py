@@ -19,7 +19,8 @@ from minimal_nn import (
     ReLU,
     Tanh,
 )
-from minimal_nn.cpu import convolution, winograd
+from minimal_nn.cpu import convolution
+from minimal_nn.cpu.convolution import winograd
 from minimal_nn.cpu.machine import threads
 from minimal_nn.gradcheck import gamma
 from minimal_nn.layers import CONVOLUTION_ALGORITHMS

@@ -2,15 +2,18 @@ r"""Scale invariance of the outputs and of the objective (the paper's section 2)
 
 import numpy as np
 
+import minimal_nn as nn
 from theory.claim import claim
 from theory.measures.bits import EXACT, Search, differing, limits
 from theory.measures.closest import Closest
 from theory.measures.identity import Identity, size_of
-from theory.measures.measurement import Measurement
+from theory.measures.measurement import Measurement, Refused
+from theory.measures.orthogonality import between
 from theory.measures.runs import LAMBDA
 from theory.subjects.exact import EPS, FACTOR
 from theory.subjects.networks import (
     invariant_weights,
+    layers_within,
     penalty,
     rescaled,
     scores,
@@ -18,15 +21,35 @@ from theory.subjects.networks import (
     weight_groups,
 )
 
+_LINEAR = (nn.Dense, nn.Conv2d, nn.WeightNorm, nn.AveragePool2d, nn.Flatten, nn.Dropout)
 
-def _with_negative_gamma(network):
-    """Return `network` with the sign of gamma (weight norm: g) changed where w is scaled."""
-    changes = {}
+
+def _signed(network):
+    """Return the weight groups whose sign arrives in a gamma (weight norm: g), with its name.
+
+    That needs linear layers before the normalization: ReLU and max pooling lose a sign.
+    """
+    found = []
     for group in weight_groups(network):
-        local = "g" if f"{group.absorbed_by}.g" in network.parameters else "gamma"
-        name = f"{group.absorbed_by}.{local}"
-        changes[name] = -network.backend.to_numpy(network.parameters[name])
-    return network.with_parameters(changes)
+        try:
+            *linear, (name, last) = between(network, group)
+        except Refused:
+            continue
+        sources = last.sources()
+        odd = all(layer.built_in and isinstance(layer, _LINEAR) for _, layer in linear)
+        if odd and last.built_in and sources:
+            found.append((group, f"{name}.{sources[0].scale}"))
+    return found
+
+
+def _turned(network):
+    """Return `network` with -w, and with -gamma in its place, where that is the same."""
+    signed = _signed(network)
+    turned = rescaled(network, -1, [group for group, _ in signed])
+    mirrored = network
+    for _, scale in signed:  # two groups before one normalization: the signs cancel
+        mirrored = times(mirrored, [scale], -1)
+    return turned, mirrored
 
 
 @claim(
@@ -48,7 +71,8 @@ $|a| \sigma$, hence $(a z - a \mu) / (|a| \sigma) = \operatorname{sign}(a) (z - 
 The same holds for layer norm with mean and deviation over the units of an example, and for RMS
 norm with their root mean square, when the whole $W$ (with a bias before the normalization) is
 scaled; for weight norm $(X a v) / |a v| =
-\operatorname{sign}(a) (X v) / |v|$. The sign moves into $\gamma$.
+\operatorname{sign}(a) (X v) / |v|$. The sign moves into $\gamma$, through linear layers; a ReLU in
+between loses it, and then $a > 0$ alone is asked.
 
 With $a = 2^k$ no rounding changes: the scores must have the same bits.
 """,
@@ -58,15 +82,14 @@ def scale_invariance(subject):
     search = Search(*limits(subject))
     for network in subject.states:
         plain = scores(network, subject.X)
-        negative = scores(_with_negative_gamma(network), subject.X)
+        turned, mirrored = _turned(network)
 
-        def count(k, sign=1, network=network, expected=plain):
-            return differing(scores(rescaled(network, sign * 2.0**k), subject.X), expected)
+        def count(k, network=network, expected=plain):
+            return differing(scores(rescaled(network, 2.0**k), subject.X), expected)
 
         search.run(count)
-        search.wrong += sum(
-            count(k, sign=-1, expected=negative) for k in (-search.least, 0, search.least)
-        )
+        negative = scores(mirrored, subject.X)
+        search.wrong += sum(count(k, turned, negative) for k in (-search.least, 0, search.least))
     control = subject.unnormalized()
     scaled = times(control.network, control.network.weights()[:2], 2)
     return search.measurement(
@@ -80,10 +103,10 @@ def _(subject):
     identity, a, X = Identity(), subject.a, subject.X
     for network in subject.states:
         plain = scores(network, X)
-        mirrored = scores(_with_negative_gamma(network), X)
+        turned, mirrored = _turned(network)
         size = size_of(subject, plain)
         identity.vanishes(scores(rescaled(network, a), X) - plain, size)
-        identity.vanishes(scores(rescaled(network, -a), X) - mirrored, size)
+        identity.vanishes(scores(rescaled(turned, a), X) - scores(mirrored, X), size)
     control = subject.control
     plain = scores(control, X)
     scaled = times(control, control.weights()[:1], a)
@@ -186,6 +209,17 @@ def _(subject):
     return identity
 
 
+def _expect_one_scale_each(network):
+    """Refuse a network in which an eps stands beside what is not scaled with one w, and once."""
+    absorbers = [group.absorbed_by for group in weight_groups(network)]
+    for name, layer in layers_within("", network.named_layers()):
+        if hasattr(layer, "eps") and absorbers.count(name) != 1:
+            raise Refused(
+                f"{name} absorbs the scale of {absorbers.count(name)} weights, where the law is of "
+                "an eps beside the scale of one"
+            )
+
+
 @claim(
     id="eps-rescaling",
     statement=r"y(X; a w; \varepsilon) = y(X; w; \varepsilon / a^2)",
@@ -204,6 +238,7 @@ the same bits, for $\varepsilon = 10^{-5}$ and for $\varepsilon = 0.5$.
 )
 def eps_rescaling(subject):
     """Scores of 2^k w at eps that differ from those of w at eps / 4^k, eps = 1e-5 and 0.5."""
+    _expect_one_scale_each(subject.network)
     search, control = Search(*limits(subject)), 0
     for network in subject.states:
         for eps in (1e-5, 0.5):

@@ -19,7 +19,7 @@ def _sequences(prefix, sequence):
             yield from _sequences(f"{prefix}{name}.", branch)
 
 
-def _between(network, group):
+def between(network, group):
     """Return the (name, layer) pairs from a group's source to the layer that absorbs it."""
     source = group.parameters[0].rpartition(".")[0]
     for sequence in _sequences("", network.named_layers()):
@@ -58,51 +58,62 @@ def layer_traces(network, trace):
     return found
 
 
+def _leaking(name, layer, x, y, own):
+    """Return y - beta of an absorbing layer, and v, beside which its eps stands."""
+    if not hasattr(layer, "beside_eps"):
+        raise Refused(
+            f"{name} has an eps and no method beside_eps(x, parameters) that returns what it is "
+            "added to, by which its leak is measured"
+        )
+    shifts = [own[source.shift] for source in layer.sources() if source.shift in own]
+    for shift in shifts:
+        y = y - shift
+    return y, layer.beside_eps(x, own)
+
+
 def _bounded_group_pass(network, group, trace):
     """Run the layers from the group's to the absorbing one on `Bounded` numbers, forward and back.
 
     Returns the gradients of the source layer's parameters given dz at the absorbing layer's input;
-    the part of the residual's bound that dz's own error causes there; the absorbing layer's y -
-    beta, dy, and the variance or squared norm v that its eps stands beside; all with their rounding
-    errors.
+    the part of the residual's bound that dz's own error causes there; the absorbing layer's dy; and
+    at eps > 0 its (y - beta, v), v the variance or squared norm that its eps stands beside; all
+    with their rounding errors.
     """
     wing = backend.get("reference")
-    between, traces = _between(network, group), layer_traces(network, trace)
-    source, absorbing = between[0][0], between[-1][1]
+    path, traces = between(network, group), layer_traces(network, trace)
+    source, absorbing = path[0][0], path[-1][1]
     x = Bounded(network.backend.to_numpy(traces[source].x))
     caches, error_of_z = [], 0.0
-    for name, layer in between:
-        arrays = [
-            {
-                key: Bounded(network.backend.to_numpy(array))
-                for key, array in local(arrays, name).items()
-            }
+    for name, layer in path:
+        own, state = (
+            {key: network.backend.to_numpy(array) for key, array in local(arrays, name).items()}
             for arrays in (network.parameters, network.state)
-        ]
-        if name == group.absorbed_by and len(between) > 1:
+        )
+        own = {key: Bounded(array) for key, array in own.items()}
+        if name == group.absorbed_by and len(path) > 1:
             # The identity holds for the computed z: its error meets dz in <w, grad L> alone.
             x, error_of_z = Bounded(x.value), x.error
         before = x
-        x, cache, _ = layer.forward(wing, *arrays, x, True)
+        x, cache, _ = layer.forward(wing, own, state, x, True)
         caches.append((layer, cache))
     y, dy = x, Bounded(network.backend.to_numpy(traces[group.absorbed_by].dy))
-    v = absorbing.beside_eps(before, arrays[0])
-    (source,) = absorbing.sources()
-    shift = arrays[0].get(source.shift)
+    leaking = None
+    if group.eps > 0:
+        leaking = _leaking(group.absorbed_by, absorbing, before, y, own)
     # Likewise the error of dz, the cotangent of z, meets z alone, and is not sent on through |W|.
     (layer, cache), *rest = reversed(caches)
     cotangent, gradients = layer.backward(wing, dy, cache)
     through = 0.0
     if rest:
         size = np.abs(before.value) + error_of_z
-        bias = f"{between[-2][0]}.b"  # what is not rescaled along with z
+        bias = f"{path[-2][0]}.b"  # what is not rescaled along with z
         if bias in network.parameters and bias not in group.parameters:
             size = size + np.abs(network.backend.to_numpy(network.parameters[bias]))
         through = size * cotangent.error + error_of_z * np.abs(cotangent.value)
         cotangent = Bounded(cotangent.value)
     for layer, cache in rest:
         cotangent, gradients = layer.backward(wing, cotangent, cache)
-    return gradients, through, y if shift is None else y - shift, dy, v
+    return gradients, through, dy, leaking
 
 
 def _per_unit_sum(array, per_unit, units):
@@ -130,7 +141,7 @@ def orthogonality(network, group, X, targets, trace=None):
         group_sum([w.astype(wide) ** 2 for w in weights], group.per_unit)
         * group_sum([g.astype(wide) ** 2 for g in grads], group.per_unit)
     )
-    bounded, through, y, dy, v = _bounded_group_pass(network, group, trace)
+    bounded, through, dy, leaking = _bounded_group_pass(network, group, trace)
     errors = [bounded[name.rpartition(".")[2]].error for name in group.parameters]
     bound = group_sum([np.abs(w) * e for w, e in zip(weights, errors, strict=True)], group.per_unit)
     # The sum itself is in longdouble, which counts when the network is too.
@@ -139,7 +150,8 @@ def orthogonality(network, group, X, targets, trace=None):
     bound = bound + gamma(terms, unit_roundoff(wide)) * group_sum(products, group.per_unit)
     bound = bound + _per_unit_sum(through, group.per_unit, residual.size)
     leak = np.zeros_like(residual)
-    if group.eps > 0:
+    if leaking is not None:
+        y, v = leaking
         share = Bounded(v.value.astype(wide), v.error)
         share = group.eps / (share + group.eps)
         product = Bounded(dy.value.astype(wide)) * Bounded(y.value.astype(wide), y.error) * share
@@ -157,7 +169,8 @@ def worst_orthogonality(network, X, targets):
     closest, largest = Closest(), 0.0
     for group in network.invariance_groups():
         residual, leak, size, bound = orthogonality(network, group, X, targets, trace)
-        alive = size > 0
+        # A gradient that is rounding alone has any angle: no bound of 1 can be exceeded.
+        alive = (size > 0) & (bound < size)
         if not alive.any():
             continue
         closest.offer(np.abs(residual - leak)[alive] / size[alive], bound[alive] / size[alive])
@@ -176,9 +189,7 @@ def product_of(network, group, gradients):
 
 def leak_of(network, group, trace):
     """Return what eps leaves of <w, grad L>: the sum of eps/(v + eps) dy (y - beta)."""
-    name, absorbing = _between(network, group)[-1]
+    name, absorbing = between(network, group)[-1]
     layer, own = layer_traces(network, trace)[name], local(network.parameters, name)
-    v = absorbing.beside_eps(layer.x, own)
-    (source,) = absorbing.sources()
-    shift = own.get(source.shift, 0)
-    return group_sum([group.eps / (v + group.eps) * layer.dy * (layer.y - shift)], group.per_unit)
+    y, v = _leaking(name, absorbing, layer.x, layer.y, own)
+    return group_sum([group.eps / (v + group.eps) * layer.dy * y], group.per_unit)

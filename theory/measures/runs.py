@@ -5,6 +5,7 @@ import numpy as np
 import minimal_nn as nn
 from theory import laws
 from theory.measures.bits import differing
+from theory.measures.measurement import Refused
 from theory.subjects.networks import invariant_weights, to_numpy, weight_groups, weights_of
 
 ETA, LAMBDA = 0.25, 2.0**-7  # powers of two, so that a^2 eta and lambda/a^2 are exact
@@ -67,6 +68,28 @@ def without_zeros(network):
     )
 
 
+def _running(network, factors):
+    """Yield (name of a running statistic, what it is multiplied by) of the absorbing batch norms.
+
+    That is the product of the factors of all that one absorbs, squared for a variance.
+    """
+    scales = {}
+    for group in weight_groups(network):
+        name, a = group.absorbed_by, np.asarray(factors[group.parameters[0]])
+        scales[name] = scales.get(name, 1.0) * a
+        if f"{name}.mean" not in network.state and any(
+            key.startswith(f"{name}.") and key.endswith(".mean") for key in network.state
+        ):
+            raise Refused(
+                f"{group.parameters[0]} is absorbed in the branches of {name}, whose running "
+                "statistics have scales of their own"
+            )
+    for name, a in scales.items():
+        for local, power in (("mean", 1), ("var", 2)):
+            if f"{name}.{local}" in network.state:
+                yield f"{name}.{local}", a**power
+
+
 def scaled_start(network, factors):
     """Return `network` with weights times a, and the absorbing batch norms' mean * a, var * a^2."""
     dtype = network.dtype
@@ -74,12 +97,8 @@ def scaled_start(network, factors):
     for name, a in factors.items():
         array = network.backend.to_numpy(network.parameters[name])
         parameters[name] = array * np.asarray(a, dtype=dtype)
-    for group in weight_groups(network):
-        mean, var = f"{group.absorbed_by}.mean", f"{group.absorbed_by}.var"
-        if mean in network.state:
-            a = np.asarray(factors[group.parameters[0]], dtype=dtype)
-            state[mean] = network.backend.to_numpy(network.state[mean]) * a
-            state[var] = network.backend.to_numpy(network.state[var]) * (a * a)
+    for name, a in _running(network, factors):
+        state[name] = network.backend.to_numpy(network.state[name]) * np.asarray(a, dtype=dtype)
     return network.with_parameters(parameters, state)
 
 
@@ -89,13 +108,9 @@ def differing_runs(network, original, scaled, factors):
     for name, array in original.parameters.items():
         a = np.asarray(factors.get(name, 1.0), dtype=array.dtype)
         wrong += differing(scaled.parameters[name], array * a)
-    for group in weight_groups(network):
-        for local, power in (("mean", 1), ("var", 2)):
-            name = f"{group.absorbed_by}.{local}"
-            if name in original.state:
-                array = original.state[name]
-                a = np.asarray(factors[group.parameters[0]], dtype=array.dtype) ** power
-                wrong += differing(scaled.state[name], array * a)
+    for name, a in _running(network, factors):
+        array = original.state[name]
+        wrong += differing(scaled.state[name], array * np.asarray(a, dtype=array.dtype))
     return wrong
 
 

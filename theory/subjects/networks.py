@@ -233,6 +233,14 @@ def weight_groups(network):
     return [group for group in network.invariance_groups() if set(group.parameters) & set(weights)]
 
 
+def layers_within(prefix, sequence):
+    """Yield the (full name, layer) pairs of a sequence of layers, and of all layers in them."""
+    for name, layer in sequence:
+        yield f"{prefix}{name}", layer
+        for branch in layer.branches():
+            yield from layers_within(f"{prefix}{name}.", branch)
+
+
 def invariant_weights(network):
     """Return the names of all parameters in `weight_groups`."""
     return tuple(name for group in weight_groups(network) for name in group.parameters)

@@ -107,6 +107,8 @@ def audit(
     >>> [row.invariant for row in audit(loss_and_gradients, network.parameters).rows]
     ['per unit', 'no', 'no', 'no', 'no']
     """
+    if isinstance(unit_axis, bool) or not isinstance(unit_axis, (int, np.integer)):
+        raise TypeError(f"unit_axis: got {unit_axis!r}, expected an integer, such as -1 or 0")
     optimizer = SGD(0.1) if optimizer is None else optimizer
     # Small products: several threads of BLAS only wait for each other (17.6 s became 0.6 s).
     with threadpool_limits(limits=1, user_api="blas"):

@@ -51,6 +51,11 @@ def lint_decay(report: Audit) -> tuple[Finding, ...]:
     >>> [(finding.parameters, finding.kind) for finding in lint_decay(report)]
     [(('dense1.W',), 'grows')]
     """
+    if not isinstance(report, Audit):
+        raise TypeError(
+            f"report: got {type(report).__name__}, expected what theory.audit or "
+            "theory.torch.audit returns"
+        )
     found = []
     for row in report.rows:
         own = [report.rules[name] for name in row.parameters if name in report.rules]

@@ -44,6 +44,11 @@ class Model:
     """
 
     def __init__(self, function, parameters):
+        if not callable(function):
+            raise TypeError(
+                f"loss_and_gradients: got {type(function).__name__}, expected a function "
+                "parameters -> (loss, gradients)"
+            )
         self._function, self._tree = function, parameters
         self.given = finite_floats(
             {
@@ -77,7 +82,13 @@ class Model:
         )
 
     def _evaluate(self, arrays):
-        loss, gradients = self._function(rebuild(self._tree, arrays))
+        result = self._function(rebuild(self._tree, arrays))
+        if not isinstance(result, (tuple, list)) or len(result) != 2:
+            raise TypeError(
+                f"loss_and_gradients: got the result {result!r:.60}, expected a pair (loss, "
+                "gradients)"
+            )
+        loss, gradients = result
         gradients = flatten(gradients, "gradients")
         missing = [name for name in arrays if name not in gradients]
         if missing:
@@ -91,7 +102,13 @@ class Model:
                     f"loss_and_gradients: got a gradient of {name!r} of shape {gradient.shape}, "
                     f"expected the parameter's, {arrays[name].shape}"
                 )
-        return Evaluation(float(as_numpy(loss, "the loss")), gradients)
+        loss = as_numpy(loss, "the loss")
+        if loss.size != 1 or loss.dtype.kind not in "fiu":
+            raise TypeError(
+                f"loss_and_gradients: got a loss of shape {loss.shape} and dtype {loss.dtype}, "
+                "expected one real number, such as a mean over the examples"
+            )
+        return Evaluation(float(loss.reshape(())), gradients)
 
     def at(self, parameters, changes=(), dtype=None):
         """Return the Evaluation at `parameters` with some replaced, None where it is not finite.

@@ -65,7 +65,7 @@ def loss_and_gradients(module, loss, X, y):
         with torch.random.fork_rng(devices=list(devices)), torch.enable_grad():
             torch.manual_seed(0)
             outputs = torch.func.functional_call(module, {**buffers, **tensors}, args, kwargs)
-            value = loss(outputs, targets)
+            value = _scalar(loss(outputs, targets))
         gradients = torch.autograd.grad(value, list(tensors.values()), allow_unused=True)
         return float(value.detach()), {
             name: np.zeros(tensor.shape, parameters[name].dtype) if g is None else g.cpu().numpy()
@@ -73,6 +73,19 @@ def loss_and_gradients(module, loss, X, y):
         }
 
     return function
+
+
+def _scalar(value):
+    """Return a loss; refuse what is no scalar tensor, or has no gradient."""
+    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        raise TypeError(f"loss: got {got}, expected a scalar tensor, such as a mean over examples")
+    if not value.requires_grad:
+        raise ValueError(
+            "loss: got a number that depends on no parameter, expected one with a gradient: is "
+            "there a detach(), item() or no_grad() on the way to it?"
+        )
+    return value
 
 
 def called(module, X):
@@ -106,8 +119,9 @@ def mode_of(module):
     ]
     if not frozen:
         return ()
+    one = "normalizes" if len(frozen) == 1 else "normalize"
     return (
-        f"in evaluation mode {', '.join(frozen)} normalize with running statistics, under which no "
+        f"in evaluation mode {', '.join(frozen)} {one} with running statistics, under which no "
         "weight is invariant: module.train() asks about training",
     )
 
@@ -119,10 +133,17 @@ def rules_of(optimizer, module):
     """Return {name: Rule} for the parameters that a torch.optim optimizer trains.
 
     A parameter that it does not hold, or whose requires_grad is off, is frozen and left out.
-    Raises TypeError for an optimizer other than SGD, Adam and AdamW.
+    Raises TypeError for an optimizer other than SGD, Adam and AdamW, and ValueError for one that
+    holds none of the parameters.
     """
     rules = {}
     held = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(tensor) in held for tensor in module.parameters()):
+        raise ValueError(
+            f"optimizer: got {type(optimizer).__name__} with {len(held)} parameters, none of which "
+            "is the module's, expected one of module.parameters(): a copy of a module (deepcopy, "
+            "pickle) has parameters of its own"
+        )
     for name, tensor in module.named_parameters():
         group = held.get(id(tensor))
         if group is not None and tensor.requires_grad:

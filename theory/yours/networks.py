@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
 from minimal_nn.network import Network
@@ -41,7 +43,14 @@ class OwnSubject(NetworkSubject):
     states = property(lambda self: (self.network,))
 
 
-def claims_on(network, X, targets, *, claims=None, name="network"):
+def claims_on(
+    network: Network,
+    X: ArrayLike,
+    targets: ArrayLike,
+    *,
+    claims: Iterable[str] | None = None,
+    name: str = "network",
+) -> list[Verdict]:
     """Verify the claims about networks on one of your own, and return the Verdicts.
 
     The network is taken at eps = 0, where invariance is exact, and without the biases that a
@@ -51,7 +60,8 @@ def claims_on(network, X, targets, *, claims=None, name="network"):
     makes scale-invariant, in any wing; it is not changed.  X, targets: data that fit it, of which
     the first 48 examples are used.  claims: ids, by default all of `ON_NETWORKS`.  name: in the
     verdicts, at most 12 characters for the table.  A verdict is `refused`, with a sentence, where
-    a layer cannot run in an arithmetic that a claim needs, or the network cannot at eps = 0.
+    a layer cannot run in an arithmetic that a claim needs, or the network cannot at eps = 0, and
+    where a law is of the scale of one weight before one normalization, and the network has others.
 
     Raises ValueError and TypeError for arguments that do not fit.
 
@@ -71,12 +81,15 @@ def claims_on(network, X, targets, *, claims=None, name="network"):
 
 
 def _ids(claims):
+    if claims is None:
+        return ON_NETWORKS
     if isinstance(claims, str):
         raise TypeError(f"claims: got the string {claims!r}, expected a list of ids")
-    unknown = [id for id in claims or () if id not in ON_NETWORKS]
+    claims = tuple(claims)
+    unknown = [id for id in claims if id not in ON_NETWORKS]
     if unknown:
         raise ValueError(f"claims: got {unknown}, expected some of {', '.join(ON_NETWORKS)}")
-    return ON_NETWORKS if claims is None else tuple(claims)
+    return claims
 
 
 def _subject(network, X, targets, name):

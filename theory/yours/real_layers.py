@@ -7,6 +7,9 @@ a path through the statistics breaks, though it rescales well.
 """
 
 import copy
+import functools
+import math
+import numbers
 from typing import Any, NamedTuple
 
 import torch
@@ -50,19 +53,25 @@ class LayerVerdict(NamedTuple):
 def layer_verdicts(module: torch.nn.Module, call: Any) -> tuple[LayerVerdict, ...]:
     """Return the LayerVerdict of each normalizing layer of a module.
 
-    A layer normalizes if it has a number `eps` (or None, as RMSNorm's default) and no layers of its
-    own, or if its weight is parametrized by torch's weight_norm.  call: module -> anything, which
+    A layer normalizes if it has an `eps` (None, as RMSNorm's default, is one) and no layer in it
+    does, or if its weight is parametrized by torch's weight_norm.  call: module -> anything, which
     runs it on a batch.
     """
-    module = copy.deepcopy(module)
+    try:
+        module = copy.deepcopy(module)
+    except RuntimeError as error:
+        raise ValueError(
+            f"module: it cannot be copied ({error}), expected one that can: "
+            "torch.nn.utils.parametrizations.weight_norm in place of torch.nn.utils.weight_norm, "
+            "say"
+        ) from None
     layers = {
-        name or type(part).__name__: part
-        for name, part in module.named_modules()
-        if _has_eps(part) or _weight_normed(part)
+        name or type(part).__name__: part for name, part in module.named_modules() if _found(part)
     }
-    inputs: dict[str, torch.Tensor] = {}
+    inputs: dict[str, tuple] = {}
     handles = [
-        part.register_forward_pre_hook(_keeper(inputs, name)) for name, part in layers.items()
+        part.register_forward_pre_hook(_keeper(inputs, name), with_kwargs=True)
+        for name, part in layers.items()
     ]
     with torch.no_grad():
         call(module)
@@ -72,14 +81,17 @@ def layer_verdicts(module: torch.nn.Module, call: Any) -> tuple[LayerVerdict, ..
 
 
 def _keeper(inputs, name):
-    def keep(part, args):
-        inputs.setdefault(name, args[0].detach().clone())
+    def keep(part, args, kwargs):
+        given = (*args, *kwargs.values())
+        copied = (x.detach().clone() if isinstance(x, torch.Tensor) else x for x in given)
+        inputs.setdefault(name, tuple(copied))
 
     return keep
 
 
-def _has_eps(part):
-    return isinstance(getattr(part, "eps", 0), (float, type(None))) and not any(part.children())
+def _found(part):
+    within = (inner for inner in part.modules() if inner is not part)
+    return _weight_normed(part) or (hasattr(part, "eps") and not any(map(_found, within)))
 
 
 def _weight_normed(part):
@@ -87,19 +99,35 @@ def _weight_normed(part):
     return any(isinstance(step, _WeightNorm) for step in chain)
 
 
-def _verdict(name, part, z):
+def _refused(name, kind, reason):
+    return LayerVerdict(name, kind, 0, 0, 0.0, 0.0, reason)
+
+
+def _verdict(name, part, given):
     kind = "weight_norm" if _weight_normed(part) else type(part).__name__
-    if z is None:
-        return LayerVerdict(name, kind, 0, 0, 0.0, 0.0, "the module did not run it")
+
+    refused = functools.partial(_refused, name, kind)
+    if given is None:
+        return refused("the module did not run it")
+    if len(given) != 1 or not isinstance(given[0], torch.Tensor):
+        return refused(f"it is called with {len(given)} arguments, expected one tensor")
     if not part.training and getattr(part, "running_mean", None) is not None:
-        return LayerVerdict(
-            name, kind, 0, 0, 0.0, 0.0, "it normalizes with running statistics: module.train()"
-        )
+        return refused("it normalizes with running statistics: module.train()")
+    # Half precision as float32, exactly: 2^k and 4^k eps would leave its range.
+    half = given[0].dtype in (torch.float16, torch.bfloat16)
+    z = given[0].float() if half else given[0]
     if kind == "weight_norm":
-        w = part.parametrizations.weight.original1.detach()
-        return _judged(name, kind, _of_weights(part, z), w, 0.0)
-    eps = torch.finfo(z.dtype).eps if part.eps is None else part.eps
-    return _judged(name, kind, _of_inputs(part), z, eps)
+        v = part.parametrizations.weight.original1.detach()
+        function, z, eps = _of_weights(part, z), v.float() if half else v, 0.0
+    else:
+        eps = torch.finfo(given[0].dtype).eps if part.eps is None else part.eps
+        if not isinstance(eps, numbers.Real) or not 0 <= eps < math.inf:
+            return refused(f"its eps is {eps!r}, expected a finite number >= 0")
+        function, eps = _of_inputs(part), float(eps)
+    try:
+        return _judged(name, kind, function, z, eps)
+    except Exception as error:  # what a foreign layer raises for other numbers
+        return refused(f"it does not run on a rescaled input: {type(error).__name__}: {error}")
 
 
 def _of_inputs(part):
@@ -108,7 +136,7 @@ def _of_inputs(part):
     def function(z, eps):
         layer = copy.deepcopy(part).to(z.dtype)
         layer.eps = eps
-        return layer(z)
+        return layer(z.clone())  # which a layer may change in place
 
     return function
 
@@ -131,6 +159,10 @@ def _judged(name, kind, function, z, eps):
         shape = function(z, eps).shape
         cotangent = torch.randn(shape, generator=generator, dtype=torch.float64)
         output, gradient = _both(function, z, eps, cotangent)
+        if not (torch.isfinite(output).all() and torch.isfinite(gradient).all()):
+            return _refused(name, kind, "its output or gradient is not finite on this input")
+        if not (z.any() and gradient.any()):
+            return _refused(name, kind, "its input or gradient is 0, which has no scale")
         differing = compared = 0
         for k in _POWERS:
             other, turned = _both(function, z * 2.0**k, eps * 4.0**k, cotangent)

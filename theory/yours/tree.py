@@ -61,5 +61,10 @@ def finite_floats(leaves, name="parameters"):
                 f"{name}[{path!r}]: got dtype {array.dtype} or numbers that are not finite, "
                 "expected an array of finite floats"
             )
+        if not array.size:
+            raise ValueError(
+                f"{name}[{path!r}]: got the shape {array.shape}, expected some numbers: leave out "
+                "what is empty"
+            )
         arrays[path] = array
     return arrays

@@ -244,7 +244,7 @@ class Shape:
         self.inputs, self.outputs, self.dtype = inputs, outputs, np.dtype(dtype)
         self.winograd = None
         if algorithm != "direct":  # who does not ask for it does not wait for its import
-            from minimal_nn.cpu import winograd
+            from minimal_nn.cpu.convolution import winograd
 
             self.winograd = winograd.ALGORITHMS[algorithm]
         tile_size = 1 if self.winograd is None else self.winograd.size

@@ -34,6 +34,7 @@ from numba.extending import (
 
 from minimal_nn.cpu.machine.processor import BYTES, HAS_FMA, I32, I64, VECTOR_BYTES
 
+BLOCK = 128  # longer sums are taken in blocks of so many terms, for the error of float32
 LANES = {types.float32: VECTOR_BYTES // 4, types.float64: VECTOR_BYTES // 8}
 NUMPY_DTYPES = {types.float32: np.dtype(np.float32), types.float64: np.dtype(np.float64)}
 NUMBA_DTYPES = {dtype: kind for kind, dtype in NUMPY_DTYPES.items()}

@@ -31,7 +31,7 @@ import time
 
 import numpy as np
 
-from minimal_nn.cpu import batchnorm, clipping, update, weightnorm
+from minimal_nn.cpu import batchnorm, update, weightnorm
 from minimal_nn.cpu.machine import threads, workspace
 from minimal_nn.cpu.machine.operands import elements
 from minimal_nn.cpu.machine.program import Program
@@ -41,6 +41,7 @@ from minimal_nn.cpu.plan.images import ImageLayers
 from minimal_nn.cpu.plan.layouts import Parameter, Vector
 from minimal_nn.cpu.plan.reasons import is_part_of, parts, why_not
 from minimal_nn.cpu.plan.updates import Updates
+from minimal_nn.cpu.update import clipping
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.reference.batchnorm import standard_deviation
 from minimal_nn.reference.extremes import MEAN_SQUARE, VARIANCE

@@ -7,9 +7,10 @@ end of the step come the updates, one phase for all parameters of the same numbe
 
 import numpy as np
 
-from minimal_nn.cpu import clipping, update
+from minimal_nn.cpu import update
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.operands import OWN
+from minimal_nn.cpu.update import clipping
 from minimal_nn.hyper import scaled
 
 _ANY = dict.fromkeys(

@@ -181,7 +181,7 @@ def test_a_function_whose_calls_differ_is_refused():
 def test_evaluation_mode_is_told_and_nothing_is_invariant_under_it():
     report = theory.torch.audit(plain().eval(), CROSS_ENTROPY, *draw(48, 6))
     assert rows(report)["0.weight",].invariant == "no"
-    assert "in evaluation mode 1 normalize with running statistics" in str(report)
+    assert "in evaluation mode 1 normalizes with running statistics" in str(report)
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
@@ -350,3 +350,44 @@ def test_a_tied_embedding_is_one_parameter():
     module.head.weight = module.emb.weight
     report = rows(theory.torch.audit(module, loss, X, y))
     assert report["emb.weight",].invariant == "no" and ("head.weight",) not in report
+
+
+@pytest.mark.parametrize(
+    "loss, error, words",
+    (
+        (lambda out, y: (out - 1) ** 2, TypeError, r"loss: got \(48, \d+\), expected a scalar"),
+        (lambda out, y: 1.0, TypeError, "loss: got float, expected a scalar tensor"),
+        (lambda out, y: out.detach().mean(), ValueError, "depends on no parameter"),
+    ),
+)
+def test_a_loss_that_is_no_number_with_a_gradient_is_refused(loss, error, words):
+    with pytest.raises(error, match=words):
+        theory.torch.audit(plain(), loss, *draw(48, 6))
+
+
+def test_an_optimizer_of_another_module_is_refused():
+    """A copy has parameters of its own: they would all be called frozen."""
+    module = plain()
+    optimizer = torch.optim.SGD(copy.deepcopy(module).parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="none of which is the module's"):
+        theory.torch.audit(module, CROSS_ENTROPY, *draw(48, 6), optimizer)
+
+
+@pytest.mark.parametrize("loss", (np.ones(3), 1j, np.array("a")))
+def test_a_loss_of_arrays_that_is_no_number_is_refused(loss):
+    with pytest.raises(TypeError, match="loss_and_gradients: got a loss of shape"):
+        audit(lambda p: (loss, p), {"w": np.ones(3)})
+
+
+@pytest.mark.parametrize(
+    "function, parameters, options, error, words",
+    (
+        (3, {"w": np.ones(3)}, {}, TypeError, "loss_and_gradients: got int, expected a function"),
+        (lambda p: 1.0, {"w": np.ones(3)}, {}, TypeError, "got the result 1.0, expected a pair"),
+        (lambda p: (1.0, p), {"w": np.ones((0, 3))}, {}, ValueError, r"got the shape \(0, 3\)"),
+        (lambda p: (1.0, p), {"w": np.ones(3)}, {"unit_axis": "x"}, TypeError, "unit_axis: got"),
+    ),
+)
+def test_arguments_that_do_not_fit_are_refused(function, parameters, options, error, words):
+    with pytest.raises(error, match=words):
+        audit(function, parameters, **options)

@@ -116,3 +116,9 @@ def test_the_growth_that_is_told_is_the_law(module, name):
     assert row.dims == 27 and finding.sentence.endswith(
         f"|w| goes from {row.norm:.3g} to {norm:.3g}, and the rate falls {fall:.3g}-fold"
     )
+
+
+@pytest.mark.parametrize("given", (None, "report", [1]))
+def test_what_is_no_audit_is_refused(given):
+    with pytest.raises(TypeError, match="report: got .*, expected what theory.audit"):
+        lint_decay(given)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import minimal_nn as nn
-from minimal_nn import mutants
+from minimal_nn import backend, mutants
+from minimal_nn.invariance import Absorbed
 from theory import claims_on
 from theory.measures.orthogonality import layer_traces
 from theory.yours.networks import ON_NETWORKS
@@ -22,6 +23,10 @@ NETWORKS = {
         *(nn.Conv2d(3), nn.BatchNorm(), nn.Tanh(), nn.MaxPool2d(2)),
         *(nn.Residual([nn.Conv2d(3), nn.BatchNorm(), nn.ReLU()]), nn.Flatten()),
         *(nn.Sequential([nn.Dense(5), nn.LayerNorm()]), nn.Dense(10)),
+    ],
+    "group norm": [
+        *(nn.Conv2d(4), nn.GroupNorm(2), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(3, bias=False)),
+        *(nn.GroupNorm(3), nn.Tanh(), nn.AveragePool2d(), nn.Dense(6), nn.RMSNorm(), nn.Dense(10)),
     ],
     "images": [
         *(nn.Conv2d(3, kernel=5, stride=2, padding=2), nn.BatchNorm(), nn.ReLU()),
@@ -141,6 +146,90 @@ def test_a_layer_that_cannot_carry_bounds_is_named_in_a_sentence():
     verdict = words(network, claims=["gradient-orthogonality"])["gradient-orthogonality"]
     assert verdict.word == "refused" and not verdict
     assert "it does not run on this network: " in str(verdict)
+
+
+class L1Norm(nn.Layer):
+    """y = x / (m + eps), m the mean of |x| over an example's units; without parameters."""
+
+    kind = "l1norm"
+
+    def __init__(self, eps=0.0):
+        object.__setattr__(self, "eps", eps)
+
+    def output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def forward(self, wing, parameters, state, x, train):
+        sign = 1.0 - 2.0 * (x < 0)
+        m = (x * sign).sum(axis=1, keepdims=True) / x.shape[1]
+        return x / (m + self.eps), (sign, x, m), state
+
+    def backward(self, wing, dy, cache):
+        sign, x, m = cache
+        s = m + self.eps
+        return (dy - sign * ((dy * x).sum(axis=1, keepdims=True) / x.shape[1]) / s) / s, {}
+
+    def rescaled(self, rescaling):
+        one_factor = not rescaling.per_unit and not rescaling.offset
+        return Absorbed(self.eps, training_only=False) if one_factor else None
+
+
+def test_a_normalization_of_ones_own_is_verified_or_refused_in_a_sentence():
+    """It has no parameters, and says nothing of what its eps stands beside."""
+    layers = dense(nn.Dense(6, bias=False), L1Norm(), nn.Tanh())
+    found = words(nn.Network(layers, (8, 8, 1), dtype=np.float64))
+    wrong = {id: verdict.word for id, verdict in found.items() if not verdict}
+    # Its eps stands outside the root, so that one claim's law is none of its own.
+    refused = {"gradient-orthogonality": "refused", "norm-growth": "refused"}
+    assert wrong == {"eps-rescaling": "FAILS", **refused}
+    refused = found["gradient-orthogonality"].measurement.refused
+    assert "l1norm1 has an eps and no method beside_eps(x, parameters)" in refused
+
+
+RARE = {  # what stands between a weight and its normalization, and how many there are of either
+    "relu": dense(nn.Dense(6, bias=False), nn.ReLU(), nn.BatchNorm()),
+    "max pooling": [nn.Conv2d(3, bias=False), nn.MaxPool2d(2), *dense(nn.BatchNorm())],
+    "two linear": dense(nn.Dense(6, bias=False), nn.Dense(5, bias=False), nn.BatchNorm()),
+    "linear and relu": dense(
+        *(nn.Dense(6, bias=False), nn.ReLU(), nn.Dense(5, bias=False), nn.BatchNorm(), nn.ReLU())
+    ),
+    "weight norm and batch norm": dense(nn.WeightNorm(nn.Dense(6)), nn.BatchNorm(), nn.ReLU()),
+    "two norms": dense(nn.Dense(6, bias=False), nn.RMSNorm(), nn.RMSNorm(), nn.Tanh()),
+    "branches": dense(
+        nn.Dense(6, bias=False),
+        nn.Residual(
+            [nn.BatchNorm(), nn.ReLU(), nn.Dense(4)], shortcut=[nn.LayerNorm(), nn.Dense(4)]
+        ),
+    ),
+    "within": dense(
+        nn.Sequential([nn.Dense(6, bias=False), nn.Sequential([nn.Dense(4)])]),
+        nn.Sequential([nn.BatchNorm(), nn.ReLU()]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RARE)
+def test_no_claim_is_said_to_fail_on_a_right_network(name):
+    """What the claims' laws say of one weight before one normalization is refused elsewhere."""
+    verdicts = words(nn.Network(RARE[name], (8, 8, 1), dtype=np.float64, rng=5))
+    assert {v.word.partition(" ")[0] for v in verdicts.values()} <= {"holds", "refused"}, verdicts
+    assert sum(v.verified for v in verdicts.values()) >= 6
+    assert verdicts["scale-invariance"].verified
+
+
+@pytest.mark.parametrize("shape", ((6,), (3, 2, 6)))
+@pytest.mark.parametrize("layer", (nn.GroupNorm(1), nn.GroupNorm(2), nn.GroupNorm(6)))
+def test_group_norm_says_what_its_eps_stands_beside(layer, shape):
+    if (layer.groups, len(shape)) == (6, 1):
+        return  # one number in each group has no variance
+    x = np.random.default_rng(7).standard_normal((4, *shape))
+    parameters = layer.initial_parameters(shape, None)
+    y, _, _ = layer.with_eps(0.0).forward(backend.get("reference"), parameters, {}, x, True)
+    groups = (x.reshape(4, -1, layer.groups, 6 // layer.groups), (1, 3))
+    centered = x - np.broadcast_to(
+        groups[0].mean(axis=groups[1], keepdims=True), groups[0].shape
+    ).reshape(x.shape)
+    assert np.allclose(y * np.sqrt(layer.beside_eps(x, parameters)), centered, rtol=1e-13)
 
 
 def test_what_does_not_fit_is_refused():

@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the extra `torch` is not installed")
 
+import numpy as np
 import torch
 from foreign_models import NAMES, make
 from torch import nn
@@ -91,3 +92,100 @@ def test_running_statistics_are_refused_and_what_did_not_run():
 def test_a_module_without_normalization_is_refused():
     with pytest.raises(ValueError, match="module: got Linear without a normalizing layer"):
         verdicts(nn.Linear(6, 4), (32, 6))
+
+
+class Eps(nn.Module):
+    """Layer norm by hand, with any eps, outside the root or inside it."""
+
+    def __init__(self, eps, outside=False, change=False):
+        super().__init__()
+        self.eps, self.outside, self.change = eps, outside, change
+        self.inner = nn.Identity()
+
+    def forward(self, z):
+        if self.change:
+            z.mul_(2.0)
+        centered, var = z - z.mean(-1, keepdim=True), z.var(-1, keepdim=True, unbiased=False)
+        s = var.sqrt() + self.eps if self.outside else (var + self.eps).sqrt()
+        return self.inner(centered / s)
+
+
+def test_a_layer_with_others_in_it_and_an_integer_for_eps_is_not_passed_over():
+    """Left out in silence it would count as verified."""
+    for eps in (1, 1e-3, np.float32(1e-3)):
+        right, wrong = (
+            verdicts(nn.Sequential(nn.Linear(6, 5), Eps(eps, outside), nn.LayerNorm(5)), (32, 6))
+            for outside in (False, True)
+        )
+        assert [bool(v) for v in right] == [True, True], str(right[0])
+        assert [bool(v) for v in wrong] == [False, True]
+    assert verdicts(nn.Sequential(nn.Linear(6, 5), Eps(0)), (32, 6))[0]
+
+
+def test_a_layer_that_changes_its_input_is_asked_on_the_same_one_each_time():
+    module = nn.Sequential(nn.Linear(6, 5), Eps(1e-3, change=True))
+    (verdict,) = verdicts(module, (32, 6))
+    assert verdict, str(verdict)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+@pytest.mark.parametrize("build", (lambda: nn.RMSNorm(5), lambda: nn.LayerNorm(5)))
+def test_half_precision_is_asked_in_float32(build, dtype):
+    for seed in range(4):
+        torch.manual_seed(seed)
+        (verdict,) = verdicts(nn.Sequential(nn.Linear(6, 5), build()), (32, 6), dtype)
+        assert verdict, str(verdict)
+
+
+class Calls(nn.Module):
+    """A linear layer and one with an eps, which is called as it is told."""
+
+    def __init__(self, part, call):
+        super().__init__()
+        self.linear, self.part, self.call = nn.Linear(6, 5), part, call
+
+    def forward(self, x):
+        return self.call(self.part, self.linear(x))
+
+
+class Pair(nn.Module):
+    eps = 1e-5
+
+    def forward(self, z):
+        return z / (z.square().mean(-1, keepdim=True) + self.eps).sqrt(), z
+
+
+@pytest.mark.parametrize(
+    "part, call, words",
+    (
+        (nn.CosineSimilarity(), lambda part, z: part(z, z + 1), "it is called with 2 arguments"),
+        (Pair(), lambda part, z: part(z)[0], "it does not run on a rescaled input"),
+        (Eps(torch.tensor(1e-5)), lambda part, z: part(z), "its eps is tensor"),
+        (Eps(-1.0), lambda part, z: part(z), "its eps is -1.0, expected a finite number >= 0"),
+    ),
+)
+def test_what_cannot_be_asked_is_refused_in_a_sentence(part, call, words):
+    (verdict,) = verdicts(Calls(part, call), (32, 6))
+    assert not verdict and words in verdict.refused
+
+
+def test_an_input_given_by_name_is_seen():
+    (verdict,) = verdicts(Calls(nn.LayerNorm(5), lambda part, z: part(input=z)), (32, 6))
+    assert verdict, str(verdict)
+
+
+def test_a_module_that_cannot_be_copied_is_refused():
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        old = torch.nn.utils.weight_norm(nn.Linear(6, 5))
+    with pytest.raises(ValueError, match="parametrizations.weight_norm in place of"):
+        verdicts(old, (32, 6))
+
+
+@pytest.mark.parametrize(
+    "layer, value, words", ((nn.LayerNorm(6, eps=0.0), 1.0, "finite"), (nn.LayerNorm(6), 0.0, "0"))
+)
+def test_an_input_on_which_nothing_can_be_told_is_refused(layer, value, words):
+    (verdict,) = theory.torch.verify(
+        layer, lambda out, y: out.sum(), torch.full((4, 6), value), None
+    )
+    assert not verdict and words in verdict.refused

@@ -7,9 +7,9 @@ have left the range of their dtype is it taken once more, of the numbers times a
 from numba import types
 from numba.extending import overload
 
-from minimal_nn.cpu.affine import BLOCK
 from minimal_nn.cpu.machine.compiler import inline
 from minimal_nn.cpu.machine.vectors import (
+    BLOCK,
     fill,
     fma,
     load,

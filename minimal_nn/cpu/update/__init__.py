@@ -17,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 from minimal_nn.cpu.batchnorm.statistics import report_zero
-from minimal_nn.cpu.clipping import clip as clip
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, steps, updates
+from minimal_nn.cpu.machine.norms import column_norm, vector_norm
 from minimal_nn.cpu.machine.operands import Operand, elements
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import (
@@ -34,7 +34,7 @@ from minimal_nn.cpu.machine.vectors import (
     where_zero,
 )
 from minimal_nn.cpu.machine.workspace import Columns, round_up
-from minimal_nn.cpu.norms import column_norm, vector_norm
+from minimal_nn.cpu.update.clipping import clip as clip
 from minimal_nn.errors import ZeroNormError
 from minimal_nn.reference.arguments import expect_broadcast, expect_norm, expect_shape
 from minimal_nn.reference.update import of_step

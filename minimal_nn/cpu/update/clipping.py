@@ -11,11 +11,11 @@ from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating
 from minimal_nn.cpu.machine.compiler import kernel
 from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, updates, writes
+from minimal_nn.cpu.machine.norms import column_norm, vector_norm
 from minimal_nn.cpu.machine.operands import Operand
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import fill, fma, load, scalar, store, where_greater
 from minimal_nn.cpu.machine.workspace import Columns, round_up
-from minimal_nn.cpu.norms import column_norm, vector_norm
 from minimal_nn.errors import NonFiniteError
 from minimal_nn.reference.arguments import expect_limit
 from minimal_nn.reference.extremes import CLIPPED
