@@ -5,6 +5,8 @@ position), PyTorch tensors on the CPU, JAX arrays, NumPy's subclasses, arrays of
 What changes a number is not done in silence: there is no conversion from one dtype to another.
 """
 
+import sys
+
 import numpy as np
 
 from minimal_nn.errors import NonFiniteError
@@ -176,10 +178,16 @@ def whole_number(argument, value, least=1, wrong_kind=TypeError):
     return int(value)
 
 
+def is_real(value):
+    """Return whether this is a real number, of Python or NumPy, that a float can hold."""
+    number = value.item() if isinstance(value, np.generic) else value
+    real = isinstance(number, (int, float, np.floating)) and not isinstance(number, bool)
+    return real and bool(abs(number) <= sys.float_info.max)
+
+
 def positive_number(argument, value):
     """Return a finite number > 0 as a float; refuse others, and other kinds."""
-    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not real or not 0 < value < np.inf:
+    if not is_real(value) or not value > 0:
         raise ValueError(f"{argument}: got {value!r}, expected a finite number > 0")
     return float(value)
 

@@ -92,8 +92,7 @@ def checked_factors(name, hyper, factors):
         if key not in SCALED or hyper.get(key) is None:
             known = ", ".join(key for key in SCALED if hyper.get(key) is not None)
             raise ValueError(f"factors: got one for {key!r} of {name}, expected some of {known}")
-        real = isinstance(factor, (int, float, np.integer, np.floating))
-        if not real or isinstance(factor, bool) or not 0 <= factor < np.inf:
+        if not arguments.is_real(factor) or not factor >= 0:
             raise ValueError(
                 f"factors: got {factor!r} for {name}'s {key}, expected a finite number >= 0"
             )

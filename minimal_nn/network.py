@@ -496,13 +496,21 @@ class Network:
         >>> Network([Dense(3)], (4,)).plan_report(SGD())
         'step by step, with the same numbers: the reference wing has no compiled loop'
         """
+        if isinstance(optimizer, type) or not hasattr(optimizer, "check_takes_part"):
+            raise TypeError(f"optimizer: got {optimizer!r}, expected an optimizer such as SGD(0.1)")
+        optimizer.check(self)
         options = self.checked_options(optimizer, batch_size, clip_norm, accumulate, frozen)
-        batch_size, _, accumulate, _ = options
-        return plans.report(
-            self, optimizer, batch_size * accumulate, **plans.step_options(*options)
-        )
+        size = options[0] * options[2]
+        return plans.report(self, optimizer, size, **plans.step_options(*options))
 
-    def checked_options(self, optimizer, batch_size, clip_norm, accumulate, frozen):
+    def checked_options(
+        self,
+        optimizer: Any,
+        batch_size: int,
+        clip_norm: float | None,
+        accumulate: int,
+        frozen: Collection[str],
+    ) -> tuple[int, float | None, int, tuple[str, ...]]:
         """Return these options of `fit` as they are used, or refuse them."""
         batch_size, accumulate = (
             arguments.whole_number(argument, value, wrong_kind=ValueError)

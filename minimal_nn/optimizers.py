@@ -50,12 +50,24 @@ class Group:
             raise TypeError(
                 f"parameters: got the string {parameters!r}, expected a list of parameter names"
             )
-        self.parameters = tuple(parameters)
-        self.hyper = hyper
+        names = tuple(parameters) if np.iterable(parameters) else (parameters,)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"parameters: got {parameters!r}, expected a list of parameter names")
+        self.parameters, self.hyper = names, hyper
 
     def __repr__(self) -> str:
         hyper = "".join(f", {key}={value!r}" for key, value in self.hyper.items())
         return f"Group({list(self.parameters)!r}{hyper})"
+
+
+def listed_groups(argument: str, groups: Iterable[Group]) -> list[Group]:
+    """Return groups as a list; refuse what is none."""
+    if not np.iterable(groups):
+        raise TypeError(
+            f"{argument}: got the groups {groups!r}, expected a list of Group(names, "
+            "learning_rate=...)"
+        )
+    return list(groups)
 
 
 def weight_decay_of(l2: Hyper | None = None, weight_decay: Hyper | None = None) -> Any:
@@ -102,7 +114,7 @@ class Optimizer:
         if learning_rate is not None:
             hyper = {"learning_rate": learning_rate, **hyper}
         self.hyper = hyper
-        self.groups = list(groups)
+        self.groups = listed_groups("groups", groups)
         self._check_options()
         self._checked: tuple[list[Any], list[Any]] | None = None
         self.reset()

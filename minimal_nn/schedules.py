@@ -15,7 +15,7 @@ import numpy as np
 
 from minimal_nn import arguments
 from minimal_nn.hyper import PENALTIES
-from minimal_nn.optimizers import Group
+from minimal_nn.optimizers import Group, listed_groups
 
 __all__ = ["Constant", "Cosine", "Exponential", "Schedule", "Steps", "Warmup"]
 
@@ -26,8 +26,7 @@ FIRST = 1 << 20  # so many steps are looked at before a run begins
 
 
 def _check_number(argument, value, *, least=0.0, expected="a finite number >= 0"):
-    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or value < least:
+    if not arguments.is_real(value) or not least <= float(value):
         raise ValueError(f"{argument}: got {value!r}, expected {expected}")
 
 
@@ -184,7 +183,7 @@ class Schedule:
     ) -> None:
         if learning_rate is not None:
             hyper = {"learning_rate": learning_rate, **hyper}
-        self.hyper, self.groups = hyper, list(groups)
+        self.hyper, self.groups = hyper, listed_groups("schedule", groups)
         _check_functions(hyper)
         seen: set[str] = set()
         for group in self.groups:

@@ -101,12 +101,14 @@ def fit(
     True
     """
     epochs = arguments.whole_number("epochs", epochs, wrong_kind=ValueError)
-    _check_real(network)
+    _check_network(network)
     X, targets = network.check_inputs(X), network.check_targets(targets, len(X))
     _check_optimizer(optimizer, network)
     options = network.checked_options(optimizer, batch_size, clip_norm, accumulate, frozen)
     batch_size, clip_norm, accumulate, frozen = options
-    batches = _Batches(network, batch_size, accumulate, frozen)
+    size = min(batch_size, len(X))  # no room is made for more examples than there are
+    turns = min(accumulate, -(-len(X) // size))
+    batches = _Batches(network, size, turns, frozen)
     batches.check(len(X))
     _check_functions(augment=augment, stop=stop, observe=observe)
     validation = _checked_validation(network, validation)
@@ -115,7 +117,7 @@ def fit(
     factors = None if schedule is None else Factors(schedule, optimizer, network)
     if factors is not None:
         factors.extend(min(batches.count(len(X)) * epochs, FIRST))
-    options = step_options(*options)
+    options = step_options(size, clip_norm, turns, frozen)
     history, threads, file = History(), None, None
     if checkpoint is not None:
         path = path_of(checkpoint, resume)
@@ -130,7 +132,7 @@ def fit(
     if factors is not None:
         options["scheduled"] = True
     fixed = (X, targets) if augment is None else (targets,)
-    plan = Plan(network, optimizer, batch_size * accumulate, fixed, **options)
+    plan = Plan(network, optimizer, size * turns, fixed, **options)
     with _kept(history), _pinned(threads) as threads, _bar(progress, epochs, history) as bar:
         for epoch in range(len(history.epochs) + 1, epochs + 1):
             if history.epochs and _stops(stop, history.epochs[-1]):
@@ -303,8 +305,10 @@ def _pinned(threads):
 # What is refused before anything begins
 
 
-def _check_real(network):
-    """Refuse complex numbers: no loss of theirs is the least."""
+def _check_network(network):
+    """Refuse what is no network, and complex numbers: no loss of theirs is the least."""
+    if not isinstance(network, Network):
+        raise TypeError(f"network: got {type(network).__name__}, expected a Network")
     if network.dtype.kind == "c":
         raise TypeError(
             f"network: got dtype {network.dtype}, whose losses are complex numbers, expected real "

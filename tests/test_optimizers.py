@@ -28,6 +28,7 @@ from minimal_nn import (
 )
 from minimal_nn.errors import ZeroNormError
 from minimal_nn.optimizers import ALL, Optimizer, weight_decay_of
+from minimal_nn.schedules import Schedule
 
 # Learning rates with which each solves the problems below in STEPS steps.
 RATES = {
@@ -464,3 +465,16 @@ def test_a_factor_of_numpy_is_a_number(network, gradients):
         SGD(0.3).step(copy, gradients, factors={"dense1.W": {"learning_rate": given}})
         ends.append(copy.parameters["dense1.W"])
     assert np.array_equal(*ends)
+
+
+@pytest.mark.parametrize("groups", (None, 3, Group(["dense1.W"])), ids=repr)
+def test_what_is_no_list_of_groups_is_refused(groups):
+    for make in (lambda: SGD(groups=groups), lambda: Schedule(groups=groups)):
+        with pytest.raises(TypeError, match="got the groups .*, expected a list of Group"):
+            make()
+
+
+@pytest.mark.parametrize("names", (None, 3, [1], [["dense1.W"]]), ids=repr)
+def test_what_names_no_parameters_is_no_group(names):
+    with pytest.raises(TypeError, match="parameters: got .*, expected a list of parameter names"):
+        Group(names)

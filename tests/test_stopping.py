@@ -15,7 +15,19 @@ from runs import (
     train,
 )
 
-from minimal_nn import SGD, Adam, BatchNorm, Conv2d, Dense, Flatten, Momentum, Network, ReLU, fit
+from minimal_nn import (
+    SGD,
+    Adam,
+    BatchNorm,
+    Conv2d,
+    Dense,
+    Flatten,
+    Group,
+    Momentum,
+    Network,
+    ReLU,
+    fit,
+)
 from minimal_nn.errors import CheckpointError, NonFiniteError
 
 in_each_wing = pytest.mark.parametrize("wing", wings.names("update"))
@@ -468,3 +480,34 @@ def test_the_best_epoch_is_found_on_the_same_validation_data(data, others, tmp_p
 def test_the_names_of_numbers_are_strings(data):
     with pytest.raises(TypeError, match="observe: got the name 1, expected a string"):
         train(data, observe=lambda network: {1: 2.0})
+
+
+@pytest.mark.parametrize("wing", ("reference", "cpu"))
+@pytest.mark.parametrize("accumulate", (1, 10**15))
+def test_more_examples_a_step_than_there_are_take_no_room(wing, accumulate, data):
+    options = {"batch_size": 10**15, "accumulate": accumulate, "epochs": 3}
+    network = batchnorm_network().on(wing)
+    assert_same_run(
+        train(data, network=network, **options),
+        train(data, network=batchnorm_network().on(wing), batch_size=40, epochs=3),
+    )
+
+
+@pytest.mark.parametrize("optimizer", (None, SGD, "SGD"), ids=repr)
+def test_a_plan_is_made_for_an_optimizer(optimizer):
+    with pytest.raises(TypeError, match="optimizer: got .*, expected an optimizer such as SGD"):
+        batchnorm_network().plan_report(optimizer)
+    with pytest.raises(ValueError, match="groups: got the names .'dense9.W'., expected names"):
+        batchnorm_network().plan_report(SGD(groups=[Group(["dense9.W"])]))
+
+
+@pytest.mark.parametrize("network", (None, [Dense(3)], Dense(3)), ids=repr)
+def test_what_is_no_network_is_refused(network, data):
+    with pytest.raises(TypeError, match="network: got .*, expected a Network"):
+        fit(network, SGD(), *data, epochs=1, progress=False)
+
+
+def test_an_integer_beyond_all_floats_is_refused(data):
+    for options in ({"clip_norm": 10**400}, {"schedule": lambda step: 10**400}):
+        with pytest.raises(ValueError, match="got 10000.*, expected a finite number"):
+            train(data, **options)

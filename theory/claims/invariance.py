@@ -213,10 +213,14 @@ def _expect_one_scale_each(network):
     """Refuse a network in which an eps stands beside what is not scaled with one w, and once."""
     absorbers = [group.absorbed_by for group in weight_groups(network)]
     for name, layer in layers_within("", network.named_layers()):
-        if hasattr(layer, "eps") and absorbers.count(name) != 1:
+        if not hasattr(layer, "eps"):
+            continue
+        number = absorbers.count(name)  # and of those that all branches around it absorb
+        number += sum(name.startswith(f"{absorber}.") for absorber in absorbers)
+        if number != 1 or name not in absorbers:
             raise Refused(
-                f"{name} absorbs the scale of {absorbers.count(name)} weights, where the law is of "
-                "an eps beside the scale of one"
+                f"the scales of {number} weights may reach {name}, where the law is of an eps "
+                "beside that of one, which it absorbs"
             )
 
 

@@ -76,18 +76,18 @@ def _running(network, factors):
     scales = {}
     for group in weight_groups(network):
         name, a = group.absorbed_by, np.asarray(factors[group.parameters[0]])
-        scales[name] = scales.get(name, 1.0) * a
-        if f"{name}.mean" not in network.state and any(
-            key.startswith(f"{name}.") and key.endswith(".mean") for key in network.state
-        ):
+        if f"{name}.mean" in network.state:
+            # A channel's factor is that of its pixels, which lie so far apart after Flatten.
+            a = np.tile(a, network.state[f"{name}.mean"].size // a.size)
+            scales[name] = scales.get(name, 1.0) * a
+        elif any(key.startswith(f"{name}.") and key.endswith(".mean") for key in network.state):
             raise Refused(
                 f"{group.parameters[0]} is absorbed in the branches of {name}, whose running "
                 "statistics have scales of their own"
             )
     for name, a in scales.items():
         for local, power in (("mean", 1), ("var", 2)):
-            if f"{name}.{local}" in network.state:
-                yield f"{name}.{local}", a**power
+            yield f"{name}.{local}", a**power
 
 
 def scaled_start(network, factors):

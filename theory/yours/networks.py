@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
+from minimal_nn.layers import WeightNorm
 from minimal_nn.network import Network
 from theory.claim import CLAIMS, Measurement, Verdict
 from theory.measures.derivatives import vector, with_vector
@@ -140,15 +141,20 @@ def _without_cancelled(network):
 
 
 def _cancelled(network):
-    """Return the names of the biases whose weights have a scale that is absorbed without them."""
-    alone = [g.parameters[0] for g in weight_groups(network) if len(g.parameters) == 1]
-    biases = [f"{name[:-2]}.b" for name in alone if name.endswith(".W")]
+    """Return the names of the biases whose weights have a scale that is absorbed without them.
+
+    Of weight norm that scale is g.
+    """
+    alone = [g.parameters[0] for g in network.invariance_groups() if len(g.parameters) == 1]
+    biases = [f"{name[:-2]}.b" for name in alone if name.endswith((".W", ".g"))]
     return [name for name in biases if name in network.parameters]
 
 
 def _stripped(name, layer, cancelled):
     """Return a layer, and those that it is made of, without the biases of some names."""
     if f"{name}.b" in cancelled:
+        if isinstance(layer, WeightNorm):
+            return dataclasses.replace(layer, layer=dataclasses.replace(layer.layer, bias=False))
         return dataclasses.replace(layer, bias=False)
     if not layer.composite:
         return layer

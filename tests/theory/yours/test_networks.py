@@ -194,11 +194,22 @@ RARE = {  # what stands between a weight and its normalization, and how many the
         *(nn.Dense(6, bias=False), nn.ReLU(), nn.Dense(5, bias=False), nn.BatchNorm(), nn.ReLU())
     ),
     "weight norm and batch norm": dense(nn.WeightNorm(nn.Dense(6)), nn.BatchNorm(), nn.ReLU()),
+    "a bias of weight norm": dense(
+        nn.Dense(6, bias=False), nn.WeightNorm(nn.Dense(5)), nn.BatchNorm(), nn.ReLU()
+    ),
+    "channels in a row": [nn.Conv2d(3, bias=False), *dense(nn.BatchNorm())],
     "two norms": dense(nn.Dense(6, bias=False), nn.RMSNorm(), nn.RMSNorm(), nn.Tanh()),
     "branches": dense(
         nn.Dense(6, bias=False),
         nn.Residual(
             [nn.BatchNorm(), nn.ReLU(), nn.Dense(4)], shortcut=[nn.LayerNorm(), nn.Dense(4)]
+        ),
+    ),
+    "branches with weights": dense(
+        nn.Dense(6, bias=False),
+        nn.Residual(
+            [nn.WeightNorm(nn.Dense(4)), nn.Dense(6), nn.BatchNorm()],
+            shortcut=[nn.Dense(6, bias=False), nn.BatchNorm()],
         ),
     ),
     "within": dense(
