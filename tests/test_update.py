@@ -2,6 +2,7 @@
 
 import decimal
 import types
+import warnings
 from decimal import Decimal
 
 import numpy as np
@@ -479,10 +480,11 @@ def test_what_clips_nothing_is_refused(wing, limit):
         wing.update.clip({}, 1.0)
 
 
-def test_a_limit_beyond_the_range_limits_nothing(wing, recwarn):
+def test_a_limit_beyond_the_range_limits_nothing(wing):
     g = np.full(3, 2.0, np.float32)
-    assert_same_bits(wing.update.clip({"w": g}, 1e300)["w"], g, "w")
-    assert not recwarn.list
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same_bits(wing.update.clip({"w": g}, 1e300)["w"], g, "w")
 
 
 @pytest.mark.parametrize("t", (0, -1, 1.5, None, True, np.nan), ids=repr)
