@@ -103,9 +103,15 @@ def formula(name):
     return Formula(len(arrays) - 2, text, eval(f"lambda {takes}: ({', '.join(texts)},)"))
 
 
+FORMULAS = {
+    name: formula(name)
+    for name in (
+        *("sgd", "sign_sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adadelta"),
+        *("adam", "adamw"),
+    )
+}
 # Those that take a parameter unit by unit have their one number, and kernels of their own.
 BY_UNIT = {name: Formula(0, "", lambda learning_rate: (learning_rate,)) for name in UNIT_FORMULAS}
-FORMULAS = {name: formula(name) for name in reference.FORMULAS if name not in BY_UNIT}
 
 
 @functools.cache
