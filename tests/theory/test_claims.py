@@ -306,7 +306,8 @@ def test_what_all_searches_have_in_common_is_what_each_finds_alone(ends):
     assert search.wrong == 0
     before = len(asked)
     search.run(lambda k: asked.append(k) or 0)
-    assert asked[before:] == [*(s * k for k in (1, 6, 12) for s in (1, -1)), search.low, search.high]
+    inner = [sign * k for k in (1, 6, 12) for sign in (1, -1)]
+    assert asked[before:] == [*inner, search.low, search.high]
 
 
 def test_a_range_that_is_too_small_is_counted():
