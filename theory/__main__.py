@@ -22,6 +22,7 @@ def parser():
     )
     p.add_argument("--list", action="store_true", help="list the claims and exit")
     p.add_argument("--explain", metavar="ID", help="print a claim with its derivation and exit")
+    p.add_argument("--latex", action="store_true", help="--explain: formulas in LaTeX")
     p.add_argument("--only", metavar="ID", nargs="+", help="verify these claims alone")
     p.add_argument("--backend", default="reference", choices=backend.NAMES, help="the wing")
     numbers = p.add_mutually_exclusive_group()
@@ -70,9 +71,7 @@ def main(arguments=None):
     try:
         if options.explain:
             (claim,) = select([options.explain])
-            print(
-                "\n".join(filter(None, [table.explanation(claim), faults.caught_by_claim(claim)]))
-            )
+            print(_explained(claim, options.latex))
             return 0
         if options.play:
             from theory.report import play  # latex2mathml, for this option alone
@@ -126,6 +125,17 @@ def main(arguments=None):
         print(f"python -m theory: {error}", file=sys.stderr)
         return 2
     return 0 if all(verdict.verified for verdict in verdicts) else 1
+
+
+def _explained(claim, latex):
+    """Return a claim in full; in LaTeX too where the terminal lacks the letters."""
+    caught = faults.caught_by_claim(claim)
+    text = table.explanation(claim, caught, latex)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return table.explanation(claim, caught, latex=True)
+    return text
 
 
 def _planted(options):
