@@ -114,7 +114,6 @@ def gradient_of_loss(subject):
         )
         size = float(np.sqrt(sum((g.astype(float) ** 2).sum() for g in gradients.values())))
         for name, g in gradients.items():
-            error = np.abs(g.astype(np.longdouble) - bounded[name].value) + bounded[name].error
             for _ in range(_DIRECTIONS):
                 d = rng.standard_normal(g.shape)
                 derivative = loss_derivative(network, name, d, X, targets)
@@ -122,7 +121,7 @@ def gradient_of_loss(subject):
                     abs(float((a[name].astype(np.longdouble) * d).sum() - derivative)) / size
                     for a in (gradients, *others)
                 )
-                closest.offer(residual, float((np.abs(d) * error).sum()) / size)
+                closest.offer(residual, float((np.abs(d) * bounded[name].error).sum()) / size)
                 controls = np.maximum(controls, wrong)
     return closest.measurement(
         how="running error of the backward pass, sum |d| error(grad) / |grad|",

@@ -111,10 +111,8 @@ def _turns(network, X, targets):
     moved = _groups_of(network, after.parameters[name].astype(np.longdouble))
     errors, gradients = [], []
     for at in (large, network):
-        exact = bounded_gradients(at, X, targets)[name]
-        g = gradients_of(at, X, targets)[name]
-        gradients.append(g)
-        errors.append(np.abs(g.astype(np.longdouble) - exact.value) + exact.error)
+        gradients.append(gradients_of(at, X, targets)[name])
+        errors.append(bounded_gradients(at, X, targets)[name].error)
     step = Bounded(w) - _STEP * (Bounded(gradients[0], errors[0]) + _DECAY * Bounded(w))
     g = gradients[1].astype(np.longdouble)
     rates = [laws.direction_rate(_FACTOR, _STEP, decay) for decay in (_DECAY, 0.0)]

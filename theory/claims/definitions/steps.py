@@ -237,9 +237,7 @@ def step_by_definition(subject):
     exact = _in_rationals(name, subject)
     size = float(np.linalg.norm((exact[-1] - _rationals(start)).astype(float)))
     for array, carried, w in zip(run, bounded, exact, strict=True):
-        array = wing.to_numpy(array)
-        error = carried.error + np.abs(array.astype(np.longdouble) - carried.value)
-        closest.offer(_distance(array, w) / size, error.astype(float) / size)
+        closest.offer(_distance(wing.to_numpy(array), w) / size, carried.error / size)
     if not _defaults_are_recommended(name):
         closest.offer(np.inf, closest.bound)
     other = _in_rationals("SGD" if name == FIXED_NORM else _OTHER[name], subject)
