@@ -1,4 +1,4 @@
-"""A fault in a fast wing alone is caught: bounds come from the reference wing, not from the fast one."""
+"""A fault in a fast wing alone is caught: bounds come from the reference wing alone."""
 
 import numpy as np
 import pytest

@@ -125,9 +125,8 @@ def loss_is_a_mean(subject):
     ):
         size = float(np.linalg.norm(right))
         error = carried.error + u * np.abs(right)
-        closest.offer(
-            np.abs(got.astype(wide) - right).astype(float) / size, error.astype(float) / size
-        )
+        rows = np.abs(got.astype(wide) - right), error, np.abs(right)
+        closest.offer(*(row.astype(float) / size for row in rows))
     controls = {
         "the sum": float(abs(_EXAMPLES * value / law - 1)),
         "no cotangent": float(np.linalg.norm(gradient - slope) / np.linalg.norm(slope)),
