@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 
 _COMMANDS = {
     "verify": ("theory.__main__", "verify the paper's claims (python -m theory)"),
-    "audit": ("theory.yours.command", "which weights of a model are scale-invariant"),
+    "audit": ("theory.command", "which weights of a model are scale-invariant"),
     "figures": ("figures.__main__", "compute and draw the figures (python -m figures)"),
     "data": ("minimal_nn.data.fetch", "fetch data sets (python -m minimal_nn.data)"),
     "lab": ("minimal_nn.lab.__main__", "grade exercises (python -m minimal_nn.lab)"),

@@ -13,7 +13,7 @@ import torch
 from foreign_models import make
 
 import theory.torch
-from theory.yours import command
+from theory import command
 
 HERE = Path(__file__).parent
 OWN = "foreign_models"
