@@ -22,6 +22,7 @@ from theory.yours.decay import lint_decay
 from theory.yours.networks import claims_on
 from theory.yours.optimizers.checking import OptimizerReport, check_optimizer
 from theory.yours.optimizers.problems import problem_of
+from theory.yours.own_law import check_law
 from theory.yours.verification import assert_claim, verify
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Verdict",
     "assert_claim",
     "audit",
+    "check_law",
     "check_optimizer",
     "claim",
     "claims_on",

@@ -28,7 +28,7 @@ _SETTINGS = {
 }
 _BETA2 = {"Adam": 0.9995, "AdamW": 0.998}
 _BURN_IN, _LENGTH = 6, 26  # in autocorrelation times of |w|
-_LEAST_STEPS = 1500
+_LEAST_STEPS = 3000
 
 OWN_LAW = Claim(
     id="own-law",

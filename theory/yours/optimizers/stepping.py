@@ -67,6 +67,11 @@ class Maker:
     """
 
     def __init__(self, make, hyper):
+        if hasattr(make, "init") and hasattr(make, "update"):
+            raise TypeError(
+                f"make: got a {type(make).__name__}, whose hyper-parameters are fixed, expected the "
+                "function that makes it, such as optax.adam"
+            )
         if not callable(make):
             raise TypeError(
                 f"make: got {type(make).__name__}, expected what makes an optimizer: a class, a "
@@ -123,11 +128,6 @@ def _kind(make, hyper):
     if isinstance(make, type) and issubclass(make, Optimizer):
         decay = {} if "decoupled_weight_decay" in make.defaults else {"weight_decay": 0.0}
         return _own, {**make.defaults, **dict.fromkeys(make.options, 0.0), **decay}
-    if hasattr(make, "init") and hasattr(make, "update"):
-        raise TypeError(
-            f"make: got a {type(make).__name__}, whose hyper-parameters are fixed, expected the "
-            "function that makes it, such as optax.adam"
-        )
     needed = [name for name in _required(make) if name not in hyper]
     if len(needed) == 3:
         return _Function, _defaults(make)
