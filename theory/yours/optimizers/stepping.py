@@ -69,8 +69,8 @@ class Maker:
     def __init__(self, make, hyper):
         if hasattr(make, "init") and hasattr(make, "update"):
             raise TypeError(
-                f"make: got a {type(make).__name__}, whose hyper-parameters are fixed, expected the "
-                "function that makes it, such as optax.adam"
+                f"make: got a {type(make).__name__}, whose hyper-parameters are fixed, expected "
+                "the function that makes it, such as optax.adam"
             )
         if not callable(make):
             raise TypeError(
