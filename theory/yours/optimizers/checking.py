@@ -172,7 +172,7 @@ def check_optimizer(
     ...     return w - lr * g / (np.sqrt(g * g) + eps), state
     >>> report = check_optimizer(rule)
     >>> bool(report), report.nu_words, dict(report.powers)
-    (True, '0', {'lr': 1.0, 'eps': -1})
+    (True, '0', {'lr': 1.0, 'eps': -1.0})
     """
     _check_expected(expect)
     if problem is None:

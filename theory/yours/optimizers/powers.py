@@ -117,7 +117,7 @@ class Search:
                 break
             reach = self._reach(self.quiet, powers, enough=len(best[1]))
             if len(reach) > len(best[1]):
-                best = powers, reach
+                best = {site: float(power) for site, power in powers.items()}, reach
         return best
 
     def _reach(self, sites, powers, enough=0):
@@ -146,10 +146,10 @@ class Search:
     def _site(self, site, sites):
         rate = next((self.powers[s] for s in self.by_role["rate"] if s in self.powers), 0)
         coupled = laws.powers("SGD")["weight_decay"]
-        choices = _OF_EPS if role(site) == "eps" else (coupled, -rate, -1, 0, 1)
+        choices = _OF_EPS if role(site) == "eps" else (coupled, 0 - rate, -1, 0, 1)
         for power in [self.given[site]] if site in self.given else dict.fromkeys(choices):
             if self.runs.exact(sites, {**self.powers, site: power}, SCALES):
-                self.powers = {**self.powers, site: power + 0.0}
+                self.powers = {**self.powers, site: float(power)}
                 return True
         return False
 

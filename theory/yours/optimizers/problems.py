@@ -133,7 +133,7 @@ def with_invariant(name, arrays, function, absorbers):
         loss, gradients = function({**zeros, **arrays}, scales)
         return loss, {name: gradients[name] for name in arrays}
 
-    absorbed: dict[str, Any] = {}
+    absorbed = {}
     base = without(near, {})
     pairs = [pair for pair in itertools.combinations(arrays, 2) if _related(*pair)]
     for names in (*((n,) for n in arrays), *pairs):
