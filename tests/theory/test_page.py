@@ -1,16 +1,14 @@
 """The page with the claims: whole, self-contained, with every formula rendered."""
 
-import dataclasses
 import html.parser
 import re
 
 import pytest
 
-from theory import CLAIMS, Measurement
+from theory import CLAIMS
 from theory.report import outline, page, table
 from theory.subjects.networks import network_subject
 
-BARE = Measurement(1.0, 2.0, "so", 9.0, 5.0)
 VOID = {"meta", "link", "br", "img"}
 
 
@@ -112,13 +110,3 @@ def test_the_page_is_written_whole_and_for_everybody_to_read(verdicts, tmp_path)
     ordinary = path.parent / "ordinary"
     ordinary.touch()
     assert path.stat().st_mode == ordinary.stat().st_mode
-
-
-def test_the_curve_of_adams_eps_is_drawn():
-    verdict = CLAIMS["adam-eps"].verify(network_subject("batch", "float32"))
-    points = verdict.measurement.details["curve"]
-    measured, predicted = ([point[i] for point in points] for i in (1, 2))
-    assert predicted[0] < 0.1 and predicted[-1] > 0.9  # from 0 to 1 as |w| grows
-    assert max(abs(a - b) for a, b in zip(measured, predicted, strict=True)) < 1e-5
-    assert page.section(verdict.claim, [verdict]).count("<svg") == 2
-    assert page.curve([dataclasses.replace(verdict, measurement=BARE)]) == ""
