@@ -4,8 +4,10 @@ import html.parser
 import re
 
 import pytest
+from browser import SCHEMES, WIDTHS, with_browser
 
-from theory import CLAIMS
+from theory import CLAIMS, Measurement
+from theory.claim import Verdict
 from theory.report import outline, page, table
 from theory.subjects.networks import network_subject
 
@@ -110,3 +112,35 @@ def test_the_page_is_written_whole_and_for_everybody_to_read(verdicts, tmp_path)
     ordinary = path.parent / "ordinary"
     ordinary.touch()
     assert path.stat().st_mode == ordinary.stat().st_mode
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The address of a page with every claim, each with a verdict of some length."""
+    measurement = Measurement(1e-12, 2e-12, "so", 9.0, 5.0, details={"exact for k": (-1019, 1019)})
+    verdicts = [Verdict(c, "convolutions", "longdouble", measurement) for c in CLAIMS.values()]
+    return page.write(tmp_path_factory.mktemp("report"), verdicts, 1.0, {}).as_uri()
+
+
+@with_browser
+@pytest.mark.slow
+def test_nothing_is_cut(whole, tab):
+    for scheme in SCHEMES:
+        for width in WIDTHS:
+            tab.open(whole, width, scheme)
+            assert tab.overflow() <= 0, (width, scheme)
+    cut = tab.open(whole, 900).evaluate(
+        """[...document.querySelectorAll("p, .statement, .wide, figure, dd, h2")]
+        .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
+    )
+    assert cut == []
+
+
+@with_browser
+@pytest.mark.slow
+def test_the_verdict_is_seen_on_a_small_screen(whole, tab):
+    ends = tab.open(whole, 380).evaluate(
+        """[...document.querySelectorAll("section tr td:nth-child(2)")]
+        .filter(e => e.className === "good").map(e => e.getBoundingClientRect().right)"""
+    )
+    assert len(ends) == len(CLAIMS) and max(ends) <= 380

@@ -41,6 +41,7 @@ def apart(law, lines):
     return min(distances)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", PICTURES)
 def test_what_is_measured_lies_on_the_law(id, monkeypatch):
     lines = drawn(id, monkeypatch)
