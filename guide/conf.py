@@ -61,6 +61,7 @@ def markdown(source):
 ROOMS = (
     *("minimal_nn", "minimal_nn.layers", "minimal_nn.reference", "minimal_nn.data"),
     *("minimal_nn.mutants", "minimal_nn.lab", "theory", "theory.laws", "theory.yours"),
+    "theory.yours.optimizers",
 )
 
 

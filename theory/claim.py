@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minimal_nn import backend
+from minimal_nn.command import suggestion
 from theory.measures.identity import evaluate
 from theory.measures.measurement import Measurement, Refused
 from theory.numbers import arithmetic
@@ -273,5 +274,6 @@ def select(ids: Iterable[str] | None = None) -> tuple[Claim, ...]:
         return tuple(CLAIMS.values())
     unknown = [id for id in ids if id not in CLAIMS]
     if unknown:
-        raise ValueError(f"claims: got {unknown}, expected some of {', '.join(CLAIMS)}")
+        near = suggestion(unknown[0], CLAIMS)
+        raise ValueError(f"claims: got {unknown}{near}, expected some of {', '.join(CLAIMS)}")
     return tuple(c for c in CLAIMS.values() if c.id in ids)
