@@ -129,7 +129,7 @@ def _main(options, out):
         if options.json:
             table.write_json(options.json, verdicts, vars(options), left_out, out)
         if options.report:
-            from theory.report import page  # latex2mathml and matplotlib, for this option alone
+            from theory.report import page  # latex2mathml, for this option alone
 
             print(f"report: {page.write(options.report, verdicts, seconds, left_out)}")
     except (OSError, ValueError, ImportError) as error:
