@@ -470,7 +470,7 @@ class Network:
         for name, layer, shape in seen:
             module, options = layer.operation()
             parameters, state = (
-                {key: f"{name}.{key}" for key in local(arrays, name)}
+                {key: f"{name}.{key}" for key in local(arrays, name) if "." not in key}
                 for arrays in (self.parameters, self.state)
             )
             output = layer.output_shape(shape)

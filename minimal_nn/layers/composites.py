@@ -194,5 +194,33 @@ class Residual(_Composite):
             )
         return body
 
+    def compiled(self, name, input_shape):
+        body, shortcut = self._output_shapes(input_shape)
+        marks = ("fork", input_shape), ("shortcut", input_shape)
+        for (module, start), branch in zip(marks, self.branches(), strict=True):
+            yield name, _Mark(module, start), input_shape if module == "fork" else body
+            shape = input_shape
+            for part_name, part in branch:
+                yield from part.compiled(f"{name}.{part_name}", shape)
+                shape = part.output_shape(shape)
+        yield name, _Mark("sum", body), shortcut
+
+
+@dataclass(frozen=True)
+class _Mark(Layer):
+    """Where a block begins ("fork"), goes back to its input ("shortcut"), or ends ("sum")."""
+
+    module: str
+    shape: tuple
+
+    def output_shape(self, input_shape):
+        return self.shape
+
+    def forward(self, wing, parameters, state, x, train):
+        raise NotImplementedError("a mark is seen by a wing's plan alone")
+
+    def backward(self, wing, dy, cache):
+        raise NotImplementedError("a mark is seen by a wing's plan alone")
+
     def operation(self):
-        return "residual", {}
+        return self.module, {}

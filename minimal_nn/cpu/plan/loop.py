@@ -109,7 +109,8 @@ class Plan:
             for op in self.program.operations
             if op.module == "batchnorm" and not is_part_of(op.layer, self.options.get("frozen", ()))
         )
-        if (self.part_size or rows) < 2 and any(len(op.input_shape) == 1 for op in norms):
+        single = (math.prod(op.input_shape[:-1]) == 1 for op in norms)  # number for each example
+        if (self.part_size or rows) < 2 and any(single):
             raise ValueError(
                 "batches: got 1 example a batch, expected at least 2 for batch norm (the variance "
                 "of one number is 0)"
