@@ -1,7 +1,7 @@
 """Kernels of the direct convolution: products of images and weights, in register tiles.
 
-An image with its border lies in lines, `x_line` numbers apart.  A tile takes neighbouring pixels of an
-output row as its rows: in the input they lie `stride` pixels apart.  Weights lie in panels
+An image with its border lies in lines, `x_line` numbers apart.  A tile takes neighbouring pixels of
+an output row as its rows: in the input they lie `stride` pixels apart.  Weights lie in panels
 [panel][lines of the kernel][depth][width], where `depth` = columns x channels numbers are what the
 kernel meets of a line.
 

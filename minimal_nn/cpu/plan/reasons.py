@@ -16,10 +16,8 @@ def parts(operations):
         depth += (operation.module == "fork") - (operation.module == "sum")
         if depth:
             continue
-        if operation.module == "flatten" and index > 0:
-            return operations[: index + 1], operations[index + 1 :]
         if len(operation.output_shape) == 1:
-            if len(operation.input_shape) == 3 and index > 0:
+            if len(operations[0].input_shape) == 3 and index > 0:
                 return operations[: index + 1], operations[index + 1 :]
             return (), operations
     return operations, ()
