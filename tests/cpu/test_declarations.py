@@ -23,6 +23,7 @@ from minimal_nn import (
     Dense,
     Flatten,
     Group,
+    GroupNorm,
     LayerNorm,
     MaxPool2d,
     Momentum,
@@ -43,6 +44,7 @@ from minimal_nn.cpu import (
     averagepooling,
     batchnorm,
     convolution,
+    groupnorm,
     layernorm,
     loss,
     pooling,
@@ -188,7 +190,8 @@ NETWORKS = (
     ([Conv2d(5), ReLU(), AveragePool2d(2), Conv2d(3), AveragePool2d(), Dense(4)], (16, 16, 3)),
     ([Conv2d(5, stride=2), BatchNorm(), ReLU(),
       Residual([Conv2d(9, stride=2), BatchNorm()], [Conv2d(9, kernel=1, stride=2, padding=0)]),
-      Residual([Tanh()]), Flatten(), Residual([Dense(9), Tanh()], [Dense(9)])], (18, 19, 3)),
+      Residual([Tanh(), GroupNorm(3)]), Flatten(),
+      Residual([Dense(9), Tanh()], [Dense(9)])], (18, 19, 3)),
     ([Conv2d(5, algorithm="winograd2"), BatchNorm(), ReLU(), Conv2d(17, algorithm="winograd4"),
       Flatten(), Dense(4)], (10, 9, 1)),
 )  # fmt: skip # a group of arguments a line
@@ -242,6 +245,9 @@ def functions(rng, dtype):
     layernorm.backward(y, cache)
     y, cache = rmsnorm.forward(draw(11, 35), draw(35), 0.5)
     rmsnorm.backward(y, cache)
+    for shape in ((3, 6), (3, 10, 9, 6)):
+        y, cache = groupnorm.forward(draw(*shape), draw(6), draw(6), 2, 0.5)
+        groupnorm.backward(y, cache)
     y, cache = pooling.forward(draw(3, 4, 6, 5), 2)
     pooling.backward(y, cache)
     y, cache = averagepooling.forward(draw(3, 4, 6, 5), 2, 3)

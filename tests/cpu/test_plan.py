@@ -86,7 +86,8 @@ IMAGES = {
         [
             Conv2d(5, stride=2), BatchNorm(), ReLU(), _half(20), ReLU(),
             Residual([BatchNorm(), ReLU(), Conv2d(20, kernel=5, padding=2), Tanh()]),
-            BatchNorm(0.0), AveragePool2d(), Residual([Dense(20, bias=False), BatchNorm(), ReLU()]),
+            BatchNorm(0.0), Conv2d(6), GroupNorm(2), AveragePool2d(), Dense(20),
+            Residual([Dense(20, bias=False), BatchNorm(), ReLU()]),
             Dense(4),
         ],
         (12, 12, 3),
@@ -413,8 +414,8 @@ def test_a_norm_that_cannot_be_fixed_is_named_and_the_steps_before_it_stand(name
 
 
 def test_what_cannot_be_compiled_has_no_plan():
-    layers = [Conv2d(3), GroupNorm(1), Flatten(), Dense(2)]
-    network = Network(layers, (8, 8, 1), backend="cpu")
+    layers = [Dense(4), GroupNorm(1), Dense(2)]
+    network = Network(layers, (8,), backend="cpu")
     assert network.backend.plan(network.program(), SGD(), 4) is None
     network = Network([Dense(3)], (4,), backend="cpu")
     per_unit = SGD(groups=[Group(["dense1.W"], learning_rate=np.ones(3))])

@@ -26,6 +26,7 @@ from minimal_nn import (
     Conv2d,
     Dense,
     Flatten,
+    GroupNorm,
     LayerNorm,
     MaxPool2d,
     Nesterov,
@@ -76,6 +77,10 @@ GEOMETRIES = {
         [Conv2d(4, kernel=1, stride=2, padding=0, bias=False), BatchNorm(1e-2)],
     ),
     "block around": lambda: Residual([BatchNorm(1e-2), Tanh()]),
+    "group norm": lambda: GroupNorm(1, eps=1e-2),
+    "block of group norm": lambda: Residual(
+        [Conv2d(6), GroupNorm(3, eps=1e-2), ReLU()], [Conv2d(6, kernel=1, padding=0)]
+    ),
     "block in a block": lambda: Residual(
         [Residual([Tanh()]), Conv2d(3)], [Residual([ReLU()]), Conv2d(3, kernel=1, padding=0)]
     ),

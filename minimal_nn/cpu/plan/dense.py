@@ -87,7 +87,7 @@ class DenseLayers:
                 program, weights.operand, g.operand, w, inverse, eps, depth, columns
             )
             saved.update(g=g, inverse=inverse)
-            self.loop.statistics[operation.layer] = ("norm", inverse.array, columns)
+            self.loop.statistics[operation.layer] = ("norm", inverse.array[:columns])
         saved["weights"] = weights
         if index > self.first:
             shape = workspace.panel_count(depth, self.dtype), panels * width
@@ -125,7 +125,7 @@ class DenseLayers:
             self.rows,
             columns,
         )
-        self.loop.statistics[operation.layer] = ("variance", statistics.inverse.array, columns)
+        self.loop.statistics[operation.layer] = ("variance", statistics.inverse.array[:columns])
         running = self.loop.running(operation, len(z.array) * z.row)
         saved = {"z": self._keep(z), "gamma": gamma, "beta": beta, "running": running}
         return y, {**saved, "statistics": statistics}
@@ -147,7 +147,7 @@ class DenseLayers:
             self.rows,
             columns,
         )
-        self.loop.statistics[operation.layer] = ("example", inverse.array, self.rows)
+        self.loop.statistics[operation.layer] = ("example", inverse.array[: self.rows])
         saved = {"z": self._keep(z), "gamma": gamma, "beta": beta}
         return y, {**saved, "mean": mean, "inverse": inverse}
 
@@ -158,7 +158,7 @@ class DenseLayers:
         inverse = program.made(self.rows, self.dtype)
         eps = operation.options["eps"]
         rmsnorm.emit_forward(program, z, y, gamma.operand, inverse, eps, self.rows, columns)
-        self.loop.statistics[operation.layer] = ("mean square", inverse.array, self.rows)
+        self.loop.statistics[operation.layer] = ("mean square", inverse.array[: self.rows])
         return y, {"z": self._keep(z), "gamma": gamma, "inverse": inverse}
 
     def _activation(self, operation, z, index):

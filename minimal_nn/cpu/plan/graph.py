@@ -1,8 +1,8 @@
 """The layers of a loop on images: what stays in memory of a pass, and what comes of what.
 
 A `Layer` is a convolution's output, the sum of two branches, or a copy of an output, with what
-follows it: batch norm, activations, poolings.  A copy is made where that cannot follow: batch norm
-behind an activation, say, or an activation of what another branch takes as it is.
+follows it: a normalization, activations, poolings.  A copy is made where that cannot follow: batch
+norm behind an activation, say, or an activation of what another branch takes as it is.
 
 Several layers may take one output.  The gradients that they return are added in the order of the
 layers, which is the order of nested blocks: ((f + s) + S) for a block in the body of another.  A
@@ -10,6 +10,8 @@ block that stands first in a shortcut, f + (F + S), has a copy of its own.
 """
 
 from typing import NamedTuple
+
+NORMS = ("batchnorm", "groupnorm")
 
 
 class Stage(NamedTuple):
@@ -30,13 +32,13 @@ class Layer:
 
     def __init__(self, inputs, shape, convolution=None):
         self.inputs, self.shape, self.convolution = inputs, shape, convolution
+        self.normalization = None  # the operation of it, and its part of the loop
         self.norm = None
         self.after = []  # activations and poolings, in order
         self.shared = False  # whether a block begins with the output as it is
         self.takers = []  # the layers that take the output
         self.gradients = []  # of the output, one from each of them
         self.normalized = self.stages = None  # of the output as it was computed last
-        self.summed = False  # whether the sums for gamma and beta are there
         for layer in inputs:
             if layer is not None:
                 layer.takers.append(self)
@@ -48,6 +50,11 @@ class Layer:
     @property
     def output(self):
         return self.stages[-1].after if self.stages else self.normalized
+
+    @property
+    def has_sums(self):
+        """Whether the gradient of the normalization's input depends on sums over an image."""
+        return self.norm is not None and self.norm.has_sums
 
     @property
     def pixels(self):
@@ -75,11 +82,11 @@ def layers_of(operations):
         elif module == "sum":
             layer = added([begun.pop(), layer], operation.output_shape)
         elif module != "flatten" and operation.options.get("kind") != "identity":
-            is_norm = module == "batchnorm"
-            if layer.shared or (is_norm and (layer.norm or layer.after)):
+            is_norm = module in NORMS
+            if layer.shared or (is_norm and (layer.normalization or layer.after)):
                 layer = added([layer], layer.output_shape)
             if is_norm:
-                layer.norm = operation
+                layer.normalization = operation
             else:
                 layer.after.append(operation)
         in_shortcut = module == "shortcut"

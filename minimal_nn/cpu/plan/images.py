@@ -1,11 +1,11 @@
 """The convolutional part of a training loop: phases whose units are images.
 
-A layer is a convolution, or a sum of branches, with what follows it: batch norm, activations,
-pooling (graph.py).  Only z, the convolution's output or the sum, and the gradient of the layer's
-output stay in memory; what lies between is computed again from z, image by image, in a thread's own
-space (in the second cache), whenever it is needed: before the next convolution, and twice in the
-backward pass.  Part by part of an image, so that what one kernel writes is in the nearest cache
-when the next one reads it.
+A layer is a convolution, or a sum of branches, with what follows it: a normalization (norms.py),
+activations, pooling (graph.py).  Only z, the convolution's output or the sum, and the gradient of
+the layer's output stay in memory; what lies between is computed again from z, image by image, in a
+thread's own space (in the second cache), whenever it is needed: before the next convolution, and
+twice in the backward pass.  Part by part of an image, so that what one kernel writes is in the
+nearest cache when the next one reads it.
 
     forward     image: the layers before -> image with border -> z, moments of its blocks
                 channels: the batch's mean and variance
@@ -18,12 +18,13 @@ when the next one reads it.
 
 from typing import NamedTuple
 
-from minimal_nn.cpu import activation, averagepooling, batchnorm, convolution, pooling
+from minimal_nn.cpu import activation, averagepooling, convolution, pooling
 from minimal_nn.cpu.convolution import copies
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.operands import image_numbers, image_pixels
 from minimal_nn.cpu.plan import branches
 from minimal_nn.cpu.plan.graph import Stage, layers_of
+from minimal_nn.cpu.plan.norms import normalization_of
 
 POOLINGS = ("pooling", "averagepooling")
 PART_BYTES = 1 << 14  # of an image: half of a first cache of 32 KiB
@@ -61,8 +62,8 @@ class ImageLayers:
             layer.z = self._images(layer)
             if layer.convolution is not None:
                 self._prepare(layer)
-            if layer.norm is not None:
-                self._prepare_norm(layer)
+            if layer.normalization is not None:
+                layer.norm = normalization_of(self.loop, layer.normalization, layer.z)
             program.phase(self.rows)
             if layer.convolution is None:
                 self._sum(layer)
@@ -72,19 +73,8 @@ class ImageLayers:
                 convolution.emit_forward(
                     program, self._space, layer.sizes, bordered, weights, layer.z, bias
                 )
-            if layer.norm is not None and not layer.still:
-                batchnorm.emit_image_moments(
-                    program, image_pixels(layer.z), layer.parts, layer.pixels
-                )
-                batchnorm.emit_join_moments(
-                    program,
-                    layer.parts,
-                    layer.statistics,
-                    layer.norm.options["eps"],
-                    self.rows,
-                    layer.pixels,
-                    layer.shape[2],
-                )
+            if layer.norm is not None:
+                layer.norm.emit_statistics()
         return self._features()
 
     def _images(self, layer):
@@ -133,23 +123,6 @@ class ImageLayers:
             layer.backward_weights = sizes.emit_turned(program, layer.weights.operand)
             shape = self.rows, height, width, sizes.input_channels
             layer.dx = program.made(shape, self.dtype)
-
-    def _prepare_norm(self, layer):
-        """Make batch norm's arrays."""
-        loop, program, norm = self.loop, self.program, layer.norm
-        channels, units = layer.channels, layer.shape[2]
-        layer.gamma, layer.beta = (loop.parameter(norm, n, units) for n in ("gamma", "beta"))
-        layer.still = loop.stays(norm)
-        if layer.still:
-            layer.moments = loop.fixed_statistics(norm, channels)
-            return
-        vectors = [program.made(channels, self.dtype) for _ in range(5)]
-        layer.parts = batchnorm.Parts.room(program, self.rows, layer.pixels, channels, self.dtype)
-        layer.statistics = batchnorm.Statistics(*vectors[:3])
-        layer.moments = layer.statistics.mean, layer.statistics.inverse
-        layer.dgamma, layer.dbeta = vectors[3:]
-        layer.running = loop.running(norm, channels)
-        loop.statistics[norm.layer] = ("variance", layer.statistics.inverse.array, units)
 
     def _bordered(self, name, border, channels, real):
         """Return a thread's image with a border, which stays 0, as do channels beyond the real."""
@@ -229,15 +202,8 @@ class ImageLayers:
         start, size = (channels * f(layer.pixels) for f in (part.start, part.size))
         z = image_pixels(layer.z)
         if layer.norm is not None:
-            batchnorm.emit_image_forward(
-                program,
-                z.at(start, step=z.step),
-                layer.normalized.at(start, step=0),
-                layer.gamma.operand,
-                layer.beta.operand,
-                *layer.moments,
-                part.size(layer.pixels),
-            )
+            y = layer.normalized.at(start, step=0)
+            layer.norm.emit_forward(z.at(start, step=z.step), y, part.size(layer.pixels))
         else:
             numbers, target = z.at(start, row=1, step=z.step), layer.normalized
             branches.emit_copy(program, numbers, target.at(start, row=1, step=0), size)
@@ -279,15 +245,13 @@ class ImageLayers:
         last.gradients = [dpanels]
         for layer in reversed(self.layers):
             gradient, begun = self._total(layer)
-            if layer.norm is not None and not layer.still:
-                if not layer.summed:
+            if layer.has_sums:
+                if not layer.norm.summed:
                     if not begun:
                         program.phase(self.rows)
                     self._outputs(layer)
                     self._sums(layer, gradient)
-                batchnorm.emit_join_sums(
-                    program, layer.parts, layer.dbeta, layer.dgamma, self.rows, layer.pixels
-                )
+                layer.norm.emit_join()
                 begun = False
             if layer.convolution is None:
                 self._sum_backward(layer, gradient, begun)
@@ -345,9 +309,9 @@ class ImageLayers:
             gradient = dz
         for source in layer.inputs:
             self._give(source, gradient, begun, compute=True)
-        if layer.norm is not None and not layer.still:
+        if layer.norm is not None:
             program.phase(workspace.panel_count(layer.shape[2], self.dtype))
-            self._update_norm(layer)
+            layer.norm.emit_updates()
 
     def _give(self, layer, gradient, in_phase=True, compute=False):
         """Let a layer have a gradient of its output from a layer that takes it.
@@ -356,11 +320,10 @@ class ImageLayers:
         hold the layer's output yet.
         """
         layer.gradients.insert(0, gradient)
-        if in_phase and layer.norm is not None and not layer.still and len(layer.takers) == 1:
+        if in_phase and layer.has_sums and len(layer.takers) == 1:
             if compute:
                 self._outputs(layer)
             self._sums(layer, gradient)
-            layer.summed = True
 
     def _unflattened(self, layer, gradient):
         """Return the gradient of the layer's output as numbers, of the unit's image."""
@@ -426,15 +389,8 @@ class ImageLayers:
         gradient, places = self._unflattened(layer, gradient), self._places(layer)
         for part in self._parts(layer):
             dy = self._back_through(layer, gradient, places, part)
-        layer.parts = layer.parts.renewed()
-        batchnorm.emit_image_sums(
-            self.program,
-            image_pixels(layer.z),
-            _pixels(layer, dy),
-            *layer.moments,
-            layer.parts,
-            layer.pixels,
-        )
+        layer.norm.emit_sums(_pixels(layer, dy))
+        layer.norm.summed = True
 
     def _stored_gradient(self, layer, gradient, dz):
         """Emit the gradient of what a layer keeps in memory, of the unit's image; yield each part
@@ -449,33 +405,14 @@ class ImageLayers:
             dy = self._back_through(layer, gradient, places, part)
             start = part.start(layer.pixels) * layer.channels
             if layer.norm is not None:
-                arrays = (
+                layer.norm.emit_backward(
                     z.at(start, step=z.step),
                     _pixels(layer, _later(dy, start)),
                     dz.at(start, row=layer.channels, step=dz.step or 0),
+                    part.size(layer.pixels),
                 )
-                self._norm_backward(layer, arrays, part.size(layer.pixels))
                 dy = dz.at(row=1, step=dz.step or 0)
             yield part, dy
-
-    def _norm_backward(self, layer, arrays, pixels):
-        """Emit so many pixels of batch norm's dz; arrays: z, dy and dz."""
-        gamma = layer.gamma.operand
-        if layer.still:
-            z, *gradients = arrays
-            inverse = layer.moments[1]
-            batchnorm.emit_image_backward_running(self.program, *gradients, gamma, inverse, pixels)
-            return
-        batchnorm.emit_image_backward(
-            self.program,
-            *arrays,
-            gamma,
-            *layer.moments,
-            layer.dgamma,
-            layer.dbeta,
-            self.rows * layer.pixels,
-            pixels,
-        )
 
     def _updates(self, layer, groups, bias_sums):
         program, sizes, updates = self.program, layer.sizes, self.updates
@@ -488,22 +425,8 @@ class ImageLayers:
         updates.emit(layer.weights, gradient)
         if layer.bias is not None:
             updates.emit(layer.bias, db)
-        if layer.norm is not None and not layer.still:
-            self._update_norm(layer)
-
-    def _update_norm(self, layer):
-        """Emit a panel of batch norm's running statistics, and of the update of gamma and beta."""
-        batchnorm.emit_update_running(
-            self.program,
-            *layer.running,
-            layer.statistics.mean,
-            layer.statistics.var,
-            self.rows * layer.pixels,
-            layer.norm.options["momentum"],
-            workspace.width(layer.shape[2], self.dtype),
-        )
-        self.updates.emit(layer.gamma, layer.dgamma)
-        self.updates.emit(layer.beta, layer.dbeta)
+        if layer.norm is not None:
+            layer.norm.emit_updates()
 
 
 def _later(numbers, start):

@@ -32,6 +32,7 @@ import time
 import numpy as np
 
 from minimal_nn.cpu import batchnorm, update, weightnorm
+from minimal_nn.cpu.groupnorm import GROUPS_OF_EXAMPLES
 from minimal_nn.cpu.machine import threads, workspace
 from minimal_nn.cpu.machine.operands import elements
 from minimal_nn.cpu.machine.program import Program
@@ -306,14 +307,14 @@ class TrainingLoop:
 
     def _failure(self):
         """Return the exception for what the forward pass met, naming the first layer concerned."""
-        for layer, (what, inverse, count) in self.statistics.items():
+        for layer, (what, inverse) in self.statistics.items():
             try:
                 if what == "norm":
-                    weightnorm.check_inverses(inverse[:count])
+                    weightnorm.check_inverses(inverse)
                 else:
-                    who = "units" if what == "variance" else "examples"
+                    who = {"variance": "units", "group": GROUPS_OF_EXAMPLES}.get(what, "examples")
                     called = MEAN_SQUARE if what == "mean square" else VARIANCE
-                    batchnorm.check_inverses(inverse[:count], 0, who, called)
+                    batchnorm.check_inverses(inverse, 0, who, called)
             except (NonFiniteError, ZeroNormError, ZeroVarianceError) as error:
                 return type(error)(f"{layer}: {error}")
         return NonFiniteError(

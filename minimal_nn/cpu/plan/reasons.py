@@ -3,10 +3,11 @@
 import numpy as np
 
 from minimal_nn.cpu import activation, update
+from minimal_nn.cpu.plan.graph import NORMS
 
 BRANCHES = ("fork", "shortcut", "sum")
 DENSE = ("affine", "batchnorm", "layernorm", "rmsnorm", "activation", "flatten", *BRANCHES)
-IMAGES = ("convolution", "batchnorm", "activation", "pooling", "averagepooling", *BRANCHES)
+IMAGES = ("convolution", *NORMS, "activation", "pooling", "averagepooling", *BRANCHES)
 
 
 def parts(operations):
@@ -33,10 +34,9 @@ def why_not(program, optimizer, **options):
 
     program: a network's `Program`; optimizer: an `Optimizer`; options: as `plan` takes them.
 
-    >>> from minimal_nn import SGD, Conv2d, Dense, Flatten, GroupNorm, Network
-    >>> network = Network([Conv2d(3), GroupNorm(1), Flatten(), Dense(2)], (8, 8, 1))
-    >>> why_not(network.program(), SGD())
-    'groupnorm1: there are no kernels for groupnorm on images in a loop'
+    >>> from minimal_nn import SGD, Dense, Dropout, Network
+    >>> why_not(Network([Dropout(0.5), Dense(2)], (8,)).program(), SGD())
+    'dropout1: there are no kernels for dropout on vectors in a loop'
     >>> why_not(Network([Dense(2)], (8,)).program(), SGD()) is None
     True
     """
