@@ -38,7 +38,8 @@ from minimal_nn import (
     WeightNorm,
 )
 from minimal_nn.cpu.machine import processor, threads
-from minimal_nn.cpu.plan import images, why_not
+from minimal_nn.cpu.plan import dense, images, why_not
+from minimal_nn.errors import ProgramError
 from minimal_nn.training import StepByStep
 
 DENSE = {
@@ -246,6 +247,53 @@ SMALLEST = (
 def test_what_was_wrong_once(names):
     kinds = DENSE if names[0] in DENSE else GEOMETRIES
     assert check(names, kinds, np.float64) == ""
+
+
+def _added_the_other_way_round(right, self, layer):
+    layer.gradients.reverse()
+    return right(self, layer)
+
+
+def _of_one_branch(right, self, layer):
+    layer.gradients = layer.gradients[:1]
+    return right(self, layer)
+
+
+def _not_kept(right, self, operation, x, index):
+    self._begun.append(x)
+    return x, None
+
+
+def _without_a_copy(right, self, operation, saved, dy, needed):
+    self._begun.append(dy)
+    return dy
+
+
+def _of_the_body(right, self, operation, saved, dy, needed):
+    self._begun.pop()
+    return dy
+
+
+@pytest.mark.parametrize(
+    "kind, method, fault",
+    (
+        (images.ImageLayers, "_total", _added_the_other_way_round),
+        (images.ImageLayers, "_total", _of_one_branch),
+        (dense.DenseLayers, "_fork", _not_kept),
+        (dense.DenseLayers, "_sum_backward", _without_a_copy),
+        (dense.DenseLayers, "_fork_backward", _of_the_body),
+    ),
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_fault_in_what_branches_share_is_found(kind, method, fault, monkeypatch):
+    """By other bits, or by the check of the program; and without the fault there is none."""
+    kinds, first = (GEOMETRIES, "few channels") if kind is images.ImageLayers else (DENSE, "tanh")
+    blocks = [(first, name) for name in kinds if name.startswith("block")]
+    assert [check(names, kinds, np.float32) for names in blocks] == [""] * len(blocks)
+    right = getattr(kind, method)
+    monkeypatch.setattr(kind, method, lambda *given: fault(right, *given))
+    with contextlib.suppress(ProgramError):
+        assert any(check(names, kinds, np.float32) for names in blocks)
 
 
 @pytest.mark.parametrize("names", OF_LAST_BITS, ids=", ".join)
