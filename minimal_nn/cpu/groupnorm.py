@@ -131,9 +131,24 @@ def forward_kernel(step, thread, unit, z, z_step, y, y_step, gamma, beta, mean, 
     mean_ah=lambda k: _vectors(writes, k),
 )
 def sums_kernel(
-    step, thread, unit, z, z_step, dy, dy_step, gamma, mean, inverse, betas, gammas, mean_a,
-    mean_ah, pixels, channels, size,
-):  # fmt: skip # a group of arguments a line
+    step,
+    thread,
+    unit,
+    z,
+    z_step,
+    dy,
+    dy_step,
+    gamma,
+    mean,
+    inverse,
+    betas,
+    gammas,
+    mean_a,
+    mean_ah,
+    pixels,
+    channels,
+    size,
+):
     """An image's sums of dy and dy h, and its groups' means of a and a h."""
     source, cotangent = z + unit * z_step, dy + unit * dy_step
     count, first = fill(z, pixels * size), unit * z.row
@@ -172,9 +187,22 @@ def sums_kernel(
     mean_ah=lambda k: _vectors(reads, k),
 )
 def input_gradient_kernel(
-    step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, mean_a, mean_ah,
+    step,
+    thread,
+    unit,
+    z,
+    z_step,
+    dy,
+    dy_step,
+    dz,
+    dz_step,
+    gamma,
+    mean,
+    inverse,
+    mean_a,
+    mean_ah,
     pixels,
-):  # fmt: skip # a group of arguments a line
+):
     """`pixels` of an image of dz."""
     source, cotangent, target = z + unit * z_step, dy + unit * dy_step, dz + unit * dz_step
     for column in range(0, z.row, z.lanes):

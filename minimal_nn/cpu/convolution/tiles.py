@@ -77,9 +77,22 @@ def _forward_misfit(k):
 
 def _forward(row_of_tiles, name):
     def forward_kernel(
-        step, thread, unit, x, x_line, w, w_step, z, z_step, lines, depth, stride, height, width,
+        step,
+        thread,
+        unit,
+        x,
+        x_line,
+        w,
+        w_step,
+        z,
+        z_step,
+        lines,
+        depth,
+        stride,
+        height,
+        width,
         panels,
-    ):  # fmt: skip # a group of arguments a line
+    ):
         """An image of z, for an image x with its border, whose rows are `stride` pixels."""
         for panel in range(panels):
             weights = w + panel * w_step
@@ -120,9 +133,25 @@ def _input_gradient_misfit(k):
 
 def _input_gradient(row_of_tiles, name):
     def input_gradient_kernel(
-        step, thread, unit, dz, dz_line, w, w_step, dx, dx_step, lines, columns, stride, padding,
-        top, left, height, width, panels,
-    ):  # fmt: skip # a group of arguments a line
+        step,
+        thread,
+        unit,
+        dz,
+        dz_line,
+        w,
+        w_step,
+        dx,
+        dx_step,
+        lines,
+        columns,
+        stride,
+        padding,
+        top,
+        left,
+        height,
+        width,
+        panels,
+    ):
         """An image of dx, whose rows are `stride` pixels, for dz with its border; w turned."""
         channels = dx.row // stride
         for panel in range(panels):
@@ -186,9 +215,24 @@ def _weight_gradient_misfit(k):
     ),
 )
 def weight_gradient_kernel(
-    step, thread, unit, x, x_line, dz, dz_line, dw, group_step, panel_step, lines, depth, stride,
-    height, width, panels, grain,
-):  # fmt: skip # a group of arguments a line
+    step,
+    thread,
+    unit,
+    x,
+    x_line,
+    dz,
+    dz_line,
+    dw,
+    group_step,
+    panel_step,
+    lines,
+    depth,
+    stride,
+    height,
+    width,
+    panels,
+    grain,
+):
     """Add an image's part of dW to its group's sum; x with its border, dz within its own."""
     group = dw + (unit // grain) * group_step
     fresh = unit % grain == 0
