@@ -169,7 +169,7 @@ def test_reports_are_short_and_whole():
     figures = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert figures["verdict"] == "holds" and figures["powers"]["eps"] == -1
     assert len(figures["degrees"]) == 12 and figures["parting"] is None
-    assert len(str(report).splitlines()) <= 8 and "<td>holds</td>" in report._repr_html_()
+    assert len(str(report).splitlines()) <= 9 and "<td>holds</td>" in report._repr_html_()
     failing = check_optimizer(adam, fault="floor")
     assert json.loads(json.dumps(failing.as_dict(), allow_nan=False))["reason"]["family"]
     assert set(FAMILIES) >= {"fixed size", "threshold"}
@@ -243,7 +243,7 @@ TORCH = {
     "AdamW": ("AdamW", {}, 0, habits.DECOUPLED),
     "centred": ("RMSprop", {"centered": True, "momentum": 0.5}, 0, habits.COUPLED),
     "Adadelta": ("Adadelta", {}, 1, habits.COUPLED),
-    "ASGD": ("ASGD", {}, 1, habits.COUPLED),
+    "ASGD": ("ASGD", {}, 1, habits.PLAIN),
     "Adafactor": ("Adafactor", {"eps": (1e-30, 1e-3)}, -1, habits.DECOUPLED),
     "Muon": ("Muon", {}, 0, habits.DECOUPLED),
 }

@@ -28,7 +28,8 @@ class OptimizerReport:
     independently of the others.  differing: numbers of the runs from 2^k w_0 that are not 2^k times
     the plain run's, of `compared`, over `scales` k and all steps up to the first that differs;
     parting: where that is.  control: the least number of entries that differ after the last step
-    where one hyper-parameter takes another power.  unfelt: hyper-parameters that changed no bit.
+    where one hyper-parameter takes another power.  unfelt: hyper-parameters whose power no bit
+    tells.
     one_gradient: the lengths of steps at one w and gradient, of the first.  reason: why it fails.
     unexpected: sentences on what was expected otherwise.  refused: why nothing can be told.
     """
@@ -98,9 +99,14 @@ class OptimizerReport:
         return "\n".join(f"{key:12} {value}" for key, value in self._rows())
 
     def _rows(self):
-        yield self.name, f"{self.word}: {self.sentence}" if not self else self.word
+        yield self.name, self.word
         if self.refused:
+            yield "why", self.refused
             return
+        if not self:
+            yield "why", "; ".join(self.unexpected) or str(self.reason or self.sentence)
+            if self.parting:
+                yield "where", str(self.parting)
         yield "nu", f"{self.nu_words}: a step is as long as |w|^-nu"
         yield "powers", f"{self.powers_words}, where w_0 becomes a w_0"
         yield "decay", self.decay
@@ -108,13 +114,13 @@ class OptimizerReport:
         if self.unfelt:
             yield "unfelt", ", ".join(self.unfelt)
         ks = ", ".join(map(str, self.scales))
-        yield (
-            "runs",
-            f"from 2^k w_0, k = {ks}, {self.steps} steps on {self.problem}: {self.differing} of "
-            f"{self.compared} numbers differ",
-        )
-        if not self.reason:
-            yield "control", f"with another power at least {self.control} numbers differ"
+        yield "runs", f"from 2^k w_0, k = {ks}; {self.steps} steps on {self.problem}"
+        yield "differing", f"{self.differing} of {self.compared} numbers; {self._control()}"
+
+    def _control(self):
+        if self.differing:
+            return "compared up to the first step that differs"
+        return f"with another power at least {self.control}"
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -213,6 +219,8 @@ def _measured(start, runs, given):
     together = habits.parameters_together(runs, search.quiet)
     powers = search.powers or _likely(runs, search)
     partings, compared = _compared(runs, search.full, powers)
+    others = {} if partings else _with_other_powers(runs, search.full, powers)
+    unfelt = dict.fromkeys((*search.unfelt, *(site for site, wrong in others.items() if not wrong)))
     reason = None
     if style in habits.FAULTS:
         reason = Reason("decay added twice", f"weight decay is {style}")
@@ -222,21 +230,21 @@ def _measured(start, runs, given):
         reason = Reason(
             "step counter",
             "a parameter's run changes with the number of other parameters, not with their values: "
-            f"{together}",
+            "a step is counted once for each parameter, say",
         )
     return dataclasses.replace(
         start,
         nu=search.nu,
         degrees=tuple(map(float, search.degrees)),
         nu_words=scale_of(search),
-        powers=powers,
+        powers={site: power for site, power in powers.items() if site not in unfelt},
         decay=style,
         parameters=together,
         differing=sum(parting.differing for parting in partings),
         compared=compared,
         parting=min(partings, key=lambda p: (p.step, abs(p.k)), default=None),
-        control=0 if partings else _control(runs, search.full, powers, search.unfelt),
-        unfelt=search.unfelt,
+        control=min(filter(None, others.values()), default=0),
+        unfelt=tuple(unfelt),
         one_gradient=habits.on_one_gradient(runs, search.quiet),
         reason=reason,
     )
@@ -271,16 +279,12 @@ def _compared(runs, sites, powers):
     return partings, compared
 
 
-def _control(runs, sites, powers, unfelt):
-    """Return the least number of differing entries where one power is another, at some k."""
-    return min(
-        (
-            _most_apart(runs, sites, {**powers, site: power + 1})
-            for site, power in powers.items()
-            if site not in unfelt
-        ),
-        default=0,
-    )
+def _with_other_powers(runs, sites, powers):
+    """Return {site: how many numbers differ where its power is another one}."""
+    return {
+        site: _most_apart(runs, sites, {**powers, site: power + 1})
+        for site, power in powers.items()
+    }
 
 
 def _most_apart(runs, sites, powers):
