@@ -331,6 +331,39 @@ def test_whole_runs_of_real_architectures(torch, name):
     assert not check_optimizer(torch.optim.Adam, problem, steps=3, powers={"eps": 0})
 
 
+@pytest.mark.slow
+def test_whole_runs_of_an_equinox_model(optax):
+    jax = pytest.importorskip("jax", reason="jax is not installed")
+    eqx = pytest.importorskip("equinox", reason="equinox is not installed")
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.PRNGKey(0), 4)
+        model = eqx.nn.Sequential(
+            [
+                eqx.nn.Conv2d(3, 6, 3, key=keys[0]),
+                eqx.nn.GroupNorm(2, 6, eps=0.0),
+                eqx.nn.Lambda(jax.nn.gelu),
+                eqx.nn.AvgPool2d(4),
+                eqx.nn.Lambda(lambda x: x.ravel()),
+                eqx.nn.Linear(6, 3, key=keys[1]),
+            ]
+        )
+        X = jax.random.normal(keys[2], (16, 3, 6, 6))
+        targets = jax.random.normal(keys[3], (16, 3))
+        arrays, rest = eqx.partition(model, eqx.is_array)
+        leaves, structure = jax.tree.flatten(arrays)
+
+        @jax.jit
+        @jax.value_and_grad
+        def evaluate(leaves):
+            whole = eqx.combine(jax.tree.unflatten(structure, leaves), rest)
+            return ((jax.vmap(whole)(X) - targets) ** 2).mean()
+
+        problem = problem_of(evaluate, leaves, name="Equinox")
+        assert problem.invariant == ("0", "1")  # the convolution with its bias
+        report = check_optimizer(optax.adamw, problem, steps=3)
+    assert report and report.powers["weight_decay"] == -1, str(report)
+
+
 def test_a_model_without_normalization_is_refused(torch):
     from foreign_models import make
 
