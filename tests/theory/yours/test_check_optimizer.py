@@ -28,6 +28,8 @@ def adam(w, g, state, lr=1e-2, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0, faul
         step = np.sign(step) * np.maximum(np.abs(step), 1e-7)
     if fault == "raw gradient in the third step" and t == 3:
         step = lr * g
+    if fault == "raw gradients from step 40 on" and t >= 40:
+        step = lr * g
     return w - step, (m, v, t)
 
 
@@ -36,6 +38,7 @@ FAULTS = {
     "decay at both places": ("decay added twice", habits.BOTH),
     "eps of its own": ("constant beside the gradient", "an eps of its own"),
     "floor": ("fixed size", "a floor"),
+    "raw gradients from step 40 on": ("late", "39 steps agree"),
     "raw gradient in the third step": ("degree changes", "in step 2 and 1 in step 3"),
 }
 

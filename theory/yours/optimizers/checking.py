@@ -11,10 +11,11 @@ import numpy as np
 from theory.yours.optimizers import habits
 from theory.yours.optimizers.powers import SCALES, Search, rate_power_of
 from theory.yours.optimizers.problems import Problem, built_in
-from theory.yours.optimizers.reasons import FAMILIES, Reason, reason_of, scale_of
+from theory.yours.optimizers.reasons import FAMILIES, Reason, reason_of
 from theory.yours.optimizers.runs import FAILED, Parting, Runs
 from theory.yours.optimizers.stepping import Maker
 
+_LONGER = 5  # times the steps, for what begins late
 _EXPECTED = ("nu", "decay", "parameters", "powers")
 
 
@@ -168,7 +169,8 @@ def check_optimizer(
     state), for which state is None at first.  problem: what it is run on, two layers before batch
     norm by default; see `problem_of` and theory.torch.problem_of.  powers: of hyper-parameters
     whose power is known.  expect: what must be found, of nu, decay, parameters, powers; else it
-    fails.  steps: of each run.  hyper: given to `make`; eps and decay are tried at values that
+    fails.  steps: of each run; at two k
+    five times as many.  hyper: given to `make`; eps and decay are tried at values that
     change the steps.
 
     Source: van Laarhoven 2017, section 5, and the claim optimizer-symmetry.  Raises TypeError and
@@ -220,19 +222,23 @@ def _measured(start, runs, given):
     powers = search.powers or _likely(runs, search)
     partings, compared = _compared(runs, search.full, powers)
     others = {} if partings else _with_other_powers(runs, search.full, powers)
+    late = None if partings else _late(runs, search.full, powers)
     unfelt = dict.fromkeys((*search.unfelt, *(site for site, wrong in others.items() if not wrong)))
     reason = None
     if style in habits.FAULTS:
         reason = Reason("decay added twice", f"weight decay is {style}")
     elif partings or search.missing:
         reason = reason_of(runs, search)
+    elif late:
+        partings = [late]
+        reason = Reason("late", f"{late.step - 1} steps agree: {FAMILIES['late']}")
     elif together == habits.BY_COUNT:
         reason = Reason("step counter", FAMILIES["step counter"])
     return dataclasses.replace(
         start,
         nu=search.nu,
         degrees=tuple(map(float, search.degrees)),
-        nu_words=scale_of(search),
+        nu_words=search.nu_words,
         powers={site: power for site, power in powers.items() if site not in unfelt},
         decay=style,
         parameters=together,
@@ -273,6 +279,14 @@ def _compared(runs, sites, powers):
         partings += [parting] if parting else []
         compared += size * (parting.step if parting else runs.steps)
     return partings, compared
+
+
+def _late(runs, sites, powers):
+    """Return the Parting of runs that are longer, None where they agree."""
+    longer = Runs(runs.maker, runs.problem, _LONGER * runs.steps)
+    longer.others = runs.others
+    found = (longer.parting(sites, powers, k) for k in SCALES[1:3])
+    return next(filter(None, found), None)
 
 
 def _with_other_powers(runs, sites, powers):

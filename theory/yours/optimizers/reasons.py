@@ -27,6 +27,7 @@ FAMILIES = {
     "fixed size": "runs agree at small factors alone",
     "state": "the first steps agree, later ones do not: what it remembers is compared with "
     "something of another scale",
+    "late": "then a rule of another scale begins",
     "one step": "the first step is not homogeneous",
     "decay added twice": "the steps with decay are those with twice as much, or with decay in the "
     "gradient and beside it",
@@ -86,7 +87,7 @@ def reason_of(runs, search):
     if large is not None:
         return _reason("constant beside the weights")
     if None in near:
-        return Reason("two degrees", f"nu is {scale_of(search)}: {FAMILIES['two degrees']}")
+        return Reason("two degrees", f"nu is {search.nu_words}: {FAMILIES['two degrees']}")
     return _reason("one step" if _first(runs, search, powers) == 1 else "state")
 
 
@@ -125,12 +126,3 @@ def _holds_at(runs, search, rate, offset):
         return power - 1 if runs.exact(there, powers, SCALES[:3], offset) else None
     except FAILED:
         return None
-
-
-def scale_of(search):
-    """Return the words of nu, its value or its range over the steps."""
-    nu = search.degrees[np.isfinite(search.degrees)]
-    if not nu.size:
-        return "-"
-    low, high = (round(float(end), 3) + 0.0 for end in (nu.min(), nu.max()))
-    return f"{low:g}" if high - low <= 1e-3 else f"{low:g} to {high:g}"
