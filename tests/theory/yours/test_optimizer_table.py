@@ -89,11 +89,11 @@ def test_a_library_that_is_missing_is_named_with_the_command_that_mends_it(monke
 
 
 def test_libraries_that_are_not_measured_keep_their_rows(tmp_path):
-    (tmp_path / "optimizers.md").write_text("Words.\n\n<!-- measured -->\nold\n", encoding="utf-8")
+    (tmp_path / "optimizers.md").write_text("Words.\n\n<!-- measured -->\nformerly\n", encoding="utf-8")
     part = {"version": "1.0", "rows": STORED["torch"]["rows"][:3]}
     table.write(tmp_path, {"optax": STORED["optax"], "torch": part})
     assert list(table.read(tmp_path)) == ["torch", "optax"]
     text = (tmp_path / "optimizers.md").read_text(encoding="utf-8")
-    assert text.startswith("Words.\n\n<!-- measured -->\n\n## Why") and "old" not in text
+    assert text.startswith("Words.\n\n<!-- measured -->\n\n## Why") and "formerly" not in text
     assert "## torch.optim 1.0" in text
     assert json.loads((tmp_path / "optimizers.json").read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+from test_readme import compare
 
 import minimal_nn as nn
 from theory import verify
@@ -66,10 +67,8 @@ def test_the_guide_shows_what_its_example_prints(tmp_path):
     (tmp_path / "test_mine.py").write_text(source, encoding="utf-8")
     done = run(tmp_path)
     assert done.returncode == 1 and done.stderr == ""
-    found, expected = (
-        SECONDS.sub("in some time", text).splitlines() for text in (done.stdout, printed)
-    )
-    assert [line.rstrip() for line in found] == [line.rstrip() for line in expected], done.stdout
+    found, expected = (SECONDS.sub("in some time", text) for text in (done.stdout, printed))
+    compare(found, expected, PAGE.name)
     for message in re.findall(r"^E .*?(?=^\w|^_|^=)", done.stdout, re.MULTILINE | re.DOTALL):
         assert len(message.splitlines()) < 10, message
 
