@@ -12,7 +12,7 @@ from minimal_nn import backend
 from minimal_nn.command import painted, run
 from theory.claim import select
 from theory.numbers import arithmetic
-from theory.report import faults, outline, processes, seeds, table
+from theory.report import faults, outline, processes, reach, seeds, table
 from theory.subjects.networks import DTYPES, Options
 
 
@@ -140,7 +140,7 @@ def _main(options, out):
 
 def _explained(claim, latex):
     """Return a claim in full; in LaTeX too where the terminal lacks the letters."""
-    caught = faults.caught_by_claim(claim)
+    caught = [line for line in (reach.told(claim), faults.caught_by_claim(claim)) if line]
     text = table.explanation(claim, caught, latex)
     try:
         text.encode(sys.stdout.encoding)

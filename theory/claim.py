@@ -78,6 +78,14 @@ class Verdict:
         return self.holds and self.control_fails
 
     @property
+    def smallest_fault(self) -> float:
+        """The smallest relative fault that is caught, of what report/reach.py names."""
+        m = self.measurement
+        if m.smallest is not None or m.bound:
+            return float(m.bound if m.smallest is None else m.smallest)
+        return float(np.finfo(self.arithmetic).eps) if self.arithmetic in arithmetic.FLOATS else 0.0
+
+    @property
     def word(self) -> str:
         """The verdict in a word: holds (estimated), leaks, FAILS, CONTROL HOLDS, or refused."""
         if self.refused:
@@ -125,6 +133,7 @@ class Verdict:
             "bound_derivation": m.how,
             "control": None if m.control is None else _plain(m.control),
             "control_least": _plain(m.control_least),
+            "smallest_fault": _plain(self.smallest_fault),
             "estimated": m.estimated,
             "details": {key: _plain(value) for key, value in m.details.items()},
         }

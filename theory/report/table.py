@@ -127,11 +127,11 @@ def fits(claim):
     return phrases
 
 
-def explanation(claim, more="", latex=False):
+def explanation(claim, more=(), latex=False):
     """Return a claim in full: statement, derivation, assumptions, what is measured, the bound.
 
     In letters for a terminal, with the meaning of the symbols at the end; latex: as it is written.
-    more: a line to add.
+    more: lines to add.
     """
     told = {"assumptions": "; ".join(claim.assumptions), "control": claim.control}
     if claim.measure.__doc__:
@@ -140,7 +140,7 @@ def explanation(claim, more="", latex=False):
     lines += fits(claim)
     if claim.erratum:
         lines.append(f"erratum: {claim.erratum}")
-    lines += [more] if more else []
+    lines += more
     head = f"{claim.id}  ({claim.source})"
     if latex:
         parts = [head, f"  {claim.statement}", claim.derivation.strip(), "\n".join(lines)]
