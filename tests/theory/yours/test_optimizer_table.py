@@ -89,7 +89,9 @@ def test_a_library_that_is_missing_is_named_with_the_command_that_mends_it(monke
 
 
 def test_libraries_that_are_not_measured_keep_their_rows(tmp_path):
-    (tmp_path / "optimizers.md").write_text("Words.\n\n<!-- measured -->\nformerly\n", encoding="utf-8")
+    (tmp_path / "optimizers.md").write_text(
+        "Words.\n\n<!-- measured -->\nformerly\n", encoding="utf-8"
+    )
     part = {"version": "1.0", "rows": STORED["torch"]["rows"][:3]}
     table.write(tmp_path, {"optax": STORED["optax"], "torch": part})
     assert list(table.read(tmp_path)) == ["torch", "optax"]

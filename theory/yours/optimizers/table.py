@@ -149,7 +149,7 @@ def tables(stored):
     found = Counter(row["family"] for row in rows if row["family"])
     for family, text in FAMILIES.items():
         if found[family]:
-            lines.append(f"| {family} | {found[family]} | {text} |")
+            lines.append(f"| {family} | {found[family]} | {_escaped(text)} |")
     for library, part in stored.items():
         counts = Counter(row["verdict"] for row in part["rows"])
         counted = ", ".join(f"{counts[word]} {text}" for word, text in _COUNTS if counts[word])
