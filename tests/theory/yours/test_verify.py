@@ -221,7 +221,7 @@ def test_the_control_fails_whatever_w_was_drawn_from(seed):
 
 
 def test_a_gradient_without_a_unit_fails_whatever_w_was_drawn_from():
-    """It is orthogonal to w, and as long along itself as the loss's: a direction of chance tells."""
+    """It is orthogonal to w, and along itself as long as the loss's: a random direction tells."""
     function, _ = normalized(np.random.default_rng(99), 12, 6, 4)
 
     def without(w):
