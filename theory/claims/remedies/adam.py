@@ -43,7 +43,10 @@ def _wrong_later(network, subject, names):
         w = network.backend.to_numpy(
             network.backend.update.normalize(network.parameters[name], 1.0)
         )
-        terms = [a * g.astype(np.longdouble) / weights.sum() for a, g in zip(weights, gradients)]
+        terms = [
+            a * g.astype(np.longdouble) / weights.sum()
+            for a, g in zip(weights, gradients, strict=True)
+        ]
         mean, sizes = sum(terms), sum(map(np.abs, terms))
         decay = float(2.0 ** np.round(np.log2(np.median(np.abs(mean[w != 0] / w[w != 0])))))
         rounding = gamma(4 * _STEPS, unit_roundoff(network.dtype)) * (sizes + decay * np.abs(w))
