@@ -18,6 +18,7 @@ measures, subjects, laws, numbers.
 
 from theory import claims  # noqa: F401  importing it registers them
 from theory.claim import CLAIMS, Claim, Measurement, Verdict, claim, select
+from theory.yours.assertions import assert_gradient, assert_optimizer
 from theory.yours.auditing import Audit, audit
 from theory.yours.conversion import convert
 from theory.yours.decay import lint_decay
@@ -37,6 +38,8 @@ __all__ = [
     "OptimizerReport",
     "Verdict",
     "assert_claim",
+    "assert_gradient",
+    "assert_optimizer",
     "audit",
     "check_law",
     "check_optimizer",
