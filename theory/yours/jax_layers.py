@@ -103,11 +103,13 @@ class _Probe:
         dtype = np.dtype("float64") if self.wide else _least(z.dtype)
         own, given = float(getattr(layer, attribute)), z.astype(dtype)
         weights, found, first = _weights(given.shape, given, 1), [], None
-        for variant, sums in zip(self.variants, self.sums[number], strict=True):
+        # A clone for each call: Equinox lets a State be used once.
+        clones = [jax.tree.map(lambda leaf: leaf, others) for _ in self.variants]
+        for variant, sums, own_others in zip(self.variants, self.sums[number], clones, strict=True):
             inner = given * (1 + 2.0**-40 * _signs(z.shape)) if variant.nudged else given
             inner = _input(inner, weights, sums["input"]) * dtype.type(variant.scale)
             with _set(layer, attribute, own * variant.scale**2 * variant.factor):
-                outputs = call(inner, *others, **kwargs)
+                outputs = call(inner, *own_others, **kwargs)
             y = _first(outputs)
             cotangent = _weights(y.shape, given, 2).astype(y.dtype)
             found.append(_output(y, cotangent, sums["output"]))
