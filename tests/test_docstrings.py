@@ -1,13 +1,22 @@
 """The examples in docstrings are run, and what they print is compared."""
 
+import contextlib
 import doctest
 import importlib
 from pathlib import Path
 
 import pytest
 
+with contextlib.suppress(ImportError):
+    import jax  # noqa: F401  here, as it draws from NumPy's global state when it is imported
+
 ROOT = Path(__file__).parents[1]
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+OPTIONAL = {
+    "theory.torch": "torch",
+    "theory.yours.torch_monitor": "torch",
+    "theory.jax": "jax",
+}
 
 
 def with_examples(package):
@@ -22,8 +31,8 @@ NAMES = [name for package in ("minimal_nn", "theory", "figures") for name in wit
 
 @pytest.mark.parametrize("name", NAMES)
 def test_examples(name):
-    if name == "theory.torch":
-        pytest.importorskip("torch", reason="the extra `torch` is not installed")
+    if name in OPTIONAL:
+        pytest.importorskip(OPTIONAL[name], reason=f"{OPTIONAL[name]} is not installed")
     failures, attempted = doctest.testmod(importlib.import_module(name), optionflags=OPTIONS)
     assert failures == 0
     assert attempted > 0
