@@ -46,8 +46,7 @@ def _law(subject, drive):
         return laws.adam_weighted(*at, drive)
     if subject.optimizer == "AdamW":
         return laws.adamw_weighted(*at, drive, MEMORY)
-    balance = laws.BALANCES[subject.optimizer](subject.x, MEMORY)
-    return subject.eta / subject.decay * balance * drive
+    return laws.balanced(subject.optimizer, *at, MEMORY) * drive
 
 
 def adam_laws(subject, record):

@@ -13,6 +13,7 @@ does not.  Times are steps.  No quantity has a unit but the powers of w's that `
     scaling       degree, powers of the symmetry, effective rate, steps on one gradient
     balance       |w| and the angle between successive w, where growth and decay balance
     motion        growth without decay, and how fast |w| comes to its equilibrium
+    finite        what a beta2 below 1 adds to Adam's and AdamW's
     memory        what gradients that remember put in the place of s^2
     remedies      |w| held at 1: the rate that is left, and the threshold
 
@@ -27,9 +28,11 @@ from theory.laws.balance import (
     adam_balance,
     adam_root,
     adam_shares,
+    adam_shift,
     adam_turn,
     adamw_balance,
     adamw_turn,
+    balanced,
     equilibrium,
     equilibrium_rate,
     limit,
@@ -41,6 +44,7 @@ from theory.laws.balance import (
     rate_exponents,
     sgd_fourth_moment,
 )
+from theory.laws.finite import Correction, adam_correction, adamw_correction
 from theory.laws.memory import (
     MEMORIES,
     adam_memory,
@@ -83,19 +87,24 @@ __all__ = [
     "MEMORIES",
     "SHRINKS",
     "TURNS",
+    "Correction",
     "Equilibrium",
     "adam_balance",
     "adam_clock",
+    "adam_correction",
     "adam_exponent",
     "adam_memory",
     "adam_relaxation",
     "adam_root",
     "adam_shares",
+    "adam_shift",
     "adam_turn",
     "adam_weighted",
     "adamw_balance",
+    "adamw_correction",
     "adamw_turn",
     "adamw_weighted",
+    "balanced",
     "circle_angle",
     "direction_rate",
     "effective_rate",

@@ -10,7 +10,8 @@ angles differ from that by terms of order 1/dims.  `memory` is the momentum, or 
 Adam divides by sqrt(v).  With decoupled decay (AdamW) that leaves steps whose size |w| does not
 change: the gradient is g/sqrt(v), of mean square 1 for each weight.  With L2 in the gradient decay
 is divided as well: x_e = learning_rate weight_decay/V takes the place of x, V^2 = (s^2/|w|^2 +
-weight_decay^2 |w|^2)/dims being the mean of v.  Both with beta2 -> 1.
+weight_decay^2 |w|^2)/dims being the mean of v.  Both with beta2 -> 1; `equilibrium` takes a beta2,
+of which finite.py has the first order.
 """
 
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minimal_nn.typing import Hyper
+from theory.laws.finite import adam_correction, adamw_correction
 from theory.laws.scaling import rate_power
 from theory.numbers import Number
 
@@ -157,6 +159,25 @@ TURNS = {
 }
 
 
+def balanced(
+    optimizer: str,
+    learning_rate: Number,
+    weight_decay: Number,
+    memory: Number,
+    x: Number | None = None,
+) -> Number:
+    r"""Return E|w|^2/E|g|^2 of an optimizer of `BALANCES`: learning_rate/weight_decay balance(x).
+
+    AdamW's g is g/sqrt(v).  Not for Adam with L2, whose balance needs V: see `equilibrium`.
+    x: learning_rate weight_decay if left out, or 0 where steps are taken for small.
+
+    >>> balanced("SGD", 0.5, 1.0, 0.0)
+    0.3333333333333333
+    """
+    x = learning_rate * weight_decay if x is None else x
+    return learning_rate / weight_decay * BALANCES[optimizer](x, memory)
+
+
 def adam_shares(t: Number, memory: Number) -> Number:
     r"""Return x_e under Adam with L2 where decay's part of v is t/(1 + t): t = (decay |w|^2/s)^2.
 
@@ -194,6 +215,22 @@ def adam_root(p: Hyper, memory: Hyper) -> Any:
         if np.all(np.abs(step) <= 4 * np.finfo(float).eps):
             break
     return q[()]
+
+
+def adam_shift(t: Number, memory: Number, balance: Number) -> tuple[Number, Number]:
+    r"""Return what a Correction of adam_balance adds to |w|^2 and to x_e, relative, first order.
+
+    t as of adam_shares, here x_e = 2 t/(1 + kappa t + balance).  As V^2 dims = s^2 (1 + t)/|w|^2,
+    and t goes as |w|^4, |w|^2 gains 2 balance/((1 + kappa t) n) of itself, where adam_root's
+    quotient goes as q^n.  Source: ours.
+
+    >>> [round(part, 6) for part in adam_shift(0.0, 0.9, 0.003)]
+    [0.002, 0.001]
+    """
+    kappa = (1 - memory) / (1 + memory)
+    share = balance / (1 + kappa * t)
+    square = 2 * share / _exponent(t, kappa)
+    return square, 2 * square / (1 + kappa * t) - share
 
 
 def _exponent(t, kappa):
@@ -237,6 +274,7 @@ def equilibrium(
     s: Number = 1.0,
     dims: Number = 1,
     memory: Number = 0.9,
+    beta2: Number = 1.0,
 ) -> Equilibrium:
     r"""Return the Equilibrium of an optimizer of `BALANCES`.
 
@@ -246,9 +284,12 @@ def equilibrium(
     adam_root at p = (weight_decay r_0^2/s)^2.
 
     learning_rate, weight_decay > 0, s > 0, dims: numbers or arrays that broadcast (Adam: floats).
-    memory: the momentum, or beta1; SGD has none.  Raises ValueError for another optimizer and,
-    where they are floats, for a weight_decay that is not > 0 and an x beyond which |w| has no
-    equilibrium.  Valid in the long run: after many relaxation times (motion.relaxation_rate).
+    memory: the momentum, or beta1; SGD has none.  beta2: Adam's and AdamW's, near 1, for Gaussian
+    gradients and many weights (laws.finite); 1: none of its effects.  s^2: E|w|^2 E|g|^2.
+
+    Raises ValueError for another optimizer and, where they are floats, for a weight_decay that is
+    not > 0 and an x beyond which |w| has no equilibrium.  Valid in the long run: after many
+    relaxation times (motion.relaxation_rate).
 
     >>> at = equilibrium("SGD", 0.25, 0.5, s=2.0)
     >>> round(float(at.norm), 6), at.turn
@@ -262,18 +303,26 @@ def equilibrium(
     x = learning_rate * weight_decay
     _check(optimizer, weight_decay, x, memory)
     if optimizer == "Adam":
-        return _adam_equilibrium(learning_rate, weight_decay, s, dims, memory)
-    balance = learning_rate / weight_decay * BALANCES[optimizer](x, memory)
-    square = balance * dims if optimizer == "AdamW" else np.sqrt(balance * s * s)
-    return Equilibrium(np.sqrt(square), TURNS[optimizer](x, memory), x)
+        return _adam_equilibrium(learning_rate, weight_decay, s, dims, memory, beta2)
+    balance = balanced(optimizer, learning_rate, weight_decay, memory)
+    turn = TURNS[optimizer](x, memory)
+    if optimizer != "AdamW":
+        return Equilibrium(np.sqrt(np.sqrt(balance * s * s)), turn, x)
+    finite = adamw_correction(x, memory, beta2, dims)
+    square = (balance + balance * finite.balance) * dims
+    return Equilibrium(np.sqrt(square), turn + turn * finite.turn, x)
 
 
-def _adam_equilibrium(learning_rate, weight_decay, s, dims, memory):
+def _adam_equilibrium(learning_rate, weight_decay, s, dims, memory, beta2):
     start = np.cbrt(np.sqrt(dims) * learning_rate * s / (2 * weight_decay))
     p = (weight_decay * start * start / s) ** 2
     q = adam_root(p, memory)
-    small = adam_shares(p * q * q, memory)
-    return Equilibrium(start * np.sqrt(q), adam_turn(small, memory), small)
+    t = p * q * q
+    small, turn = adam_shares(t, memory), adam_turn(adam_shares(t, memory), memory)
+    finite = adam_correction(small, memory, beta2, dims)
+    square, share = adam_shift(t, memory, finite.balance)
+    norm = start * np.sqrt(q + q * square)
+    return Equilibrium(norm, turn + turn * (share + finite.turn), small + small * share)
 
 
 def equilibrium_rate(
@@ -284,6 +333,7 @@ def equilibrium_rate(
     s: Number = 1.0,
     dims: Number = 1,
     memory: Number = 0.9,
+    beta2: Number = 1.0,
 ) -> Number:
     r"""Return the effective rate at equilibrium: how fast the direction moves there.
 
@@ -298,13 +348,11 @@ def equilibrium_rate(
     >>> float(rate.round(6)), float((0.25 / equilibrium("SGD", 0.25, 0.5, s=2.0).norm**2).round(6))
     (0.242061, 0.242061)
     """
+    if optimizer in ("Adam", "AdamW"):
+        options = {"s": s, "dims": dims, "memory": memory, "beta2": beta2}
+        return learning_rate / equilibrium(optimizer, learning_rate, weight_decay, **options).norm
     x = learning_rate * weight_decay
-    if optimizer == "Adam":
-        at = equilibrium("Adam", learning_rate, weight_decay, s=s, dims=dims, memory=memory)
-        return learning_rate / at.norm
     rate = np.sqrt(x / BALANCES[optimizer](x, memory))
-    if optimizer == "AdamW":
-        return rate / np.sqrt(dims)
     return rate / ((1 - (0 if optimizer == "SGD" else memory)) * s)
 
 

@@ -6,7 +6,7 @@ as it was before g came in (v for momentum, the uncorrected m for Adam).  Where 
 memory the second term is 0 in the mean.
 """
 
-from theory.laws.balance import adamw_balance
+from theory.laws.balance import balanced
 from theory.numbers import Number
 
 
@@ -84,5 +84,4 @@ def adamw_weighted(
     >>> round(adamw_weighted(0.01, 0.5, 2.0, 0.9), 6)
     0.019141
     """
-    balance = adamw_balance(learning_rate * weight_decay, memory)
-    return learning_rate / weight_decay * balance * drive
+    return balanced("AdamW", learning_rate, weight_decay, memory) * drive
