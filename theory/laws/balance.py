@@ -274,7 +274,7 @@ def equilibrium(
     s: Number = 1.0,
     dims: Number = 1,
     memory: Number = 0.9,
-    beta2: Number = 1.0,
+    beta2: Number | None = None,
 ) -> Equilibrium:
     r"""Return the Equilibrium of an optimizer of `BALANCES`.
 
@@ -284,8 +284,8 @@ def equilibrium(
     adam_root at p = (weight_decay r_0^2/s)^2.
 
     learning_rate, weight_decay > 0, s > 0, dims: numbers or arrays that broadcast (Adam: floats).
-    memory: the momentum, or beta1; SGD has none.  beta2: Adam's and AdamW's, near 1, for Gaussian
-    gradients and many weights (laws.finite); 1: none of its effects.  s^2: E|w|^2 E|g|^2.
+    memory: the momentum, or beta1; SGD has none.  beta2: Adam's and AdamW's, for Gaussian
+    gradients (finite.py); its limit 1 if left out.  s^2: E|w|^2 E|g|^2.
 
     Raises ValueError for another optimizer and, where they are floats, for a weight_decay that is
     not > 0 and an x beyond which |w| has no equilibrium.  Valid in the long run: after many
@@ -308,9 +308,11 @@ def equilibrium(
     turn = TURNS[optimizer](x, memory)
     if optimizer != "AdamW":
         return Equilibrium(np.sqrt(np.sqrt(balance * s * s)), turn, x)
+    square = balance * dims
+    if beta2 is None:
+        return Equilibrium(np.sqrt(square), turn, x)
     finite = adamw_correction(x, memory, beta2, dims)
-    square = (balance + balance * finite.balance) * dims
-    return Equilibrium(np.sqrt(square), turn + turn * finite.turn, x)
+    return Equilibrium(np.sqrt(square + square * finite.balance), turn + turn * finite.turn, x)
 
 
 def _adam_equilibrium(learning_rate, weight_decay, s, dims, memory, beta2):
@@ -318,7 +320,10 @@ def _adam_equilibrium(learning_rate, weight_decay, s, dims, memory, beta2):
     p = (weight_decay * start * start / s) ** 2
     q = adam_root(p, memory)
     t = p * q * q
-    small, turn = adam_shares(t, memory), adam_turn(adam_shares(t, memory), memory)
+    small = adam_shares(t, memory)
+    turn = adam_turn(small, memory)
+    if beta2 is None:
+        return Equilibrium(start * np.sqrt(q), turn, small)
     finite = adam_correction(small, memory, beta2, dims)
     square, share = adam_shift(t, memory, finite.balance)
     norm = start * np.sqrt(q + q * square)
@@ -333,7 +338,7 @@ def equilibrium_rate(
     s: Number = 1.0,
     dims: Number = 1,
     memory: Number = 0.9,
-    beta2: Number = 1.0,
+    beta2: Number | None = None,
 ) -> Number:
     r"""Return the effective rate at equilibrium: how fast the direction moves there.
 

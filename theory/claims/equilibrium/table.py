@@ -48,7 +48,7 @@ class Rule:
         """The momentum, 0 for the others: they have beta1, which leaves no factor in the rate."""
         return MEMORY if self.optimizer in ("Momentum", "Nesterov") else 0.0
 
-    def law(self, eta, decay, beta2=1.0, dims=DIMS, s=S):
+    def law(self, eta, decay, beta2=None, dims=DIMS, s=S):
         """Return the Equilibrium by the law."""
         options = {"s": s, "dims": dims, "memory": MEMORY, "beta2": beta2}
         return laws.equilibrium(self.optimizer, eta, decay, **options)
@@ -136,7 +136,7 @@ class WalkSubject:
     decay: float
     skip: int
     steps: int
-    beta2: float = 1.0
+    beta2: float | None = None
     label: str = ""
     seed: int = 0
     longer: float = 1.0
