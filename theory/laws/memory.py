@@ -51,6 +51,38 @@ MEMORIES = {
 }
 
 
+# What is stored of w and the buffer b: the coefficients of |w|^2, <w, b> and |b|^2 in Y, w in units
+# of the learning rate.  Y' = Y + |g|^2 + c <b, g> - |w|^2/(learning_rate^2 balance(x)/x).
+
+
+def sgd_store(x: Number, memory: Number) -> tuple[Number, Number, Number]:
+    r"""Return the coefficients of Y = |w|^2/learning_rate^2 under SGD.
+
+    |w'|^2 = (1 - x)^2 |w|^2 + learning_rate^2 |g|^2: Y grows by |g|^2 and loses x (2 - x) of itself.
+
+    >>> sgd_store(0.5, 0.9)
+    (1, 0, 0)
+    """
+    return 1, 0, 0
+
+
+def momentum_store(x: Number, memory: Number) -> tuple[Number, Number, Number]:
+    r"""Return those of Y = |(1 - rho) w - rho v|^2 + 2 rho x (|w|^2 + <w, v>)/(1 + rho).
+
+    With learning_rate = 1, (1 - rho) w' - rho v' = (1 - rho) w - rho v - g - x w: without decay that
+    moves by -g alone, and its square by |g|^2 + 2 rho <v, g>, as <w, g> = 0.  With decay the square
+    gains the same less 2 x <(1 - rho) w - rho v, w> - x^2 |w|^2 - 2 x <w, g>, and the second term,
+    by |w'|^2 + <w', v'> = <w', (1 - x) w + g>... cancels the <w, v>.  Exact at every step, whatever
+    the gradients are.  Source: ours; without decay the first term is Wan et al.'s.
+
+    >>> momentum_store(0.0, 0.5), momentum_store(0.5, 0.0)
+    ((0.25, -0.5, 0.25), (1.0, 0.0, 0.0))
+    """
+    rest = 2 * memory * x / (1 + memory)
+    away = 1 - memory
+    return away * away + rest, rest - 2 * memory * away, memory * memory
+
+
 def adam_weighted(learning_rate: Number, weight_decay: Number, drive: Number) -> Number:
     r"""Return E|w|^2 under Adam with L2 where every weight has a v_i of its own, whatever it is.
 
