@@ -1,6 +1,7 @@
 """python -m theory: verify the paper's claims on networks trained on real data."""
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -8,9 +9,10 @@ import time
 import numpy as np
 
 from minimal_nn import backend
+from minimal_nn.command import painted, run
 from theory.claim import select
 from theory.numbers import arithmetic
-from theory.report import faults, outline, seeds, table
+from theory.report import faults, outline, processes, reach, seeds, table
 from theory.subjects.networks import DTYPES, Options
 
 
@@ -20,8 +22,9 @@ def parser():
         prog="python -m theory",
         description="Verify the claims of van Laarhoven (2017) on networks trained on the digits.",
     )
-    p.add_argument("--list", action="store_true", help="list the claims and exit")
+    p.add_argument("--list", action="store_true", help="say each claim in a sentence and exit")
     p.add_argument("--explain", metavar="ID", help="print a claim with its derivation and exit")
+    p.add_argument("--latex", action="store_true", help="--explain: formulas in LaTeX")
     p.add_argument("--only", metavar="ID", nargs="+", help="verify these claims alone")
     p.add_argument("--backend", default="reference", choices=backend.NAMES, help="the wing")
     numbers = p.add_mutually_exclusive_group()
@@ -44,10 +47,19 @@ def parser():
         nargs="*",
         help="which claims catch which planted fault (all of them: half an hour)",
     )
+    p.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="verify on N processes (default: two where there are two cores, one with --only)",
+    )
     p.add_argument("--thorough", action="store_true", help="also the long statistical runs")
     p.add_argument("--table", action="store_true", help="print a line for every subject")
     p.add_argument(
-        "--json", metavar="FILE", type=os.path.expanduser, help="write every figure to FILE"
+        "--json",
+        metavar="FILE",
+        type=os.path.expanduser,
+        help="write every figure to FILE, or to stdout (-), where nothing else is then",
     )
     folder = {"metavar": "DIR", "type": os.path.expanduser}
     p.add_argument("--play", **folder, help="write a page to play with to DIR and exit")
@@ -58,15 +70,19 @@ def parser():
 def main(arguments=None):
     """Run the command; return the exit status: 0 only if all is verified."""
     options = parser().parse_args(arguments)
+    out = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr if options.json == "-" else out):
+        return _main(options, out)
+
+
+def _main(options, out):
     if options.list:
-        print("\n".join(table.listing()))
+        print("\n".join(outline.listing()))
         return 0
     try:
         if options.explain:
             (claim,) = select([options.explain])
-            print(
-                "\n".join(filter(None, [table.explanation(claim), faults.caught_by_claim(claim)]))
-            )
+            print(_explained(claim, options.latex))
             return 0
         if options.play:
             from theory.report import play  # latex2mathml, for this option alone
@@ -78,9 +94,13 @@ def main(arguments=None):
             raise ValueError(f"--seed: got {options.seed}, expected an integer >= 0")
         if options.seeds is not None and options.seeds < 1:
             raise ValueError(f"--seeds: got {options.seeds}, expected an integer >= 1")
+        if options.processes is None:
+            options.processes = 1 if options.only else processes.default_number()
+        if options.processes < 1:
+            raise ValueError(f"--processes: got {options.processes}, expected an integer >= 1")
         backend.get(options.backend).asarray(np.zeros(1))  # says what is missing before the work
         if options.json:
-            table.check_json_path(options.json)
+            table.check_json_path(options.json, options.faults is None)
         if options.arithmetic is not None:
             arithmetic.get(options.arithmetic, options.bits)
         asked = _asked(options)
@@ -91,11 +111,15 @@ def main(arguments=None):
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(f"python -m theory: {error}", file=sys.stderr)
         return 2
-    if options.seeds is not None:
-        return _over_seeds(claims, asked, options.seeds)
     started = time.perf_counter()
-    with _one_blas_thread():
-        verdicts = (_every_subject if options.table else _every_claim)(claims, asked)
+    try:
+        if options.seeds is not None:
+            return _over_seeds(claims, asked, options)
+        found = _watched(processes.verified(claims, asked, options.processes), len(claims))
+        verdicts = (_every_subject if options.table else _every_claim)(claims, found, asked)
+    except processes.LostProcessError as error:
+        print(f"python -m theory: {error}", file=sys.stderr)
+        return 2
     for line in table.notes(left_out, options.backend):
         print(line)
     print("-" * table.WIDTH)
@@ -103,9 +127,9 @@ def main(arguments=None):
     print(table.summary(verdicts, seconds))
     try:
         if options.json:
-            table.write_json(options.json, verdicts, vars(options), left_out)
+            table.write_json(options.json, verdicts, vars(options), left_out, out)
         if options.report:
-            from theory.report import page  # latex2mathml and matplotlib, for this option alone
+            from theory.report import page  # latex2mathml, for this option alone
 
             print(f"report: {page.write(options.report, verdicts, seconds, left_out)}")
     except (OSError, ValueError, ImportError) as error:
@@ -114,9 +138,20 @@ def main(arguments=None):
     return 0 if all(verdict.verified for verdict in verdicts) else 1
 
 
+def _explained(claim, latex):
+    """Return a claim in full; in LaTeX too where the terminal lacks the letters."""
+    caught = [line for line in (reach.told(claim), faults.caught_by_claim(claim)) if line]
+    text = table.explanation(claim, caught, latex)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return table.explanation(claim, caught, latex=True)
+    return text
+
+
 def _planted(options):
     """Print which claims catch which fault; return 1 if a fault survives that should not."""
-    with _one_blas_thread():
+    with processes.one_blas_thread():
         found = faults.judged(options.faults)
     if options.json:
         faults.write_json(options.json, found)
@@ -125,40 +160,56 @@ def _planted(options):
     return 1 if alive else 0
 
 
-def _over_seeds(claims, asked, number):
+def _over_seeds(claims, asked, options):
     """Print how often each claim is verified over seeds; return 1 unless always."""
-    with _one_blas_thread():
-        found = seeds.verdicts_of(claims, asked, number, lambda text: print(text, flush=True))
+    found = seeds.verdicts_of(
+        claims, asked, options.seeds, lambda text: print(text, flush=True), options.processes
+    )
     print("\n".join(seeds.lines(found)))
     return 0 if all(verdict for verdicts in found.values() for verdict in verdicts) else 1
 
 
-def _every_subject(claims, asked):
-    """Verify the claims and print a line for each subject; return the verdicts."""
+def _every_subject(claims, found, asked):
+    """Print a line for each subject of the claims that are found; return the verdicts."""
     print("\n".join(table.header(asked.arithmetic)))
     verdicts = []
-    for claim in claims:
-        for subject in claim.subjects(asked):
-            verdicts.append(claim.verify(subject))
-            print(table.line(verdicts[-1]), flush=True)
+    for _, own in found:
+        _show(map(table.line, own))
+        verdicts += own
     return verdicts
 
 
-def _every_claim(claims, asked):
-    """Verify the claims and print a line for each, under its chapter; return the verdicts."""
+def _every_claim(claims, found, asked):
+    """Print a line for each of the claims that are found, by chapters; return the verdicts."""
     print("\n".join(outline.header(len(claims), asked.arithmetic)), flush=True)
     verdicts, chapter = [], None
-    for claim in claims:
-        subjects = claim.subjects(asked)
-        if not subjects:
-            continue
+    for claim, own in found:
         if outline.chapter(claim) != chapter:
             chapter = outline.chapter(claim)
             print(chapter, flush=True)
-        own = [claim.verify(subject) for subject in subjects]
-        print("\n".join(outline.lines(own)), flush=True)
+        _show(outline.lines(own))
         verdicts += own
     return verdicts
+
+
+def _show(lines):
+    """Print lines that end with a verdict, which a terminal shows in its colour."""
+    print("\n".join(painted(line, table.COLOURS) for line in lines), flush=True)
+
+
+def _watched(found, count):
+    """Yield what is found; while it is waited for, a terminal's last line says how far it is."""
+    if not sys.stderr.isatty():
+        yield from found
+        return
+    found = iter(found)
+    for at in range(count + 1):
+        print(f"\033[K{at} of {count} claims\r", end="", file=sys.stderr, flush=True)
+        item = next(found, None)
+        print("\033[K", end="", file=sys.stderr, flush=True)
+        if item is None:
+            return
+        yield item
 
 
 def _asked(options):
@@ -188,18 +239,5 @@ def _refuse(options, asked, claims):
             raise ValueError(f"--only: {claim.id} is not run in {name}: {reason}")
 
 
-def _one_blas_thread():
-    """Pin BLAS to one thread: bits depend on the number, and small products are faster."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(limits=1, user_api="blas")
-
-
 if __name__ == "__main__":
-    try:
-        status = main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, as in `--list | head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
-    sys.exit(status)
+    run(main)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minimal_nn import backend
+from minimal_nn.command import suggestion
 from theory.measures.identity import evaluate
 from theory.measures.measurement import Measurement, Refused
 from theory.numbers import arithmetic
@@ -77,6 +78,14 @@ class Verdict:
         return self.holds and self.control_fails
 
     @property
+    def smallest_fault(self) -> float:
+        """The smallest relative fault that is caught, of what report/reach.py names."""
+        m = self.measurement
+        if m.smallest is not None or m.bound:
+            return float(m.bound if m.smallest is None else m.smallest)
+        return float(np.finfo(self.arithmetic).eps) if self.arithmetic in arithmetic.FLOATS else 0.0
+
+    @property
     def word(self) -> str:
         """The verdict in a word: holds (estimated), leaks, FAILS, CONTROL HOLDS, or refused."""
         if self.refused:
@@ -124,6 +133,7 @@ class Verdict:
             "bound_derivation": m.how,
             "control": None if m.control is None else _plain(m.control),
             "control_least": _plain(m.control_least),
+            "smallest_fault": _plain(self.smallest_fault),
             "estimated": m.estimated,
             "details": {key: _plain(value) for key, value in m.details.items()},
         }
@@ -135,6 +145,8 @@ def _plain(value):
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     plain = float(value)
     if not math.isfinite(plain) or (plain == 0 and value != 0):  # below a double's range
         return np.format_float_scientific(value, precision=3)
@@ -151,7 +163,9 @@ class Claim:
     Measurement.  floats: Options -> the subjects in floating point.  unfit: {arithmetic: why the
     claim is not run in it}.  numpy_only: why it runs in NumPy whatever the wing is, "" if it does
     not.  too_long: why a simulated wing is left out, "" if it is not.  erratum: where a source is
-    wrong.  exact: its ExactForm for balls and symbols, where it has one (see `exactly`).
+    wrong.  runs_of: the id of a claim whose runs it measures as well, "" if it has its own; both
+    are verified in one process.  exact: its ExactForm for balls and symbols, where it has one (see
+    `exactly`).
     """
 
     id: str
@@ -167,6 +181,7 @@ class Claim:
     numpy_only: str = ""
     too_long: str = ""
     erratum: str = ""
+    runs_of: str = ""
     exact: Any = None
 
     def exactly(
@@ -228,6 +243,7 @@ def claim(
     unfit: Iterable[tuple[str, str]] = (),
     numpy_only: str = "",
     too_long: str = "",
+    runs_of: str = "",
 ) -> Callable[[Callable], Claim]:
     """Register the decorated function, subject -> Measurement, as a Claim, and return the Claim.
 
@@ -251,6 +267,7 @@ def claim(
             numpy_only=numpy_only,
             too_long=too_long,
             erratum=erratum,
+            runs_of=runs_of,
         )
         return CLAIMS[id]
 
@@ -266,5 +283,6 @@ def select(ids: Iterable[str] | None = None) -> tuple[Claim, ...]:
         return tuple(CLAIMS.values())
     unknown = [id for id in ids if id not in CLAIMS]
     if unknown:
-        raise ValueError(f"claims: got {unknown}, expected some of {', '.join(CLAIMS)}")
+        near = suggestion(unknown[0], CLAIMS)
+        raise ValueError(f"claims: got {unknown}{near}, expected some of {', '.join(CLAIMS)}")
     return tuple(c for c in CLAIMS.values() if c.id in ids)

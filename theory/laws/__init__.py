@@ -16,6 +16,7 @@ does not.  Times are steps.  No quantity has a unit but the powers of w's that `
     finite        what a beta2 below 1 adds to Adam's and AdamW's
     memory        what gradients that remember put in the place of s^2
     remedies      |w| held at 1: the rate that is left, and the threshold
+    batch         what becomes of hyper-parameters where the batch's size changes
 
 Every formula is made of + - * /, np.sqrt, np.log and np.abs, so that it takes floats, arrays, balls
 and symbols (theory.numbers), unless it says otherwise.
@@ -44,14 +45,22 @@ from theory.laws.balance import (
     rate_exponents,
     sgd_fourth_moment,
 )
+from theory.laws.batch import batch_powers
 from theory.laws.finite import Correction, adam_correction, adamw_correction
 from theory.laws.memory import (
     MEMORIES,
+    STORES,
+    Store,
     adam_memory,
+    adam_store,
     adam_weighted,
+    adamw_store,
     adamw_weighted,
     momentum_memory,
+    momentum_store,
     nesterov_memory,
+    nesterov_store,
+    sgd_store,
 )
 from theory.laws.motion import (
     SHRINKS,
@@ -86,9 +95,11 @@ __all__ = [
     "DEGREES",
     "MEMORIES",
     "SHRINKS",
+    "STORES",
     "TURNS",
     "Correction",
     "Equilibrium",
+    "Store",
     "adam_balance",
     "adam_clock",
     "adam_correction",
@@ -98,13 +109,16 @@ __all__ = [
     "adam_root",
     "adam_shares",
     "adam_shift",
+    "adam_store",
     "adam_turn",
     "adam_weighted",
     "adamw_balance",
     "adamw_correction",
+    "adamw_store",
     "adamw_turn",
     "adamw_weighted",
     "balanced",
+    "batch_powers",
     "circle_angle",
     "direction_rate",
     "effective_rate",
@@ -118,10 +132,12 @@ __all__ = [
     "momentum_balance",
     "momentum_memory",
     "momentum_shrink",
+    "momentum_store",
     "momentum_turn",
     "nesterov_balance",
     "nesterov_memory",
     "nesterov_shrink",
+    "nesterov_store",
     "nesterov_turn",
     "norm_exponent",
     "norm_power",
@@ -133,4 +149,5 @@ __all__ = [
     "repeated_step",
     "reversed_by_decay",
     "sgd_fourth_moment",
+    "sgd_store",
 ]

@@ -1,5 +1,6 @@
 """What `python -m theory` prints: a line for each claim, in plain words, under its chapter."""
 
+from theory.claim import CLAIMS
 from theory.numbers.arithmetic import EXACT
 from theory.report import table
 
@@ -73,6 +74,11 @@ def chapter(claim):
 def sentence(claim):
     """Return a claim in plain words; one that has none yet is named by its id."""
     return SENTENCES.get(claim.id, claim.id.replace("-", " "))
+
+
+def listing():
+    """Return a line for each claim, its id and what it says; --explain says the rest."""
+    return [f"{claim.id:25s} {sentence(claim)}" for claim in CLAIMS.values()]
 
 
 def header(count, arithmetic=None):

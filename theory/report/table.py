@@ -1,5 +1,6 @@
 """The table of verdicts, on a terminal and as JSON."""
 
+import contextlib
 import json
 import platform
 import sys
@@ -9,10 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from minimal_nn.files import whole_file
-from theory.claim import CLAIMS
 from theory.numbers.arithmetic import NAMES
+from theory.report import glossary, letters
 
 WIDTH = 100
+SCHEMA = 1  # of --json: raised where a key changes its meaning or goes
+# Of what a line ends with, on a terminal
+COLOURS = {
+    r"holds( \(estimated\))?( \|k\|<=\d+)?( r<=\S+)?": "green",
+    r"(FAILS|CONTROL HOLDS)": "red",
+    r"(leaks|refused)": "yellow",
+}
 _COLUMNS = ("claim", "source", "subject", "measured", "bound", "control", "verdict")
 _WIDTHS = (23, 8, 20, 8, 8, 8)
 
@@ -106,11 +114,6 @@ def notes(left_out, wing="reference", wrap=True):
     return [part for line in lines for part in textwrap.wrap(line, WIDTH, **options)]
 
 
-def listing():
-    """Return the list of claims: id, source, and control."""
-    return [f"{c.id:25s} {c.source}\n{'':25s} control: {c.control}" for c in CLAIMS.values()]
-
-
 def fits(claim):
     """Return phrases that say which arithmetics and wings a claim runs in, and why not others."""
     phrases = [f"runs in: {', '.join(name for name in NAMES if name not in claim.unfit)}"]
@@ -124,24 +127,40 @@ def fits(claim):
     return phrases
 
 
-def explanation(claim):
-    """Return a claim in full: statement, derivation, assumptions, what is measured, the bound."""
-    parts = [
-        f"{claim.id}  ({claim.source})",
-        "",
-        f"  {claim.statement}",
-        "",
-        claim.derivation.strip(),
-        "",
-        "assumptions: " + "; ".join(claim.assumptions),
-        f"control: {claim.control}",
-    ]
+def explanation(claim, more=(), latex=False):
+    """Return a claim in full: statement, derivation, assumptions, what is measured, the bound.
+
+    In letters for a terminal, with the meaning of the symbols at the end; latex: as it is written.
+    more: lines to add.
+    """
+    told = {"assumptions": "; ".join(claim.assumptions), "control": claim.control}
     if claim.measure.__doc__:
-        parts.append(f"measured: {' '.join(claim.measure.__doc__.split())}")
-    parts += fits(claim)
+        told["measured"] = " ".join(claim.measure.__doc__.split())
+    lines = [f"{name}: {text}" for name, text in told.items()]
+    lines += fits(claim)
     if claim.erratum:
-        parts.append(f"erratum: {claim.erratum}")
-    return "\n".join(parts)
+        lines.append(f"erratum: {claim.erratum}")
+    lines += more
+    head = f"{claim.id}  ({claim.source})"
+    if latex:
+        parts = [head, f"  {claim.statement}", claim.derivation.strip(), "\n".join(lines)]
+        return "\n\n".join(parts)
+    statement = letters.set_(claim.statement).split("   ")
+    parts = [
+        letters.filled(letters.plain(head), WIDTH, "    "),
+        "\n".join(f"  {letters.filled(part, WIDTH - 2, '      ')}" for part in statement),
+        letters.prose(claim.derivation, WIDTH),
+        "\n".join(letters.filled(letters.plain(line), WIDTH, "    ") for line in lines),
+        "\n".join(symbols(claim)),
+    ]
+    return "\n\n".join(parts)
+
+
+def symbols(claim):
+    """Return lines that tell what the symbols of a claim mean."""
+    meanings = {glossary.shown(key): text for key, text in glossary.meanings(claim).items()}
+    width = max(map(len, meanings))
+    return ["symbols:", *(f"  {key:{width}s}  {text}" for key, text in meanings.items())]
 
 
 def versions():
@@ -159,8 +178,15 @@ def versions():
     }
 
 
-def check_json_path(path):
-    """Refuse, before the work, a path that a file cannot be written to."""
+def check_json_path(path, stdout=True):
+    """Refuse, before the work, a path that a file cannot be written to.
+
+    stdout: whether "-" stands for it.
+    """
+    if path == "-":
+        if not stdout:
+            raise ValueError("--json: got - with --faults, expected a file's name")
+        return
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"--json: {path} is a folder, expected a file's name")
@@ -168,18 +194,18 @@ def check_json_path(path):
         raise ValueError(f"--json: the folder {path.parent} does not exist; create it first")
 
 
-def write_json(path, verdicts, options, left_out):
-    """Write every figure of the verdicts to `path`, whole or not at all.
+def write_json(path, verdicts, options, left_out, out):
+    """Write every figure of the verdicts to `path`, whole or not at all, or ("-") to `out`.
 
     left_out: {claim: {arithmetic: reason}}.
     """
-    path = Path(path)
     check_json_path(path)
     report = {
+        "schema": SCHEMA,
         "versions": versions(),
         "options": options,
         "verdicts": [verdict.as_dict() for verdict in verdicts],
         "left out": {claim.id: reasons for claim, reasons in left_out.items() if reasons},
     }
-    with whole_file(path, "w") as file:
+    with contextlib.nullcontext(out) if path == "-" else whole_file(path, "w") as file:
         json.dump(report, file, indent=1)
