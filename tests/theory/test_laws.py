@@ -41,6 +41,11 @@ CASES = (
     *of_x(laws.BALANCES),
     *of_x(laws.TURNS),
     *of_x(laws.MEMORIES),
+    *[
+        (f"{part} of {law.__name__}", lambda *a, law=law, at=at: law(*a)[at], (0.375, 0.75))
+        for law in laws.STORES.values() if law is not laws.sgd_store
+        for at, part in enumerate(laws.Store._fields)
+    ],
     ("momentum shrinks", laws.momentum_shrink, (2.0**-10, 0.75)),
     ("nesterov shrinks", laws.nesterov_shrink, (2.0**-10, 0.75)),
     ("adam's shares", laws.adam_shares, (0.375, 0.75)),
@@ -351,6 +356,13 @@ SEEN["rate_power"] = SEEN["powers"]
 SEEN["equilibrium_rate"] = [
     ("equilibrium-rate", walks("momentum", "sgd", "adam + L2", "adamw")),
 ]
+for law in laws.STORES.values():
+    SEEN[law.__name__] = [
+        (
+            "norm-with-memory",
+            lambda: CLAIMS["norm-with-memory"].subjects(Options(arithmetic="symbol")),
+        )
+    ]
 SEEN["_larger_root"] = [
     (RELAXATION, exact(RELAXATION)),
     (RELAXATION, of_claim(RELAXATION, "momentum")),

@@ -233,7 +233,7 @@ def _stepped(name, numbers, w, b, g, root):
         return (w - x * w if name == "AdamW" else w) - rate * new / root, new
     g = UPDATE.add_penalty(g, w, decay)
     if name == "SGD":
-        return UPDATE.sgd(w, g, rate), b
+        return UPDATE.sgd(w, g, rate), 0 * b
     return getattr(UPDATE, name.lower())(w, g, b, rate, memory)
 
 
