@@ -27,9 +27,12 @@ from theory.numbers import Number
 def momentum_balance(x: Number, memory: Number) -> Number:
     r"""Return E|w|^2/E|g|^2 in learning_rate/weight_decay under momentum rho; SGD's at rho = 0.
 
-    1/((1 - rho) (2 - x/(1 + rho))), for 0 < x < 2 (1 + rho).  From <w, v'> = learning_rate |v'|^2/2
-    (|w| is stationary), <w, v'> (1 - rho) + rho learning_rate |v'|^2 = weight_decay |w|^2 (so is
-    <w, v>) and |v'|^2 (1 - rho^2) = |g|^2 + weight_decay^2 |w|^2 - rho x |v'|^2.
+    1/((1 - rho) (2 - x/(1 + rho))), for 0 < x < 2 (1 + rho).  With learning_rate = 1, so that x is
+    the decay, w' = w - v' and v' = rho v + g + x w.  Let A = E<w, v'> and B = E|v'|^2.  |w|^2 stays
+    where 2 A = B.  <w, v> = <w', v'> = A - B, so that A = rho (A - B) + x |w|^2: with A = B/2 that
+    is B (1 + rho)/2 = x |w|^2.  And B = rho^2 B + |g|^2 + x^2 |w|^2 + 2 rho x (A - B), or
+    B (1 - rho^2 + rho x) = |g|^2 + x^2 |w|^2 = |g|^2 + x B (1 + rho)/2.  Solved, B = |g|^2/((1 -
+    rho) (1 + rho - x/2)), and x |w|^2 = B (1 + rho)/2 is the balance times |g|^2.
     Sources: van Laarhoven 2017, section 4 (SGD, small x); Wan et al. 2021, theorem 2.
 
     >>> momentum_balance(0.5, 0.0), momentum_balance(0.0, 0.75)
@@ -52,7 +55,9 @@ def nesterov_balance(x: Number, memory: Number) -> Number:
         A = a x R + (a rho - rho^2 x) A - rho^3 B - (1 + rho) G
         B = x^2 R + 2 rho x A + rho^2 B + G,
 
-    three linear equations, of which x R/G is the balance.
+    three linear equations.  With n = (1 - rho + rho x) (2 + 2 rho - x (1 + 2 rho)) they are solved
+    by B = 2 G/n, A = -(1 + 2 rho) G/n and R = (1 + rho + rho x + 2 rho^2 x) G/(x n), as inserting
+    shows; x R/G is the balance.
 
     >>> nesterov_balance(0.0, 0.75), nesterov_balance(0.5, 0.0)
     (2.0, 0.6666666666666666)
@@ -108,7 +113,8 @@ def nesterov_turn(x: Number, memory: Number) -> Number:
     r"""Return 1 - E<w, w'>/E|w|^2 under Nesterov's momentum rho.
 
     x (1 + 2 rho - 2 rho^3 + x (rho + 3 rho^2 + 2 rho^3))/(1 + rho + rho x + 2 rho^2 x): E<w, w'> is
-    a R - rho^2 A, with R and A of nesterov_balance's three equations.  Source: ours.
+    a R - rho^2 A, as <w, g> = 0, so that this is 1 - a + rho^2 A/R with R and A of nesterov_balance,
+    1 - a = (1 + rho) x and A/R = -x (1 + 2 rho)/(1 + rho + rho x + 2 rho^2 x).  Source: ours.
 
     >>> nesterov_turn(0.5, 0.0)
     0.5

@@ -13,7 +13,10 @@ from theory.numbers import Number
 
 
 def momentum_memory(x: Number, memory: Number) -> Number:
-    r"""Return c = 2 rho for momentum rho, exact at any x.  Source: Wan et al. 2021, theorem 2.
+    r"""Return c = 2 rho for momentum rho, exact at any x.
+
+    Of momentum_balance's equations |v'|^2 alone feels it: B gains 2 rho <v, g>, as |g|^2 does, since
+    <w, g> = 0 leaves <w, v'> as it was.  Source: Wan et al. 2021, theorem 2.
 
     >>> momentum_memory(0.1, 0.75)
     1.5
@@ -24,7 +27,9 @@ def momentum_memory(x: Number, memory: Number) -> Number:
 def nesterov_memory(x: Number, memory: Number) -> Number:
     r"""Return c for Nesterov: 2 rho^2 (1 + rho)/(1 + rho + rho x + 2 rho^2 x), exact; 2 rho^2 at 0.
 
-    Source: ours, by the recursion of the second moments.
+    With M = E<v, g>, nesterov_balance's R gains 2 rho^2 (1 + rho) M, A -rho (1 + 2 rho) M and B
+    2 rho M.  Solved, A and B are larger by the factor 1 + rho (2 - x) M/G, and R by 1 + c M/G.
+    Source: ours.
 
     >>> nesterov_memory(0.0, 0.5)
     0.5
@@ -34,9 +39,10 @@ def nesterov_memory(x: Number, memory: Number) -> Number:
 
 
 def adam_memory(x: Number, memory: Number) -> Number:
-    r"""Return c = 2 beta1/(1 - beta1) for Adam and AdamW, m the uncorrected average, x -> 0.
+    r"""Return c = 2 beta1/(1 - beta1) for Adam and AdamW, m the uncorrected average.
 
-    Source: ours: momentum's for v = m/(1 - beta1).
+    Exact at any x as beta2 -> 1: |m'|^2 = beta1^2 |m|^2 + (1 - beta1)^2 (|g|^2 + c <m, g>), and
+    <w, m'> does not feel g.  Source: ours; it is momentum's for v = m/(1 - beta1).
 
     >>> adam_memory(0.0, 0.5)
     2.0

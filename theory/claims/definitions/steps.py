@@ -29,7 +29,7 @@ _HYPER = {
     "eps_denominator": 2.0**-7,
     "decoupled_weight_decay": 0.5,
 }
-_L2 = 0.125
+_L2, _INSIDE = 0.125, 2.0**-5
 # What the authors recommend, and this package takes where nothing is said.
 _BETAS = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 RECOMMENDED = {"Adam": _BETAS, "AdamW": _BETAS, "Adadelta": {"decay": 0.95}}
@@ -66,7 +66,7 @@ def _adadelta(gradients, h, root):
 
 def _adam(gradients, h, root):
     second = _averaged(_squares(gradients), h.beta2)
-    return _averaged(gradients, h.beta1) / (root(second) + h.eps)
+    return _averaged(gradients, h.beta1) / (root(second + h.eps_inside_root) + h.eps)
 
 
 # The step, per learning rate, after the gradients g_1 ... g_t at w_1 ... w_t: (g, w, h, root)
@@ -75,9 +75,9 @@ DEFINITIONS = {
     "Momentum": lambda g, w, h, root: _weighted(g, h.momentum),
     "Nesterov": lambda g, w, h, root: g[-1] + h.momentum * _weighted(g, h.momentum),
     "RMSprop": lambda g, w, h, root: (
-        g[-1] / (root((1 - h.decay) * _weighted(_squares(g), h.decay)) + h.eps)
+        g[-1] / (root((1 - h.decay) * _weighted(_squares(g), h.decay) + h.eps_inside_root) + h.eps)
     ),
-    "Adagrad": lambda g, w, h, root: g[-1] / (root(sum(_squares(g))) + h.eps),
+    "Adagrad": lambda g, w, h, root: g[-1] / (root(sum(_squares(g)) + h.eps_inside_root) + h.eps),
     "Adadelta": lambda g, w, h, root: _adadelta(g, h, root),
     "Adam": lambda g, w, h, root: _adam(g, h, root),
     "AdamW": lambda g, w, h, root: _adam(g, h, root) + h.decoupled_weight_decay * w,
@@ -90,14 +90,16 @@ _OTHER = dict(zip(DEFINITIONS, [*list(DEFINITIONS)[1:], "SGD"], strict=True))
 FIXED_NORM = "SGD, |w| = 1"
 
 
-def defined_run(name, start, gradients, numbers, root):
+def defined_run(name, start, gradients, numbers, root, inside=0.0):
     """Return w after each step by the definitions, arrays of exact numbers.
 
     name: an optimizer of `DEFINITIONS`, or FIXED_NORM.  start, gradients: w_1, and the loss's
     gradients at each step, arrays of exact numbers.  numbers: a float -> an exact number.  root:
-    the root of each entry.  The penalty is l2 |w|^2, AdamW's decay decoupled.
+    the root of each entry.  inside: eps_inside_root.  The penalty is l2 |w|^2, AdamW's decay
+    decoupled.
     """
     h = SimpleNamespace(**{key: numbers(value) for key, value in _HYPER.items()})
+    h.eps_inside_root = numbers(inside)
     w, past, run = start, [], []
     rule = DEFINITIONS["SGD" if name == FIXED_NORM else name]
     for g in gradients:
@@ -109,16 +111,17 @@ def defined_run(name, start, gradients, numbers, root):
     return run
 
 
-def _optimizer(name):
+def _optimizer(name, inside):
     kind = nn.SGD if name == FIXED_NORM else getattr(nn, name)
     hyper = {key: _HYPER[key] for key in kind.defaults}
+    hyper |= {"eps_inside_root": inside} if inside else {}
     penalty = {} if name == "AdamW" else {"l2": _L2}
     return kind(**hyper, **penalty, **({"fixed_norm": 1.0} if name == FIXED_NORM else {}))
 
 
-def optimizer_run(name, start, gradients, wing):
+def optimizer_run(name, start, gradients, wing, inside=0.0):
     """Return w after each step of minimal_nn's optimizer, in the arrays of a wing."""
-    optimizer, run = _optimizer(name), []
+    optimizer, run = _optimizer(name, inside), []
     model = SimpleNamespace(parameters={"w": start}, backend=wing)
     for g in gradients:
         optimizer.step(model, {"w": g})
@@ -135,8 +138,9 @@ class RunSubject:
     backend: str = "reference"
     seed: int = 0
     numbers: object = None
+    inside: float = 0.0  # eps_inside_root
 
-    name = property(lambda self: self.optimizer.lower())
+    name = property(lambda self: self.optimizer.lower() + (", eps inside" if self.inside else ""))
     exact = property(lambda self: self.numbers is not None)
 
     @property
@@ -151,14 +155,22 @@ class RunSubject:
 
 
 def run_subjects(options):
-    """Return every optimizer in every dtype, or in balls."""
-    names = [*DEFINITIONS, FIXED_NORM]
+    """Return every optimizer in every dtype, or in balls, and where it has one with an eps inside
+    the root.
+    """
+    cases = [(name, 0.0) for name in (*DEFINITIONS, FIXED_NORM)]
+    cases += [
+        (name, _INSIDE) for name in DEFINITIONS if "eps_inside_root" in getattr(nn, name).options
+    ]
     if options.arithmetic == "ball":
         balls = Balls(options.bits)
-        return [RunSubject(name, seed=options.seed, numbers=balls) for name in names]
+        return [
+            RunSubject(name, seed=options.seed, numbers=balls, inside=inside)
+            for name, inside in cases
+        ]
     return [
-        RunSubject(name, dtype, options.backend, options.seed)
-        for name in names
+        RunSubject(name, dtype, options.backend, options.seed, inside=inside)
+        for name, inside in cases
         for dtype in options.dtypes
     ]
 
@@ -177,7 +189,8 @@ def _rationals(values):
 def _in_rationals(name, subject):
     start, gradients = subject.drawn()
     root = np.frompyfunc(_rational_root, 1, 1)
-    return defined_run(name, _rationals(start), map(_rationals, gradients), Fraction, root)
+    start, gradients = _rationals(start), map(_rationals, gradients)
+    return defined_run(name, start, gradients, Fraction, root, subject.inside)
 
 
 def _defaults_are_recommended(name):
@@ -210,8 +223,8 @@ optimizers' buffers are solved, so that the two derivations share nothing: momen
 \rho^{t-k} g_k$; Adam's corrected moments are the means of $g_k$ and $g_k^2$ with the weights
 $\beta^{t-k}$, $\overline{g}_\beta = \sum_k \beta^{t-k} g_k/\sum_k \beta^{t-k}$; RMSprop's is $(1 -
 \delta) \sum_k \delta^{t-k} g_k^2$, Adagrad's $\sum_k g_k^2$, Adadelta's the same sums of its
-gradients and of its own steps. AdamW adds $\lambda_{dec} w_t$ to $p_t$; LARS is $|w| g/|g|$, and
-a fixed norm divides $w_{t+1}$ by its length.
+gradients and of its own steps. An eps inside the root is added under it. AdamW adds $\lambda_{dec}
+w_t$ to $p_t$; LARS is $|w| g/|g|$, and a fixed norm divides $w_{t+1}$ by its length.
 
 The definitions run in rational numbers, roots to 200 bits. Bound: the optimizer itself, run on
 numbers that carry their rounding error. The betas and eps that Adam and AdamW have by default, and
@@ -230,9 +243,10 @@ def step_by_definition(subject):
     closest, name = Closest(), subject.optimizer
     start, gradients = subject.drawn()
     wing = backends.get(subject.backend)
-    run = optimizer_run(name, wing.asarray(start), map(wing.asarray, gradients), wing)
+    inside = subject.inside
+    run = optimizer_run(name, wing.asarray(start), map(wing.asarray, gradients), wing, inside)
     bounded = optimizer_run(
-        name, Bounded(start), map(Bounded, gradients), backends.get("reference")
+        name, Bounded(start), map(Bounded, gradients), backends.get("reference"), inside
     )
     exact = _in_rationals(name, subject)
     size = float(np.linalg.norm((exact[-1] - _rationals(start)).astype(float)))
@@ -246,7 +260,7 @@ def step_by_definition(subject):
     return closest.measurement(
         how="running error of the optimizer's steps, relative to the way that w has gone",
         control=float(np.max(_distance(wing.to_numpy(run[-1]), other[-1]))) / size,
-        details={"steps": _STEPS, "defaults": dict(_optimizer(name).defaults)},
+        details={"steps": _STEPS, "defaults": dict(_optimizer(name, inside).defaults)},
     )
 
 
@@ -255,10 +269,9 @@ def _(subject):
     identity, name, numbers = Identity(), subject.optimizer, subject.numbers
     start, gradients = map(numbers.array, subject.drawn())
     update = backends.get("reference").update
-    run = optimizer_run(
-        name, start, gradients, SimpleNamespace(update=update, asarray=numbers.array)
-    )
-    exact = defined_run(name, start, gradients, numbers.number, np.sqrt)
+    wing = SimpleNamespace(update=update, asarray=numbers.array)
+    run = optimizer_run(name, start, gradients, wing, subject.inside)
+    exact = defined_run(name, start, gradients, numbers.number, np.sqrt, subject.inside)
     for array, w in zip(run, exact, strict=True):
         identity.vanishes(array - w)
     other = "SGD" if name == FIXED_NORM else _OTHER[name]
