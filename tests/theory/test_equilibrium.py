@@ -164,6 +164,18 @@ def test_a_wrong_factor_of_memory_is_seen(row, monkeypatch):
     assert not CLAIMS["equilibrium-in-training"].verify(subject).verified
 
 
+@pytest.mark.parametrize("name", ["Momentum", "AdamW"])
+def test_a_thorough_run_trains_a_convolution(name):
+    subjects = training_subjects(Options(thorough=True))
+    assert [s.inputs for s in subjects] == 5 * ["digits"] + 5 * ["images"]
+    (subject,) = [s for s in subjects if (s.inputs, s.optimizer) == ("images", name)]
+    record = training_run(dataclasses.replace(subject, skip=2, steps=10))
+    assert record.moments.shape == (10, 3 * 3 * 6, 12) and record.squares.shape == (10, 12)
+    # v makes steps, and so does what it weights; momentum has no v
+    moved = [series.any() for series in (record.of_weights, record.of_buffer)]
+    assert moved == 2 * [name == "AdamW"]
+
+
 @pytest.mark.nightly
 def test_long_training_runs_obey_the_laws_within_three_parts_in_a_thousand():
     for subject in training_subjects(Options(thorough=True)):

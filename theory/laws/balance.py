@@ -113,8 +113,8 @@ def nesterov_turn(x: Number, memory: Number) -> Number:
     r"""Return 1 - E<w, w'>/E|w|^2 under Nesterov's momentum rho.
 
     x (1 + 2 rho - 2 rho^3 + x (rho + 3 rho^2 + 2 rho^3))/(1 + rho + rho x + 2 rho^2 x): E<w, w'> is
-    a R - rho^2 A, as <w, g> = 0, so that this is 1 - a + rho^2 A/R with R and A of nesterov_balance,
-    1 - a = (1 + rho) x and A/R = -x (1 + 2 rho)/(1 + rho + rho x + 2 rho^2 x).  Source: ours.
+    a R - rho^2 A, as <w, g> = 0, so this is 1 - a + rho^2 A/R with 1 - a = (1 + rho) x and A/R =
+    -x (1 + 2 rho)/(1 + rho + rho x + 2 rho^2 x) by nesterov_balance.  Source: ours.
 
     >>> nesterov_turn(0.5, 0.0)
     0.5

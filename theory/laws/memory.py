@@ -15,7 +15,7 @@ from theory.numbers import Number
 def momentum_memory(x: Number, memory: Number) -> Number:
     r"""Return c = 2 rho for momentum rho, exact at any x.
 
-    Of momentum_balance's equations |v'|^2 alone feels it: B gains 2 rho <v, g>, as |g|^2 does, since
+    Of momentum_balance's equations that of |v'|^2 alone feels it: beside |g|^2 stands 2 rho <v, g>;
     <w, g> = 0 leaves <w, v'> as it was.  Source: Wan et al. 2021, theorem 2.
 
     >>> momentum_memory(0.1, 0.75)
