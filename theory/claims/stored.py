@@ -90,9 +90,8 @@ def _carried(name, eta, decay, w, g, state):
 
 
 def _known(array, carried):
-    """Return an array as longdouble's, with its distance from exact arithmetic."""
-    wide = array.astype(np.longdouble)
-    return Bounded(wide, carried.error + np.abs(wide - carried.value).astype(float))
+    """Return a wing's array as longdouble's, with what the reference's rounding can be off by."""
+    return Bounded(array.astype(np.longdouble), carried.error)
 
 
 def _root(v):
