@@ -4,14 +4,18 @@ The notebooks are jupytext's py:percent files, and so Python: they are run witho
 """
 
 import ast
+import doctest
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from processes import python
 
-from minimal_nn import lab
+from minimal_nn import SGD, lab
+from minimal_nn.data.dataset import Dataset
 from theory import CLAIMS
 
 ROOT = Path(__file__).parents[1]
@@ -184,3 +188,20 @@ def test_the_map_of_folders_leads_to_what_exists():
         for path, name in zip(places, (first, *others), strict=True):
             assert path.exists() or (ROOT / name).exists(), name
     assert len(rows) > 5
+
+
+def test_the_residual_network_trains_in_a_compiled_loop(monkeypatch):
+    """Its example runs, and what it does with CIFAR-10 is done with a few images of its shape."""
+    path = ROOT / "guide" / "resnet8.py"
+    module = importlib.util.module_from_spec(
+        spec := importlib.util.spec_from_file_location("r", path)
+    )
+    spec.loader.exec_module(module)
+    assert doctest.testmod(module) == (0, 2)
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((96, 32, 32, 3), np.float32), rng.integers(0, 10, 96)
+    few = Dataset(images[:64], labels[:64], images[64:], labels[64:], ())
+    monkeypatch.setattr(module, "cifar10", lambda folder: few)
+    network, history, error = module.train("cifar10", epochs=1)
+    assert network.plan_report(SGD(0.1), batch_size=64).startswith("compiled")
+    assert len(history.loss) == 1 and 0 <= error <= 1
