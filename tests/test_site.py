@@ -2,6 +2,7 @@
 
 import html.parser
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from browser import SCHEMES, WIDTHS, with_browser
 
 ROOT = Path(__file__).parents[1]
 MISSING = [
@@ -100,3 +102,16 @@ def test_docstrings_are_shown_as_they_are_written(site):
     folder, _ = site
     text = (folder / "api.html").read_text(encoding="utf-8")
     assert "dz = (a - mean(a) - h mean(a h)) / s with a = gamma dy" in text
+
+
+@with_browser
+def test_every_page_is_whole_on_every_screen(site, tab):
+    """And none writes to the console, which the tab's fixture tells."""
+    _, pages = site
+    wide = []
+    for page in pages:
+        for width, scheme in itertools.product(WIDTHS, SCHEMES):
+            tab.open(page.as_uri(), width, scheme)
+            if tab.overflow() > 0:
+                wide.append((page.name, width, scheme))
+    assert wide == []

@@ -133,7 +133,7 @@ def test_nothing_is_cut(whole, tab):
         """[...document.querySelectorAll("p, .statement, .wide, figure, dd, h2")]
         .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
     )
-    assert cut == []
+    assert cut == [] and tab.texts_outside() == []
 
 
 @with_browser

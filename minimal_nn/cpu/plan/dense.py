@@ -247,7 +247,7 @@ class DenseLayers:
         dz, dgamma, dbeta = dy.renewed(), self._vector(dy), self._vector(dy)
         if "fixed" in saved:
             given = saved["z"], dy, dz, saved["gamma"].operand, *saved["fixed"], dgamma, dbeta
-            batchnorm.emit_backward_running(program, *given, self.rows, self.rows)
+            batchnorm.emit_backward(program, *given, self.rows, self.rows, training=0)
             return dz
         mean, var, inverse = saved["statistics"]
         batchnorm.emit_backward(

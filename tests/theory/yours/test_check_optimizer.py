@@ -288,6 +288,13 @@ def test_a_function_of_parameters_is_rescaled_in_its_groups(torch):
     assert report and report.powers["eps"] == -1 and report.decay == habits.DECOUPLED
     report = check_optimizer(lambda parameters: None)
     assert "expected a torch optimizer" in report.refused
+    unlike = ({"weight_decay": 0.0}, {"weight_decay": 0.1})
+    report = check_optimizer(
+        lambda parameters: torch.optim.AdamW(
+            [{"params": [p], **own} for p, own in zip(parameters, unlike, strict=False)]
+        )
+    )
+    assert "it made 2 parameter groups, expected one" in report.refused
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,12 @@ _HYPER = {
     "beta1": 0.75,
     "beta2": 0.9375,
     "eps": 2.0**-7,
+    "eps_inside_root": 2.0**-9,
     "eps_numerator": 2.0**-8,
     "eps_denominator": 2.0**-7,
     "decoupled_weight_decay": 0.5,
 }
-_L2, _INSIDE = 0.125, 2.0**-5
+_L2 = 0.125
 # What the authors recommend, and this package takes where nothing is said.
 _BETAS = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 RECOMMENDED = {"Adam": _BETAS, "AdamW": _BETAS, "Adadelta": {"decay": 0.95}}
@@ -65,8 +66,13 @@ def _adadelta(gradients, h, root):
 
 
 def _adam(gradients, h, root):
-    second = _averaged(_squares(gradients), h.beta2)
-    return _averaged(gradients, h.beta1) / (root(second + h.eps_inside_root) + h.eps)
+    second = _averaged(_squares(gradients), h.beta2) + h.eps_inside_root
+    return _averaged(gradients, h.beta1) / (root(second) + h.eps)
+
+
+def _rmsprop(gradients, h, root):
+    second = (1 - h.decay) * _weighted(_squares(gradients), h.decay) + h.eps_inside_root
+    return gradients[-1] / (root(second) + h.eps)
 
 
 # The step, per learning rate, after the gradients g_1 ... g_t at w_1 ... w_t: (g, w, h, root)
@@ -74,9 +80,7 @@ DEFINITIONS = {
     "SGD": lambda g, w, h, root: g[-1],
     "Momentum": lambda g, w, h, root: _weighted(g, h.momentum),
     "Nesterov": lambda g, w, h, root: g[-1] + h.momentum * _weighted(g, h.momentum),
-    "RMSprop": lambda g, w, h, root: (
-        g[-1] / (root((1 - h.decay) * _weighted(_squares(g), h.decay) + h.eps_inside_root) + h.eps)
-    ),
+    "RMSprop": lambda g, w, h, root: _rmsprop(g, h, root),
     "Adagrad": lambda g, w, h, root: g[-1] / (root(sum(_squares(g)) + h.eps_inside_root) + h.eps),
     "Adadelta": lambda g, w, h, root: _adadelta(g, h, root),
     "Adam": lambda g, w, h, root: _adam(g, h, root),
@@ -85,43 +89,54 @@ DEFINITIONS = {
     "NormalizedSGD": lambda g, w, h, root: g[-1] / _length(g[-1], root),
     "LARS": lambda g, w, h, root: g[-1] * _length(w, root) / _length(g[-1], root),
 }
-# By whose definition the control goes.
+# By whose definition the control goes; that of a variant by its optimizer's.
 _OTHER = dict(zip(DEFINITIONS, [*list(DEFINITIONS)[1:], "SGD"], strict=True))
 FIXED_NORM = "SGD, |w| = 1"
+_INSIDE = ", eps in root"
+VARIANTS = (FIXED_NORM, *(f"{kind}{_INSIDE}" for kind in ("RMSprop", "Adagrad", "Adam", "AdamW")))
 
 
-def defined_run(name, start, gradients, numbers, root, inside=0.0):
+def _kind(name):
+    """Return the optimizer of a variant."""
+    return name.partition(",")[0]
+
+
+def defined_run(name, start, gradients, numbers, root):
     """Return w after each step by the definitions, arrays of exact numbers.
 
-    name: an optimizer of `DEFINITIONS`, or FIXED_NORM.  start, gradients: w_1, and the loss's
+    name: an optimizer of `DEFINITIONS`, or of `VARIANTS`.  start, gradients: w_1, and the loss's
     gradients at each step, arrays of exact numbers.  numbers: a float -> an exact number.  root:
-    the root of each entry.  inside: eps_inside_root.  The penalty is l2 |w|^2, AdamW's decay
-    decoupled.
+    the root of each entry.  The penalty is l2 |w|^2, AdamW's decay decoupled.
     """
     h = SimpleNamespace(**{key: numbers(value) for key, value in _HYPER.items()})
-    h.eps_inside_root = numbers(inside)
+    if not name.endswith(_INSIDE):
+        h.eps_inside_root = numbers(0.0)
     w, past, run = start, [], []
-    rule = DEFINITIONS["SGD" if name == FIXED_NORM else name]
+    kind = _kind(name)
     for g in gradients:
-        past.append(g if name == "AdamW" else g + 2 * numbers(_L2) * w)
-        w = w - h.learning_rate * rule(past, w, h, root)
+        past.append(g if kind == "AdamW" else g + 2 * numbers(_L2) * w)
+        w = w - h.learning_rate * DEFINITIONS[kind](past, w, h, root)
         if name == FIXED_NORM:
             w = w / _length(w, root)
         run.append(w)
     return run
 
 
-def _optimizer(name, inside):
-    kind = nn.SGD if name == FIXED_NORM else getattr(nn, name)
+def _optimizer(name):
+    kind = getattr(nn, _kind(name))
     hyper = {key: _HYPER[key] for key in kind.defaults}
-    hyper |= {"eps_inside_root": inside} if inside else {}
-    penalty = {} if name == "AdamW" else {"l2": _L2}
-    return kind(**hyper, **penalty, **({"fixed_norm": 1.0} if name == FIXED_NORM else {}))
+    if kind is not nn.AdamW:
+        hyper["l2"] = _L2
+    if name == FIXED_NORM:
+        hyper["fixed_norm"] = 1.0
+    if name.endswith(_INSIDE):
+        hyper["eps_inside_root"] = _HYPER["eps_inside_root"]
+    return kind(**hyper)
 
 
-def optimizer_run(name, start, gradients, wing, inside=0.0):
+def optimizer_run(name, start, gradients, wing):
     """Return w after each step of minimal_nn's optimizer, in the arrays of a wing."""
-    optimizer, run = _optimizer(name, inside), []
+    optimizer, run = _optimizer(name), []
     model = SimpleNamespace(parameters={"w": start}, backend=wing)
     for g in gradients:
         optimizer.step(model, {"w": g})
@@ -138,9 +153,8 @@ class RunSubject:
     backend: str = "reference"
     seed: int = 0
     numbers: object = None
-    inside: float = 0.0  # eps_inside_root
 
-    name = property(lambda self: self.optimizer.lower() + (", eps inside" if self.inside else ""))
+    name = property(lambda self: self.optimizer.lower())
     exact = property(lambda self: self.numbers is not None)
 
     @property
@@ -155,22 +169,14 @@ class RunSubject:
 
 
 def run_subjects(options):
-    """Return every optimizer in every dtype, or in balls, and where it has one with an eps inside
-    the root.
-    """
-    cases = [(name, 0.0) for name in (*DEFINITIONS, FIXED_NORM)]
-    cases += [
-        (name, _INSIDE) for name in DEFINITIONS if "eps_inside_root" in getattr(nn, name).options
-    ]
+    """Return every optimizer in every dtype, or in balls."""
+    names = [*DEFINITIONS, *VARIANTS]
     if options.arithmetic == "ball":
         balls = Balls(options.bits)
-        return [
-            RunSubject(name, seed=options.seed, numbers=balls, inside=inside)
-            for name, inside in cases
-        ]
+        return [RunSubject(name, seed=options.seed, numbers=balls) for name in names]
     return [
-        RunSubject(name, dtype, options.backend, options.seed, inside=inside)
-        for name, inside in cases
+        RunSubject(name, dtype, options.backend, options.seed)
+        for name in names
         for dtype in options.dtypes
     ]
 
@@ -189,13 +195,12 @@ def _rationals(values):
 def _in_rationals(name, subject):
     start, gradients = subject.drawn()
     root = np.frompyfunc(_rational_root, 1, 1)
-    start, gradients = _rationals(start), map(_rationals, gradients)
-    return defined_run(name, start, gradients, Fraction, root, subject.inside)
+    return defined_run(name, _rationals(start), map(_rationals, gradients), Fraction, root)
 
 
 def _defaults_are_recommended(name):
     """Return whether an optimizer's defaults are those that its authors recommend."""
-    recommended, defaults = RECOMMENDED.get(name, {}), getattr(nn, name, nn.SGD).defaults
+    recommended, defaults = RECOMMENDED.get(name, {}), getattr(nn, _kind(name)).defaults
     return all(defaults[key] == value for key, value in recommended.items())
 
 
@@ -215,7 +220,7 @@ def _distance(array, exact):
     source="the optimizers' papers, written out as sums over all past gradients",
     cite="defined",
     assumptions=("random gradients", "the penalty is lambda |w|^2 (AdamW's is decoupled)"),
-    control="the definition of another optimizer",
+    control="the definition of another optimizer; with eps in the root, that without",
     derivation=r"""
 Symmetries hold for twice a step as well, and exponents for any factor: here every step is compared
 in length and direction, from whatever state the steps before have left. The recursions of the
@@ -223,8 +228,8 @@ optimizers' buffers are solved, so that the two derivations share nothing: momen
 \rho^{t-k} g_k$; Adam's corrected moments are the means of $g_k$ and $g_k^2$ with the weights
 $\beta^{t-k}$, $\overline{g}_\beta = \sum_k \beta^{t-k} g_k/\sum_k \beta^{t-k}$; RMSprop's is $(1 -
 \delta) \sum_k \delta^{t-k} g_k^2$, Adagrad's $\sum_k g_k^2$, Adadelta's the same sums of its
-gradients and of its own steps. An eps inside the root is added under it. AdamW adds $\lambda_{dec}
-w_t$ to $p_t$; LARS is $|w| g/|g|$, and a fixed norm divides $w_{t+1}$ by its length.
+gradients and of its own steps. An eps in the root is added to the sum of squares. AdamW adds
+$\lambda_{dec} w_t$ to $p_t$; LARS is $|w| g/|g|$, and a fixed norm divides $w_{t+1}$ by its length.
 
 The definitions run in rational numbers, roots to 200 bits. Bound: the optimizer itself, run on
 numbers that carry their rounding error. The betas and eps that Adam and AdamW have by default, and
@@ -243,10 +248,9 @@ def step_by_definition(subject):
     closest, name = Closest(), subject.optimizer
     start, gradients = subject.drawn()
     wing = backends.get(subject.backend)
-    inside = subject.inside
-    run = optimizer_run(name, wing.asarray(start), map(wing.asarray, gradients), wing, inside)
+    run = optimizer_run(name, wing.asarray(start), map(wing.asarray, gradients), wing)
     bounded = optimizer_run(
-        name, Bounded(start), map(Bounded, gradients), backends.get("reference"), inside
+        name, Bounded(start), map(Bounded, gradients), backends.get("reference")
     )
     exact = _in_rationals(name, subject)
     size = float(np.linalg.norm((exact[-1] - _rationals(start)).astype(float)))
@@ -256,11 +260,11 @@ def step_by_definition(subject):
         closest.offer(*(row / size for row in rows))
     if not _defaults_are_recommended(name):
         closest.offer(np.inf, closest.bound)
-    other = _in_rationals("SGD" if name == FIXED_NORM else _OTHER[name], subject)
+    other = _in_rationals(_OTHER.get(name, _kind(name)), subject)
     return closest.measurement(
         how="running error of the optimizer's steps, relative to the way that w has gone",
         control=float(np.max(_distance(wing.to_numpy(run[-1]), other[-1]))) / size,
-        details={"steps": _STEPS, "defaults": dict(_optimizer(name, inside).defaults)},
+        details={"steps": _STEPS, "defaults": dict(_optimizer(name).defaults)},
     )
 
 
@@ -269,11 +273,12 @@ def _(subject):
     identity, name, numbers = Identity(), subject.optimizer, subject.numbers
     start, gradients = map(numbers.array, subject.drawn())
     update = backends.get("reference").update
-    wing = SimpleNamespace(update=update, asarray=numbers.array)
-    run = optimizer_run(name, start, gradients, wing, subject.inside)
-    exact = defined_run(name, start, gradients, numbers.number, np.sqrt, subject.inside)
+    run = optimizer_run(
+        name, start, gradients, SimpleNamespace(update=update, asarray=numbers.array)
+    )
+    exact = defined_run(name, start, gradients, numbers.number, np.sqrt)
     for array, w in zip(run, exact, strict=True):
         identity.vanishes(array - w)
-    other = "SGD" if name == FIXED_NORM else _OTHER[name]
+    other = _OTHER.get(name, _kind(name))
     identity.remains(run[-1] - defined_run(other, start, gradients, numbers.number, np.sqrt)[-1])
     return identity
