@@ -2,7 +2,6 @@
 
 import html.parser
 import importlib.util
-import itertools
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from browser import SCHEMES, WIDTHS, with_browser
+from browser import WIDTHS, with_browser
 
 ROOT = Path(__file__).parents[1]
 MISSING = [
@@ -110,7 +109,7 @@ def test_every_page_is_whole_on_every_screen(site, tab):
     _, pages = site
     wide = []
     for page in pages:
-        for width, scheme in itertools.product(WIDTHS, SCHEMES):
+        for width, scheme in (*((width, "light") for width in WIDTHS), (WIDTHS[-1], "dark")):
             tab.open(page.as_uri(), width, scheme)
             if tab.overflow() > 0:
                 wide.append((page.name, width, scheme))

@@ -80,6 +80,10 @@ def _main(options, out):
         print("\n".join(outline.listing()))
         return 0
     try:
+        if options.latex and not options.explain:
+            raise ValueError(
+                "--latex: got it alone, expected --explain ID, whose formulas it shows"
+            )
         if options.explain:
             (claim,) = select([options.explain])
             print(_explained(claim, options.latex))

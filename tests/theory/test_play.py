@@ -209,8 +209,9 @@ def test_the_numbers_on_the_page_are_those_of_the_laws(opened):
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_is_cut_at_any_width(opened, tab, width, scheme):
-    opened(width=width, scheme=scheme)
-    assert tab.overflow() <= 0 and tab.texts_outside() == []
+    for state in ("", "#optimizer=Adam&eta=-2&decay=-2", "#decay=-5.05", "#eta=0.5&decay=0.5"):
+        opened(state, width=width, scheme=scheme)
+        assert tab.overflow() <= 0 and tab.texts_outside() == [], state
 
 
 @with_browser
