@@ -127,8 +127,9 @@ def test_a_short_training_run_is_refused(row):
 def test_adamw_in_training_balances_the_weighted_sum_and_not_the_norm():
     subject = training_subjects(Options())[4]
     run = dataclasses.replace(subject, eta=0.004, x=4e-4, skip=6000, steps=8000)
-    weighted, plain = adamw_ratios(run, training_run(run))
+    weighted, plain, by_covariance = adamw_ratios(run, training_run(run))
     assert weighted == pytest.approx(1, abs=0.03) and plain > 1.15
+    assert plain == pytest.approx(by_covariance, abs=0.02)
 
 
 @pytest.mark.slow

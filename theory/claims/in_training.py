@@ -84,13 +84,19 @@ def adam_laws(subject, record):
 
 
 def adamw_ratios(subject, record):
-    """Return the root of sum s_i w_i^2 / sum s_i, and of the mean of w_i^2, over AdamW's law."""
+    """Return the root of sum s_i w_i^2 / sum s_i, of the mean of w_i^2, and of that by the
+    covariance, each over AdamW's law.
+    """
     s = np.sqrt(record.moments)
-    live = np.count_nonzero(s[0].any(axis=1))
-    law = math.sqrt(laws.adamw_weighted(subject.eta, subject.decay, 1.0, MEMORY))
-    weighted = (s * record.weights).sum(axis=1) / s.sum(axis=1)
-    plain = record.weights.sum(axis=1) / live
-    return tuple(float((np.sqrt(squares) / law).mean()) for squares in (weighted, plain))
+    live = s[0].any(axis=1)  # the other weights have no gradients
+    s, squares = s[:, live].swapaxes(0, 1), record.weights[:, live].swapaxes(0, 1)
+    law = laws.adamw_weighted(subject.eta, subject.decay, 1.0, MEMORY)
+    means = (
+        (s * squares).sum(axis=0) / s.sum(axis=0),
+        squares.mean(axis=0),
+        laws.adamw_mean_square(law * s.sum(axis=0), s, squares),
+    )
+    return tuple(float(np.sqrt(mean / law).mean()) for mean in means)
 
 
 @claim(

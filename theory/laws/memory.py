@@ -8,6 +8,9 @@ memory the second term is 0 in the mean.
 
 from typing import NamedTuple
 
+import numpy as np
+
+from minimal_nn.typing import Array
 from theory.laws.balance import balanced
 from theory.numbers import Number
 
@@ -214,3 +217,19 @@ def adamw_weighted(
     0.019141
     """
     return balanced("AdamW", learning_rate, weight_decay, memory) * drive
+
+
+def adamw_mean_square(weighted: Number, roots: Array, squares: Array) -> Number:
+    r"""Return the mean of w_i^2 under AdamW, where weights with small gradients grow.
+
+    weighted/sum_i sqrt(v_i) - Cov_i(sqrt(v_i), w_i^2)/mean_i sqrt(v_i), since the mean of a product
+    is the product of means and the covariance; exact.  weighted: sum_i sqrt(v_i) w_i^2, which
+    adamw_weighted gives.  roots, squares: sqrt(v_i) and w_i^2, or their means, weights first.
+    Source: ours.
+
+    >>> float(adamw_mean_square(5.0, np.array([1.0, 3.0]), np.array([2.0, 1.0])))
+    1.5
+    """
+    mean = np.mean(roots, axis=0)
+    covariance = np.mean(roots * squares, axis=0) - mean * np.mean(squares, axis=0)
+    return weighted / (len(roots) * mean) - covariance / mean
