@@ -69,7 +69,7 @@ plt.yticks([0.3, 1, 3], ["0.3", "1", "3"])
 plt.minorticks_off()
 plt.xlabel("steps")
 plt.ylabel("|w|")
-plt.legend()
+_ = plt.legend()
 
 # %% [markdown]
 # ## Fit the exponent
