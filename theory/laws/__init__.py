@@ -13,6 +13,7 @@ does not.  Times are steps.  No quantity has a unit but the powers of w's that `
     scaling       degree, powers of the symmetry, effective rate, steps on one gradient
     balance       |w| and the angle between successive w, where growth and decay balance
     motion        growth without decay, and how fast |w| comes to its equilibrium
+    finite        what a beta2 below 1 adds to Adam's and AdamW's
     memory        what gradients that remember put in the place of s^2
     remedies      |w| held at 1: the rate that is left, and the threshold
     batch         what becomes of hyper-parameters where the batch's size changes
@@ -28,9 +29,11 @@ from theory.laws.balance import (
     adam_balance,
     adam_root,
     adam_shares,
+    adam_shift,
     adam_turn,
     adamw_balance,
     adamw_turn,
+    balanced,
     equilibrium,
     equilibrium_rate,
     limit,
@@ -43,13 +46,22 @@ from theory.laws.balance import (
     sgd_fourth_moment,
 )
 from theory.laws.batch import batch_powers
+from theory.laws.finite import Correction, adam_correction, adamw_correction
 from theory.laws.memory import (
     MEMORIES,
+    STORES,
+    Store,
     adam_memory,
+    adam_store,
     adam_weighted,
+    adamw_mean_square,
+    adamw_store,
     adamw_weighted,
     momentum_memory,
+    momentum_store,
     nesterov_memory,
+    nesterov_store,
+    sgd_store,
 )
 from theory.laws.motion import (
     SHRINKS,
@@ -84,20 +96,30 @@ __all__ = [
     "DEGREES",
     "MEMORIES",
     "SHRINKS",
+    "STORES",
     "TURNS",
+    "Correction",
     "Equilibrium",
+    "Store",
     "adam_balance",
     "adam_clock",
+    "adam_correction",
     "adam_exponent",
     "adam_memory",
     "adam_relaxation",
     "adam_root",
     "adam_shares",
+    "adam_shift",
+    "adam_store",
     "adam_turn",
     "adam_weighted",
     "adamw_balance",
+    "adamw_correction",
+    "adamw_mean_square",
+    "adamw_store",
     "adamw_turn",
     "adamw_weighted",
+    "balanced",
     "batch_powers",
     "circle_angle",
     "direction_rate",
@@ -112,10 +134,12 @@ __all__ = [
     "momentum_balance",
     "momentum_memory",
     "momentum_shrink",
+    "momentum_store",
     "momentum_turn",
     "nesterov_balance",
     "nesterov_memory",
     "nesterov_shrink",
+    "nesterov_store",
     "nesterov_turn",
     "norm_exponent",
     "norm_power",
@@ -127,4 +151,5 @@ __all__ = [
     "repeated_step",
     "reversed_by_decay",
     "sgd_fourth_moment",
+    "sgd_store",
 ]
