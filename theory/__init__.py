@@ -6,7 +6,7 @@
     measures   what claims measure with: bits, bounds, runs, statistics, identities
     subjects   what claims are measured on: networks on the digits, controlled random walks
     numbers    what a claim can be run in: floats, balls, symbols, running error bounds, jets
-    yours      verify, assert_claim, claims_on, audit, lint_decay: the claims on your own code
+    yours      verify, assert_claim, claims_on, audit, lint_decay, convert: on your own code
     report     what `python -m theory` prints, and the pages that it writes
     torch      audit of a PyTorch module, verify on its normalizing layers
 
@@ -17,6 +17,7 @@ measures, subjects, laws, numbers.
 from theory import claims  # noqa: F401  importing it registers them
 from theory.claim import CLAIMS, Claim, Measurement, Verdict, claim, select
 from theory.yours.auditing import Audit, audit
+from theory.yours.conversion import convert
 from theory.yours.decay import lint_decay
 from theory.yours.networks import claims_on
 from theory.yours.verification import assert_claim, verify
@@ -31,6 +32,7 @@ __all__ = [
     "audit",
     "claim",
     "claims_on",
+    "convert",
     "lint_decay",
     "select",
     "verify",

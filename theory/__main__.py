@@ -10,7 +10,7 @@ import numpy as np
 from minimal_nn import backend
 from theory.claim import select
 from theory.numbers import arithmetic
-from theory.report import faults, outline, seeds, table
+from theory.report import faults, outline, processes, seeds, table
 from theory.subjects.networks import DTYPES, Options
 
 
@@ -22,6 +22,7 @@ def parser():
     )
     p.add_argument("--list", action="store_true", help="list the claims and exit")
     p.add_argument("--explain", metavar="ID", help="print a claim with its derivation and exit")
+    p.add_argument("--latex", action="store_true", help="--explain: formulas in LaTeX")
     p.add_argument("--only", metavar="ID", nargs="+", help="verify these claims alone")
     p.add_argument("--backend", default="reference", choices=backend.NAMES, help="the wing")
     numbers = p.add_mutually_exclusive_group()
@@ -44,6 +45,12 @@ def parser():
         nargs="*",
         help="which claims catch which planted fault (all of them: half an hour)",
     )
+    p.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="verify on N processes (default: two where there are two cores, one with --only)",
+    )
     p.add_argument("--thorough", action="store_true", help="also the long statistical runs")
     p.add_argument("--table", action="store_true", help="print a line for every subject")
     p.add_argument(
@@ -64,9 +71,7 @@ def main(arguments=None):
     try:
         if options.explain:
             (claim,) = select([options.explain])
-            print(
-                "\n".join(filter(None, [table.explanation(claim), faults.caught_by_claim(claim)]))
-            )
+            print(_explained(claim, options.latex))
             return 0
         if options.play:
             from theory.report import play  # latex2mathml, for this option alone
@@ -78,6 +83,10 @@ def main(arguments=None):
             raise ValueError(f"--seed: got {options.seed}, expected an integer >= 0")
         if options.seeds is not None and options.seeds < 1:
             raise ValueError(f"--seeds: got {options.seeds}, expected an integer >= 1")
+        if options.processes is None:
+            options.processes = 1 if options.only else processes.default_number()
+        if options.processes < 1:
+            raise ValueError(f"--processes: got {options.processes}, expected an integer >= 1")
         backend.get(options.backend).asarray(np.zeros(1))  # says what is missing before the work
         if options.json:
             table.check_json_path(options.json)
@@ -91,11 +100,15 @@ def main(arguments=None):
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(f"python -m theory: {error}", file=sys.stderr)
         return 2
-    if options.seeds is not None:
-        return _over_seeds(claims, asked, options.seeds)
     started = time.perf_counter()
-    with _one_blas_thread():
-        verdicts = (_every_subject if options.table else _every_claim)(claims, asked)
+    try:
+        if options.seeds is not None:
+            return _over_seeds(claims, asked, options)
+        found = processes.verified(claims, asked, options.processes)
+        verdicts = (_every_subject if options.table else _every_claim)(claims, found, asked)
+    except processes.LostProcessError as error:
+        print(f"python -m theory: {error}", file=sys.stderr)
+        return 2
     for line in table.notes(left_out, options.backend):
         print(line)
     print("-" * table.WIDTH)
@@ -114,9 +127,20 @@ def main(arguments=None):
     return 0 if all(verdict.verified for verdict in verdicts) else 1
 
 
+def _explained(claim, latex):
+    """Return a claim in full; in LaTeX too where the terminal lacks the letters."""
+    caught = faults.caught_by_claim(claim)
+    text = table.explanation(claim, caught, latex)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return table.explanation(claim, caught, latex=True)
+    return text
+
+
 def _planted(options):
     """Print which claims catch which fault; return 1 if a fault survives that should not."""
-    with _one_blas_thread():
+    with processes.one_blas_thread():
         found = faults.judged(options.faults)
     if options.json:
         faults.write_json(options.json, found)
@@ -125,37 +149,33 @@ def _planted(options):
     return 1 if alive else 0
 
 
-def _over_seeds(claims, asked, number):
+def _over_seeds(claims, asked, options):
     """Print how often each claim is verified over seeds; return 1 unless always."""
-    with _one_blas_thread():
-        found = seeds.verdicts_of(claims, asked, number, lambda text: print(text, flush=True))
+    found = seeds.verdicts_of(
+        claims, asked, options.seeds, lambda text: print(text, flush=True), options.processes
+    )
     print("\n".join(seeds.lines(found)))
     return 0 if all(verdict for verdicts in found.values() for verdict in verdicts) else 1
 
 
-def _every_subject(claims, asked):
-    """Verify the claims and print a line for each subject; return the verdicts."""
+def _every_subject(claims, found, asked):
+    """Print a line for each subject of the claims that are found; return the verdicts."""
     print("\n".join(table.header(asked.arithmetic)))
     verdicts = []
-    for claim in claims:
-        for subject in claim.subjects(asked):
-            verdicts.append(claim.verify(subject))
-            print(table.line(verdicts[-1]), flush=True)
+    for _, own in found:
+        print("\n".join(map(table.line, own)), flush=True)
+        verdicts += own
     return verdicts
 
 
-def _every_claim(claims, asked):
-    """Verify the claims and print a line for each, under its chapter; return the verdicts."""
+def _every_claim(claims, found, asked):
+    """Print a line for each of the claims that are found, by chapters; return the verdicts."""
     print("\n".join(outline.header(len(claims), asked.arithmetic)), flush=True)
     verdicts, chapter = [], None
-    for claim in claims:
-        subjects = claim.subjects(asked)
-        if not subjects:
-            continue
+    for claim, own in found:
         if outline.chapter(claim) != chapter:
             chapter = outline.chapter(claim)
             print(chapter, flush=True)
-        own = [claim.verify(subject) for subject in subjects]
         print("\n".join(outline.lines(own)), flush=True)
         verdicts += own
     return verdicts
@@ -188,13 +208,6 @@ def _refuse(options, asked, claims):
             raise ValueError(f"--only: {claim.id} is not run in {name}: {reason}")
 
 
-def _one_blas_thread():
-    """Pin BLAS to one thread: bits depend on the number, and small products are faster."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(limits=1, user_api="blas")
-
-
 if __name__ == "__main__":
     try:
         status = main()
@@ -202,4 +215,6 @@ if __name__ == "__main__":
     except BrokenPipeError:  # the reader, as in `--list | head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
+    except KeyboardInterrupt:
+        status = 130
     sys.exit(status)

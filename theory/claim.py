@@ -135,6 +135,8 @@ def _plain(value):
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     plain = float(value)
     if not math.isfinite(plain) or (plain == 0 and value != 0):  # below a double's range
         return np.format_float_scientific(value, precision=3)
@@ -151,7 +153,9 @@ class Claim:
     Measurement.  floats: Options -> the subjects in floating point.  unfit: {arithmetic: why the
     claim is not run in it}.  numpy_only: why it runs in NumPy whatever the wing is, "" if it does
     not.  too_long: why a simulated wing is left out, "" if it is not.  erratum: where a source is
-    wrong.  exact: its ExactForm for balls and symbols, where it has one (see `exactly`).
+    wrong.  runs_of: the id of a claim whose runs it measures as well, "" if it has its own; both
+    are verified in one process.  exact: its ExactForm for balls and symbols, where it has one (see
+    `exactly`).
     """
 
     id: str
@@ -167,6 +171,7 @@ class Claim:
     numpy_only: str = ""
     too_long: str = ""
     erratum: str = ""
+    runs_of: str = ""
     exact: Any = None
 
     def exactly(
@@ -228,6 +233,7 @@ def claim(
     unfit: Iterable[tuple[str, str]] = (),
     numpy_only: str = "",
     too_long: str = "",
+    runs_of: str = "",
 ) -> Callable[[Callable], Claim]:
     """Register the decorated function, subject -> Measurement, as a Claim, and return the Claim.
 
@@ -251,6 +257,7 @@ def claim(
             numpy_only=numpy_only,
             too_long=too_long,
             erratum=erratum,
+            runs_of=runs_of,
         )
         return CLAIMS[id]
 

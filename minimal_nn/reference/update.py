@@ -50,6 +50,9 @@ def _formula(function):
     return checked
 
 
+_signature = functools.lru_cache(inspect.signature)  # asked at every step
+
+
 def _rounded(result, w):
     """Return a result in w's dtype, where a hyper-parameter of a wider one has widened it."""
     if isinstance(w, np.ndarray) and isinstance(result, np.ndarray) and result.dtype != w.dtype:
@@ -343,7 +346,7 @@ def of_step(formula, w, g, states, hyper):
         raise ValueError(f"formula: got {formula!r}, expected one of {', '.join(FORMULAS)}")
     if not isinstance(states, (tuple, list)):
         raise TypeError(f"states: got {type(states).__name__}, expected a tuple of arrays")
-    signature = inspect.signature(globals()[formula])
+    signature = _signature(globals()[formula])
     try:
         given = signature.bind(w, g, *states, **hyper).arguments
     except TypeError as error:

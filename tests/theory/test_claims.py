@@ -8,7 +8,7 @@ import pytest
 from minimal_nn.reference import batchnorm
 from theory import CLAIMS, Claim, Measurement, Verdict, select
 from theory.claim import claim
-from theory.measures.bits import LEAST_RANGE, differing, exact_range
+from theory.measures.bits import LEAST_RANGE, Search, differing, exact_range
 from theory.subjects.networks import DTYPES, IMAGES, NORMALIZATIONS, Options, network_subject
 
 SPINE = (
@@ -287,6 +287,27 @@ def test_the_exact_range_is_found(low, high):
 
     found = exact_range(count, 12, 100)
     assert found == (0, low, min(high, 90) if high < 100 else 100)
+
+
+@pytest.mark.parametrize("ends", ((-20, 33), (-70, 33), (-20, 90), (-40, 40)))
+def test_what_all_searches_have_in_common_is_what_each_finds_alone(ends):
+    """A later search asks no more than it must: the ends that are known, once each if exact."""
+    ranges = ((-50, 60), ends, (-30, 45))
+    search, asked = Search(12, 100), []
+    for low, high in ranges:
+
+        def count(k, low=low, high=high):
+            asked.append(k)
+            return int(not low <= k <= high)
+
+        search.run(count)
+    alone = [exact_range(lambda k, e=e: int(not e[0] <= k <= e[1]), 12, 100) for e in ranges]
+    assert (search.low, search.high) == (max(a[1] for a in alone), min(a[2] for a in alone))
+    assert search.wrong == 0
+    before = len(asked)
+    search.run(lambda k: asked.append(k) or 0)
+    inner = [sign * k for k in (1, 6, 12) for sign in (1, -1)]
+    assert asked[before:] == [*inner, search.low, search.high]
 
 
 def test_a_range_that_is_too_small_is_counted():

@@ -15,6 +15,7 @@ does not.  Times are steps.  No quantity has a unit but the powers of w's that `
     motion        growth without decay, and how fast |w| comes to its equilibrium
     memory        what gradients that remember put in the place of s^2
     remedies      |w| held at 1: the rate that is left, and the threshold
+    batch         what becomes of hyper-parameters where the batch's size changes
 
 Every formula is made of + - * /, np.sqrt, np.log and np.abs, so that it takes floats, arrays, balls
 and symbols (theory.numbers), unless it says otherwise.
@@ -41,6 +42,7 @@ from theory.laws.balance import (
     rate_exponents,
     sgd_fourth_moment,
 )
+from theory.laws.batch import batch_powers
 from theory.laws.memory import (
     MEMORIES,
     adam_memory,
@@ -96,6 +98,7 @@ __all__ = [
     "adamw_balance",
     "adamw_turn",
     "adamw_weighted",
+    "batch_powers",
     "circle_angle",
     "direction_rate",
     "effective_rate",

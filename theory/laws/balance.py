@@ -228,6 +228,11 @@ class Equilibrium(NamedTuple):
     turn: Number
     small: Number
 
+    @property
+    def angle(self) -> Any:
+        """The angle between successive w in radians, of floats and arrays."""
+        return np.arccos(1 - np.asarray(self.turn, dtype=float))[()]
+
 
 def equilibrium(
     optimizer: str,

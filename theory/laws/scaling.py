@@ -49,7 +49,7 @@ def powers(optimizer: str) -> dict[str, int]:
 
     learning_rate: 1 + nu; Adadelta's, a mere factor of its step, 0.  weight_decay (or l2): -2,
     since decay * a w must scale as a gradient does, which is with 1/a.  decoupled_weight_decay:
-    -(1 + nu), so that its product with the learning rate stays.  eps: -1, or where it stands inside
+    minus the learning rate's, so that their product stays.  eps: -1, or where it stands inside
     the root (`eps_inside_root`) -2; Adadelta's eps_numerator, beside the square of its steps, 2,
     and its eps_denominator, beside that of gradients, -2.  Momentum and the betas take none.
 
@@ -59,8 +59,9 @@ def powers(optimizer: str) -> dict[str, int]:
     (1, -2, -1)
     """
     power = rate_power(optimizer)
+    power = 0 if optimizer == "Adadelta" else power
     return {
-        "learning_rate": 0 if optimizer == "Adadelta" else power,
+        "learning_rate": power,
         "weight_decay": _OF_ITS_SQUARE,
         "decoupled_weight_decay": -power,
         "eps": _OF_A_GRADIENT,

@@ -46,8 +46,13 @@ class Search:
         self.wrong, self.low, self.high = 0, -limit, limit
 
     def run(self, count_differing, limit=None):
-        """Search the range of one function k -> how many entries differ, and take it in."""
-        wrong, low, high = exact_range(count_differing, self.least, limit or self.limit)
+        """Search the range of one function k -> how many entries differ, and take it in.
+
+        Beyond the range of the searches before nothing is tried: only what all have counts.
+        """
+        wrong, low, high = exact_range(
+            count_differing, self.least, limit or self.limit, (self.low, self.high)
+        )
         self.wrong += wrong
         self.low, self.high = max(self.low, low), min(self.high, high)
 
@@ -67,24 +72,29 @@ def differing(a, b):
     return int(a.size - np.count_nonzero(same))
 
 
-def exact_range(count_differing, least, limit):
+def exact_range(count_differing, least, limit, known=None):
     """Return the largest interval [low, high] of k around 0 in which `count_differing(k)` is 0.
 
     Each end is searched by doubling and bisection from `least` outwards, up to `limit`; the entries
     that differ at +-1, +-least/2 and +-least are counted first.  Returns (differing, low, high).
+    known: (low, high) beyond which nothing is asked; an end of it that is exact is not searched.
     """
+    known = known or (-limit, limit)
     inner = sorted({1, max(least // 2, 1), least})
     with np.errstate(all="ignore"):
         wrong = sum(count_differing(sign * k) for k in inner for sign in (1, -1))
         ends = []
         first = 2 ** int(math.log2(max(least // 4, 1)))  # halving it ends at 1 and misses no k
-        for sign in (-1, 1):
+        for sign, end in zip((-1, 1), known, strict=True):
+            last = min(limit, max(abs(end), least))
             good, step = (least, first) if wrong == 0 else (0, 1)
-            while wrong == 0 and _exact_at(count_differing, sign, good + step, limit):
+            if wrong == 0 and last < limit and _exact_at(count_differing, sign, last, last):
+                good, step = last, 1
+            while wrong == 0 and _exact_at(count_differing, sign, good + step, last):
                 good, step = good + step, 2 * step
             while step > 1 and wrong == 0:
                 step //= 2
-                if _exact_at(count_differing, sign, good + step, limit):
+                if _exact_at(count_differing, sign, good + step, last):
                     good += step
             ends.append(sign * good)
     return wrong, ends[0], ends[1]

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from minimal_nn.files import whole_file
-from theory.report import faults, outline, table
+from theory.report import faults, letters, outline, table
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; --good: #0a7d4f; --bad: #c2410c; }
@@ -40,7 +40,9 @@ def mathematics(latex, display=False):
     """Return LaTeX as a MathML element."""
     from latex2mathml.converter import convert
 
-    markup = convert(" ".join(latex.split()), display="block" if display else "inline")
+    # An index of three letters or more is a word.
+    latex = re.sub(r"_\{([a-z]{3,})\}", r"_{\\mathrm{\1}}", " ".join(latex.split()))
+    markup = convert(latex, display="block" if display else "inline")
     # A bar would be set as an operator, with space around it; here it is always a fence.
     fence = '<mo lspace="0" rspace="0" stretchy="false">|</mo>'
     return re.sub(r"<mo[^>]*>(\||&#x0007C;)</mo>", fence, markup)
@@ -61,28 +63,15 @@ def prose(text):
     return "\n".join(paragraphs)
 
 
-_GREEK = dict(
-    zip(
-        "beta1 beta2 lambda gamma kappa sigma beta eta rho eps phi nu mu".split(),
-        "β_1 β_2 λ γ κ σ β η ρ ε φ ν μ".split(),
-        strict=True,
-    )
-)
-
-
 def words(text):
     """Return plain text as HTML, with the mathematics that is written in letters set.
 
     >>> words("|g|^2 and w_0 at eps = 0, lambda_2 >= 2^-24")
     '|g|<sup>2</sup> and w<sub>0</sub> at ε = 0, λ<sub>2</sub> ≥ 2<sup>−24</sup>'
     """
-    text = html.escape(text.replace(">=", "≥").replace("<=", "≤").replace("->", "→"), quote=False)
-    # A name of an argument, as in eps_inside_root, stays what it is.
-    names = rf"(?<![A-Za-z0-9-])({'|'.join(_GREEK)})(?![A-Za-z0-9-]|_[a-z]{{2}})"
-    text = re.sub(names, lambda found: _GREEK[found[1]], text)
-    text = re.sub(r"\bgrad (?=L\b)", "∇", text).replace("sqrt", "√")
-    text = re.sub(r"\^(?:\(([^()]*)\)|(-?[\w.]+))", r"<sup>\1\2</sup>", text)
-    text = re.sub(r"\b([A-Za-zα-ω])_(?:\{(.*?)\}|(\w+))", r"\1<sub>\2\3</sub>", text)
+    text = html.escape(letters.spelled(text), quote=False)
+    text = letters.POWER.sub(r"<sup>\1\2</sup>", text)
+    text = letters.INDEX.sub(r"\1<sub>\2\3</sub>", text)
     return text.replace("<sup>-", "<sup>−")
 
 

@@ -10,23 +10,23 @@ import math
 
 import numpy as np
 
-from theory.report import table
+from theory.report import processes, table
 
 _WIDTHS = (23, 20, 8, 11, 8)
 
 
-def verdicts_of(claims, options, seeds, say):
+def verdicts_of(claims, options, seeds, say, number=1):
     """Return {(claim id, subject, arithmetic): verdicts}, over seeds; `say` what is not verified.
 
-    seeds: how many, from 0 on.
+    seeds: how many, from 0 on.  number: of processes.
     """
     found = {}
     for seed in range(seeds):
         here = []
-        for claim in claims:
-            for subject in claim.subjects(dataclasses.replace(options, seed=seed)):
-                verdict = claim.verify(subject)
-                here.append(verdict)
+        asked = dataclasses.replace(options, seed=seed)
+        for claim, verdicts in processes.verified(claims, asked, number):
+            here += verdicts
+            for verdict in verdicts:
                 key = claim.id, verdict.subject, verdict.arithmetic
                 found.setdefault(key, []).append(verdict)
                 if not verdict.verified:

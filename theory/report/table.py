@@ -11,6 +11,7 @@ import numpy as np
 from minimal_nn.files import whole_file
 from theory.claim import CLAIMS
 from theory.numbers.arithmetic import NAMES
+from theory.report import glossary, letters
 
 WIDTH = 100
 _COLUMNS = ("claim", "source", "subject", "measured", "bound", "control", "verdict")
@@ -124,24 +125,40 @@ def fits(claim):
     return phrases
 
 
-def explanation(claim):
-    """Return a claim in full: statement, derivation, assumptions, what is measured, the bound."""
-    parts = [
-        f"{claim.id}  ({claim.source})",
-        "",
-        f"  {claim.statement}",
-        "",
-        claim.derivation.strip(),
-        "",
-        "assumptions: " + "; ".join(claim.assumptions),
-        f"control: {claim.control}",
-    ]
+def explanation(claim, more="", latex=False):
+    """Return a claim in full: statement, derivation, assumptions, what is measured, the bound.
+
+    In letters for a terminal, with the meaning of the symbols at the end; latex: as it is written.
+    more: a line to add.
+    """
+    told = {"assumptions": "; ".join(claim.assumptions), "control": claim.control}
     if claim.measure.__doc__:
-        parts.append(f"measured: {' '.join(claim.measure.__doc__.split())}")
-    parts += fits(claim)
+        told["measured"] = " ".join(claim.measure.__doc__.split())
+    lines = [f"{name}: {text}" for name, text in told.items()]
+    lines += fits(claim)
     if claim.erratum:
-        parts.append(f"erratum: {claim.erratum}")
-    return "\n".join(parts)
+        lines.append(f"erratum: {claim.erratum}")
+    lines += [more] if more else []
+    head = f"{claim.id}  ({claim.source})"
+    if latex:
+        parts = [head, f"  {claim.statement}", claim.derivation.strip(), "\n".join(lines)]
+        return "\n\n".join(parts)
+    statement = letters.set_(claim.statement).split("   ")
+    parts = [
+        letters.filled(letters.plain(head), WIDTH, "    "),
+        "\n".join(f"  {letters.filled(part, WIDTH - 2, '      ')}" for part in statement),
+        letters.prose(claim.derivation, WIDTH),
+        "\n".join(letters.filled(letters.plain(line), WIDTH, "    ") for line in lines),
+        "\n".join(symbols(claim)),
+    ]
+    return "\n\n".join(parts)
+
+
+def symbols(claim):
+    """Return lines that tell what the symbols of a claim mean."""
+    meanings = {glossary.shown(key): text for key, text in glossary.meanings(claim).items()}
+    width = max(map(len, meanings))
+    return ["symbols:", *(f"  {key:{width}s}  {text}" for key, text in meanings.items())]
 
 
 def versions():

@@ -182,6 +182,7 @@ $x_e$ by the angle $(2 \eta^2 \lambda_2 C/s)^{1/3} \sqrt{\kappa}$.
     subjects=equilibrium_subjects,
     unfit=(SAMPLED,),
     too_long=TOO_LONG,
+    runs_of="equilibrium-norm",
 )
 def equilibrium_angle(subject):
     """E|w' - w|^2/(E|w|^2 + E|w'|^2) after burn-in against the law, relative, with its interval."""
@@ -233,6 +234,7 @@ $(a \eta, \lambda/a^2)$ change $|w|$ alone. For small $x$ that leaves the closed
         ("it is equilibrium-norm, inserted in the rate's definition", "ball symbol"),
     ),
     too_long=TOO_LONG,
+    runs_of="equilibrium-norm",
 )
 def equilibrium_rate(subject):
     """The mean effective rate after burn-in against the law, relative, with its interval."""

@@ -29,8 +29,7 @@ def _range(count, least, limit, known):
         with np.errstate(all="ignore"):
             if count(known[0]) == 0 == count(known[1]):
                 return 0, *known
-    wrong, low, high = exact_range(count, least, limit)
-    return (wrong, low, high) if known is None else (wrong, max(low, known[0]), min(high, known[1]))
+    return exact_range(count, least, limit, known)
 
 
 def symmetry_of_runs(subject, network, variant, known=None):

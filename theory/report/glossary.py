@@ -1,0 +1,195 @@
+"""What the symbols of the claims mean, those of all claims and each claim's own."""
+
+import re
+
+from theory.report import letters
+
+# In every claim that has no other meaning for them
+SYMBOLS = {
+    r"X": "examples, a row each",
+    r"w": "the weights under which the loss is scale-invariant: a unit's, or a layer's",
+    r"z": "X w, before the normalization",
+    r"y": "outputs of the normalization, γ h + β",
+    r"h": "z less its mean, over its standard deviation",
+    r"\gamma": "scale after the normalization",
+    r"\beta": "shift after the normalization",
+    r"\mu": "mean of z",
+    r"\sigma": "standard deviation of z",
+    r"\varepsilon": "eps, added to the variance under the root of the normalization",
+    r"L": "the loss, a mean over the batch; L_λ = L + λ |w|²",
+    r"\nabla": "gradient with respect to the weights",
+    r"g": "the gradient of the loss with respect to w",
+    r"a": "the factor by which w is scaled",
+    r"k": "a = 2ᵏ",
+    r"c": "a factor > 0",
+    r"\eta": "learning rate",
+    r"\eta_{eff}": "effective learning rate: how fast the direction of w moves",
+    r"\lambda": "coefficient of the penalty λ |w|²",
+    r"\lambda_2": "2 λ, the weight decay of the frameworks",
+    r"\lambda_{dec}": "AdamW's decoupled weight decay",
+    r"\rho": "momentum",
+    r"\beta_1": "decay of Adam's first moment",
+    r"\beta_2": "decay of Adam's second moment",
+    r"\nu": "exponent of a step's length: |p| ∝ |w|^(−ν)",
+    r"p": "the optimizer's step, before the learning rate",
+    r"x": "η λ₂, the part of w that decay takes away in a step",
+    r"x_e": "η λ₂/V, the same for Adam with L2",
+    r"s": "root of E |w|² |g|²: the gradient's length where |w| = 1",
+    r"C": "number of weights in w",
+    r"r": "|w|",
+    r"E": "mean over steps",
+    r"V": "root of the mean of Adam's second moment",
+    r"\kappa": "(1 − β₁)/(1 + β₁)",
+    r"\tau": "time in steps until a distance has fallen to 1/e",
+    r"\Phi": "effective learning rate, with its constant",
+    r"\phi": "angle of a step",
+    r"u": "unit round-off, half of the gap between 1 and the next number",
+    r"H": "the Hessian, the derivative of the gradient",
+    r"J": "derivative of the scores with respect to w",
+    r"G": "the Gauss-Newton matrix",
+    r"F": "the Fisher matrix",
+    r"\ell": "loss of one example",
+    r"\top": "transposed",
+    r"\dot": "derivative of the loss by y",
+    r"\angle": "angle between two vectors",
+    r"\langle": "inner product, the sum of the products of the entries",
+}
+_ADAM_EPS = {r"\varepsilon": "eps in the optimizer's denominator"}
+_DIRECTION = {r"d": "a direction in the space of a parameter"}
+_STATIONARY = {r"a": "1 − x", r"v": "momentum's buffer; Adam's second moment", r"B": "|v′|²"}
+_ROUNDED = {r"\gamma": "with an index n: n u/(1 − n u), what n roundings make at most"}
+_ERRORS = {r"e": "rounding errors of the update"}
+OWN = {
+    "gradient-of-loss": {
+        **_DIRECTION,
+        r"h": "a small step",
+        r"i": "the root of −1",
+        r"e": "rounding errors",
+    },
+    "hessian-symmetric": {r"h": "a small step", r"i": "the root of −1", r"e": "unit vectors"},
+    "loss-is-a-mean": {
+        r"s": "scores: i the example, j the class",
+        r"t": "label or target of an example",
+        r"N": "number of examples",
+        r"K": "number of scores of an example",
+        r"e": "Euler's number",
+    },
+    "running-statistics": {
+        r"r": "running statistic",
+        r"b": "statistic of a batch",
+        r"m": "weight of a new batch",
+        r"n": "numbers for each unit",
+        r"T": "batches seen",
+        r"v": "variance",
+    },
+    "step-by-definition": {
+        **_ADAM_EPS,
+        r"\beta": "weight of the past in a mean",
+        r"\overline": "weighted mean over the past",
+        r"k": "a step of the past",
+        r"\delta": "decay of RMSprop's mean square",
+    },
+    "penalty-rescaling": _ROUNDED,
+    "training-is-its-steps": {r"v": "momentum's buffer", r"T": "number of steps"},
+    "gradient-orthogonality": {r"v": "variance of z of a unit; under weight norm |v|² of its v"},
+    "direction-rate": {r"u": "w/|w|, the direction", r"v": "weights of the same direction"},
+    "optimizer-symmetry": {
+        **_ADAM_EPS,
+        r"u": "Adadelta's mean square of its own steps",
+        r"s": "mean square of the gradients",
+    },
+    "step-exponent": {r"A": "a factor that the direction sets"},
+    "step-on-one-gradient": {
+        **_ADAM_EPS,
+        r"\beta": "RMSprop's decay of its second moment",
+        r"s": "sum or mean of squares of the gradients",
+        r"t": "number of steps on the same gradient",
+        r"v": "momentum's buffer",
+    },
+    "adam-eps": {**_ADAM_EPS, r"q": "share of a weight's gradient in |g| + a ε"},
+    "hessian-scaling": {r"h": "a small step"},
+    "newton-step": {r"P": "projection on the null space of the Hessian", r"d": "the step"},
+    "gauss-newton-null": {
+        r"s": "scores",
+        r"r": "derivative of an example's loss by its scores",
+        r"S": "Hessian of the loss by the scores",
+        r"N": "number of examples",
+    },
+    "second-order-symmetry": {r"d": "the step", r"\mu": "damping"},
+    "norm-growth": _ERRORS,
+    "gradient-flow": {
+        r"\dot": "derivative of w by time",
+        r"t": "time, the sum of the learning rates",
+        r"e": "Euler's number; |e|: the solver's estimate of its error",
+    },
+    "equilibrium-norm": {**_STATIONARY, r"A": "⟨w, v′⟩", r"m": "Adam's first moment"},
+    "equilibrium-angle": _STATIONARY,
+    "relaxation-time": {
+        r"e": "Euler's number",
+        r"q": "|w| over its limit",
+        r"z": "|w|⁴",
+        r"F": "a clock: a function of q that falls evenly",
+        r"\alpha": "the factor by which momentum shrinks w in a step",
+    },
+    "equilibrium-exponents": {r"a": "a factor"},
+    "rotation-per-step": _ERRORS,
+    "equilibrium-in-training": {
+        r"s": "with an index: root of E |w|² gᵢ²",
+        r"b": "the optimizer's buffer before g comes in",
+        r"c": "factor of memory",
+        r"F": "the law of equilibrium-norm as a function of x and of the memory",
+        r"v": "Adam's second moment",
+        r"m": "Adam's first moment",
+        r"p": "g, for Adam with L2 g + λ₂ w",
+    },
+    "fixed-norm-sgd": {r"\tilde": "before w is normalized again"},
+    "fixed-norm-momentum": {
+        r"c": "length of the gradient",
+        r"v": "momentum's buffer",
+        r"e": "Euler's number",
+        r"i": "the root of −1: w is a point of the complex plane",
+    },
+    "weight-norm-grows": {
+        **_ROUNDED,
+        r"v": "weight norm's parameter: a unit has the weights g v/|v|",
+    },
+    "gamma-beta": {r"l": "a layer"},
+}
+# Numbers of examples, units, weights and steps; names of a set; what is set and means nothing
+_PASSED_BY = {
+    *("i", "j", "k", "n", "t", "T"),
+    *(rf"\{name}" for name in "frac tfrac sqrt left right quad qquad sum to text cos log".split()),
+    *(rf"\{name}" for name in "rangle propto mapsto Rightarrow iff ne approx ldots cdot".split()),
+    *(rf"\{name}" for name in "lim inf infty bar hat arctan arccos ll gg".split()),
+}
+
+
+# How symbols are shown that are nothing alone
+_SHOWN = {r"\dot": r"\dot y", r"\overline": r"\overline g", r"\tilde": r"\tilde w"}
+_SHOWN[r"\langle"] = r"\langle a, b \rangle"
+
+
+def shown(symbol):
+    """Return a symbol in letters."""
+    return letters.set_(_SHOWN.get(symbol, symbol))
+
+
+def symbols_of(latex):
+    """Return the symbols of a formula: letters and commands, with an index where it has a name."""
+    latex = re.sub(r"\\(?:text|mathrm|operatorname)\{[^{}]*\}", " ", latex)
+    latex = latex.replace(r"\eta_{ }", r"\eta_{eff}")
+    named = "|".join(re.escape(symbol) for symbol in sorted(SYMBOLS, key=len, reverse=True))
+    return list(dict.fromkeys(re.findall(rf"(?:{named})(?![A-Za-z])|\\[A-Za-z]+|[A-Za-z]", latex)))
+
+
+def meanings(claim):
+    """Return {symbol in LaTeX: what it means} for the statement and derivation of a claim."""
+    own = OWN.get(claim.id, {})
+    formulas = [claim.statement, *claim.derivation.split("$")[1::2]]
+    found = set(symbols_of(" ; ".join(formulas)))
+    return {key: text for key, text in {**SYMBOLS, **own}.items() if key in found}
+
+
+def unexplained(claim):
+    """Return the symbols of a claim's statement whose meaning is not told."""
+    return set(symbols_of(claim.statement)) - set(meanings(claim)) - _PASSED_BY
