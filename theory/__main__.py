@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from minimal_nn import backend
-from theory.claim import select
+from theory.claim import CLAIMS, FOLLOWERS, select
 from theory.numbers import arithmetic
 from theory.report import faults, outline, processes, seeds, table
 from theory.subjects.networks import DTYPES, Options
@@ -23,6 +23,12 @@ def parser():
     p.add_argument("--list", action="store_true", help="list the claims and exit")
     p.add_argument("--explain", metavar="ID", help="print a claim with its derivation and exit")
     p.add_argument("--latex", action="store_true", help="--explain: formulas in LaTeX")
+    p.add_argument(
+        "--chapter",
+        choices=["followers"],
+        help="the papers after 2017, in place of the paper's claims",
+    )
+    p.add_argument("--errata", action="store_true", help="list where sources err, and exit")
     p.add_argument("--only", metavar="ID", nargs="+", help="verify these claims alone")
     p.add_argument("--backend", default="reference", choices=backend.NAMES, help="the wing")
     numbers = p.add_mutually_exclusive_group()
@@ -65,8 +71,12 @@ def parser():
 def main(arguments=None):
     """Run the command; return the exit status: 0 only if all is verified."""
     options = parser().parse_args(arguments)
+    registry = FOLLOWERS if options.chapter else CLAIMS
     if options.list:
-        print("\n".join(table.listing()))
+        print("\n".join(table.listing(registry.values())))
+        return 0
+    if options.errata:
+        print("\n".join(table.errata({**CLAIMS, **FOLLOWERS}.values())))
         return 0
     try:
         if options.explain:
@@ -78,7 +88,7 @@ def main(arguments=None):
 
             print(f"page: {play.write(options.play)}")
             return 0
-        claims = select(options.only)
+        claims = select(options.only, registry)
         if options.seed < 0:
             raise ValueError(f"--seed: got {options.seed}, expected an integer >= 0")
         if options.seeds is not None and options.seeds < 1:

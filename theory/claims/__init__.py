@@ -14,6 +14,7 @@
     in_training     equilibrium in training runs
     remedies/       fixed norms, weight norm, LARS (section 5.5, discussion)
     gamma_beta      which of them are really regularized (discussion)
+    followers/      the papers after 2017, in a registry of their own
 
 No chapter knows another: what they share is in theory.measures.  A claim's form in balls and
 symbols stands below it, by `@that_claim.exactly`.
@@ -23,7 +24,7 @@ symbols stands below it, by `@that_claim.exactly`.
 from theory.claims import derivative, definitions, invariance, gradients, effective_rate
 from theory.claims import optimizers
 from theory.claims import second_order, norm_dynamics, flow, equilibrium, rotation, in_training
-from theory.claims import remedies, gamma_beta
+from theory.claims import remedies, gamma_beta, followers
 # isort: on
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "effective_rate",
     "equilibrium",
     "flow",
+    "followers",
     "gamma_beta",
     "gradients",
     "in_training",

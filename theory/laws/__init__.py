@@ -15,6 +15,8 @@ does not.  Times are steps.  No quantity has a unit but the powers of w's that `
     motion        growth without decay, and how fast |w| comes to its equilibrium
     memory        what gradients that remember put in the place of s^2
     remedies      |w| held at 1: the rate that is left, and the threshold
+    later         equilibria of Lion, Muon, SGDP, AdamP: the optimizers after the paper
+    schedules     schedules that are decay, and how decay and schedule move the effective rate
     batch         what becomes of hyper-parameters where the batch's size changes
 
 Every formula is made of + - * /, np.sqrt, np.log and np.abs, so that it takes floats, arrays, balls
@@ -43,6 +45,14 @@ from theory.laws.balance import (
     sgd_fourth_moment,
 )
 from theory.laws.batch import batch_powers
+from theory.laws.later import (
+    correlation_sum,
+    directions_balance,
+    directions_turn,
+    lion_correlation,
+    lion_published,
+    projected_balance,
+)
 from theory.laws.memory import (
     MEMORIES,
     adam_memory,
@@ -78,14 +88,20 @@ from theory.laws.scaling import (
     rate_power,
     repeated_step,
 )
+from theory.laws.schedules import (
+    equivalent_rate,
+    momentum_schedule,
+    next_rate,
+    schedule_growth,
+)
 
 __all__ = [
     "BALANCES",
     "DEGREES",
+    "Equilibrium",
     "MEMORIES",
     "SHRINKS",
     "TURNS",
-    "Equilibrium",
     "adam_balance",
     "adam_clock",
     "adam_exponent",
@@ -100,31 +116,41 @@ __all__ = [
     "adamw_weighted",
     "batch_powers",
     "circle_angle",
+    "correlation_sum",
     "direction_rate",
+    "directions_balance",
+    "directions_turn",
     "effective_rate",
     "equilibrium",
     "equilibrium_rate",
+    "equivalent_rate",
     "fixed_norm_adam_share",
     "fixed_norm_rate",
     "fixed_norm_share",
     "growth",
     "limit",
+    "lion_correlation",
+    "lion_published",
     "momentum_balance",
     "momentum_memory",
+    "momentum_schedule",
     "momentum_shrink",
     "momentum_turn",
     "nesterov_balance",
     "nesterov_memory",
     "nesterov_shrink",
     "nesterov_turn",
+    "next_rate",
     "norm_exponent",
     "norm_power",
     "power_clock",
     "powers",
+    "projected_balance",
     "rate_exponents",
     "rate_power",
     "relaxation_rate",
     "repeated_step",
     "reversed_by_decay",
+    "schedule_growth",
     "sgd_fourth_moment",
 ]

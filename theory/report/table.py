@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from minimal_nn.files import whole_file
-from theory.claim import CLAIMS
 from theory.numbers.arithmetic import NAMES
 from theory.report import glossary, letters
 
@@ -107,9 +106,19 @@ def notes(left_out, wing="reference", wrap=True):
     return [part for line in lines for part in textwrap.wrap(line, WIDTH, **options)]
 
 
-def listing():
+def listing(claims):
     """Return the list of claims: id, source, and control."""
-    return [f"{c.id:25s} {c.source}\n{'':25s} control: {c.control}" for c in CLAIMS.values()]
+    return [f"{c.id:25s} {c.source}\n{'':25s} control: {c.control}" for c in claims]
+
+
+def errata(claims):
+    """Return what is wrong in sources, with the claim that measures it."""
+    return [
+        f"{c.id}\n"
+        + textwrap.fill(c.erratum, WIDTH, initial_indent="    ", subsequent_indent="    ")
+        for c in claims
+        if c.erratum
+    ]
 
 
 def fits(claim):
