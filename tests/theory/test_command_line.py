@@ -19,6 +19,7 @@ from minimal_nn.errors import CudaUnavailableError
 from minimal_nn.reference import batchnorm
 from theory import CLAIMS
 from theory.__main__ import main, parser
+from theory.claim import FOLLOWERS
 from theory.report import outline
 from theory.subjects.networks import Options, network_subject
 from theory.subjects.walks import walk

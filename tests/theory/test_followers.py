@@ -34,7 +34,7 @@ def slow_if_statistical(id):
     return pytest.param(id, marks=pytest.mark.slow) if id in STATISTICAL else id
 
 
-@pytest.mark.parametrize("id", map(slow_if_statistical, FOLLOWERS))
+@pytest.mark.parametrize("id", [slow_if_statistical(id) for id in FOLLOWERS])
 def test_it_holds(id):
     claim = FOLLOWERS[id]
     subjects = claim.subjects(Options())
