@@ -23,6 +23,7 @@ from figures.drawing import FIGURES, draw, figure
 from figures.grid import archive, executors, runner, store
 from figures.manifest import manifest
 from figures.runs.data import fingerprint
+from minimal_nn.command import run
 from minimal_nn.data import DataError
 from minimal_nn.files import whole_file
 
@@ -279,10 +280,4 @@ def _write_json(path, value):
 
 
 if __name__ == "__main__":
-    try:
-        status = main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, as in `--list | head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
-    sys.exit(status)
+    run(main)

@@ -14,7 +14,7 @@ from myst_parser.parsers.sphinx_ import MystParser
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from theory.report import play  # noqa: E402
-from theory.report.page import mathematics  # noqa: E402
+from theory.report.page import FONTS, mathematics  # noqa: E402
 
 project = "L2 regularization versus normalization"
 author = "the minimal_nn contributors"
@@ -61,6 +61,7 @@ def markdown(source):
 ROOMS = (
     *("minimal_nn", "minimal_nn.layers", "minimal_nn.reference", "minimal_nn.data"),
     *("minimal_nn.mutants", "minimal_nn.lab", "theory", "theory.laws", "theory.yours"),
+    "theory.yours.optimizers",
 )
 
 
@@ -95,6 +96,11 @@ def displayed(translator, node):
     raise nodes.SkipNode
 
 
+def fonts(app, pagename, templatename, context, doctree):
+    """Let every page name the fonts that have mathematics."""
+    context["metatags"] = context.get("metatags", "") + f"<style>{FONTS}</style>"
+
+
 def page_to_play_with(app, error):
     if error is None and app.builder.format == "html":
         play.write(app.outdir)
@@ -106,5 +112,6 @@ def setup(app):
     app.add_html_math_renderer("mathml", (inline, None), (displayed, None))
     app.connect("source-read", all_modules)
     app.connect("autodoc-process-docstring", as_it_is_written)
+    app.connect("html-page-context", fonts)
     app.connect("build-finished", page_to_play_with)
     return {"parallel_read_safe": True}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import wings
 from agreement import untouched_chance
+from browser import one_tab, tab  # noqa: F401  (a browser's, for the tests that read pages)
 from guard_zones import guard_zones  # noqa: F401  (around every test of the cpu wing)
 
 from minimal_nn.backend import OPERATIONS

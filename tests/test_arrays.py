@@ -25,7 +25,7 @@ EVERY_WING = pytest.mark.parametrize("wing", WINGS, ids=repr)
 class Case:
     """An operation: forward(wing) of `arguments`, and, where there is one, backward(wing) of dy."""
 
-    def __init__(self, forward, backward, arguments, dy=None, ulps=0):
+    def __init__(self, forward, arguments, backward=None, dy=None, ulps=0):
         self.forward, self.backward = forward, backward
         self.arguments, self.dy, self.ulps = arguments, dy, ulps
 
@@ -45,126 +45,91 @@ def whole(seed, *shape):
     return np.random.default_rng(seed).integers(-4, 5, shape).astype(float)
 
 
-def update(name, states, **hyper):
+def both(operation, arguments, dy, *options, way="", ulps=0):
+    """Return the case of an operation's forward(*arguments, *options) and backward, or of both
+    functions' other `way`.
+    """
     return Case(
-        lambda wing, w, g, *states: wing.update.step(name, w, g, states, **hyper),
-        None,
-        [whole(k, ROWS, UNITS) ** (2 if k > 1 else 1) for k in range(2 + states)],
-    )
-
-
-def activation(kind, ulps=0):
-    return Case(
-        lambda wing, z: wing.activation.forward(z, kind),
-        lambda wing, dy, cache: wing.activation.backward(dy, cache),
-        [whole(1, ROWS, UNITS) / 2],
-        whole(2, ROWS, UNITS),
+        lambda wing, *a: getattr(getattr(wing, operation), f"forward{way}")(*a, *options),
+        arguments,
+        lambda wing, dy, cache: getattr(getattr(wing, operation), f"backward{way}")(dy, cache),
+        dy,
         ulps,
     )
+
+
+def step(name, arguments, ulps=0, **hyper):
+    return Case(
+        lambda wing, w, g, *states: wing.update.step(name, w, g, states, **hyper),
+        arguments,
+        ulps=ulps,
+    )
+
+
+def update(name, states, **hyper):
+    arguments = [whole(k, ROWS, UNITS) ** (2 if k > 1 else 1) for k in range(2 + states)]
+    return step(name, arguments, **hyper)
 
 
 LABELS = np.array([0, 1, 1, 0, 1, 0, 0, 1])
 Z = 2 * SIGNS + 5.0
 VECTORS = [whole(1, UNITS), whole(2, UNITS)]
 RATE = {"learning_rate": 0.5}
+IMAGES = whole(1, 2, 4, 6, 3)
 CASES = {
-    "affine": Case(
-        lambda wing, *a: wing.affine.forward(*a),
-        lambda wing, dy, cache: wing.affine.backward(dy, cache),
-        [whole(1, ROWS, 3), whole(2, 3, UNITS), whole(3, UNITS)],
-        whole(4, ROWS, UNITS),
+    "affine": both(
+        "affine", [whole(1, ROWS, 3), whole(2, 3, UNITS), whole(3, UNITS)], whole(4, ROWS, UNITS)
     ),
-    "convolution": Case(
-        lambda wing, *a: wing.convolution.forward(*a, 2, 1),
-        lambda wing, dy, cache: wing.convolution.backward(dy, cache),
+    "convolution": both(
+        "convolution",
         [whole(1, 2, 5, 4, 3), whole(2, 3, 3, 3, 2), whole(3, 2)],
         whole(4, 2, 3, 2, 2),
+        *(2, 1),
     ),
-    "convolution 3x3": Case(
-        lambda wing, *a: wing.convolution.forward(*a),
-        lambda wing, dy, cache: wing.convolution.backward(dy, cache),
+    "convolution 3x3": both(
+        "convolution",
         [whole(1, 2, 6, 16, 3), whole(2, 3, 3, 3, 2), whole(3, 2)],
         whole(4, 2, 6, 16, 2),
     ),
-    "batchnorm": Case(
-        lambda wing, *a: wing.batchnorm.forward(*a, 0.0),
-        lambda wing, dy, cache: wing.batchnorm.backward(dy, cache),
-        [Z, *VECTORS],
-        whole(4, ROWS, UNITS),
+    "batchnorm": both("batchnorm", [Z, *VECTORS], whole(4, ROWS, UNITS), 0.0),
+    "batchnorm of images": both(
+        "batchnorm", [Z.reshape(2, 2, 2, UNITS), *VECTORS], whole(4, 2, 2, 2, UNITS), 0.0
     ),
-    "batchnorm of images": Case(
-        lambda wing, *a: wing.batchnorm.forward(*a, 0.0),
-        lambda wing, dy, cache: wing.batchnorm.backward(dy, cache),
-        [Z.reshape(2, 2, 2, UNITS), *VECTORS],
-        whole(4, 2, 2, 2, UNITS),
-    ),
-    "batchnorm in evaluation": Case(
-        lambda wing, *a: wing.batchnorm.forward_running(*a, 0.0),
-        lambda wing, dy, cache: wing.batchnorm.backward_running(dy, cache),
+    "batchnorm in evaluation": both(
+        "batchnorm",
         [whole(1, ROWS, UNITS), *VECTORS, whole(3, UNITS), np.array([1.0, 4.0, 0.25, 16.0])],
         whole(4, ROWS, UNITS),
+        0.0,
+        way="_running",
     ),
     "running statistics": Case(
         lambda wing, *a: wing.batchnorm.update_running(*a, 2, 0.5),
-        None,
         [whole(k, UNITS) for k in range(4)],
     ),
-    "layernorm": Case(
-        lambda wing, *a: wing.layernorm.forward(*a, 0.0),
-        lambda wing, dy, cache: wing.layernorm.backward(dy, cache),
-        [Z, *VECTORS],
-        whole(4, ROWS, UNITS),
-    ),
-    "rmsnorm": Case(
-        lambda wing, *a: wing.rmsnorm.forward(*a, 0.0),
-        lambda wing, dy, cache: wing.rmsnorm.backward(dy, cache),
-        [2.0 * SIGNS, VECTORS[0]],
-        whole(4, ROWS, UNITS),
-    ),
-    "groupnorm": Case(
-        lambda wing, *a: wing.groupnorm.forward(*a, 2, 0.0),
-        lambda wing, dy, cache: wing.groupnorm.backward(dy, cache),
-        [Z, *VECTORS],
-        whole(4, ROWS, UNITS),
-    ),
-    "weightnorm": Case(
-        lambda wing, *a: wing.weightnorm.forward(*a, 0.0),
-        lambda wing, dy, cache: wing.weightnorm.backward(dy, cache),
-        [2.0 * SIGNS[:4], VECTORS[0]],
-        whole(4, 4, UNITS),
-    ),
-    "relu": activation("relu"),
-    "tanh": activation("tanh", ulps=4),
-    "identity": activation("identity"),
-    "pooling": Case(
-        lambda wing, x: wing.pooling.forward(x, 2),
-        lambda wing, dy, cache: wing.pooling.backward(dy, cache),
-        [whole(1, 2, 4, 6, 3)],
-        whole(2, 2, 2, 3, 3),
-    ),
-    "averagepooling": Case(
-        lambda wing, x: wing.averagepooling.forward(x, 2, 2),
-        lambda wing, dy, cache: wing.averagepooling.backward(dy, cache),
-        [whole(1, 2, 4, 6, 3)],
-        whole(2, 2, 2, 3, 3),
-    ),
-    "dropout": Case(
-        lambda wing, x: wing.dropout.forward(x, SIGNS > 0, 0.5),
-        lambda wing, dy, cache: wing.dropout.backward(dy, cache),
-        [whole(1, ROWS, UNITS)],
-        whole(2, ROWS, UNITS),
-    ),
+    "layernorm": both("layernorm", [Z, *VECTORS], whole(4, ROWS, UNITS), 0.0),
+    "rmsnorm": both("rmsnorm", [2.0 * SIGNS, VECTORS[0]], whole(4, ROWS, UNITS), 0.0),
+    "groupnorm": both("groupnorm", [Z, *VECTORS], whole(4, ROWS, UNITS), 2, 0.0),
+    "weightnorm": both("weightnorm", [2.0 * SIGNS[:4], VECTORS[0]], whole(4, 4, UNITS), 0.0),
+    **{
+        kind: both(
+            "activation", [whole(1, ROWS, UNITS) / 2], whole(2, ROWS, UNITS), kind, ulps=ulps
+        )
+        for kind, ulps in (("relu", 0), ("tanh", 4), ("identity", 0))
+    },
+    "pooling": both("pooling", [IMAGES], whole(2, 2, 2, 3, 3), 2),
+    "averagepooling": both("averagepooling", [IMAGES], whole(2, 2, 2, 3, 3), 2, 2),
+    "dropout": both("dropout", [whole(1, ROWS, UNITS)], whole(2, ROWS, UNITS), SIGNS > 0, 0.5),
     "cross entropy": Case(
         lambda wing, s: wing.loss.forward(s, LABELS, "cross_entropy"),
-        lambda wing, dy, cache: wing.loss.backward(float(dy), cache),
         [whole(1, ROWS, 2)],
+        lambda wing, dy, cache: wing.loss.backward(float(dy), cache),
         np.array(2.0),
         ulps=16,
     ),
     "squared error": Case(
         lambda wing, s, t: wing.loss.forward(s, t, "mean_squared_error"),
-        lambda wing, dy, cache: wing.loss.backward(float(dy), cache),
         [whole(1, ROWS, UNITS), whole(2, ROWS, UNITS)],
+        lambda wing, dy, cache: wing.loss.backward(float(dy), cache),
         np.array(2.0),
     ),
     "sgd": update("sgd", 0, **RATE),
@@ -180,28 +145,16 @@ CASES = {
     ),
     "add_penalty": Case(
         lambda wing, g, w: wing.update.add_penalty(g, w, 0.5),
-        None,
         [whole(k, ROWS, UNITS) for k in range(2)],
     ),
-    "normalized_sgd": Case(
-        lambda wing, w, g: wing.update.step("normalized_sgd", w, g, **RATE),
-        None,
-        [Z, 2.0 * SIGNS],
-        ulps=2,
-    ),
-    "lars": Case(
-        lambda wing, w, g: wing.update.step("lars", w, g, **RATE),
-        None,
-        [4.0 * SIGNS, 2.0 * SIGNS],
-        ulps=4,
-    ),
+    "normalized_sgd": step("normalized_sgd", [Z, 2.0 * SIGNS], 2, **RATE),
+    "lars": step("lars", [4.0 * SIGNS, 2.0 * SIGNS], 4, **RATE),
     "clip": Case(
         lambda wing, a, b: tuple(wing.update.clip({"a": a, "b": b}, 1.0).values()),
-        None,
         [2.0 * SIGNS, 4.0 * SIGNS],
         ulps=2,
     ),
-    "normalize": Case(lambda wing, w: wing.update.normalize(w, 2.0), None, [2.0 * SIGNS], ulps=2),
+    "normalize": Case(lambda wing, w: wing.update.normalize(w, 2.0), [2.0 * SIGNS], ulps=2),
 }
 
 

@@ -3,12 +3,12 @@
 import importlib
 import importlib.util
 import inspect
-import sys
 import types
 
 import numpy as np
 import pytest
 import wings
+from processes import python
 
 from minimal_nn import Dense, Network, backend
 from minimal_nn.backend import NAMES, OPERATIONS, Backend
@@ -133,7 +133,4 @@ def test_importing_minimal_nn_imports_neither_numba_nor_a_progress_bar():
     code = (
         "import sys, minimal_nn; print([m for m in ('numba', 'tqdm', 'scipy') if m in sys.modules])"
     )
-    import subprocess
-
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert printed.stdout.strip() == "[]", printed.stderr
+    assert python("-c", code).stdout.strip() == "[]"

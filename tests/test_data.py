@@ -5,14 +5,13 @@ import hashlib
 import os
 import pickle
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from processes import python
 
 from minimal_nn.data import cifar, fetch, pickled, sets, sources
 from minimal_nn.data import idx as idx_files
@@ -731,7 +730,6 @@ def test_importing_the_package_loads_nothing_heavy():
         "import minimal_nn, minimal_nn.data; end = time.perf_counter();"
         f"print([name for name in {heavy} if name in sys.modules], end - middle)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded, seconds = found.stdout.rsplit(" ", 1)
+    loaded, seconds = python("-c", code).stdout.rsplit(" ", 1)
     assert loaded == "[]"
     assert float(seconds) < 0.5

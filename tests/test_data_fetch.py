@@ -7,7 +7,6 @@ import io
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import threading
@@ -16,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from processes import python
 
 from minimal_nn import data
 from minimal_nn.data import cifar, fetch, sources
@@ -375,7 +375,6 @@ def test_every_source_is_complete():
 
 
 def test_the_module_lists_the_sets_without_a_warning():
-    command = [sys.executable, "-W", "error", "-m", "minimal_nn.data", "--list"]
-    found = subprocess.run(command, capture_output=True, text=True)
-    assert (found.returncode, found.stderr) == (0, "")
+    found = python("-W", "error", "-m", "minimal_nn.data", "--list")
+    assert found.stderr == ""
     assert [line.split()[0] for line in found.stdout.splitlines()] == list(sources.SOURCES)

@@ -5,13 +5,11 @@ The notebooks are jupytext's py:percent files, and so Python: they are run witho
 
 import ast
 import importlib
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 from minimal_nn import lab
 from theory import CLAIMS
@@ -46,15 +44,8 @@ def solved(source):
 def run(source, *, before=""):
     """What a notebook prints, in a process of its own, answers of the lab included."""
     source = SHOWN.sub(r"print(lab.check(\1, seconds=60))", source)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-"],
-        input=before + source,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    done = python("-W", "error", "-", input=before + source, MPLBACKEND="agg")
+    assert done.stderr == "", done.stderr
     return done.stdout
 
 
@@ -139,16 +130,9 @@ def test_the_blockade_blocks():
 def test_the_laptop_check_names_what_is_missing():
     script = (LAB / "before_the_lab.py").read_text(encoding="utf-8")
     hidden = BLOCKED.replace("numba", "notebook")
-    done = subprocess.run(
-        [sys.executable, "-"],
-        input=hidden + script,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = python("-", input=hidden + script, status=1)
     lines = done.stdout.splitlines()
-    assert done.returncode == 1 and lines[-1] == "not ready yet", done.stdout + done.stderr
+    assert lines[-1] == "not ready yet", done.stdout + done.stderr
     assert len(lines) == 6 and sum(line.startswith("MISSING") for line in lines) == 1
     assert lines[2].startswith("MISSING  missing: notebook")
 

@@ -1,10 +1,9 @@
 """Imports point one way: the contracts of setup.cfg, kept here and able to fail."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("minimal_nn", "theory", "figures")
@@ -19,9 +18,7 @@ def lint(folder):
     """Hold the packages in this folder to the contracts of setup.cfg."""
     code = "from importlinter.cli import lint_imports_command as main; main()"
     options = ["--config", str(ROOT / "setup.cfg"), "--no-cache", "--no-logo"]
-    return subprocess.run(
-        [sys.executable, "-c", code, *options], cwd=folder, capture_output=True, text=True
-    )
+    return python("-c", code, *options, cwd=folder, status=None)
 
 
 def house(folder, lines):

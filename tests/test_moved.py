@@ -3,11 +3,11 @@
 import importlib
 import importlib.util
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import python
 
 from minimal_nn import moved
 
@@ -45,12 +45,12 @@ def test_nothing_of_the_package_uses_an_old_name():
     code = "import minimal_nn, minimal_nn.mutants, theory.__main__, figures.__main__"
     if importlib.util.find_spec("torch"):
         code += ", theory.torch"
-    subprocess.run([sys.executable, "-W", "error::DeprecationWarning", "-c", code], check=True)
+    python("-W", "error::DeprecationWarning", "-c", code)
 
 
 def test_the_warning_names_the_line_that_imports():
     code = "import warnings; warnings.simplefilter('always')\n\nfrom theory import jet\n"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told = python("-c", code)
     assert "<string>:3: DeprecationWarning: theory.jet has moved" in told.stderr, told.stderr
 
 

@@ -126,3 +126,14 @@ def test_theory_runs_from_another_folder(python, tmp_path):
 def test_figures_and_data_run_from_another_folder(python, tmp_path):
     assert check(python, "-m", "figures", "--list", cwd=tmp_path)
     assert "cifar10" in check(python, "-m", "minimal_nn.data", "--list", cwd=tmp_path)
+
+
+def test_the_command_runs_in_a_folder_with_a_theory_of_its_own(python, tmp_path):
+    (tmp_path / "theory").mkdir()
+    (tmp_path / "theory" / "__init__.py").write_text("raise ImportError('not this one')\n")
+    script = python.parent / "minimal-nn"
+    assert check(script, "--version", cwd=tmp_path) == f"minimal-nn {minimal_nn.__version__}\n"
+    assert "scale-invariance" in check(script, "verify", "--list", cwd=tmp_path)
+    assert "norm_dynamics" in check(script, "figures", "--list", cwd=tmp_path)
+    with pytest.raises(AssertionError, match="minimal-nn bench: run it in a clone"):
+        check(script, "bench", cwd=tmp_path)

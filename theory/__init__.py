@@ -6,7 +6,8 @@
     measures   what claims measure with: bits, bounds, runs, statistics, identities
     subjects   what claims are measured on: networks on the digits, controlled random walks
     numbers    what a claim can be run in: floats, balls, symbols, running error bounds, jets
-    yours      verify, assert_claim, claims_on, audit, lint_decay, convert: on your own code
+    yours      verify, assert_claim, claims_on, audit, lint_decay, convert, check_optimizer,
+               check_law: on your own code
     report     what `python -m theory` prints, and the pages that it writes
     torch      audit of a PyTorch module, verify on its normalizing layers
 
@@ -20,6 +21,9 @@ from theory.yours.auditing import Audit, audit
 from theory.yours.conversion import convert
 from theory.yours.decay import lint_decay
 from theory.yours.networks import claims_on
+from theory.yours.optimizers.checking import OptimizerReport, check_optimizer
+from theory.yours.optimizers.problems import problem_of
+from theory.yours.own_law import check_law
 from theory.yours.verification import assert_claim, verify
 
 __all__ = [
@@ -27,13 +31,17 @@ __all__ = [
     "Audit",
     "Claim",
     "Measurement",
+    "OptimizerReport",
     "Verdict",
     "assert_claim",
     "audit",
+    "check_law",
+    "check_optimizer",
     "claim",
     "claims_on",
     "convert",
     "lint_decay",
+    "problem_of",
     "select",
     "verify",
 ]

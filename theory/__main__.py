@@ -1,6 +1,7 @@
 """python -m theory: verify the paper's claims on networks trained on real data."""
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -8,9 +9,10 @@ import time
 import numpy as np
 
 from minimal_nn import backend
+from minimal_nn.command import painted, run
 from theory.claim import CLAIMS, FOLLOWERS, select
 from theory.numbers import arithmetic
-from theory.report import faults, outline, processes, seeds, table
+from theory.report import ask, faults, outline, processes, reach, seeds, table
 from theory.subjects.networks import DTYPES, Options
 
 
@@ -20,13 +22,20 @@ def parser():
         prog="python -m theory",
         description="Verify the claims of van Laarhoven (2017) on networks trained on the digits.",
     )
-    p.add_argument("--list", action="store_true", help="list the claims and exit")
+    p.add_argument("--list", action="store_true", help="say each claim in a sentence and exit")
     p.add_argument("--explain", metavar="ID", help="print a claim with its derivation and exit")
     p.add_argument("--latex", action="store_true", help="--explain: formulas in LaTeX")
     p.add_argument(
         "--chapter",
         choices=["followers"],
         help="the papers after 2017, in place of the paper's claims",
+    )
+    p.add_argument(
+        "--ask",
+        metavar="N",
+        type=int,
+        nargs="*",
+        help="answer what practitioners ask (question N, or all) and exit",
     )
     p.add_argument("--errata", action="store_true", help="list where sources err, and exit")
     p.add_argument("--only", metavar="ID", nargs="+", help="verify these claims alone")
@@ -60,7 +69,10 @@ def parser():
     p.add_argument("--thorough", action="store_true", help="also the long statistical runs")
     p.add_argument("--table", action="store_true", help="print a line for every subject")
     p.add_argument(
-        "--json", metavar="FILE", type=os.path.expanduser, help="write every figure to FILE"
+        "--json",
+        metavar="FILE",
+        type=os.path.expanduser,
+        help="write every figure to FILE, or to stdout (-), where nothing else is then",
     )
     folder = {"metavar": "DIR", "type": os.path.expanduser}
     p.add_argument("--play", **folder, help="write a page to play with to DIR and exit")
@@ -71,14 +83,23 @@ def parser():
 def main(arguments=None):
     """Run the command; return the exit status: 0 only if all is verified."""
     options = parser().parse_args(arguments)
+    out = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr if options.json == "-" else out):
+        return _main(options, out)
+
+
+def _main(options, out):
     registry = FOLLOWERS if options.chapter else CLAIMS
     if options.list:
-        print("\n".join(table.listing(registry.values())))
+        print("\n".join(outline.listing(registry.values())))
         return 0
     if options.errata:
-        print("\n".join(table.errata({**CLAIMS, **FOLLOWERS}.values())))
+        print("\n".join(outline.errata({**CLAIMS, **FOLLOWERS}.values())))
         return 0
     try:
+        if options.ask is not None:
+            print("\n".join(ask.lines(options.ask)))
+            return 0
         if options.explain:
             (claim,) = select([options.explain])
             print(_explained(claim, options.latex))
@@ -99,7 +120,7 @@ def main(arguments=None):
             raise ValueError(f"--processes: got {options.processes}, expected an integer >= 1")
         backend.get(options.backend).asarray(np.zeros(1))  # says what is missing before the work
         if options.json:
-            table.check_json_path(options.json)
+            table.check_json_path(options.json, options.faults is None)
         if options.arithmetic is not None:
             arithmetic.get(options.arithmetic, options.bits)
         asked = _asked(options)
@@ -114,7 +135,7 @@ def main(arguments=None):
     try:
         if options.seeds is not None:
             return _over_seeds(claims, asked, options)
-        found = processes.verified(claims, asked, options.processes)
+        found = _watched(processes.verified(claims, asked, options.processes), len(claims))
         verdicts = (_every_subject if options.table else _every_claim)(claims, found, asked)
     except processes.LostProcessError as error:
         print(f"python -m theory: {error}", file=sys.stderr)
@@ -126,9 +147,9 @@ def main(arguments=None):
     print(table.summary(verdicts, seconds))
     try:
         if options.json:
-            table.write_json(options.json, verdicts, vars(options), left_out)
+            table.write_json(options.json, verdicts, vars(options), left_out, out)
         if options.report:
-            from theory.report import page  # latex2mathml and matplotlib, for this option alone
+            from theory.report import page  # latex2mathml, for this option alone
 
             print(f"report: {page.write(options.report, verdicts, seconds, left_out)}")
     except (OSError, ValueError, ImportError) as error:
@@ -139,7 +160,7 @@ def main(arguments=None):
 
 def _explained(claim, latex):
     """Return a claim in full; in LaTeX too where the terminal lacks the letters."""
-    caught = faults.caught_by_claim(claim)
+    caught = [line for line in (reach.told(claim), faults.caught_by_claim(claim)) if line]
     text = table.explanation(claim, caught, latex)
     try:
         text.encode(sys.stdout.encoding)
@@ -173,7 +194,7 @@ def _every_subject(claims, found, asked):
     print("\n".join(table.header(asked.arithmetic)))
     verdicts = []
     for _, own in found:
-        print("\n".join(map(table.line, own)), flush=True)
+        _show(map(table.line, own))
         verdicts += own
     return verdicts
 
@@ -186,9 +207,29 @@ def _every_claim(claims, found, asked):
         if outline.chapter(claim) != chapter:
             chapter = outline.chapter(claim)
             print(chapter, flush=True)
-        print("\n".join(outline.lines(own)), flush=True)
+        _show(outline.lines(own))
         verdicts += own
     return verdicts
+
+
+def _show(lines):
+    """Print lines that end with a verdict, which a terminal shows in its colour."""
+    print("\n".join(painted(line, table.COLOURS) for line in lines), flush=True)
+
+
+def _watched(found, count):
+    """Yield what is found; while it is waited for, a terminal's last line says how far it is."""
+    if not sys.stderr.isatty():
+        yield from found
+        return
+    found = iter(found)
+    for at in range(count + 1):
+        print(f"\033[K{at} of {count} claims\r", end="", file=sys.stderr, flush=True)
+        item = next(found, None)
+        print("\033[K", end="", file=sys.stderr, flush=True)
+        if item is None:
+            return
+        yield item
 
 
 def _asked(options):
@@ -219,12 +260,4 @@ def _refuse(options, asked, claims):
 
 
 if __name__ == "__main__":
-    try:
-        status = main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, as in `--list | head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
-    except KeyboardInterrupt:
-        status = 130
-    sys.exit(status)
+    run(main)

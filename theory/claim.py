@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minimal_nn import backend
+from minimal_nn.command import suggestion
 from theory.measures.identity import evaluate
 from theory.measures.measurement import Measurement, Refused
 from theory.numbers import arithmetic
@@ -78,6 +79,14 @@ class Verdict:
         return self.holds and self.control_fails
 
     @property
+    def smallest_fault(self) -> float:
+        """The smallest relative fault that is caught, of what report/reach.py names."""
+        m = self.measurement
+        if m.smallest is not None or m.bound:
+            return float(m.bound if m.smallest is None else m.smallest)
+        return float(np.finfo(self.arithmetic).eps) if self.arithmetic in arithmetic.FLOATS else 0.0
+
+    @property
     def word(self) -> str:
         """The verdict in a word: holds (estimated), leaks, FAILS, CONTROL HOLDS, or refused."""
         if self.refused:
@@ -125,6 +134,7 @@ class Verdict:
             "bound_derivation": m.how,
             "control": None if m.control is None else _plain(m.control),
             "control_least": _plain(m.control_least),
+            "smallest_fault": _plain(self.smallest_fault),
             "estimated": m.estimated,
             "details": {key: _plain(value) for key, value in m.details.items()},
         }
@@ -279,5 +289,6 @@ def select(
     known = {**CLAIMS, **FOLLOWERS}
     unknown = [id for id in ids if id not in known]
     if unknown:
-        raise ValueError(f"claims: got {unknown}, expected some of {', '.join(known)}")
+        near = suggestion(unknown[0], known)
+        raise ValueError(f"claims: got {unknown}{near}, expected some of {', '.join(CLAIMS)}")
     return tuple(c for c in known.values() if c.id in ids)

@@ -2,6 +2,7 @@
 
     audit(module, loss, X, y, optimizer)    which parameters are scale-invariant, and what follows
     verify(module, loss, X, y)              the claims on its normalizing layers, bit for bit
+    problem_of(module, loss, X, y)          the module as what theory.check_optimizer runs on
 
 Optional: needs the package torch (extra `torch`).
 """
@@ -30,9 +31,11 @@ from theory.yours.modules import (
     optimizer_of,
     rules_of,
 )
+from theory.yours.optimizers.modules import module_problem
+from theory.yours.optimizers.problems import Problem
 from theory.yours.real_layers import LayerVerdict, layer_verdicts
 
-__all__ = ["LayerVerdict", "audit", "loss_and_gradients", "optimizer_of", "verify"]
+__all__ = ["LayerVerdict", "audit", "loss_and_gradients", "optimizer_of", "problem_of", "verify"]
 
 
 def audit(
@@ -96,6 +99,27 @@ def verify(
             "number eps, or with weight_norm"
         )
     return found
+
+
+def problem_of(module: torch.nn.Module, loss: Callable[..., Any], X: Any, y: Any) -> Problem:
+    """Return a PyTorch module on one batch as the Problem that theory.check_optimizer runs on.
+
+    Its scale-invariant parameters are found bit by bit, alone or as one layer's pair (W, b): the
+    loss stays at 2^k times them, with the eps of the layer that normalizes them times 4^k.  Only
+    they, and that eps, are rescaled; all other parameters keep their hyper-parameters.
+
+    module: in the mode that is meant, as a copy in float64; it is not changed.  loss, X, y: as for
+    audit.  Raises TypeError for what is no module, ValueError where nothing is scale-invariant.
+
+    >>> module = torch.nn.Sequential(torch.nn.Linear(3, 4, bias=False), torch.nn.BatchNorm1d(4))
+    >>> X, y = torch.randn(16, 3), torch.randn(16, 4)
+    >>> problem_of(module, torch.nn.functional.mse_loss, X, y).absorbed
+    {'0.weight': '1'}
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"module: got {type(module).__name__}, expected a torch.nn.Module")
+    with one_thread():
+        return module_problem(module, loss, X, y)
 
 
 def _text(optimizer):

@@ -9,21 +9,21 @@ Traffic for each number: 8 bytes forward, 12 backward in float32.
 
 import functools
 import math
-import types
-from typing import NamedTuple
+from collections import namedtuple
 
-from minimal_nn.cuda.device.arrays import empty
-from minimal_nn.cuda.device.launch import launch
-from minimal_nn.cuda.parts.elementwise import THREADS, elementwise, grid
-from minimal_nn.cuda.parts.vectors import flatten, number_type, placed, vector_width
+from minimal_nn.cuda.parts.elementwise import mapped
+from minimal_nn.cuda.parts.vectors import number_type, placed
 from minimal_nn.reference.arguments import expect_shape
 
 KINDS = ("relu", "tanh", "identity")
 
 
+Cache = namedtuple("Cache", "kind y")
+
+
 @functools.cache
-def kernels(T, width):
-    """Return the kernels for numbers of type T, `width` of them to a load."""
+def formulas(T):
+    """Return the functions of the kernels for numbers of type T, by name."""
 
     def relu(z):
         return T(0) if z <= T(0) else z
@@ -37,18 +37,7 @@ def kernels(T, width):
     def tanh_gradient(dy, y):
         return (T(1) - y * y) * dy
 
-    return types.SimpleNamespace(
-        forward={k.__name__: elementwise(k, T, width) for k in (relu, tanh)},
-        backward={
-            "relu": elementwise(relu_gradient, T, width),
-            "tanh": elementwise(tanh_gradient, T, width),
-        },
-    )
-
-
-class Cache(NamedTuple):
-    kind: str
-    y: object
+    return {f.__name__: f for f in (relu, relu_gradient, tanh, tanh_gradient)}
 
 
 def forward(z, kind):
@@ -56,10 +45,7 @@ def forward(z, kind):
     if kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
     z = placed(z=z)
-    if kind == "identity":
-        return z, Cache(kind, z)
-    y = empty(z.shape, z.dtype)
-    _launch("forward", kind, (z,), y)
+    y = z if kind == "identity" else mapped(formulas(number_type(z.dtype))[kind], (), z)
     return y, Cache(kind, y)
 
 
@@ -70,13 +56,4 @@ def backward(dy, cache):
     expect_shape("dy", dy, y.shape)
     if kind == "identity":
         return dy
-    dz = empty(y.shape, y.dtype)
-    _launch("backward", kind, (dy, y), dz)
-    return dz
-
-
-def _launch(direction, kind, arrays, out):
-    width = vector_width(None, *arrays, out)
-    kernel = getattr(kernels(number_type(out.dtype), width), direction)[kind]
-    args = tuple(map(flatten, arrays)), flatten(out)
-    launch(kernel, grid(out.size, width), THREADS, args)
+    return mapped(formulas(number_type(y.dtype))[f"{kind}_gradient"], (), dy, y)

@@ -4,23 +4,17 @@ All three products are kernels of `products`: forward NN with the bias added in 
 dx = dy W^T as NT, dW = x^T dy as TN.  db is a sum over rows in the fixed order of reduction.py.
 """
 
-import types
-from typing import NamedTuple
+from collections import namedtuple
 
 from minimal_nn.cuda.device.arrays import contiguous, floating, result, transposed
-from minimal_nn.cuda.device.language import device
+from minimal_nn.cuda.device.language import Parts
 from minimal_nn.cuda.device.launch import launch_all
 from minimal_nn.cuda.parts import columns
 from minimal_nn.cuda.parts.vectors import flatten, vector_width
 from minimal_nn.cuda.products.choice import product
 from minimal_nn.reference.arguments import expect_affine, expect_shape
 
-
-class Cache(NamedTuple):
-    x: object
-    W: object
-    has_bias: bool
-    precision: str | None
+Cache = namedtuple("Cache", "x W has_bias precision")
 
 
 def forward(x, W, b=None, *, precision=None, activation="identity"):
@@ -48,26 +42,23 @@ def backward(dy, cache, *, out=(None, None), needed=True):
     return dx, dW, column_sums(dy, out[1]) if has_bias else None
 
 
-class Sums(NamedTuple):
-    """The arrays of `over_rows`."""
-
-    x: object
-    total: object
+Sums = namedtuple("Sums", "x total")
 
 
 @columns.operation
 def over_rows(v):
     """total = the sums of x over its rows."""
+    op = Parts(sums=1, ahead=1)
 
-    @device
-    def term(a, c, i, row):
+    @op
+    def read(a, c, i):
         return (v.load(a.x, i),)
 
-    @device
+    @op
     def finish(a, c, t, rows, column, first):
         v.store(a.total, column, t[0])
 
-    return types.SimpleNamespace(sums=1, ahead=1, term=term, finish=finish)
+    return op
 
 
 def column_sums(dy, out=None):

@@ -19,66 +19,62 @@ Traffic for each number in float32: 12 bytes forward, 20 backward; in one launch
 reading hits the cache, 8 and 12.
 """
 
-import functools
 import math
-import types
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 
 from minimal_nn.cuda.device.arrays import empty, result, to_host
-from minimal_nn.cuda.device.language import cuda, device, kernel
+from minimal_nn.cuda.device.language import Parts, cuda, device
 from minimal_nn.cuda.device.launch import launch, launch_all
 from minimal_nn.cuda.parts import columns, reduction
+from minimal_nn.cuda.parts.elementwise import mapped
 from minimal_nn.cuda.parts.reduction import NOT_FINITE, ZERO_VARIANCE
-from minimal_nn.cuda.parts.vectors import flatten, number_type, placed, vector_width
+from minimal_nn.cuda.parts.vectors import flatten, placed, vector_width
 from minimal_nn.reference.arguments import expect_each_unit, expect_shape
 from minimal_nn.reference.batchnorm import standard_deviation
 
 
-def _formulas(v):
-    """Return what both directions compute, entry by entry."""
+@device
+def moving(momentum, correction, running, value):
+    """A running statistic after a batch; correction = count / (count - 1) of a variance, else 1."""
+    return running + momentum * (correction * value - running)
+
+
+def formulas(v):
+    """Return what normalizations compute, entry by entry, forward and backward."""
     T = v.T
-    return types.SimpleNamespace(
-        inverse_std=v.lift(lambda var, eps: T(1) / math.sqrt(var + eps)),
-        standardized=v.lift(lambda z, mean, inverse: (z - mean) * inverse),
-        affine=v.lift(lambda h, gamma, beta: cuda.fma(gamma, h, beta)),
-        quotient=v.lift(lambda a, n: a / n),
-    )
+    f = Parts()
+    f.inverse_std = v.lift(lambda var, eps: T(1) / math.sqrt(var + eps))
+    f.standardized = v.lift(lambda z, mean, inverse: (z - mean) * inverse)
+    f.affine = v.lift(lambda h, gamma, beta: cuda.fma(gamma, h, beta))
+    f.centered = v.lift(lambda d, mean_d, h, mean_dh: (d - mean_d) - h * mean_dh)
+    f.quotient = v.lift(lambda a, n: a / n)
+    return f
 
 
-class Normalization(NamedTuple):
-    """The arrays and numbers of `normalization`; correction = rows / (rows - 1)."""
-
-    z: object
-    y: object
-    mean: object
-    var: object
-    running_mean: object
-    running_var: object
-    momentum: object  # 0 where the running statistics are somebody else's business
-    correction: object
-    gamma: object
-    beta: object
-    eps: object
-    relu: object
-    status: object
+# The arrays and numbers of `normalization`: momentum is 0 where the running statistics are somebody
+# else's business; correction = rows / (rows - 1).
+Normalization = namedtuple(
+    "Normalization",
+    "z y mean var running_mean running_var momentum correction gamma beta eps relu status",
+)
 
 
 @columns.operation
 def normalization(v):
     """The forward pass."""
-    T, f = v.T, _formulas(v)
+    T, f, op = v.T, formulas(v), Parts(sums=0)
     rectified = v.lift(lambda y: T(0) if y <= T(0) else y)
     no_variance = v.lift(lambda var: var == T(0))
     not_finite = v.lift(lambda var: var - var != T(0))
-    moved = v.lift(lambda running, value, momentum: running + momentum * (value - running))
+    moved = v.lift(moving)
 
-    @device
-    def term(a, c, i, row):
+    @op
+    def read(a, c, i):
         return v.load(a.z, i)
 
-    @device
+    @op
     def finish(a, c, t, rows, column, first):
         _, mean, square = t
         var = f.quotient(square, v.splat(T(rows)))
@@ -86,18 +82,18 @@ def normalization(v):
             v.store(a.mean, column, mean)
             v.store(a.var, column, var)
             if a.momentum > T(0):
-                part, unbiased = v.splat(a.momentum), v.mul(var, v.splat(a.correction))
-                new_mean = moved(v.load(a.running_mean, column), mean, part)
-                new_var = moved(v.load(a.running_var, column), unbiased, part)
+                part, correction = v.splat(a.momentum), v.splat(a.correction)
+                new_mean = moved(part, v.splat(T(1)), v.load(a.running_mean, column), mean)
+                new_var = moved(part, correction, v.load(a.running_var, column), var)
                 v.store(a.running_mean, column, new_mean)
                 v.store(a.running_var, column, new_var)
         return mean, var
 
-    @device
+    @op
     def recall(a, column):
         return v.load(a.mean, column), v.load(a.var, column)
 
-    @device
+    @op
     def ready(a, c, r, rows, column):
         mean, var = r
         if a.eps == T(0) and v.any(no_variance(var)):
@@ -107,11 +103,7 @@ def normalization(v):
         inverse = f.inverse_std(var, v.splat(a.eps))
         return mean, inverse, v.load(a.gamma, column), v.load(a.beta, column)
 
-    @device
-    def read(a, c, i):
-        return v.load(a.z, i)
-
-    @device
+    @op
     def write(a, c, w, i, x):
         mean, inverse, gamma, beta = w
         y = f.affine(f.standardized(x, mean, inverse), gamma, beta)
@@ -119,41 +111,26 @@ def normalization(v):
             y = rectified(y)
         v.store(a.y, i, y)
 
-    return types.SimpleNamespace(
-        sums=0, term=term, finish=finish, recall=recall, ready=ready, read=read, write=write
-    )
+    return op
 
 
-class Gradient(NamedTuple):
-    """The arrays and numbers of `gradient`."""
-
-    dy: object
-    z: object
-    dz: object
-    mean: object
-    var: object
-    gamma: object
-    beta: object
-    eps: object
-    relu: object
-    training: object  # whether mean and var are the batch's, and move with z
-    dgamma: object
-    dbeta: object
+# The arrays and numbers of `gradient`; training: whether mean and var are the batch's, and move
+# with z.
+Gradient = namedtuple("Gradient", "dy z dz mean var gamma beta eps relu training dgamma dbeta")
 
 
 @columns.operation
 def gradient(v):
     """The backward pass."""
-    T, f = v.T, _formulas(v)
+    T, f, op = v.T, formulas(v), Parts(sums=2, blocks=6, write_ahead=2)
     passed = v.lift(lambda dy, y: T(0) if y <= T(0) else dy)
-    centered = v.lift(lambda d, mean_d, h, mean_dh: (d - mean_d) - h * mean_dh)
 
-    @device
+    @op
     def begin(a, column):
         inverse = f.inverse_std(v.load(a.var, column), v.splat(a.eps))
         return v.load(a.mean, column), inverse, v.load(a.gamma, column), v.load(a.beta, column)
 
-    @device
+    @op
     def read(a, c, i):
         return v.load(a.dy, i), v.load(a.z, i)
 
@@ -167,23 +144,23 @@ def gradient(v):
             d = passed(d, f.affine(h, gamma, beta))
         return d, h
 
-    @device
-    def term(a, c, i, row):
-        d, h = before_relu(a, c, read(a, c, i))
+    @op
+    def term(a, c, x, row):
+        d, h = before_relu(a, c, x)
         return d, v.mul(d, h)
 
-    @device
+    @op
     def finish(a, c, t, rows, column, first):
         if first:
             v.store(a.dbeta, column, t[0])
             v.store(a.dgamma, column, t[1])
         return t
 
-    @device
+    @op
     def recall(a, column):
         return v.load(a.dbeta, column), v.load(a.dgamma, column)
 
-    @device
+    @op
     def ready(a, c, r, rows, column):
         mean_d, mean_dh = v.zero(), v.zero()
         if a.training:
@@ -191,62 +168,19 @@ def gradient(v):
             mean_d, mean_dh = f.quotient(r[0], n), f.quotient(r[1], n)
         return v.mul(c[2], c[1]), mean_d, mean_dh
 
-    @device
+    @op
     def write(a, c, w, i, x):
         scale, mean_d, mean_dh = w
         d, h = before_relu(a, c, x)
         if a.training:
-            d = centered(d, mean_d, h, mean_dh)
+            d = f.centered(d, mean_d, h, mean_dh)
         v.store(a.dz, i, v.mul(scale, d))
 
-    return types.SimpleNamespace(
-        sums=2,
-        blocks=6,
-        write_ahead=2,
-        begin=begin,
-        term=term,
-        finish=finish,
-        recall=recall,
-        ready=ready,
-        read=read,
-        write=write,
-    )
+    return op
 
 
-@functools.cache
-def running_kernel(T):
-    """Return the kernel of `update_running` for numbers of type T."""
-
-    @kernel(threads=256)
-    def update_running(
-        running_mean, running_var, mean, var, momentum, correction, new_mean, new_var
-    ):
-        """The running statistics after a batch; correction = count / (count - 1)."""
-        i = cuda.grid(1)
-        if i < mean.size:
-            r, s = running_mean[i], running_var[i]
-            new_mean[i] = r + momentum * (mean[i] - r)
-            new_var[i] = s + momentum * (var[i] * correction - s)
-
-    return update_running
-
-
-class Cache(NamedTuple):
-    z: object
-    gamma: object
-    beta: object
-    mean: object
-    var: object  # biased
-    eps: float
-
-
-class RunningCache(NamedTuple):
-    z: object
-    gamma: object
-    beta: object
-    mean: object
-    var: object
-    eps: float
+# var is biased.
+Cache = namedtuple("Cache", "z gamma beta mean var eps")
 
 
 def forward(z, gamma, beta, eps, *, running=None, relu=False, status=None):
@@ -276,7 +210,7 @@ def forward_running(z, gamma, beta, mean, var, eps):
     standard_deviation(to_host(var), eps, "units (running variance)")
     y = empty(z.shape, z.dtype)
     launch(*columns.write_call(*_normalization(z, gamma, beta, eps, y, mean, var)))
-    return y, RunningCache(z, gamma, beta, mean, var, eps)
+    return y, Cache(z, gamma, beta, mean, var, eps)
 
 
 def _normalization(z, gamma, beta, eps, y, mean, var, running=None, relu=False, status=None):
@@ -338,10 +272,8 @@ def update_running(running_mean, running_var, mean, var, count, momentum):
     old = placed(running_mean=running_mean, running_var=running_var, mean=mean, var=var)
     for name, array in zip(("running_var", "mean", "var"), old[1:], strict=True):
         expect_shape(name, array, old[0].shape)
-    mean = old[2]
-    number = mean.dtype.type
-    new = empty(mean.shape, mean.dtype), empty(mean.shape, mean.dtype)
-    scalars = number(momentum), number(count / (count - 1))
-    kernel = running_kernel(number_type(mean.dtype))
-    launch(kernel, -(-mean.size // 256), 256, (*old, *scalars, *new))
-    return new
+    part, one, correction = np.array([momentum, 1, count / (count - 1)], old[0].dtype)
+    return (
+        mapped(moving, (part, one), old[0], old[2]),
+        mapped(moving, (part, correction), old[1], old[3]),
+    )

@@ -16,7 +16,7 @@ that sum into parts of a fixed length, and adds the parts in order.
 The formulas are those of reference/convolution.py; images are (N, H, W, C), kernels (kh, kw, C, K).
 """
 
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 from numba import uint32, uint64
@@ -29,15 +29,8 @@ from minimal_nn.cuda.products.choice import Operand, product_of_operands, stride
 from minimal_nn.reference.arguments import expect_convolution, expect_shape
 from minimal_nn.reference.convolution import output_size
 
-
-class Cache(NamedTuple):
-    x: object
-    W: object
-    shape: tuple  # of y
-    has_bias: bool
-    stride: int
-    padding: int
-    precision: str | None
+# shape: of y.
+Cache = namedtuple("Cache", "x W shape has_bias stride padding precision")
 
 
 def divisor(d):

@@ -22,12 +22,14 @@ Traffic for each number in float32: 8 bytes forward, 12 backward (wide: 20).
 import functools
 import math
 import types
+from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
 
+from minimal_nn.cuda.batchnorm import formulas
 from minimal_nn.cuda.device.arrays import empty, result, to_host
-from minimal_nn.cuda.device.language import cuda, device, kernel, unroll
+from minimal_nn.cuda.device.language import Parts, cuda, device, kernel, unroll
 from minimal_nn.cuda.device.launch import launch, launch_all
 from minimal_nn.cuda.parts import columns, reduction
 from minimal_nn.cuda.parts.reduction import NOT_FINITE, ZERO_VARIANCE
@@ -73,24 +75,12 @@ def _kept_numbers(T, width):
     return (128 if width > 1 else 64) // (T.bitwidth // 8)
 
 
-def _formulas(v):
-    return types.SimpleNamespace(
-        affine=v.lift(
-            lambda z, mean, inverse, gamma, beta: cuda.fma(gamma, (z - mean) * inverse, beta)
-        ),
-        squared=v.lift(lambda z, mean: (z - mean) * (z - mean)),
-        standardized=v.lift(lambda z, mean, inverse: (z - mean) * inverse),
-        centered=v.lift(
-            lambda a, mean_a, h, mean_ah, inverse: ((a - mean_a) - h * mean_ah) * inverse
-        ),
-    )
-
-
 @functools.cache
 def kernels(T, width, layout):
     """Return the kernels for rows in a layout: (forward, backward)."""
     v = vector(T, width)
-    f, row_sum = _formulas(v), reduction.row_sum(T, layout.warps)
+    f, row_sum = formulas(v), reduction.row_sum(T, layout.warps)
+    squared = v.lift(lambda z, mean: (z - mean) * (z - mean))
     warps, lanes, kept = layout.block_warps, layout.lanes, layout.kept
     size = _kept_numbers(T, width)
     turns = size // width  # NVVM writes so short a loop out, and what is kept stays in registers
@@ -110,6 +100,22 @@ def kernels(T, width, layout):
     def added(sums, j, part):
         v.put(sums, j * width, 1, v.add(v.get(sums, j * width, 1), part))
 
+    def summed(term):
+        """Return the sum of term(z, shift) over a thread's part of a row."""
+
+        @device
+        def total(x, z, base, columns, lane, shift):
+            own = v.zero()
+            for j in range(turns_of(columns)):
+                column = (j * lanes + lane) * width
+                if column < columns:
+                    own = v.add(own, term(kept_or_loaded(x, j, z, base + column), v.splat(shift)))
+            return v.total(own)
+
+        return total
+
+    deviations, squares = summed(v.sub), summed(squared)
+
     def forward(z, rows, columns, gamma, beta, eps, y, mean, inverse, status):
         x = cuda.local.array(size, T)
         shared = cuda.shared.array(warps, T)
@@ -124,20 +130,10 @@ def kernels(T, width, layout):
                     column = (j * lanes + lane) * width
                     if column < columns:
                         v.put(x, j * width, 1, v.load(z, base + column))
-            own = v.zero()
-            for j in range(turns_of(columns)):
-                column = (j * lanes + lane) * width
-                if column < columns:
-                    part = kept_or_loaded(x, j, z, base + column)
-                    own = v.add(own, v.sub(part, v.splat(first)))
-            middle = first + row_sum(v.total(own), shared, warp) / T(columns)
-            own = v.zero()
-            for j in range(turns_of(columns)):
-                column = (j * lanes + lane) * width
-                if column < columns:
-                    part = kept_or_loaded(x, j, z, base + column)
-                    own = v.add(own, f.squared(part, v.splat(middle)))
-            var = row_sum(v.total(own), shared, warp) / T(columns)
+            own = deviations(x, z, base, columns, lane, first)
+            middle = first + row_sum(own, shared, warp) / T(columns)
+            own = squares(x, z, base, columns, lane, middle)
+            var = row_sum(own, shared, warp) / T(columns)
             inv = T(1) / math.sqrt(var + eps)
             if lane == 0:
                 mean[row] = middle
@@ -151,8 +147,8 @@ def kernels(T, width, layout):
                 if column < columns:
                     part = kept_or_loaded(x, j, z, base + column)
                     g, b = v.load(gamma, column), v.load(beta, column)
-                    out = f.affine(part, v.splat(middle), v.splat(inv), g, b)
-                    v.store(y, base + column, out)
+                    h = f.standardized(part, v.splat(middle), v.splat(inv))
+                    v.store(y, base + column, f.affine(h, g, b))
 
     def backward(dy, z, rows, columns, gamma, mean, inverse, dz, partial):
         d = cuda.local.array(size, T)
@@ -199,7 +195,8 @@ def kernels(T, width, layout):
                     else:
                         a = v.mul(v.load(gamma, column), v.load(dy, base + column))
                         hat = f.standardized(v.load(z, base + column), m, inv)
-                    v.store(dz, base + column, f.centered(a, mean_a, hat, mean_ah, inv))
+                    dh = f.centered(a, mean_a, hat, mean_ah)
+                    v.store(dz, base + column, v.mul(dh, inv))
             row += cuda.gridDim.x * rows_of_block
         if kept:
             part_d = cuda.shared.array(shared_size, T)
@@ -231,40 +228,33 @@ def kernels(T, width, layout):
     )
 
 
-class Sums(NamedTuple):
-    """The arrays of `gradient_sums`."""
-
-    dy: object
-    z: object
-    mean: object
-    inverse: object
-    dgamma: object
-    dbeta: object
+Sums = namedtuple("Sums", "dy z mean inverse dgamma dbeta")
 
 
 @columns.operation
 def gradient_sums(v):
     """dbeta = sum dy and dgamma = sum dy h."""
-    f = _formulas(v)
+    f, op = formulas(v), Parts(sums=2, ahead=1)
 
-    @device
-    def term(a, c, i, row):
-        d, mean, inverse = v.load(a.dy, i), v.splat(a.mean[row]), v.splat(a.inverse[row])
-        return d, v.mul(d, f.standardized(v.load(a.z, i), mean, inverse))
+    @op
+    def read(a, c, i):
+        return v.load(a.dy, i), v.load(a.z, i)
 
-    @device
+    @op
+    def term(a, c, x, row):
+        mean, inverse = v.splat(a.mean[row]), v.splat(a.inverse[row])
+        return x[0], v.mul(x[0], f.standardized(x[1], mean, inverse))
+
+    @op
     def finish(a, c, t, rows, column, first):
         v.store(a.dbeta, column, t[0])
         v.store(a.dgamma, column, t[1])
 
-    return types.SimpleNamespace(sums=2, ahead=1, term=term, finish=finish)
+    return op
 
 
-class Cache(NamedTuple):
-    z: object
-    gamma: object
-    mean: object  # (N,)
-    inverse: object  # 1/s, (N,)
+# mean and inverse = 1/s (N,).
+Cache = namedtuple("Cache", "z gamma mean inverse")
 
 
 def _layout(T, width, units):

@@ -14,8 +14,7 @@ bytes (mean squared error).
 
 import functools
 import math
-import types
-from typing import NamedTuple
+from collections import namedtuple
 
 from numba import uint32
 
@@ -23,6 +22,7 @@ from minimal_nn.cuda.device.arrays import asarray, empty, to_host
 from minimal_nn.cuda.device.language import cuda, device, kernel
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts import reduction
+from minimal_nn.cuda.parts.elementwise import mapped
 from minimal_nn.cuda.parts.reduction import NOT_FINITE
 from minimal_nn.cuda.parts.vectors import flatten, number_type, placed
 from minimal_nn.reference.arguments import expect_shape
@@ -121,23 +121,16 @@ def kernels(T):
             if not math.isfinite(mean):
                 status[NOT_FINITE] = 1
 
-    @kernel(threads=THREADS)
-    def scaled(dvalue, dscores, out):
-        """out = dvalue dscores."""
-        i = cuda.grid(1)
-        if i < out.size:
-            out[i] = dvalue * dscores[i]
-
-    return types.SimpleNamespace(
-        cross_entropy=cross_entropy,
-        mean_squared_error=mean_squared_error,
-        finish=finish,
-        scaled=scaled,
-    )
+    return {k.name: k for k in (cross_entropy, mean_squared_error, finish)}
 
 
-class Cache(NamedTuple):
-    dscores: object  # the gradient of the mean loss
+@device
+def scaled(dvalue, dscores):
+    return dvalue * dscores
+
+
+# dscores is the gradient of the mean loss.
+Cache = namedtuple("Cache", "dscores")
 
 
 def on_device(scores, targets, kind, status):
@@ -156,8 +149,8 @@ def on_device(scores, targets, kind, status):
         count, blocks = scores.size, min(reduction.BLOCKS, -(-scores.size // THREADS))
         args = (flat_scores, flatten(targets), flat_dscores)
     partial, value = empty(blocks, scores.dtype), empty(1, scores.dtype)
-    launch(getattr(k, kind), blocks, THREADS, (*args, partial))
-    launch(k.finish, 1, THREADS, (partial, number(count), value, status))
+    launch(k[kind], blocks, THREADS, (*args, partial))
+    launch(k["finish"], 1, THREADS, (partial, number(count), value, status))
     return value, Cache(dscores)
 
 
@@ -182,9 +175,4 @@ def forward(scores, targets, kind):
 
 def backward(dvalue, cache):
     """Return dscores (N, K) = dvalue times the gradient of the mean loss."""
-    dscores = cache.dscores
-    out = empty(dscores.shape, dscores.dtype)
-    k = kernels(number_type(dscores.dtype)).scaled
-    blocks = -(-dscores.size // THREADS)
-    launch(k, blocks, THREADS, (dscores.dtype.type(dvalue), *flatten(dscores, out)))
-    return out
+    return mapped(scaled, (cache.dscores.dtype.type(dvalue),), cache.dscores)

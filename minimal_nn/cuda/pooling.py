@@ -10,7 +10,7 @@ Traffic for each number of x, float32 and size 2: 5.25 bytes in each direction.
 
 import functools
 import types
-from typing import NamedTuple
+from collections import namedtuple
 
 import numba
 import numpy as np
@@ -74,9 +74,8 @@ def kernels(T, P, width):
     return types.SimpleNamespace(forward=pool_forward, backward=pool_backward)
 
 
-class Cache(NamedTuple):
-    winner: object  # (N, H/size, W/size, C): the row-major position within the window
-    size: int
+# winner (N, H/size, W/size, C): the row-major position within the window.
+Cache = namedtuple("Cache", "winner size")
 
 
 def forward(x, size):

@@ -5,7 +5,10 @@ gradient g and the state lie in flat arrays, one parameter after the other.
 
     w, state = formula(w, g + weight_decay w, state)
 
-Its hyper-parameters stand in rows of a device array, one row for each step (`scalars` makes a
+The kernel is made of the reference wing's text: what hyper-parameters alone make, such as 1 - beta,
+is computed on the host and is a number of the kernel; the rest is computed for every entry.
+
+The numbers stand in rows of a device array, one row for each step (`scalars` makes a
 row), and `place` holds the number of the row: a captured graph follows a schedule, and Adam's 1 -
 beta^t, without new arguments.  The arrays that are read and those that are written may be the
 same.
@@ -18,18 +21,21 @@ them all; a block adds its squares by the fixed tree of reduction.py and then wr
 20, adam, adadelta 28; normalize 8 and lars 12, where the second reading hits the cache.
 """
 
+import ast
 import functools
+import inspect
 import math
 from typing import NamedTuple
 
 import numpy as np
 
 from minimal_nn.cuda.device.arrays import asarray, empty, floating, is_device_array, to_host
-from minimal_nn.cuda.device.language import cuda, device, kernel, unroll
+from minimal_nn.cuda.device.language import Parts, cuda, device, kernel, made, unroll
 from minimal_nn.cuda.device.launch import launch
+from minimal_nn.cuda.device.rewriting import text_of
 from minimal_nn.cuda.parts import reduction
-from minimal_nn.cuda.parts.elementwise import THREADS, grid
-from minimal_nn.cuda.parts.units import Units, reading
+from minimal_nn.cuda.parts.elementwise import THREADS, grid, mapped
+from minimal_nn.cuda.parts.units import UNIT_FORMULAS, Units, reading
 from minimal_nn.cuda.parts.vectors import flatten, number_type, placed, vector, vector_width
 from minimal_nn.reference import update as reference
 from minimal_nn.reference.arguments import expect_broadcast, expect_norm, expect_shape
@@ -38,116 +44,99 @@ from minimal_nn.reference.update import of_step
 
 
 class Formula(NamedTuple):
-    """A formula's number of state arrays, and its row of numbers from the hyper-parameters."""
+    """A formula of reference/update.py for one entry.
+
+    states: its number of state arrays.  text: of the function (w, g, states, numbers) -> w, states.
+    row: the numbers, as a function of the hyper-parameters.
+    """
 
     states: int
+    text: str
     row: object
 
 
-FORMULAS = {
-    "sgd": Formula(0, lambda learning_rate: (learning_rate,)),
-    "sign_sgd": Formula(0, lambda learning_rate: (learning_rate,)),
-    "momentum": Formula(1, lambda learning_rate, momentum: (learning_rate, momentum)),
-    "nesterov": Formula(1, lambda learning_rate, momentum: (learning_rate, momentum)),
-    "rmsprop": Formula(
-        1,
-        lambda learning_rate, decay, eps, eps_inside_root=0.0: (
-            learning_rate, decay, 1 - decay, eps, eps_inside_root,
-        ),
-    ),
-    "adagrad": Formula(
-        1, lambda learning_rate, eps, eps_inside_root=0.0: (learning_rate, eps, eps_inside_root)
-    ),
-    "adadelta": Formula(
-        2,
-        lambda learning_rate, decay, eps_numerator, eps_denominator: (
-            learning_rate, decay, 1 - decay, eps_numerator, eps_denominator,
-        ),
-    ),
-    "adam": Formula(
-        2,
-        lambda t, learning_rate, beta1, beta2, eps, eps_inside_root=0.0: (
-            learning_rate, beta1, 1 - beta1, beta2, 1 - beta2, 1 - beta1**t, 1 - beta2**t, eps,
-            eps_inside_root,
-        ),
-    ),
-    "adamw": Formula(
-        2,
-        lambda t, learning_rate, beta1, beta2, eps, decoupled_weight_decay, eps_inside_root=0.0: (
-            learning_rate, beta1, 1 - beta1, beta2, 1 - beta2, 1 - beta1**t, 1 - beta2**t, eps,
-            eps_inside_root, 1 - learning_rate * decoupled_weight_decay,
-        ),
-    ),
-}  # fmt: skip # a table, a row a line
+class _Numbers(ast.NodeTransformer):
+    """Gives every expression that has hyper-parameters alone a name.
 
-# Those that take a parameter unit by unit.
-BY_UNIT = {
-    "normalized_sgd": Formula(0, lambda learning_rate: (learning_rate,)),
-    "lars": Formula(0, lambda learning_rate: (learning_rate,)),
+    found: {text: (the place of its last hyper-parameter, name)}.
+    """
+
+    def __init__(self, hyper):
+        self.hyper, self.found = hyper, {}
+
+    def visit(self, node):
+        names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+        if not (isinstance(node, ast.expr) and names and names <= {*self.hyper}):
+            return self.generic_visit(node)
+        new = max(map(self.hyper.index, names)), f"number{len(self.found)}"
+        return ast.Name(self.found.setdefault(ast.unparse(node), new)[1], ast.Load())
+
+
+def _statements(function):
+    """Return the statements of a formula, those of the step that Adam's share in their place."""
+    found = []
+    for statement in text_of(function.__code__).body:
+        if "_adam_step" in ast.unparse(statement):
+            *before, returned = _statements(reference._adam_step)
+            found += [*before, ast.Assign(statement.targets, returned.value)]
+        else:
+            found.append(statement)
+    return found
+
+
+def formula(name):
+    """Return a formula by its name, from the text of the reference wing."""
+    function = getattr(reference, name).__wrapped__
+    parameters = inspect.signature(function).parameters
+    arrays = [p for p in parameters if p in reference.ARRAYS]
+    hyper = [p for p in parameters if p not in arrays]
+    numbers = _Numbers(hyper)
+    body = [numbers.visit(statement) for statement in _statements(function)]
+    if not isinstance(body[-1].value, ast.Tuple):
+        body[-1] = ast.Return(ast.Tuple([body[-1].value], ast.Load()))
+    lines = ast.unparse(ast.fix_missing_locations(ast.Module(body, []))).splitlines()
+    # In the order of the hyper-parameters, in which the compiler needs the fewest registers.
+    texts = sorted(numbers.found, key=numbers.found.get)
+    takes = ", ".join([*arrays, *(numbers.found[text][1] for text in texts)])
+    text = "\n    ".join([f"def {name}({takes}):", *lines])
+    takes = ", ".join(str(parameters[p]) for p in hyper)
+    return Formula(len(arrays) - 2, text, eval(f"lambda {takes}: ({', '.join(texts)},)"))
+
+
+FORMULAS = {
+    name: formula(name)
+    for name in (
+        *("sgd", "sign_sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adadelta"),
+        *("adam", "adamw"),
+    )
 }
+# Those that take a parameter unit by unit have their one number, and kernels of their own.
+BY_UNIT = {name: Formula(0, "", lambda learning_rate: (learning_rate,)) for name in UNIT_FORMULAS}
 
 
 @functools.cache
-def _formulas(T):
-    """Return the formulas for one entry: (w, g, states, numbers of the row) -> w, states."""
+def _meanings(T):
+    """Return what the names in the text of a formula mean for one entry of type T."""
+
+    numpy = Parts()
 
     @device
     def ratio(numerator, denominator):
         return T(0) if denominator == T(0) else numerator / denominator
 
-    def sgd(w, g, rate):
-        return (w - rate * g,)
-
-    def sign_sgd(w, g, rate):
-        sign = T(1) if g > T(0) else (T(-1) if g < T(0) else g)  # of 0 and NaN themselves
-        return (w - rate * sign,)
-
-    def momentum(w, g, buffer, rate, momentum):
-        buffer = momentum * buffer + g
-        return w - rate * buffer, buffer
-
-    def nesterov(w, g, buffer, rate, momentum):
-        buffer = momentum * buffer + g
-        return w - rate * (g + momentum * buffer), buffer
-
-    def rmsprop(w, g, square, rate, decay, rest, eps, inside):
-        square = decay * square + rest * (g * g)
-        return w - rate * ratio(g, math.sqrt(square + inside) + eps), square
-
-    def adagrad(w, g, square, rate, eps, inside):
-        square = square + g * g
-        return w - rate * ratio(g, math.sqrt(square + inside) + eps), square
-
-    def adadelta(w, g, square, delta_square, rate, decay, rest, eps_numerator, eps_denominator):
-        square = decay * square + rest * (g * g)
-        step = math.sqrt(delta_square + eps_numerator) * g
-        delta = ratio(step, math.sqrt(square + eps_denominator))
-        delta_square = decay * delta_square + rest * (delta * delta)
-        return w - rate * delta, square, delta_square
-
     @device
-    def adam_step(g, m, v, rate, beta1, rest1, beta2, rest2, correction1, correction2, eps, inside):
-        m = beta1 * m + rest1 * g
-        v = beta2 * v + rest2 * (g * g)
-        step = rate * ratio(m / correction1, math.sqrt(v / correction2 + inside) + eps)
-        return step, m, v
+    def root(square, inside):
+        return math.sqrt(square + inside)
 
-    def adam(w, g, m, v, rate, beta1, rest1, beta2, rest2, correction1, correction2, eps, inside):
-        step, m, v = adam_step(
-            g, m, v, rate, beta1, rest1, beta2, rest2, correction1, correction2, eps, inside
-        )
-        return w - step, m, v
+    @numpy
+    def sqrt(x):
+        return math.sqrt(x)
 
-    def adamw(
-        w, g, m, v, rate, beta1, rest1, beta2, rest2, correction1, correction2, eps, inside, shrink
-    ):
-        step, m, v = adam_step(
-            g, m, v, rate, beta1, rest1, beta2, rest2, correction1, correction2, eps, inside
-        )
-        return shrink * w - step, m, v
+    @numpy
+    def sign(x):
+        return T(1) if x > T(0) else (T(-1) if x < T(0) else x)  # of 0 and NaN themselves
 
-    every = (sgd, sign_sgd, momentum, nesterov, rmsprop, adagrad, adadelta, adam, adamw)
-    return {function.__name__: function for function in every}
+    return {"np": numpy, "_ratio": ratio, "_root": root}
 
 
 @functools.cache
@@ -158,7 +147,8 @@ def step_kernel(formula, T, width, per_entry):
     formula's numbers, one of which `place` names; or, per_entry, for each of them an array as long
     as w (width 1 only).
     """
-    function, states = _formulas(T)[formula], FORMULAS[formula].states
+    states, text, _ = FORMULAS[formula]
+    function = made(text, formula, _meanings(T).copy())
     numbers = function.__code__.co_argcount - 2 - states
 
     def entries(v):
@@ -256,22 +246,12 @@ def add_penalty(g, w, weight_decay):
     """Return g + weight_decay w: the gradient of L + (weight_decay / 2) |w|^2."""
     (g, w), hyper = _checked({"g": g, "w": w}, {"weight_decay": weight_decay})
     decay = np.broadcast_to(np.asarray(hyper["weight_decay"], w.dtype), w.shape)
-    out = empty(w.shape, w.dtype)
-    flat = flatten(asarray(np.ascontiguousarray(decay)), w, g, out)
-    launch(_penalty(number_type(w.dtype)), grid(w.size, 1), THREADS, flat)
-    return out
+    return mapped(with_penalty, (), asarray(np.ascontiguousarray(decay)), w, g)
 
 
-@functools.cache
-def _penalty(T):
-    @kernel(threads=THREADS)
-    def add_penalty(decay, w, g, out):
-        """out = g + decay w."""
-        i = cuda.grid(1)
-        if i < out.size:
-            out[i] = cuda.fma(decay[i], w[i], g[i])
-
-    return add_penalty
+@device
+def with_penalty(decay, w, g):
+    return cuda.fma(decay, w, g)
 
 
 def clip(gradients, limit):

@@ -8,13 +8,12 @@ Traffic for each number in float32: 12 bytes forward, 20 backward; in one launch
 """
 
 import math
-import types
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 
 from minimal_nn.cuda.device.arrays import empty, result, to_host
-from minimal_nn.cuda.device.language import device
+from minimal_nn.cuda.device.language import Parts
 from minimal_nn.cuda.device.launch import launch_all
 from minimal_nn.cuda.parts import columns, reduction
 from minimal_nn.cuda.parts.reduction import NOT_FINITE, ZERO_NORM
@@ -25,21 +24,15 @@ from minimal_nn.reference.extremes import WEIGHT_NORM, check_norm
 SMALLEST = {name: float(np.finfo(name).tiny) for name in ("float32", "float64")}
 
 
-class Scaling(NamedTuple):
-    """The arrays and numbers of `scaling`."""
-
-    v: object
-    W: object
-    g: object
-    norm: object
-    eps: object
-    status: object
+# The arrays and numbers of `scaling`, and those of `gradient`.
+Scaling = namedtuple("Scaling", "v W g norm eps status")
+Gradient = namedtuple("Gradient", "dW v dv g norm dg")
 
 
 @columns.operation
 def scaling(v):
     """The forward pass."""
-    T = v.T
+    T, op = v.T, Parts(sums=1)
     root = v.lift(lambda square, eps: math.sqrt(square + eps))
     inverse_of = v.lift(lambda r: T(1) / r)
     vanishes = v.lift(lambda r: r == T(0))
@@ -53,20 +46,20 @@ def scaling(v):
     whole = v.lift(lambda square, eps: T(0) if eps == T(0) and square < tiny else square)
     scaled = v.lift(lambda w, scale, inverse, g: ((scale * w) * inverse) * g)
 
-    @device
+    @op
     def read(a, c, i):
         return v.load(a.v, i)
 
-    @device
-    def term(a, c, i, row):
-        x = v.mul(c[0], v.load(a.v, i))
+    @op
+    def term(a, c, x, row):
+        x = v.mul(c[0], x)
         return (v.mul(x, x),)
 
-    @device
+    @op
     def scales(a, t):
         return (allowed(scale_of(t[0]), v.splat(a.eps)),)
 
-    @device
+    @op
     def finish(a, c, t, rows, column, first):
         eps = v.splat(a.eps)
         r = root(whole(t[0], eps), scaled_eps(c[0], eps))
@@ -79,95 +72,64 @@ def scaling(v):
                 a.status[NOT_FINITE] = 1
         return r
 
-    @device
+    @op
     def recall(a, column):
         return v.load(a.norm, column)
 
-    @device
+    @op
     def ready(a, c, r, rows, column):
         return inverse_of(r), v.load(a.g, column)
 
-    @device
+    @op
     def write(a, c, w, i, x):
         v.store(a.W, i, scaled(x, c[0], w[0], w[1]))
 
-    return types.SimpleNamespace(
-        sums=1,
-        scales=scales,
-        term=term,
-        finish=finish,
-        recall=recall,
-        ready=ready,
-        read=read,
-        write=write,
-    )
-
-
-class Gradient(NamedTuple):
-    """The arrays of `gradient`."""
-
-    dW: object
-    v: object
-    dv: object
-    g: object
-    norm: object
-    dg: object
+    return op
 
 
 @columns.operation
 def gradient(v):
     """The backward pass."""
-    T = v.T
+    T, op = v.T, Parts(sums=1)
     inverse_of = v.lift(lambda r: T(1) / r)
     projected = v.lift(lambda dw, w, inverse, dg, factor: factor * (dw - (w * inverse) * dg))
 
-    @device
+    @op
     def begin(a, column):
         return (inverse_of(v.load(a.norm, column)),)
 
-    @device
+    @op
     def read(a, c, i):
         return v.load(a.dW, i), v.load(a.v, i)
 
-    @device
-    def term(a, c, i, row):
-        return (v.mul(v.load(a.dW, i), v.load(a.v, i)),)
+    @op
+    def term(a, c, x, row):
+        return (v.mul(x[0], x[1]),)
 
-    @device
+    @op
     def finish(a, c, t, rows, column, first):
         dg = v.mul(t[0], c[0])
         if first:
             v.store(a.dg, column, dg)
         return dg
 
-    @device
+    @op
     def recall(a, column):
         return v.load(a.dg, column)
 
-    @device
+    @op
     def ready(a, c, r, rows, column):
         return r, v.mul(v.load(a.g, column), c[0])
 
-    @device
+    @op
     def write(a, c, w, i, x):
         v.store(a.dv, i, projected(x[0], x[1], c[0], w[0], w[1]))
 
-    return types.SimpleNamespace(
-        sums=1,
-        begin=begin,
-        term=term,
-        finish=finish,
-        recall=recall,
-        ready=ready,
-        read=read,
-        write=write,
-    )
+    return op
 
 
-class Cache(NamedTuple):
-    v: object
-    g: object
-    norm: object  # r = sqrt(|v|^2 + eps), (K,)
+# norm (K,) is r = sqrt(|v|^2 + eps).
+Cache = namedtuple("Cache", "v g norm")
 
 
 def forward(v, g, eps, *, status=None):

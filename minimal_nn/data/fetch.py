@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from minimal_nn.command import suggestion
 from minimal_nn.data.cifar import CIFAR10_FOLDER, CIFAR10_TEST, CIFAR10_TRAIN
 from minimal_nn.data.sources import SOURCES
 from minimal_nn.typing import PathLike
@@ -214,7 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     unknown = [name for name in options.sets if name not in SOURCES]
     if unknown:
-        parser.error(f"unknown SET {unknown[0]!r}, expected one of {', '.join(SOURCES)}")
+        near = suggestion(unknown[0], SOURCES)
+        parser.error(f"unknown SET {unknown[0]!r}{near}, expected one of {', '.join(SOURCES)}")
     if options.list or not options.sets:
         for name, source in SOURCES.items():
             size = sum(file.size for file in source.files) / 1e6

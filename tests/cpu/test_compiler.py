@@ -1,12 +1,11 @@
 """The cache of compiled kernels, and what starting costs."""
 
-import os
 import pathlib
 import shutil
-import subprocess
 import sys
 
 import pytest
+from processes import python
 
 import minimal_nn
 
@@ -20,16 +19,7 @@ RELU = (
 def run(code, root, cache, **environment):
     """Run Python code with the package found in `root`; return what it printed."""
     settings = {"PYTHONPATH": str(root), "MINIMAL_NN_CACHE_DIR": str(cache)}
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **settings, **environment},
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result
+    return python("-c", code, cwd=root, **settings, **environment)
 
 
 @pytest.fixture

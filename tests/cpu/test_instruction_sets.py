@@ -6,12 +6,10 @@ arrays: with 128-bit vectors the wing once overwrote the heap.  64-bit Arm is em
 geometry; its machine code is inspected in test_arm.py.
 """
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
+from processes import python
 
 from minimal_nn.backend import OPERATIONS
 from minimal_nn.cpu.machine import processor
@@ -33,30 +31,15 @@ def run(target, arguments):
         pytest.skip("an instruction set of x86")
     if target == "avx2" and not {"avx2", "fma"} <= processor.features():
         pytest.skip("this processor has no AVX2")
-    settings = {"PYTHONPATH": str(ROOT), "MINIMAL_NN_NUM_THREADS": "1", **TARGETS[target]}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
-    result = subprocess.run(
-        command,
-        env={**os.environ, **settings},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
+    command = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments)
+    python(*command, cwd=ROOT, MINIMAL_NN_NUM_THREADS="1", **TARGETS[target])
 
 
 def test_a_target_has_its_geometry():
     code = "from minimal_nn.cpu.machine.processor import *; print(*geometry(), HAS_FMA)"
     for target, settings in TARGETS.items():
         if target == "arm" or processor.IS_X86:
-            result = subprocess.run(
-                [sys.executable, "-c", code],
-                env={**os.environ, "PYTHONPATH": str(ROOT), **settings},
-                capture_output=True,
-                text=True,
-                check=True,
-            )
+            result = python("-c", code, **settings)
             expected = [x if x is not None else processor.HAS_FMA for x in GEOMETRY[target]]
             assert result.stdout.split() == [str(x) for x in expected], target
 
@@ -82,13 +65,7 @@ def test_products_of_whole_panels_have_the_same_bits_at_any_width():
         "print(bits.hexdigest())"
     )
     printed = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONPATH": str(ROOT), **settings},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        python("-c", code, **settings).stdout
         for settings in ({}, {processor.ENVIRONMENT: "256x16"}, TARGETS["arm"])
     }
     assert len(printed) == 1

@@ -2,12 +2,11 @@
 
 import concurrent.futures
 import os
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
+from processes import python
 
 from minimal_nn.cpu import affine, batchnorm, convolution, loss
 from minimal_nn.cpu.machine import threads
@@ -157,9 +156,7 @@ def test_limits_hold_in_their_thread_and_end(monkeypatch):
 def test_worker_processes_inherit_the_number():
     threads.set_num_threads(2)
     code = "from minimal_nn.cpu.machine import threads; print(threads.get_num_threads())"
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "2"
+    assert python("-c", code).stdout.strip() == "2"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

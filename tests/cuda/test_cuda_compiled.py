@@ -53,7 +53,7 @@ def test_every_module_that_makes_kernels_is_named_in_a_check():
     assert making <= named, f"no test compiles all kernels of {sorted(making - named)}"
 
 
-@pytest.mark.parametrize(("module", "makes"), [(weightnorm, 8), (layernorm, 4), (update, 2)])
+@pytest.mark.parametrize(("module", "makes"), [(weightnorm, 8), (layernorm, 4), (update, 1)])
 def test_a_kernel_that_no_launch_reaches_fails_the_check(module, makes):
     with launch.simulation(), launch.recorded() as records:
         tiled.matmul(np.zeros((2, 2)), np.zeros((2, 2)))

@@ -1,18 +1,12 @@
 """The tests that every wing has to pass, run for the cuda wing in the simulator."""
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
+from processes import ROOT, python
 
 import minimal_nn as nn
 from minimal_nn.backend import OPERATIONS
-
-TESTS = Path(__file__).parents[1]
-
 
 LACKING = [
     operation for operation in OPERATIONS if find_spec(f"minimal_nn.cuda.{operation}") is None
@@ -48,20 +42,9 @@ def test_the_wing_keeps_the_contract_of(operation):
 
     float64 is tested kernel by kernel beside this file.
     """
-    environment = {
-        **os.environ,
-        "MINIMAL_NN_CUDA": "simulator",
-        "MINIMAL_NN_TEST_WINGS": "cuda",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += ["-k", " and ".join(f"not {part}" for part in ("float64", *LACKING))]
-    done = subprocess.run(
-        [*command, str(TESTS / f"test_{operation}.py")],
-        env=environment,
-        cwd=TESTS.parent,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    environment = {"MINIMAL_NN_CUDA": "simulator", "MINIMAL_NN_TEST_WINGS": "cuda"}
+    chosen = " and ".join(f"not {part}" for part in ("float64", *LACKING))
+    command = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen)
+    tests = ROOT / "tests" / f"test_{operation}.py"
+    done = python(*command, tests, cwd=ROOT, OPENBLAS_NUM_THREADS="1", **environment)
     assert " passed" in done.stdout

@@ -1,12 +1,11 @@
 """Kernels compiled beforehand: what they are found by, and how the device takes them."""
 
-import subprocess
-import sys
 import types
 
 import numpy as np
 import pytest
 from numba import float32
+from processes import python
 
 from benchmarks.gpu import static
 from benchmarks.gpu.__main__ import main
@@ -38,12 +37,8 @@ def named():
 def test_the_key_is_the_same_in_another_process():
     code = "import test_cuda_cubins; print(*test_cuda_cubins.named())"
     folder = __file__.rpartition("/")[0]
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {folder!r}); {code}"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.split() == named(), done.stderr
+    done = python("-c", f"import sys; sys.path.insert(0, {folder!r}); {code}")
+    assert done.stdout.split() == named()
     for record in some_launches():
         assert " at 0x" not in repr(cubins.described(record.kernel.function))
 

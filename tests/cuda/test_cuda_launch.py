@@ -3,14 +3,13 @@
 import ast
 import inspect
 import os
-import subprocess
-import sys
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numba import float32, uint32
+from processes import python
 
 from minimal_nn import backend
 from minimal_nn import cuda as cuda_wing
@@ -85,12 +84,7 @@ print(wing.simulated, current().simulated)
 with launch.simulation():
     print(wing.simulated, current().simulated)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "MINIMAL_NN_CUDA": wanted},
-        capture_output=True,
-        text=True,
-    )
+    done = python("-c", code, status=None, MINIMAL_NN_CUDA=wanted)
     if wanted == "simulate":
         assert "MINIMAL_NN_CUDA: got 'simulate', expected 'simulator'" in done.stderr
     else:
@@ -145,8 +139,7 @@ def test_numba_cuda_is_imported_in_one_place():
 
 def test_importing_the_wing_costs_nothing():
     code = "import sys, minimal_nn.cuda; print('numba' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert python("-c", code).stdout.strip() == "False"
 
 
 def test_a_launch(place):

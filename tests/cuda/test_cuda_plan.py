@@ -3,26 +3,7 @@
 import numpy as np
 import pytest
 
-from minimal_nn import (
-    LARS,
-    SGD,
-    Adam,
-    BatchNorm,
-    Conv2d,
-    Dense,
-    Flatten,
-    Group,
-    LayerNorm,
-    MaxPool2d,
-    Momentum,
-    Network,
-    NormalizedSGD,
-    ReLU,
-    Schedule,
-    Tanh,
-    WeightNorm,
-    fit,
-)
+import minimal_nn as nn
 from minimal_nn.cuda import plan
 from minimal_nn.cuda.device import launch
 from minimal_nn.cuda.device.arrays import to_host
@@ -33,32 +14,53 @@ from minimal_nn.schedules import Cosine
 from minimal_nn.training import StepByStep
 
 NETWORKS = {
-    "dense": ([Dense(6), BatchNorm(eps=0.5), ReLU(), Dense(3)], (5,)),
-    "tanh": ([Dense(6), BatchNorm(), Tanh(), Dense(3)], (5,)),
-    "layers": ([Dense(6, bias=False), LayerNorm(), Tanh(), WeightNorm(Dense(4)), ReLU()], (5,)),
-    "columns": ([Dense(8), BatchNorm(), Tanh(), Dense(5), Tanh(), Dense(3)], (70,)),
+    "dense": ([nn.Dense(6), nn.BatchNorm(eps=0.5), nn.ReLU(), nn.Dense(3)], (5,)),
+    "tanh": ([nn.Dense(6), nn.BatchNorm(), nn.Tanh(), nn.Dense(3)], (5,)),
+    "layers": (
+        [nn.Dense(6, bias=False), nn.LayerNorm(), nn.Tanh(), nn.WeightNorm(nn.Dense(4)), nn.ReLU()],
+        (5,),
+    ),
+    "columns": (
+        [nn.Dense(8), nn.BatchNorm(), nn.Tanh(), nn.Dense(5), nn.Tanh(), nn.Dense(3)],
+        (70,),
+    ),
     "images": (
-        [Conv2d(4), ReLU(), MaxPool2d(2), Conv2d(2, bias=False), BatchNorm(), Flatten(), Dense(3)],
+        [
+            nn.Conv2d(4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(2, bias=False),
+            nn.BatchNorm(),
+            nn.Flatten(),
+            nn.Dense(3),
+        ],
         (4, 4, 2),
     ),
 }
 OPTIMIZERS = {
-    "sgd": lambda names: SGD(0.1, l2=0.01),
-    "groups": lambda names: Momentum(0.1, groups=[Group(names[:1], learning_rate=0.2)]),
-    "adam": lambda names: Adam(0.01),
-    "lars": lambda names: LARS(0.01, l2=0.01),
-    "normalized": lambda names: NormalizedSGD(0.01),
-    "fixed norm": lambda names: Momentum(
-        0.1, groups=[Group(names[:1], fixed_norm=2.0), Group(names[-1:], fixed_norm=0.5)]
+    "sgd": lambda names: nn.SGD(0.1, l2=0.01),
+    "groups": lambda names: nn.Momentum(0.1, groups=[nn.Group(names[:1], learning_rate=0.2)]),
+    "adam": lambda names: nn.Adam(0.01),
+    "lars": lambda names: nn.LARS(0.01, l2=0.01),
+    "normalized": lambda names: nn.NormalizedSGD(0.01),
+    "fixed norm": lambda names: nn.Momentum(
+        0.1, groups=[nn.Group(names[:1], fixed_norm=2.0), nn.Group(names[-1:], fixed_norm=0.5)]
     ),
 }
 
 
 def prepared(rng, name, kind=np.float32, examples=12):
     layers, shape = NETWORKS[name]
-    network = Network(layers, input_shape=shape, rng=0, dtype=kind, backend="cuda")
+    network = nn.Network(layers, input_shape=shape, rng=0, dtype=kind, backend="cuda")
     X = rng.standard_normal((examples, *shape)).astype(kind)
     return network, X, rng.integers(0, 3, examples)
+
+
+def planned(rng, name, rows, optimizer=None):
+    """Return a loop for so many rows, its network and optimizer, and data, X and labels."""
+    network, X, labels = prepared(rng, name)
+    optimizer = optimizer or nn.SGD(0.1)
+    return plan.plan(network.program(), optimizer, rows), network, optimizer, X, labels
 
 
 def batches_of(rng, steps, rows, examples=12):
@@ -102,18 +104,16 @@ def test_the_same_bits_as_layer_by_layer(place, rng, name, optimizer, kind, monk
 
 def test_fit_runs_on_the_device_and_continues_in_chunks(place, rng):
     network, X, labels = prepared(rng, "dense", examples=9)
-    history = fit(network, SGD(0.1), X, labels, epochs=2, batch_size=4, progress=False)
+    history = nn.fit(network, nn.SGD(0.1), X, labels, epochs=2, batch_size=4, progress=False)
     assert len(history.loss) == 4 and np.isfinite(history.loss).all()  # 4 + 4, the last is dropped
 
 
 def test_a_failed_step_changes_nothing(rng):
     with launch.simulation():
-        network, X, labels = prepared(rng, "tanh")
-        good, _, _ = prepared(np.random.default_rng(0), "tanh")
+        loop, network, optimizer, X, labels = planned(rng, "tanh", 4)
+        good, other = prepared(np.random.default_rng(0), "tanh")[0], nn.SGD(0.1)
         X[7, 2] = np.nan
         batches = np.array([[0, 1, 2, 3], [4, 5, 6, 8], [6, 7, 8, 9], [0, 1, 2, 3]])
-        optimizer, other = SGD(0.1), SGD(0.1)
-        loop = plan.plan(network.program(), optimizer, 4)
         with pytest.raises(NonFiniteError):
             loop.run(network, optimizer, X, labels, batches)
         StepByStep().run(good, other, X, labels, batches[:2])
@@ -125,10 +125,10 @@ def test_a_failed_step_changes_nothing(rng):
 
 def test_a_failed_step_names_what_was_wrong(rng):
     with launch.simulation():
-        layers = [Dense(4), BatchNorm(eps=0), Dense(3)]
-        network = Network(layers, input_shape=(5,), backend="cuda")
+        layers = [nn.Dense(4), nn.BatchNorm(eps=0), nn.Dense(3)]
+        network = nn.Network(layers, input_shape=(5,), backend="cuda")
         X, labels = np.ones((6, 5), np.float32), np.zeros(6, int)
-        optimizer = SGD(0.1)
+        optimizer = nn.SGD(0.1)
         loop = plan.plan(network.program(), optimizer, 3)
         with pytest.raises(ZeroVarianceError, match="units"):
             loop.run(network, optimizer, X, labels, np.array([[0, 1, 2]]))
@@ -137,13 +137,12 @@ def test_a_failed_step_names_what_was_wrong(rng):
 def test_weights_that_vanish_before_they_are_normalized(rng):
     """The step that makes them 0 changes nothing, and the message names the parameter."""
     with launch.simulation():
-        network, X, labels = prepared(rng, "tanh")
         # w - eta (g + weight_decay w) at eta = 1, weight_decay = 1 is -g; of dead inputs that is 0.
-        optimizer = SGD(1.0, groups=[Group(["dense1.W"], weight_decay=1.0, fixed_norm=1.0)])
+        groups = [nn.Group(["dense1.W"], weight_decay=1.0, fixed_norm=1.0)]
+        loop, network, optimizer, X, labels = planned(rng, "tanh", 3, nn.SGD(1.0, groups=groups))
         X[6:] = 0
         before = {name: to_host(array) for name, array in network.parameters.items()}
         batches = np.array([[6, 7, 8], [0, 1, 2]])
-        loop = plan.plan(network.program(), optimizer, 3)
         with pytest.raises(ZeroNormError, match=r"dense1.W: w: the weights of units \[0, 1"):
             loop.run(network, optimizer, X, labels, batches)
         assert optimizer.t == 0
@@ -154,9 +153,8 @@ def test_weights_that_vanish_before_they_are_normalized(rng):
 def test_host_data_are_not_written(rng):
     """Two runs with data of the same shape share memory on the device, not with the caller."""
     with launch.simulation():
-        network, X, labels = prepared(rng, "dense")
-        optimizer, before = SGD(0.1), X.copy()
-        loop = plan.plan(network.program(), optimizer, 4)
+        loop, network, optimizer, X, labels = planned(rng, "dense", 4)
+        before = X.copy()
         loop.run(network, optimizer, X, labels, np.array([[0, 1, 2, 3]]))
         loop.run(network, optimizer, 2 * X, labels, np.array([[0, 1, 2, 3]]))
         assert np.array_equal(X, before)
@@ -187,7 +185,7 @@ def test_data_that_do_not_change_are_copied_once(rng, augment):
             X = rng.standard_normal((4000, 5)).astype(np.float32)
             labels = rng.integers(0, 3, 4000)
             options = {"batch_size": 2000, "augment": augment, "progress": False}
-            fit(network, SGD(0.1), X, labels, epochs=epochs, **options)
+            nn.fit(network, nn.SGD(0.1), X, labels, epochs=epochs, **options)
             sent.append(device.sent)
     each_epoch = (sent[1] - sent[0]) / 2
     tables = 256 * 2000 * 4  # the rows of CHUNK batches, which every run sends
@@ -197,9 +195,7 @@ def test_data_that_do_not_change_are_copied_once(rng, augment):
 
 def test_the_last_two_steps_are_kept(rng):
     with launch.simulation():
-        network, X, labels = prepared(rng, "dense")
-        optimizer = SGD(0.1)
-        loop = plan.plan(network.program(), optimizer, 4)
+        loop, network, optimizer, X, labels = planned(rng, "dense", 4)
         data = loop.place(X), loop.place(labels)
         for rows in (4, 3, 4, 2):
             loop.run(network, optimizer, *data, np.arange(rows)[None])
@@ -212,30 +208,26 @@ def test_the_last_two_steps_are_kept(rng):
 
 def test_a_failure_with_placed_data_is_named(rng):
     with launch.simulation():
-        network, X, labels = prepared(rng, "tanh")
+        loop, network, optimizer, X, labels = planned(rng, "tanh", 4)
         X[3] = np.nan
-        optimizer = SGD(0.1)
-        loop = plan.plan(network.program(), optimizer, 4)
         with pytest.raises(NonFiniteError):
             loop.run(network, optimizer, loop.place(X), loop.place(labels), np.arange(4)[None])
 
 
 def test_what_has_no_plan():
     with launch.simulation():
-        network = Network([Dense(3), BatchNorm()], input_shape=(4,), backend="cuda")
+        network = nn.Network([nn.Dense(3), nn.BatchNorm()], input_shape=(4,), backend="cuda")
         program = network.program()
-        assert plan.plan(program, SGD(0.1), 4) is not None
-        assert plan.plan(program, SGD(0.1, fixed_norm=1.0), 4) is not None
-        assert plan.plan(program, SGD(0.1, fixed_norm=np.array([1.0, 2.0, 3.0])), 4) is None
-        assert plan.plan(program, SGD(np.array([0.1, 0.2, 0.3])), 4) is None
-        assert plan.plan(program._replace(dtype=np.dtype(np.float16)), SGD(0.1), 4) is None
+        assert plan.plan(program, nn.SGD(0.1), 4) is not None
+        assert plan.plan(program, nn.SGD(0.1, fixed_norm=1.0), 4) is not None
+        assert plan.plan(program, nn.SGD(0.1, fixed_norm=np.array([1.0, 2.0, 3.0])), 4) is None
+        assert plan.plan(program, nn.SGD(np.array([0.1, 0.2, 0.3])), 4) is None
+        assert plan.plan(program._replace(dtype=np.dtype(np.float16)), nn.SGD(0.1), 4) is None
 
 
 def test_rows_out_of_range_are_refused(rng):
     with launch.simulation():
-        network, X, labels = prepared(rng, "dense")
-        optimizer = SGD(0.1)
-        loop = plan.plan(network.program(), optimizer, 2)
+        loop, network, optimizer, X, labels = planned(rng, "dense", 2)
         with pytest.raises(IndexError, match="batches: got row numbers from 0 to 12"):
             loop.run(network, optimizer, X, labels, np.array([[0, 12]]))
 
@@ -249,16 +241,18 @@ def test_options_of_fit_train_step_by_step_to_the_numbers_of_the_reference_wing(
         "accumulate": 2,
         "clip_norm": 0.2,
         "frozen": ["dense1"],
-        "schedule": Schedule(Cosine(6), l2=Cosine(6)),
+        "schedule": nn.Schedule(Cosine(6), l2=Cosine(6)),
         "validation": (X, labels),
         "best": "validation_loss",
         "progress": False,
     }
     ends = []
     for wing in ("reference", "cuda"):
-        network = Network([Dense(4), BatchNorm(), ReLU(), Dense(2)], (3,), rng=1).on(wing)
-        history = fit(network, Momentum(0.1, l2=0.01), X, labels, **options)
-        assert network.plan_report(Momentum(), frozen=["dense1"]).startswith("step by step")
+        network = nn.Network([nn.Dense(4), nn.BatchNorm(), nn.ReLU(), nn.Dense(2)], (3,), rng=1).on(
+            wing
+        )
+        history = nn.fit(network, nn.Momentum(0.1, l2=0.01), X, labels, **options)
+        assert network.plan_report(nn.Momentum(), frozen=["dense1"]).startswith("step by step")
         ends.append([history.loss, *map(to_host, network.parameters.values())])
     for ours, theirs in zip(*ends, strict=True):
         assert np.max(np.abs(np.asarray(ours) - theirs)) < 1e-6

@@ -1,12 +1,11 @@
 """The committed results: the printed numbers are those of the committed runs."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import python
 
 import figures
 from figures import __main__ as command
@@ -73,7 +72,5 @@ def test_the_command_draws_in_worker_processes(tmp_path):
     """As a user starts it: workers cannot import what stands in a package's __main__."""
     archive = next(path for path in RESULTS if path.parent.name == "quick")
     arguments = ["--archive", archive, "--only", "rate_exponents", "--store", tmp_path / "store"]
-    command = [sys.executable, "-m", "figures", *arguments, "--out", tmp_path, "--quiet"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    python("-m", "figures", *arguments, "--out", tmp_path, "--quiet")
     assert (tmp_path / "rate_exponents.svg").stat().st_size > 10_000

@@ -133,12 +133,42 @@ def test_only_and_dtype_choose(capsys):
     assert "5 verdicts, 5 verified" in lines[-1]
 
 
-def test_the_list_names_every_claim_with_its_control(capsys):
-    status, lines, err = run(capsys, "--list")
+def test_the_list_is_a_sentence_for_every_claim(capsys):
+    status, lines, err = run(capsys, "--list", table=False)
     assert status == 0 and err == ""
-    text = "\n".join(lines)
-    for id, claim in CLAIMS.items():
-        assert id in text and claim.source in text and f"control: {claim.control}" in text
+    expected = [(id, outline.sentence(claim)) for id, claim in CLAIMS.items()]
+    assert [tuple(line.split(None, 1)) for line in lines] == expected
+
+
+def test_json_on_stdout_is_all_that_stands_there(capsys):
+    only = ("--only", "eps-rescaling", "--dtype", "float32")
+    status = main([*only, "--json", "-"])
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert status == 0 and found["schema"] == 1 and len(found["verdicts"]) == 5
+    assert "1 claims, 5 verdicts, 5 verified" in err
+    status, _, err = run(capsys, "--faults", "--json", "-")
+    assert status == 2 and "--json: got - with --faults, expected a file's name" in err
+
+
+def test_an_unknown_id_gets_the_nearest(capsys):
+    status, _, err = run(capsys, "--only", "scale-invarance")
+    assert status == 2
+    assert "got ['scale-invarance'] (did you mean 'scale-invariance'?), expected some of" in err
+
+
+def test_a_terminal_gets_colours_and_says_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    only = ("--only", "eps-rescaling", "--dtype", "float32")
+    status, lines, err = run(capsys, *only, table=False)
+    assert status == 0 and "0 of 1 claims" in err and err.endswith("\r\033[K")
+    (line,) = [line for line in lines if line.startswith("eps-rescaling")]
+    assert line.endswith(" \033[32mholds\033[0m")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not any("\033" in line for line in run(capsys, *only)[1])
 
 
 def test_seeds_are_other_subjects_and_repeat_exactly(capsys, tmp_path, fresh_subjects):

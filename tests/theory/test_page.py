@@ -1,16 +1,16 @@
 """The page with the claims: whole, self-contained, with every formula rendered."""
 
-import dataclasses
 import html.parser
 import re
 
 import pytest
+from browser import SCHEMES, WIDTHS, with_browser
 
 from theory import CLAIMS, Measurement
+from theory.claim import Verdict
 from theory.report import outline, page, table
 from theory.subjects.networks import network_subject
 
-BARE = Measurement(1.0, 2.0, "so", 9.0, 5.0)
 VOID = {"meta", "link", "br", "img"}
 
 
@@ -114,11 +114,33 @@ def test_the_page_is_written_whole_and_for_everybody_to_read(verdicts, tmp_path)
     assert path.stat().st_mode == ordinary.stat().st_mode
 
 
-def test_the_curve_of_adams_eps_is_drawn():
-    verdict = CLAIMS["adam-eps"].verify(network_subject("batch", "float32"))
-    points = verdict.measurement.details["curve"]
-    measured, predicted = ([point[i] for point in points] for i in (1, 2))
-    assert predicted[0] < 0.1 and predicted[-1] > 0.9  # from 0 to 1 as |w| grows
-    assert max(abs(a - b) for a, b in zip(measured, predicted, strict=True)) < 1e-5
-    assert page.section(verdict.claim, [verdict]).count("<svg") == 2
-    assert page.curve([dataclasses.replace(verdict, measurement=BARE)]) == ""
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The address of a page with every claim, each with a verdict of some length."""
+    measurement = Measurement(1e-12, 2e-12, "so", 9.0, 5.0, details={"exact for k": (-1019, 1019)})
+    verdicts = [Verdict(c, "convolutions", "longdouble", measurement) for c in CLAIMS.values()]
+    return page.write(tmp_path_factory.mktemp("report"), verdicts, 1.0, {}).as_uri()
+
+
+@with_browser
+@pytest.mark.slow
+def test_nothing_is_cut(whole, tab):
+    for scheme in SCHEMES:
+        for width in WIDTHS:
+            tab.open(whole, width, scheme)
+            assert tab.overflow() <= 0, (width, scheme)
+    cut = tab.open(whole, 900).evaluate(
+        """[...document.querySelectorAll("p, .statement, .wide, figure, dd, h2")]
+        .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
+    )
+    assert cut == []
+
+
+@with_browser
+@pytest.mark.slow
+def test_the_verdict_is_seen_on_a_small_screen(whole, tab):
+    ends = tab.open(whole, 380).evaluate(
+        """[...document.querySelectorAll("section tr td:nth-child(2)")]
+        .filter(e => e.className === "good").map(e => e.getBoundingClientRect().right)"""
+    )
+    assert len(ends) == len(CLAIMS) and max(ends) <= 380

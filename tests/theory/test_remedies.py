@@ -135,7 +135,7 @@ def test_eps_takes_the_invariance_of_gamma_and_beta_away():
 def test_the_residual_of_the_flow_follows_the_tolerance(l2):
     subject = flow_subjects(Options())[0]
     arguments = subject.network, subject.X, subject.targets, l2
-    residuals = [flow(*arguments, tolerance, 0.5)[0] for tolerance in (1e-4, 1e-6, 1e-8)]
+    residuals = [flow(*arguments, tolerance, 0.5)[0].residual for tolerance in (1e-4, 1e-6, 1e-8)]
     assert residuals[0] > 5 * residuals[1] > 25 * residuals[2]
 
 

@@ -114,7 +114,6 @@ def gradient_of_loss(subject):
         )
         size = float(np.sqrt(sum((g.astype(float) ** 2).sum() for g in gradients.values())))
         for name, g in gradients.items():
-            error = np.abs(g.astype(np.longdouble) - bounded[name].value) + bounded[name].error
             for _ in range(_DIRECTIONS):
                 d = rng.standard_normal(g.shape)
                 derivative = loss_derivative(network, name, d, X, targets)
@@ -122,7 +121,8 @@ def gradient_of_loss(subject):
                     abs(float((a[name].astype(np.longdouble) * d).sum() - derivative)) / size
                     for a in (gradients, *others)
                 )
-                closest.offer(residual, float((np.abs(d) * error).sum()) / size)
+                bound = float((np.abs(d) * bounded[name].error).sum()) / size
+                closest.offer(residual, bound, abs(wrong[0] - residual) / (factor - 1))
                 controls = np.maximum(controls, wrong)
     return closest.measurement(
         how="running error of the backward pass, sum |d| error(grad) / |grad|",
@@ -198,15 +198,17 @@ def hessian_symmetric(subject):
     bound.
     """
     network, closest, rng = subject.network, Closest(), np.random.default_rng(0)
-    names, fields, mixed = tuple(network.parameters), [], []
+    names, fields, mixed, factor = tuple(network.parameters), [], [], _too_long("float64")
     for X, targets in subject.batches[:2]:
         H = hessian(network, X, targets, names)
         _, error = hessian_error(network, X, targets, H, names)
         size = np.linalg.norm(H)
-        closest.offer(np.abs(H - H.T).astype(float) / size, (error + error.T).astype(float) / size)
         fields.append(_asymmetry(_derivative_of_field(network, rng)))
         first = sum(network.parameters[name].size for name in invariant_weights(network))
-        mixed.append(_asymmetry(np.concatenate([_too_long("float64") * H[:first], H[first:]])))
+        wrong = np.concatenate([factor * H[:first], H[first:]])
+        mixed.append(_asymmetry(wrong))
+        rows = np.abs(H - H.T), error + error.T, np.abs(wrong - wrong.T) / (factor - 1)
+        closest.offer(*(row.astype(float) / size for row in rows))
     return closest.measurement(
         how="running error of H_ij and H_ji, relative to |H|",
         control=min(fields + mixed),

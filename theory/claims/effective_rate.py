@@ -84,6 +84,7 @@ def _(subject):
 
 _STEP, _DECAY, _FACTOR = 2.0, 0.25, 3  # x = 1/2, exact in every dtype; |w| is 3 times |v|
 _BATCHES = 8
+_TOO_LARGE = 2.0**-10
 
 
 def _groups_of(network, array):
@@ -100,7 +101,8 @@ def _direction(array):
 def _turns(network, X, targets):
     """Return the direction after a step from w = 3 v, those predicted from grad L(v), and a bound.
 
-    Predicted by the law of the direction and without its factor 1 - x; each (weights, groups).
+    Predicted by the law of the direction, without its factor 1 - x, and at a rate that is too large
+    by _TOO_LARGE; each (weights, groups).
     """
     (name,) = invariant_weights(network)
     v = network.parameters[name].astype(np.float16).astype(network.dtype)  # so that 3 v is exact
@@ -111,13 +113,12 @@ def _turns(network, X, targets):
     moved = _groups_of(network, after.parameters[name].astype(np.longdouble))
     errors, gradients = [], []
     for at in (large, network):
-        exact = bounded_gradients(at, X, targets)[name]
-        g = gradients_of(at, X, targets)[name]
-        gradients.append(g)
-        errors.append(np.abs(g.astype(np.longdouble) - exact.value) + exact.error)
+        gradients.append(gradients_of(at, X, targets)[name])
+        errors.append(bounded_gradients(at, X, targets)[name].error)
     step = Bounded(w) - _STEP * (Bounded(gradients[0], errors[0]) + _DECAY * Bounded(w))
     g = gradients[1].astype(np.longdouble)
     rates = [laws.direction_rate(_FACTOR, _STEP, decay) for decay in (_DECAY, 0.0)]
+    rates.append(rates[0] * (1 + _TOO_LARGE))
     predicted = [_groups_of(network, v.astype(np.longdouble) - rate * g) for rate in rates]
     # An error e of a vector turns it by at most 2 |e|/|vector|.
     bound = sum(
@@ -161,8 +162,9 @@ def direction_rate(subject):
     """|u' - predicted| of the unit and batch that come closest to their bound, in radians."""
     closest, control = Closest(), 0.0
     for X, targets in subject.batches[:_BATCHES]:
-        after, predicted, without, bound = _turns(subject.network, X, targets)
-        closest.offer(_lengths(after - predicted).astype(float), bound.astype(float))
+        after, predicted, without, larger, bound = _turns(subject.network, X, targets)
+        rows = _lengths(after - predicted), bound, _lengths(larger - predicted) / _TOO_LARGE
+        closest.offer(*(row.astype(float) for row in rows))
         control = max(control, float(_lengths(after - without).max()))
     return closest.measurement(
         how="running error of both gradients and of the update, 2 |error|/|vector|",

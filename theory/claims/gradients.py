@@ -174,13 +174,13 @@ def gradient_orthogonality(subject):
     closest, laws = Closest(), []
     control, control_bound, as_predicted = np.inf, 0.0, True
     for network in subject.states:
-        closest.offer(*worst_orthogonality(network, X, targets)[:2])
+        closest.take(worst_orthogonality(network, X, targets)[0])
         for eps in (1e-5, 0.5):
-            residual, bound, leak = worst_orthogonality(network.with_eps(eps), X, targets)
-            laws.append(residual / bound if bound else np.inf)
-            as_predicted &= residual <= bound
+            here, leak = worst_orthogonality(network.with_eps(eps), X, targets)
+            laws.append(here.ratio if here.bound else np.inf)
+            as_predicted &= here.residual <= here.bound
             if eps == 0.5:
-                control, control_bound = min(control, leak), max(control_bound, bound)
+                control, control_bound = min(control, leak), max(control_bound, here.bound)
     return closest.measurement(
         how="running error of the backward pass: sum |w| error(grad) / (|w| |grad|)",
         control=control,

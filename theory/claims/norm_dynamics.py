@@ -108,7 +108,7 @@ def norm_growth(subject):
                 )
                 here = Closest()
                 here.offer(np.abs(residual) / size, bound / size)
-                closest.offer(here.residual, here.bound)
+                closest.take(here)
                 if eps:
                     control = max(control, float(np.max(np.abs(without_leak) / size)))
                     control_bound = max(control_bound, here.bound)

@@ -15,8 +15,10 @@ class Measurement:
     the bound is derived.  control: the residual of the negative control; None where a subject
     allows none. control_least: the control fails as predicted if it is at least this.
     control_as_predicted: and if its law, where it has one, holds.  details: further figures by
-    name, for --json and --explain. estimated: the bound rests on an estimate (callables).  leak:
-    the residual is that of an eps > 0.
+    name, for --json and --explain.  smallest: the smallest fault that is caught, relative to what
+    report/reach.py names: the least bound over residual per unit of it.  None: the bound, and of a
+    statement about bits the last one.  estimated: the bound rests on an estimate (callables).
+    leak: the residual is that of an eps > 0.
     refused: why nothing can be concluded, "" if something can.
     """
 
@@ -30,3 +32,4 @@ class Measurement:
     estimated: bool = False
     leak: bool = False
     refused: str = ""
+    smallest: float | None = None

@@ -161,7 +161,7 @@ def orthogonality(network, group, X, targets, trace=None):
 
 
 def worst_orthogonality(network, X, targets):
-    """Return |residual - leak| and bound where they are closest, and the largest |residual|.
+    """Return the Closest of |residual - leak| to its bound, and the largest |residual|.
 
     Each is relative to |w| |grad L|.
     """
@@ -175,7 +175,7 @@ def worst_orthogonality(network, X, targets):
             continue
         closest.offer(np.abs(residual - leak)[alive] / size[alive], bound[alive] / size[alive])
         largest = max(largest, float(np.max(np.abs(residual[alive]) / size[alive])))
-    return closest.residual, closest.bound, largest
+    return closest, largest
 
 
 # The same in balls and symbols, where nothing is left by rounding

@@ -92,6 +92,7 @@ def _judged(samples, law, wrong, *, how="", details=None, tolerance=TOLERANCE):
         how=how,
         control=control,
         control_least=2 * tolerance,
+        smallest=tolerance,
         details={
             "law": float(law),
             "mean": mean,

@@ -28,6 +28,7 @@ import numpy as np
 
 import minimal_nn as nn
 from minimal_nn import backend, mutants
+from minimal_nn.command import suggestion
 from minimal_nn.files import whole_file
 from minimal_nn.mutants.loading import package_of
 from theory.claim import select
@@ -264,7 +265,8 @@ def judged(names=None, say=print):
         known = {fault.name: fault for fault in chosen}
         unknown = [name for name in names if name not in known]
         if unknown:
-            raise ValueError(f"--faults: got {unknown}, expected some of {', '.join(known)}")
+            near = suggestion(unknown[0], known)
+            raise ValueError(f"--faults: got {unknown}{near}, expected some of {', '.join(known)}")
         chosen = [known[name] for name in names]
     claims = select()
     called, result = calls(claims), {}

@@ -149,10 +149,7 @@ OWN = {
         r"e": "Euler's number",
         r"i": "the root of −1: w is a point of the complex plane",
     },
-    "weight-norm-grows": {
-        **_ROUNDED,
-        r"v": "weight norm's parameter: a unit has the weights g v/|v|",
-    },
+    "weight-norm-grows": {r"v": "weight norm's parameter: a unit has the weights g v/|v|"},
     "gamma-beta": {r"l": "a layer"},
 }
 # Numbers of examples, units, weights and steps; names of a set; what is set and means nothing

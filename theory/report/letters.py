@@ -175,17 +175,18 @@ def set_(latex):
 def spelled(text):
     """Return words with Greek letters, roots and relations in place of their names.
 
-    >>> spelled("eta |g|^2 >= sqrt(beta1), eps_inside_root")
-    'η |g|^2 ≥ √(β_1), eps_inside_root'
+    >>> spelled("eta |g|^2 >= sqrt(beta1) - 1, eps_inside_root, |w|^-nu, adam-eps")
+    'η |g|^2 ≥ √(β_1) − 1, eps_inside_root, |w|^−ν, adam-eps'
     """
     text = text.replace(">=", "≥").replace("<=", "≤").replace("->", "→")
     # A name of an argument, as in eps_inside_root, stays what it is.
-    names = rf"(?<![A-Za-z0-9-])({'|'.join(GREEK)})(?![A-Za-z0-9-]|_[a-z]{{2}})"
+    names = rf"(?<![A-Za-z0-9])(?<![A-Za-z0-9]-)({'|'.join(GREEK)})(?![A-Za-z0-9-]|_[a-z]{{2}})"
     text = re.sub(names, lambda found: GREEK[found[1]], text)
+    text = re.sub(r"(?<![^ (^])-(?=[ \w|∇])", "−", text)
     return re.sub(r"\bgrad (?=L\b)", "∇", text).replace("sqrt", "√")
 
 
-POWER = re.compile(r"\^(?:\(([^()]*)\)|(-?[\w.]+))")
+POWER = re.compile(r"\^(?:\(([^()]*)\)|(−?[\w.]+))")
 INDEX = re.compile(r"\b([A-Za-zα-ω])_(?:\{(.*?)\}|(\w+))")
 
 
@@ -196,7 +197,7 @@ def plain(text):
     '|g|² and w₀ at ε = 0, λ₂ ≥ 2⁻²⁴'
     """
     text = POWER.sub(
-        lambda found: raised((found[1] or found[2]).replace("-", "−")),
+        lambda found: raised(found[1] or found[2]),
         spelled(text),
     )
     return INDEX.sub(lambda found: found[1] + lowered(found[2] or found[3]), text)

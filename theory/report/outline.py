@@ -1,5 +1,7 @@
 """What `python -m theory` prints: a line for each claim, in plain words, under its chapter."""
 
+import textwrap
+
 from theory.numbers.arithmetic import EXACT
 from theory.report import table
 
@@ -106,6 +108,18 @@ def chapter(claim):
 def sentence(claim):
     """Return a claim in plain words; one that has none yet is named by its id."""
     return SENTENCES.get(claim.id, claim.id.replace("-", " "))
+
+
+def listing(claims):
+    """Return a line for each claim, its id and what it says; --explain says the rest."""
+    return [f"{claim.id:25s} {sentence(claim)}" for claim in claims]
+
+
+def errata(claims):
+    """Return what is wrong in sources, each with the claim that measures it."""
+    indent = {"initial_indent": "    ", "subsequent_indent": "    "}
+    found = ((c.id, textwrap.wrap(c.erratum, table.WIDTH, **indent)) for c in claims if c.erratum)
+    return [line for id, lines in found for line in (id, *lines)]
 
 
 def header(count, arithmetic=None):

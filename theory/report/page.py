@@ -4,16 +4,17 @@ Mathematics is MathML, pictures are inline SVG; nothing is loaded from elsewhere
 """
 
 import html
-import io
 import re
 from pathlib import Path
 
 from minimal_nn.files import whole_file
-from theory.report import faults, letters, outline, table
+from theory.report import drawing, faults, letters, outline, pictures, table
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8886; --soft: #8882; --good: #0a7d4f; --bad: #c2410c; }
-@media (prefers-color-scheme: dark) { :root { --good: #3fc79a; --bad: #f0a15c; } }
+:root { color-scheme: light dark; --line: #8886; --soft: #8882; --good: #0a7d4f; --bad: #c2410c;
+        --c0: #0072b2; --c1: #c2500a; --c2: #00805c; --c3: #a0468c; }
+@media (prefers-color-scheme: dark) { :root { --good: #3fc79a; --bad: #f0a15c; --c0: #56b4e9;
+        --c1: #f0a15c; --c2: #3fc79a; --c3: #e08cc8; } }
 * { box-sizing: border-box; }
 body { font: 16px/1.55 Georgia, 'Times New Roman', serif; max-width: 52rem; margin: 0 auto;
        padding: 1.5rem 1rem 4rem; }
@@ -31,9 +32,15 @@ dt { font-weight: bold; } dd { margin: 0 0 .5rem 1rem; }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: bold; }
 p { overflow-x: auto; overflow-y: hidden; }
 nav ul { columns: 2; padding-left: 1.2rem; } @media (max-width: 34rem) { nav ul { columns: 1; } }
-svg { width: 100%; min-width: 30rem; height: auto; background: #fff; }
+figure { margin: 1rem 0; } figcaption { font-size: .9em; max-width: 34rem; }
 math { font-size: 1.05em; }
 """
+# Without a font that has a table of mathematics, browsers do not lower indices.
+FONTS = """
+math { font-family: 'Latin Modern Math', 'STIX Two Math', 'Cambria Math', 'STIX Math',
+       'DejaVu Math TeX Gyre', math; }
+"""
+_STYLE += FONTS + drawing.STYLE
 
 
 def mathematics(latex, display=False):
@@ -71,8 +78,7 @@ def words(text):
     """
     text = html.escape(letters.spelled(text), quote=False)
     text = letters.POWER.sub(r"<sup>\1\2</sup>", text)
-    text = letters.INDEX.sub(r"\1<sub>\2\3</sub>", text)
-    return text.replace("<sup>-", "<sup>−")
+    return letters.INDEX.sub(r"\1<sub>\2\3</sub>", text)
 
 
 _BETWEEN = (r"\quad", r"\qquad", r"\;")
@@ -89,78 +95,6 @@ def statement(latex):
             start = found.end()
     parts = [part for part in (*parts, latex[start:]) if part.strip()]
     return "".join(f"<div>{mathematics(part, display=True)}</div>" for part in parts)
-
-
-_COLORS = ("#0072B2", "#555555", "#D55E00")
-
-
-def _figures(measurement):
-    return measurement.measured, measurement.bound, measurement.control
-
-
-def _axes(height):
-    """Return an axes of a figure of its own, `height` inches high."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, height))
-    FigureCanvasSVG(figure)
-    axes = figure.add_axes((0.27, 0.42 / height, 0.70, 1 - 0.47 / height))
-    axes.tick_params(labelsize=8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return axes
-
-
-def _svg(axes):
-    text = io.StringIO()
-    axes.figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
-
-
-def curve(verdicts):
-    """Return an SVG of measured against predicted exponents, "" where no verdict has a curve."""
-    rows = [v.measurement.details["curve"] for v in verdicts if "curve" in v.measurement.details]
-    if not rows:
-        return ""
-    axes = _axes(2.6)
-    for points in rows:
-        x, measured, predicted = zip(*points, strict=True)
-        axes.plot(x, predicted, "-", color=_COLORS[1], lw=0.8)
-        axes.plot(x, measured, "o", color=_COLORS[0], ms=3)
-    axes.set_xlabel("log2 of a, the factor of |w|", fontsize=8)
-    axes.set_ylabel("exponent nu: o measured, - predicted", fontsize=8)
-    return _svg(axes)
-
-
-def picture(verdicts):
-    """Return an SVG of a claim's verdicts: residual, bound and control of each on a log axis."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axes = _axes(0.6 + 0.26 * len(verdicts))
-    values = [
-        value
-        for verdict in verdicts
-        for value in _figures(verdict.measurement)
-        if value and value > 0
-    ]
-    floor = min(values, default=1.0) / 100  # where an exact 0 is drawn
-    for position, verdict in enumerate(reversed(verdicts)):
-        marks = zip(_figures(verdict.measurement), ("o", "|", "x"), _COLORS, strict=True)
-        for value, marker, color in marks:
-            if value is not None:
-                axes.plot(max(float(value), floor), position, marker, color=color, ms=7)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(numticks=8))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_yticks(range(len(verdicts)))
-    axes.set_yticklabels([f"{v.subject} {v.arithmetic}" for v in reversed(verdicts)], fontsize=8)
-    axes.set_ylim(-0.6, len(verdicts) - 0.4)
-    axes.set_xlabel(
-        f"o measured    | bound    x control    (0 is drawn at {floor:.0e})", fontsize=8
-    )
-    return _svg(axes)
 
 
 def _items(claim, verdicts):
@@ -201,19 +135,22 @@ def section(claim, verdicts):
     items = "".join(
         f"<dt>{name}</dt><dd>{words(text)}</dd>" for name, text in _items(claim, verdicts)
     )
-    drawing = curve(verdicts) + picture(verdicts) if verdicts else ""
+    drawn = pictures.picture(claim)
+    figure = drawn and (
+        f"<figure>{drawn.svg}<figcaption>{words(drawn.caption)}</figcaption></figure>"
+    )
     return f"""
 <section id="{claim.id}">
 <h2>{words(outline.sentence(claim))} <code>{claim.id}</code></h2>
 {_in_short(verdicts) if verdicts else ""}
 <div class="statement">{statement(claim.statement)}</div>
+{figure or ""}
 {prose(claim.derivation)}
 <dl>{items}</dl>
 <div class="wide"><table>
 <tr><th>subject</th><th>verdict</th><th>measured</th><th>bound</th><th>control</th></tr>
 {"".join(rows)}
 </table></div>
-<div class="wide">{drawing}</div>
 </section>"""
 
 

@@ -14,7 +14,7 @@ from minimal_nn.files import whole_file
 from theory import laws
 from theory.claim import CLAIMS
 from theory.numbers.written import Written
-from theory.report.page import mathematics
+from theory.report.page import FONTS, statement
 
 NAMES = ("eta", "decay", "s", "dims", "memory", "norm", "steps", "t", "small")
 SHOWN = ("equilibrium-norm", "equilibrium-angle", "equilibrium-rate", "growth-law")
@@ -66,13 +66,13 @@ def page():
     """Return the whole page as text."""
     template = files("theory.report").joinpath("play.html").read_text(encoding="utf-8")
     statements = "\n".join(
-        f'<dt>{id.replace("-", " ")}</dt><dd class="wide">'
-        f"{mathematics(CLAIMS[id].statement, display=True)}</dd>"
+        f'<dt>{id.replace("-", " ")}</dt><dd class="wide">{statement(CLAIMS[id].statement)}</dd>'
         for id in SHOWN
     )
     for mark, text in (
         ("/* LAWS */", script()),
         ("<!-- STATEMENTS -->", statements),
+        ("/* FONTS */", FONTS),
     ):
         assert template.count(mark) == 1
         template = template.replace(mark, text)

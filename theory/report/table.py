@@ -1,5 +1,6 @@
 """The table of verdicts, on a terminal and as JSON."""
 
+import contextlib
 import json
 import platform
 import sys
@@ -13,6 +14,13 @@ from theory.numbers.arithmetic import NAMES
 from theory.report import glossary, letters
 
 WIDTH = 100
+SCHEMA = 1  # of --json: raised where a key changes its meaning or goes
+# Of what a line ends with, on a terminal
+COLOURS = {
+    r"holds( \(estimated\))?( \|k\|<=\d+)?( r<=\S+)?": "green",
+    r"(FAILS|CONTROL HOLDS)": "red",
+    r"(leaks|refused)": "yellow",
+}
 _COLUMNS = ("claim", "source", "subject", "measured", "bound", "control", "verdict")
 _WIDTHS = (23, 8, 20, 8, 8, 8)
 
@@ -106,21 +114,6 @@ def notes(left_out, wing="reference", wrap=True):
     return [part for line in lines for part in textwrap.wrap(line, WIDTH, **options)]
 
 
-def listing(claims):
-    """Return the list of claims: id, source, and control."""
-    return [f"{c.id:25s} {c.source}\n{'':25s} control: {c.control}" for c in claims]
-
-
-def errata(claims):
-    """Return what is wrong in sources, with the claim that measures it."""
-    return [
-        f"{c.id}\n"
-        + textwrap.fill(c.erratum, WIDTH, initial_indent="    ", subsequent_indent="    ")
-        for c in claims
-        if c.erratum
-    ]
-
-
 def fits(claim):
     """Return phrases that say which arithmetics and wings a claim runs in, and why not others."""
     phrases = [f"runs in: {', '.join(name for name in NAMES if name not in claim.unfit)}"]
@@ -134,11 +127,11 @@ def fits(claim):
     return phrases
 
 
-def explanation(claim, more="", latex=False):
+def explanation(claim, more=(), latex=False):
     """Return a claim in full: statement, derivation, assumptions, what is measured, the bound.
 
     In letters for a terminal, with the meaning of the symbols at the end; latex: as it is written.
-    more: a line to add.
+    more: lines to add.
     """
     told = {"assumptions": "; ".join(claim.assumptions), "control": claim.control}
     if claim.measure.__doc__:
@@ -147,7 +140,7 @@ def explanation(claim, more="", latex=False):
     lines += fits(claim)
     if claim.erratum:
         lines.append(f"erratum: {claim.erratum}")
-    lines += [more] if more else []
+    lines += more
     head = f"{claim.id}  ({claim.source})"
     if latex:
         parts = [head, f"  {claim.statement}", claim.derivation.strip(), "\n".join(lines)]
@@ -185,8 +178,15 @@ def versions():
     }
 
 
-def check_json_path(path):
-    """Refuse, before the work, a path that a file cannot be written to."""
+def check_json_path(path, stdout=True):
+    """Refuse, before the work, a path that a file cannot be written to.
+
+    stdout: whether "-" stands for it.
+    """
+    if path == "-":
+        if not stdout:
+            raise ValueError("--json: got - with --faults, expected a file's name")
+        return
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"--json: {path} is a folder, expected a file's name")
@@ -194,18 +194,18 @@ def check_json_path(path):
         raise ValueError(f"--json: the folder {path.parent} does not exist; create it first")
 
 
-def write_json(path, verdicts, options, left_out):
-    """Write every figure of the verdicts to `path`, whole or not at all.
+def write_json(path, verdicts, options, left_out, out):
+    """Write every figure of the verdicts to `path`, whole or not at all, or ("-") to `out`.
 
     left_out: {claim: {arithmetic: reason}}.
     """
-    path = Path(path)
     check_json_path(path)
     report = {
+        "schema": SCHEMA,
         "versions": versions(),
         "options": options,
         "verdicts": [verdict.as_dict() for verdict in verdicts],
         "left out": {claim.id: reasons for claim, reasons in left_out.items() if reasons},
     }
-    with whole_file(path, "w") as file:
+    with contextlib.nullcontext(out) if path == "-" else whole_file(path, "w") as file:
         json.dump(report, file, indent=1)

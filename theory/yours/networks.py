@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 
+from minimal_nn.command import suggestion
 from minimal_nn.layers import WeightNorm
 from minimal_nn.network import Network
 from theory.claim import CLAIMS, Measurement, Verdict
@@ -89,7 +90,8 @@ def _ids(claims):
     claims = tuple(claims)
     unknown = [id for id in claims if id not in ON_NETWORKS]
     if unknown:
-        raise ValueError(f"claims: got {unknown}, expected some of {', '.join(ON_NETWORKS)}")
+        near = suggestion(unknown[0], ON_NETWORKS)
+        raise ValueError(f"claims: got {unknown}{near}, expected some of {', '.join(ON_NETWORKS)}")
     return claims
 
 

@@ -65,9 +65,7 @@ def layer_verdicts(module: torch.nn.Module, call: Any) -> tuple[LayerVerdict, ..
             "torch.nn.utils.parametrizations.weight_norm in place of torch.nn.utils.weight_norm, "
             "say"
         ) from None
-    layers = {
-        name or type(part).__name__: part for name, part in module.named_modules() if _found(part)
-    }
+    layers = normalizing_layers(module)
     inputs: dict[str, tuple] = {}
     handles = [
         part.register_forward_pre_hook(_keeper(inputs, name), with_kwargs=True)
@@ -78,6 +76,13 @@ def layer_verdicts(module: torch.nn.Module, call: Any) -> tuple[LayerVerdict, ..
     for handle in handles:
         handle.remove()
     return tuple(_verdict(name, part, inputs.get(name)) for name, part in layers.items())
+
+
+def normalizing_layers(module):
+    """Return {name: layer} of the layers of a module that normalize."""
+    return {
+        name or type(part).__name__: part for name, part in module.named_modules() if _found(part)
+    }
 
 
 def _keeper(inputs, name):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from minimal_nn.command import suggestion
 from theory.claim import CLAIMS, Claim, Measurement, Refused, Verdict
 from theory.yours.differences import derivative_by_mean_slope, directional_derivative
 from theory.yours.subject import CallableSubject
@@ -254,8 +255,8 @@ def verify(
     unknown = [id for id in ids if id not in ON_CALLABLE]
     if unknown:
         raise ValueError(
-            f"claims: got {unknown}, expected some of {', '.join(ON_CALLABLE)} (the claims that "
-            "can be measured on a callable)"
+            f"claims: got {unknown}{suggestion(unknown[0], ON_CALLABLE)}, expected some of "
+            f"{', '.join(ON_CALLABLE)} (the claims that can be measured on a callable)"
         )
     # BLAS rounds differently with another number of threads, and most of these products are small.
     with threadpool_limits(limits=1, user_api="blas"):

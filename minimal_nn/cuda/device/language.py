@@ -21,6 +21,7 @@ floating-point numbers (order), and Python float literals (float32 * 2.0 is comp
 
 import functools
 import sys
+import types as python_types
 import warnings
 
 import numpy as np
@@ -48,7 +49,7 @@ except ImportError:
 # Small networks have small grids; a warning for each launch would say nothing new.
 numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
-__all__ = ["Kernel", "cuda", "device", "intrinsic", "kernel", "made", "unroll"]
+__all__ = ["Kernel", "Parts", "cuda", "device", "intrinsic", "kernel", "made", "unroll"]
 
 
 @intrinsic
@@ -112,3 +113,15 @@ def device(function):
     if hasattr(function, "py_func"):
         return function
     return cuda.jit(rewritten(function, unsigned), device=True)
+
+
+class Parts(python_types.SimpleNamespace):
+    """Device functions by name, and numbers that go with them.
+
+    `@parts` makes a device function of the function below it, and keeps it under its name.
+    """
+
+    def __call__(self, function):
+        made_of_it = device(function)
+        vars(self)[function.__name__] = made_of_it
+        return made_of_it

@@ -72,7 +72,7 @@ def rewritten(function, unsigned):
     code = function.__code__
     cells = (cell.cell_contents for cell in function.__closure__ or ())
     scope = {**function.__globals__, **dict(zip(code.co_freevars, cells, strict=True))}
-    tree = _source(code)
+    tree = text_of(code)
     tree = _Known(tree, scope).function()
     tree = _Unsigned(tree, scope).function()
     tree.name = "function" if function.__name__ == "<lambda>" else function.__name__
@@ -96,7 +96,7 @@ def made(text, name, scope):
 # The text of a function
 
 
-def _source(code):
+def text_of(code):
     """Return the definition of a function or lambda, from the text of its file."""
     found = [n for n in _functions(code.co_filename)[code.co_firstlineno] if _describes(n, code)]
     if len(found) != 1 and len({ast.dump(node) for node in found}) != 1:
@@ -110,7 +110,7 @@ def _source(code):
     tree.body = [ast.Return(node.body)] if isinstance(node, ast.Lambda) else node.body
     if isinstance(tree.body[0], ast.Expr) and isinstance(tree.body[0].value, ast.Constant):
         tree.body = tree.body[1:]  # the docstring
-    return tree
+    return ast.fix_missing_locations(tree)
 
 
 @functools.cache

@@ -6,12 +6,13 @@ numbers.  With c, t, r, w and x tuples of its own, i the place of a vector, and 
 thread is the one that stores:
 
     begin(a, column) -> c                   what is needed before the sums (default: nothing)
-    term(a, c, i, row)                      the vectors that are added up, or the one whose moments
+    read(a, c, i) -> x                      what is loaded at a place, for either reading
+    term(a, c, x, row)                      the vectors that are added up, or the one whose moments
+                                            are taken (default: x)
     finish(a, c, t, rows, column, first)    r, of the sums t; the first thread stores it
     recall(a, column) -> r                  the same where another launch has stored it
     ready(a, c, r, rows, column) -> w       what the second reading needs of all that
-    read(a, c, i) -> x                      the second reading: what is loaded
-    write(a, c, w, i, x)                    and what is stored
+    write(a, c, w, i, x)                    and what it stores
 
 beside `sums`, how many vectors a term has (0: its moments are taken), how many rows are on
 their way at once, `ahead` and `write_ahead` (4), and `blocks` (8), how many must fit on a
@@ -20,8 +21,8 @@ multiprocessor while sums are taken.  `kernels` makes of it
     whole           all of it in one launch, a block for its columns: for few rows
     sums, write     the same for chunks of the rows; between them, `finish_kernel`
 
-and `calls` the launches.  An operation without write has sums alone, one without term the second
-reading.  Two functions more are for the launch of `whole`, where an operation has them:
+and `calls` the launches.  An operation without write has sums alone.  Two functions more are for
+the launch of `whole`, where an operation has them:
 
     scales(a, t) -> c                       of sums of squares t that may be out of range, the
                                             powers of two by which numbers are to be multiplied
@@ -32,15 +33,24 @@ reading.  Two functions more are for the launch of `whole`, where an operation h
 """
 
 import functools
-import types
 
 from numba import int32
 
 from minimal_nn.cuda.device.arrays import empty
-from minimal_nn.cuda.device.language import cuda, device, kernel, unroll
+from minimal_nn.cuda.device.language import Parts, cuda, device, kernel, unroll
 from minimal_nn.cuda.parts import reduction
 from minimal_nn.cuda.parts.reduction import FINISH_THREADS, THREADS, Cut, finish_geometry
 from minimal_nn.cuda.parts.vectors import number_type, vector
+
+
+@device
+def _nothing(a, column):
+    return ()
+
+
+@device
+def _itself(a, c, x, row):
+    return x
 
 
 def operation(function):
@@ -49,46 +59,43 @@ def operation(function):
     @functools.cache
     @functools.wraps(function)
     def parts(T, width):
-        return function(vector(T, width))
+        v = vector(T, width)
+        op = Parts(begin=_nothing, term=_itself, ahead=4, write_ahead=4, blocks=8)
+        vars(op).update(vars(function(v)))
+        if hasattr(op, "scales"):
+
+            @op
+            def begin(a, column):
+                return (*(v.splat(T(1)) for s in unroll(op.sums)),)
+
+        return op
 
     parts.is_operation = True
     return parts
 
 
-def stages(operation, T=None):
+def stages(operation):
     """Return the names of the kernels that an operation has."""
-    op = operation(T or number_type("float32"), 1)
-    sums, write = hasattr(op, "term"), hasattr(op, "write")
+    op = operation(number_type("float32"), 1)
     if hasattr(op, "span"):
         return ("whole",)
-    return ("whole",) * (sums and write) + ("sums", "finish") * sums + ("write",) * write
+    return ("whole", "sums", "finish", "write") if hasattr(op, "write") else ("sums", "finish")
 
 
-@device
-def _nothing(a, column):
-    return ()
+@functools.cache
+def _parts(operation, T, width, threads=THREADS):
+    """Return an operation's functions for one type and width, its kind of reduction and tree."""
+    v, op = vector(T, width), operation(T, width)
 
+    @device
+    def term(a, c, i, row):
+        return op.term(a, c, op.read(a, c, i), row)
 
-class _Parts:
-    """An operation for one type and width, with its defaults, and its kind of reduction."""
-
-    def __init__(self, operation, T, width, threads=THREADS):
-        self.v = vector(T, width)
-        self.op = types.SimpleNamespace(begin=_nothing, ahead=4, write_ahead=4, blocks=8)
-        vars(self.op).update(vars(operation(T, width)))
-        if hasattr(self.op, "term"):
-            if self.op.sums:
-                options = self.op.sums, self.op.term, self.op.ahead
-                self.kind = reduction.sums(self.v, *options, threads)
-                if hasattr(self.op, "scales"):
-                    ones = self.kind.ones
-                    self.op.begin = device(lambda a, column: ones())
-            else:
-                self.kind = reduction.moments(self.v, self.op.term, threads)
-            self.tree = reduction.tree(self.kind)
-
-
-_parts = functools.cache(_Parts)
+    if op.sums:
+        kind = reduction.sums(v, op.sums, term, op.ahead, threads)
+    else:
+        kind = reduction.moments(v, term, threads)
+    return v, op, kind, reduction.tree(kind)
 
 
 def _kernel(operation, function, threads=THREADS, blocks=8):
@@ -122,8 +129,8 @@ def _rewriting(op):
 @functools.cache
 def whole_kernel(operation, T, width):
     """Return the kernel that does the whole operation, one block for its columns."""
-    parts = _parts(operation, T, width)
-    op, kind, tree, rewrite = parts.op, parts.kind, parts.tree, _rewriting(parts.op)
+    _, op, kind, tree = _parts(operation, T, width)
+    rewrite = _rewriting(op)
     spans, scaled = hasattr(op, "span"), hasattr(op, "scales")
 
     def whole(rows, columns, a):
@@ -136,7 +143,7 @@ def whole_kernel(operation, T, width):
             start, first = 0, cuda.blockIdx.x * x_count * width
         column = first + x * width
         if scaled:
-            c, fresh, again = kind.ones(), True, True
+            c, fresh, again = op.begin(a, column), True, True
             while again:
                 own = kind.zero()
                 if column < columns:
@@ -166,8 +173,7 @@ def whole_kernel(operation, T, width):
 @functools.cache
 def sums_kernel(operation, T, width):
     """Return the kernel of the first stage: what each chunk of the rows comes to, `partial`."""
-    parts = _parts(operation, T, width)
-    op, kind, tree, v = parts.op, parts.kind, parts.tree, parts.v
+    v, op, kind, tree = _parts(operation, T, width)
 
     def sums(rows, columns, chunk, a, partial):
         shared = cuda.shared.array(kind.size, T)
@@ -192,8 +198,7 @@ def sums_kernel(operation, T, width):
 @functools.cache
 def finish_kernel(operation, T):
     """Return the kernel of the second stage: the chunks' parts are put together and finished."""
-    parts = _parts(operation, T, 1, FINISH_THREADS)
-    op, kind, tree, v = parts.op, parts.kind, parts.tree, parts.v
+    v, op, kind, tree = _parts(operation, T, 1, FINISH_THREADS)
 
     def finish(rows, columns, chunk, chunks, a, partial):
         shared = cuda.shared.array(kind.size, T)
@@ -218,7 +223,7 @@ def finish_kernel(operation, T):
 @functools.cache
 def write_kernel(operation, T, width):
     """Return the kernel of the second reading, for chunks of the rows."""
-    op = _parts(operation, T, width).op
+    op = operation(T, width)
     rewrite = _rewriting(op)
 
     def write(rows, columns, chunk, a):

@@ -41,12 +41,11 @@ merges of one level, sum d^2 n_a n_b/n <= M2 and sum n_a n_b/n <= n, with each d
 
 import functools
 import math
-import types
 
 import numpy as np
 
 from minimal_nn.cuda.device.arrays import empty
-from minimal_nn.cuda.device.language import cuda, device, unroll
+from minimal_nn.cuda.device.language import Parts, cuda, device, unroll
 
 THREADS = 128
 # Sums of squares between the first two are right as they are; those outside are taken once more, of
@@ -134,28 +133,25 @@ def finish_geometry(columns, chunks=FINISH_ROWS):
 def sums(v, count, term, ahead, threads):
     """Return the sums of `count` vectors; ahead: how many rows are on their way at once, 1 or 4."""
     section = v.width * threads
+    kind = Parts(count=count, size=count * section)
     unequal = v.lift(lambda one, other: one != other)
 
-    @device
+    @kind
     def zero():
         return (*(v.zero() for s in unroll(count)),)
 
-    @device
-    def ones():
-        return (*(v.splat(v.T(1)) for s in unroll(count)),)
-
-    @device
+    @kind
     def differ(one, other):
         found = False
         for s in unroll(count):
             found = found or v.any(unequal(one[s], other[s]))
         return found
 
-    @device
+    @kind
     def merge(one, other):
         return (*(v.add(one[s], other[s]) for s in unroll(count)),)
 
-    @device
+    @kind
     def gather(a, c, columns, column, row, step, end):
         own = zero()
         if ahead == 4:
@@ -169,28 +165,24 @@ def sums(v, count, term, ahead, threads):
             row += step
         return own
 
-    @device
+    @kind
     def put(shared, t, own):
         for s in unroll(count):
             v.put(shared, t + s * section, threads, own[s])
 
-    @device
+    @kind
     def get(shared, t):
         return (*(v.get(shared, t + s * section, threads) for s in unroll(count)),)
 
-    return types.SimpleNamespace(
-        count=count,
-        size=count * section,
-        zero=zero,
-        ones=ones,
-        differ=differ,
-        gather=gather,
-        merge=merge,
-        put=put,
-        get=get,
-        vectors=device(lambda own: own),
-        part=device(lambda vectors, n: vectors),
-    )
+    @kind
+    def vectors(own):
+        return own
+
+    @kind
+    def part(vectors, n):
+        return vectors
+
+    return kind
 
 
 def scale_of(v):
@@ -203,6 +195,7 @@ def scale_of(v):
 def moments(v, term, threads):
     """Return the moments (n, mean, M2) of one vector, eight rows on their way at once."""
     T, section = v.T, v.width * threads
+    kind = Parts(count=2, size=2 * section + threads)
     merged_mean = v.lift(lambda mean, other, part: mean + (other - mean) * part)
     deviation = v.lift(lambda d, offset: (d - offset) * (d - offset))
 
@@ -212,11 +205,11 @@ def moments(v, term, threads):
 
     merged_square = v.lift(square_of_merged)
 
-    @device
+    @kind
     def zero():
         return T(0), v.zero(), v.zero()
 
-    @device
+    @kind
     def merge(one, other):
         n, mean, square = one
         other_n, other_mean, other_square = other
@@ -226,7 +219,7 @@ def moments(v, term, threads):
         square = merged_square(square, other_square, mean, other_mean, factor)
         return total, merged_mean(mean, other_mean, v.splat(part)), square
 
-    @device
+    @kind
     def gather(a, c, columns, column, row, step, end):
         own = zero()
         while row + 7 * step < end:
@@ -247,28 +240,26 @@ def moments(v, term, threads):
             row += step
         return own
 
-    @device
+    @kind
     def put(shared, t, own):
         shared[t + 2 * section] = own[0]
         v.put(shared, t, threads, own[1])
         v.put(shared, t + section, threads, own[2])
 
-    @device
+    @kind
     def get(shared, t):
         mean, square = v.get(shared, t, threads), v.get(shared, t + section, threads)
         return shared[t + 2 * section], mean, square
 
-    return types.SimpleNamespace(
-        count=2,
-        size=2 * section + threads,
-        zero=zero,
-        gather=gather,
-        merge=merge,
-        put=put,
-        get=get,
-        vectors=device(lambda own: (own[1], own[2])),
-        part=device(lambda vectors, n: (T(n), vectors[0], vectors[1])),
-    )
+    @kind
+    def vectors(own):
+        return own[1], own[2]
+
+    @kind
+    def part(vectors, n):
+        return T(n), vectors[0], vectors[1]
+
+    return kind
 
 
 def tree(kind):
@@ -292,12 +283,13 @@ def tree(kind):
 @functools.cache
 def warp(T):
     """Return the butterflies of a warp: sum(x) and max(x), the same bits in every lane."""
+    w = Parts()
 
-    @device
-    def add(a, b):
+    @w
+    def added(a, b):
         return a + b
 
-    @device
+    @w
     def larger(a, b):
         return b if b > a or b != b else a  # a NaN is not lost
 
@@ -310,7 +302,8 @@ def warp(T):
 
         return meet
 
-    return types.SimpleNamespace(sum=butterfly(add), max=butterfly(larger), larger=larger)
+    w.sum, w.max = butterfly(added), butterfly(larger)
+    return w
 
 
 @functools.cache

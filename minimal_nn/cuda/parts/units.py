@@ -6,13 +6,12 @@ and then writes its columns, a pass of columns.py.
 """
 
 import math
-import types
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 
 from minimal_nn.cuda.device.arrays import asarray, empty
-from minimal_nn.cuda.device.language import cuda, device
+from minimal_nn.cuda.device.language import Parts, cuda, device
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.parts import columns, reduction
 from minimal_nn.cuda.parts.reduction import ZERO_NORM
@@ -42,36 +41,30 @@ def _span(a):
     return a.units[i], a.units[i + 1], a.units[i + 2], a.units[i + 3]
 
 
-class Norms(NamedTuple):
-    """The arrays of `unit_norms`."""
-
-    w: object
-    out: object
-    units: object
-    norms: object
-    lengths: object
-    status: object
+# The arrays of `unit_norms`, and those of `unit_steps`, with table and place as in step_kernel.
+Norms = namedtuple("Norms", "w out units norms lengths status")
+Steps = namedtuple("Steps", "w g out units table place")
 
 
 @columns.operation
 def unit_norms(v):
     """out = w norm / |w|, and lengths = |a w| with a a power of two, unit by unit."""
-    T = v.T
+    T, op = v.T, Parts(sums=1, span=_span)
     scale_of = reduction.scale_of(v)
     length = v.lift(lambda square: math.sqrt(square))
     vanishes = v.lift(lambda length: length == T(0))
     over = v.lift(lambda norm, length: norm / length)
 
-    @device
+    @op
     def read(a, c, i):
         return v.load(a.w, i)
 
-    @device
-    def term(a, c, i, row):
-        w = v.mul(c[0], v.load(a.w, i))
+    @op
+    def term(a, c, x, row):
+        w = v.mul(c[0], x)
         return (v.mul(w, w),)
 
-    @device
+    @op
     def scales(a, t):
         return (scale_of(t[0]),)
 
@@ -79,7 +72,7 @@ def unit_norms(v):
     def unit(a, column):
         return a.units[cuda.blockIdx.x * _FIELDS + 4] + column
 
-    @device
+    @op
     def finish(a, c, t, rows, column, first):
         r = length(t[0])
         if first:
@@ -88,42 +81,22 @@ def unit_norms(v):
                 a.status[ZERO_NORM] = 1
         return r
 
-    @device
+    @op
     def ready(a, c, r, rows, column):
         return over(v.get(a.norms, unit(a, column), 1), r)
 
-    @device
+    @op
     def write(a, c, w, i, x):
         v.store(a.out, i, v.mul(v.mul(c[0], x), w))
 
-    return types.SimpleNamespace(
-        sums=1,
-        scales=scales,
-        span=_span,
-        term=term,
-        finish=finish,
-        ready=ready,
-        read=read,
-        write=write,
-    )
-
-
-class Steps(NamedTuple):
-    """The arrays of `unit_steps`; table and place as in step_kernel."""
-
-    w: object
-    g: object
-    out: object
-    units: object
-    table: object
-    place: object
+    return op
 
 
 def unit_steps(relative, per_entry):
     """Return the operation out = w - rate g / |g|, unit by unit; relative: times |w|."""
 
     def steps(v):
-        T = v.T
+        T, op = v.T, Parts(sums=2, write_ahead=1, span=_span)
         number, penalized = reading(v, per_entry)
         length = v.lift(lambda square: math.sqrt(square))
         scale_of = reduction.scale_of(v)
@@ -132,31 +105,30 @@ def unit_steps(relative, per_entry):
         relative_to = v.lift(lambda norm, step, g: g if norm == T(0) else norm * step)
         descended = v.lift(lambda w, rate, step: w - rate * step)
 
-        @device
+        @op
         def read(a, c, i):
             w = v.load(a.w, i)
             decay = number(a.table, a.place[0] * 2, 0, a.w.size, i)
             return w, penalized(v.load(a.g, i), w, decay)
 
-        @device
-        def term(a, c, i, row):
-            w, g = read(a, c, i)
-            g, w = v.mul(c[0], g), v.mul(c[1], w)
+        @op
+        def term(a, c, x, row):
+            g, w = v.mul(c[0], x[1]), v.mul(c[1], x[0])
             return v.mul(g, g), v.mul(w, w)
 
-        @device
+        @op
         def scales(a, t):
             return scale_of(t[0]), scale_of(t[1])
 
-        @device
+        @op
         def finish(a, c, t, rows, column, first):
             return length(t[0]), over(length(t[1]), c[1])
 
-        @device
+        @op
         def ready(a, c, r, rows, column):
             return r
 
-        @device
+        @op
         def write(a, c, w, i, x):
             step = direction(v.mul(c[0], x[1]), w[0])
             if relative:
@@ -164,25 +136,16 @@ def unit_steps(relative, per_entry):
             rate = number(a.table, a.place[0] * 2, 1, a.w.size, i)
             v.store(a.out, i, descended(x[0], rate, step))
 
-        return types.SimpleNamespace(
-            sums=2,
-            write_ahead=1,
-            scales=scales,
-            span=_span,
-            term=term,
-            finish=finish,
-            ready=ready,
-            read=read,
-            write=write,
-        )
+        return op
 
-    steps.__name__ = ("lars" if relative else "normalized_sgd") + "_each" * per_entry
+    steps.__name__ = UNIT_FORMULAS[relative] + "_each" * per_entry
     return columns.operation(steps)
 
 
+UNIT_FORMULAS = ("normalized_sgd", "lars")
 STEPS = {
     (formula, per_entry): unit_steps(formula == "lars", per_entry)
-    for formula in ("normalized_sgd", "lars")
+    for formula in UNIT_FORMULAS
     for per_entry in (False, True)
 }
 

@@ -7,14 +7,13 @@ either length.
 """
 
 import functools
-import types
 
 import numba
 import numpy as np
 
 from minimal_nn.cuda.device import intrinsics
 from minimal_nn.cuda.device.arrays import address, contiguous, floating
-from minimal_nn.cuda.device.language import device, made, unroll
+from minimal_nn.cuda.device.language import Parts, device, made, unroll
 
 BYTES = 16
 
@@ -42,70 +41,62 @@ def lift(function, width):
 def vector(T, width):
     """Return the operations on vectors of `width` numbers of the Numba type T.
 
-    load(array, i), store(array, i, v)   neighbours i, i + 1, ... of a 1-D array
-    get(buffer, i, n), put(buffer, i, n, v)   entries i, i + n, i + 2 n, ... of a shared array
+    load(array, i), store(array, i, numbers)   neighbours i, i + 1, ... of a 1-D array
+    get(buffer, i, n), put(buffer, i, n, numbers)   entries i, i + n, i + 2 n, ... of a shared array
     splat(number)   the number in every entry;   zero()
-    add, sub, mul(v, w)
-    any(flags), total(v)   one flag or number from all entries; total adds neighbours first
+    add, sub, mul(a, b)
+    any(flags), total(numbers)   one flag or number from all entries; total adds neighbours first
     lift(function)   a formula of numbers for vectors
     """
+    v = Parts(T=T, width=width, lift=functools.partial(lift, width=width))
+    if width > 1:
+        v.load, v.store = (getattr(intrinsics, f"{name}{width}") for name in ("load", "store"))
+    else:
 
-    @device
-    def load_one(array, i):
-        return (array[i],)
+        @v
+        def load(array, i):
+            return (array[i],)
 
-    @device
-    def store_one(array, i, v):
-        array[i] = v[0]
+        @v
+        def store(array, i, numbers):
+            array[i] = numbers[0]
 
-    @device
+    @v
     def get(buffer, i, n):
         return (*(buffer[i + j * n] for j in unroll(width)),)
 
-    @device
-    def put(buffer, i, n, v):
+    @v
+    def put(buffer, i, n, numbers):
         for j in unroll(width):
-            buffer[i + j * n] = v[j]
+            buffer[i + j * n] = numbers[j]
 
-    @device
+    @v
     def splat(number):
         return (*(number for j in unroll(width)),)
 
-    @device
+    @v
     def zero():
         return (*(T(0) for j in unroll(width)),)
 
-    @device
-    def any_of(v):
-        found = v[0]
+    @v
+    def any(flags):
+        found = flags[0]
         for j in unroll(width - 1):
-            found = found or v[j + 1]
+            found = found or flags[j + 1]
         return found
 
-    @device
-    def total(v):
+    @v
+    def total(numbers):
         if width == 1:
-            return v[0]
+            return numbers[0]
         if width == 2:
-            return v[0] + v[1]
-        return (v[0] + v[1]) + (v[2] + v[3])
+            return numbers[0] + numbers[1]
+        return (numbers[0] + numbers[1]) + (numbers[2] + numbers[3])
 
-    return types.SimpleNamespace(
-        T=T,
-        width=width,
-        load=load_one if width == 1 else getattr(intrinsics, f"load{width}"),
-        store=store_one if width == 1 else getattr(intrinsics, f"store{width}"),
-        get=get,
-        put=put,
-        splat=splat,
-        zero=zero,
-        any=any_of,
-        total=total,
-        add=lift(lambda a, b: a + b, width),
-        sub=lift(lambda a, b: a - b, width),
-        mul=lift(lambda a, b: a * b, width),
-        lift=functools.partial(lift, width=width),
-    )
+    v.add = v.lift(lambda a, b: a + b)
+    v.sub = v.lift(lambda a, b: a - b)
+    v.mul = v.lift(lambda a, b: a * b)
+    return v
 
 
 def vector_width(length, *arrays):

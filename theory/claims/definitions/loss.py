@@ -124,10 +124,9 @@ def loss_is_a_mean(subject):
         (value, gradient), exact, (law, _COTANGENT * slope), strict=True
     ):
         size = float(np.linalg.norm(right))
-        error = carried.error + np.abs(got.astype(wide) - carried.value) + u * np.abs(right)
-        closest.offer(
-            np.abs(got.astype(wide) - right).astype(float) / size, error.astype(float) / size
-        )
+        error = carried.error + u * np.abs(right)
+        rows = np.abs(got.astype(wide) - right), error, np.abs(right)
+        closest.offer(*(row.astype(float) / size for row in rows))
     controls = {
         "the sum": float(abs(_EXAMPLES * value / law - 1)),
         "no cotangent": float(np.linalg.norm(gradient - slope) / np.linalg.norm(slope)),

@@ -170,9 +170,9 @@ def running_statistics(subject):
     for array, carried, law in zip(got, _carried(subject, dy), right, strict=True):
         array, law = array.astype(wide), law.reshape(array.shape)
         size = float(np.linalg.norm(law))
-        error = carried.error + np.abs(array - carried.value)
-        error = error + 64 * unit_roundoff(wide) * np.abs(law)
-        closest.offer(np.abs(array - law).astype(float) / size, error.astype(float) / size)
+        error = carried.error + 64 * unit_roundoff(wide) * np.abs(law)
+        rows = np.abs(array - law), error, np.abs(law)
+        closest.offer(*(row.astype(float) / size for row in rows))
     controls = _controls(trained, [_columns(X.astype(wide)) for X, _ in batches], X)
     return closest.measurement(
         how="running error of the statistics and of the evaluation, relative to the array",

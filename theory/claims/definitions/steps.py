@@ -237,9 +237,9 @@ def step_by_definition(subject):
     exact = _in_rationals(name, subject)
     size = float(np.linalg.norm((exact[-1] - _rationals(start)).astype(float)))
     for array, carried, w in zip(run, bounded, exact, strict=True):
-        array = wing.to_numpy(array)
-        error = carried.error + np.abs(array.astype(np.longdouble) - carried.value)
-        closest.offer(_distance(array, w) / size, error.astype(float) / size)
+        way = np.abs((w - _rationals(start)).astype(float))
+        rows = _distance(wing.to_numpy(array), w), carried.error, way
+        closest.offer(*(row / size for row in rows))
     if not _defaults_are_recommended(name):
         closest.offer(np.inf, closest.bound)
     other = _in_rationals("SGD" if name == FIXED_NORM else _OTHER[name], subject)

@@ -125,7 +125,8 @@ correlation: it is computed from matrices that no optimizer has seen. As for sig
     control="the linear form, c_k = momentum^k",
     derivation=_DERIVATION,
     erratum="The table of equilibria in circulation (Hyperball, part 1) treats polar factors as if "
-    "they were averages, c_k = momentum^k: measured |W|^2 is below it.",
+    "they were averages, c_k = momentum^k: measured at momentum 0.9 and eta decay = 0.2, |W|^2 is "
+    "0.84 times that of a square matrix, 0.97 times that of one of 40 x 12.",
     subjects=muon_subjects,
     unfit=(SAMPLED,),
     too_long=TOO_LONG,

@@ -215,7 +215,8 @@ def layers_turn(subject):
     found = [_layer(subject, s).turn for s in (1.0, 8.0)]
     law = found[0] / found[1]
     wrong = 1.0 if subject.optimizer is nn.Adam else 4.0
-    return judge(turn[:8] / turn[8:], law, wrong, laws=[float(x) for x in found])
+    found = [float(x) for x in found]
+    return judge(turn[:8] / turn[8:], law, wrong, tolerance=0.02, laws=found)
 
 
 # The stochastic differential equation

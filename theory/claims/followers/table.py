@@ -11,12 +11,17 @@ from theory.measures.statistics import judged
 from theory.subjects.networks import network_subject, normalizations
 from theory.subjects.walks import walk
 
-follower = functools.partial(claim, registry=FOLLOWERS)
+_FLOATS = "it has no exact form", "ball symbol"
 SAMPLED = (
     "a mean over many random steps: its sampling error is far above the rounding of float64",
     "float16 float32 longdouble",
 )
 NARROW = (UNDERFLOWS, "float16")
+
+
+def follower(*, unfit=(), **about):
+    """Register the decorated function as a claim of a paper after 2017, measured in floats alone."""
+    return claim(registry=FOLLOWERS, unfit=(*unfit, _FLOATS), **about)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,9 +140,8 @@ def step_on_one_gradient(subject):
             wide = w.astype(np.longdouble), g.astype(np.longdouble), _eps(g)
             law, wrong = _laws(subject, *wide, np.longdouble)
             size = float(np.sqrt(np.square(law).sum()))
-            error = bounded.error + np.abs(step.astype(np.longdouble) - bounded.value)
-            error = error + 8 * unit_roundoff(np.longdouble) * np.abs(law)
-            closest.offer(np.abs(step - law) / size, error / size)
+            error = bounded.error + 8 * unit_roundoff(np.longdouble) * np.abs(law)
+            closest.offer(np.abs(step - law) / size, error / size, np.abs(law) / size)
             control = min(control, float(np.sqrt(np.square(step - wrong).sum()) / size))
     return closest.measurement(
         how="running error of the optimizer's formula, relative to the step",

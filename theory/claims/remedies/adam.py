@@ -50,7 +50,7 @@ the right-hand side evaluated exactly; how many differ.
 )
 def fixed_norm_adam(subject):
     """Signs of the first step that do not follow g + 2 lambda w as predicted."""
-    wrong, control, below = 0, np.inf, 0
+    wrong, control, below, margin = 0, np.inf, 0, np.inf
     for network in subject.states:
         gradients = gradients_of(network, subject.X, subject.targets)
         small = 0
@@ -65,6 +65,7 @@ def fixed_norm_adam(subject):
             for shift in _SHIFTS:
                 decay = middle * 2.0**shift
                 predicted = laws.reversed_by_decay(g, w, decay)
+                margin = min(margin, np.min(ratios[ratios > decay] / decay - 1, initial=np.inf))
                 for eta in (1.0, min(2.0**-20 / decay, 1.0)):
                     flipped = _flipped(network, g, w, decay, eta)
                     wrong += int(np.count_nonzero(flipped != predicted))
@@ -80,5 +81,6 @@ def fixed_norm_adam(subject):
         control=control,
         control_least=1,
         control_as_predicted=below == 0,
+        smallest=float(margin),
         details={"reversed at 2 lambda |w| = the median |g|": control, "reversed below": below},
     )

@@ -81,7 +81,7 @@ def fixed_norm_sgd(subject):
                     error = _bounded_step(w[name], g[name], ETA, decay)
                     error = error + _bounded_step(w[name], g[name], eta, 0.0)
                     residual = np.abs(array.astype(np.longdouble) - without[name])
-                    closest.offer(residual.astype(float), error)
+                    closest.offer(residual.astype(float), error, np.abs(array))
                     wrong = max(wrong, float(np.max(np.abs(array - plain[name]))))
                 control = min(control, wrong)
                 if step == 0:

@@ -66,13 +66,13 @@ def _(subject):
 
 
 def _radial(network, X, targets):
-    """Return |H w + grad| and its bound where they are closest, and the largest, by |grad|."""
+    """Return the Closest of |H w + grad| to its bound, and the largest, relative to |grad|."""
     gradient, product = along_weights(network, X, targets)
     residual, closest = product + gradient, Closest()
     size = float(np.linalg.norm(gradient.value.astype(np.float64)))
-    error = np.abs(residual.value.astype(np.float64))
-    closest.offer(error, residual.error)
-    return closest.residual / size, closest.bound / size, float(error.max() / size)
+    error = np.abs(residual.value.astype(np.float64)) / size
+    closest.offer(error, residual.error / size, np.abs(product.value) / size)
+    return closest, float(error.max())
 
 
 @claim(
@@ -97,13 +97,12 @@ def hessian_radial(subject):
     """|H w + grad L| / |grad L| at the entry, of 32 batches, that comes closest to its bound."""
     closest = Closest()
     for batch in subject.batches:
-        closest.offer(*_radial(subject.network, *batch)[:2])
-    leaky = subject.with_eps(EPS).network
-    _, control_bound, control = _radial(leaky, subject.X, subject.targets)
+        closest.take(_radial(subject.network, *batch)[0])
+    leaky, control = _radial(subject.with_eps(EPS).network, subject.X, subject.targets)
     return closest.measurement(
         how="running error of the derivative of the backward pass, relative to |grad|",
         control=control,
-        control_least=100 * max(closest.bound, control_bound),
+        control_least=100 * max(closest.bound, leaky.bound),
     )
 
 

@@ -38,7 +38,7 @@ def newton_step(network, X, targets, rank=None):
     return -pseudo_inverse((H + H.T) / 2, rank) @ gradient, H, gradient
 
 
-_NEWTON_BATCHES = 4
+_NEWTON_BATCHES, _SMALL_EPS = 4, 2.0**-20
 
 
 def _newton_bound(subject, batch, step, H, gradient):
@@ -133,7 +133,9 @@ def newton_is_radial(subject):
     for batch in subject.batches[:_NEWTON_BATCHES]:
         step, H, gradient = newton_step(network, *batch, rank)
         bounds.append(_newton_bound(subject, batch, step, H, gradient))
-        closest.offer(np.linalg.norm(step - predicted) / np.linalg.norm(w), bounds[-1])
+        nearly = newton_step(network.with_eps(_SMALL_EPS), *batch, rank)[0]
+        off, wrong = (np.linalg.norm(p - predicted) / np.linalg.norm(w) for p in (step, nearly))
+        closest.offer(off, bounds[-1], wrong / _SMALL_EPS)
     step = newton_step(network, *data, rank)[0]
     (name,) = invariant_weights(network)
     after = network.with_parameters({name: (w + step).reshape(network.parameters[name].shape)})
