@@ -108,8 +108,8 @@ def _gradients_rise():
 
 
 def _times_rate():
-    adamw = convert("AdamW", learning_rate=1e-3, decoupled_weight_decay=0.1,
-                    decay_as="independent_weight_decay")  # fmt: skip
+    given = {"learning_rate": 1e-3, "decoupled_weight_decay": 0.1}
+    adamw = convert("AdamW", decay_as="independent_weight_decay", **given)
     sgd = convert("SGD", learning_rate=0.1, weight_decay=5e-4, decay_as="l2")
     return (
         "In PyTorch's and optax's AdamW yes, in its paper no: decay 0.1 at eta = 1e-3 shrinks w by "
@@ -146,9 +146,9 @@ def _jointly():
     return (
         f"The effective rate at equilibrium goes as eta^{sgd[0]:.2g} decay^{sgd[1]:.2g} for SGD "
         f"and AdamW, as eta^{adam[0]:.2g} decay^{adam[1]:.2g} for Adam + L2: it stays along eta "
-        "decay, or eta^2 decay, constant. Search that product first, then along its curve, where only the "
-        "way to equilibrium differs. For four times the batch AdamW's eta = 1e-3, decay 0.1 become "
-        f"{larger['learning_rate']:.3g} and {larger['decoupled_weight_decay']:.3g}."
+        "decay, or eta^2 decay, constant. Search that product first, then along its curve, where "
+        "only the way to equilibrium differs. For four times the batch AdamW's eta = 1e-3, decay "
+        f"0.1 become {larger['learning_rate']:.3g} and {larger['decoupled_weight_decay']:.3g}."
     )
 
 

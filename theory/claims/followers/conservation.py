@@ -184,23 +184,24 @@ def homogeneous_subjects(options):
     """Return the network in each dtype."""
     if options.backend == "cuda":
         return []
-    found = []
-    for dtype in options.dtypes:
-        data = digits(dtype=np.dtype(dtype))
-        rows = np.random.default_rng(options.seed).permutation(len(data.X_train))[:24]
+    return [_homogeneous(dtype, options) for dtype in options.dtypes]
 
-        def made(bias, dtype=dtype, data=data):
-            layers = [nn.Dense(16, bias=bias), nn.ReLU(), nn.Dense(12, bias=bias), nn.ReLU()]
-            network = nn.Network(
-                [*layers, nn.Dense(10, bias=bias)], data.X_train.shape[1:], rng=options.seed,
-                dtype=dtype, backend=options.backend,
-            )  # fmt: skip
-            ones = {k: a + a.dtype.type(1) for k, a in to_numpy(network, network.parameters).items()
-                    if k.endswith(".b")}  # fmt: skip
-            return network.with_parameters(ones)
 
-        found.append(Homogeneous(made(False), made(True), data.X_train[rows], data.y_train[rows]))
-    return found
+def _homogeneous(dtype, options):
+    data = digits(dtype=np.dtype(dtype))
+    rows = np.random.default_rng(options.seed).permutation(len(data.X_train))[:24]
+    shape = data.X_train.shape[1:]
+
+    def made(bias):
+        hidden = [nn.Dense(16, bias=bias), nn.ReLU(), nn.Dense(12, bias=bias), nn.ReLU()]
+        layers = [*hidden, nn.Dense(10, bias=bias)]
+        network = nn.Network(layers, shape, rng=options.seed, dtype=dtype, backend=options.backend)
+        arrays = to_numpy(network, network.parameters)
+        return network.with_parameters(
+            {name: np.ones_like(a) for name, a in arrays.items() if name.endswith(".b")}
+        )
+
+    return Homogeneous(made(False), made(True), data.X_train[rows], data.y_train[rows])
 
 
 @follower(

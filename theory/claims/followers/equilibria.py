@@ -37,10 +37,9 @@ def _lions(options, *settings):
 
 def lion_subjects(options):
     """Return Lion with its default betas, and with a shorter memory."""
-    settings = ("lion .9 .99", 0.9, 0.99, 0.05, 1024, 800, 4000), (
-        "lion .5 .9", 0.5, 0.9, 0.3, _DIMS, 200, 2000,
-    )  # fmt: skip # a subject a line
-    return list(_lions(options, *settings))
+    default = "lion .9 .99", 0.9, 0.99, 0.05, 1024, 800, 4000
+    shorter = "lion .5 .9", 0.5, 0.9, 0.3, _DIMS, 200, 2000
+    return list(_lions(options, default, shorter))
 
 
 _LION = r"""

@@ -218,8 +218,10 @@ def _against_schedule(network, closest, names, w, g, buffers, decayed, alpha):
     """Offer the schedule's step against that with decay, at t = 1; return the control's."""
     u = alpha**-1.0  # w~ = w/alpha, and the step leads to w'/alpha^2
     correction = (1 - alpha) / ETA
-    corrected = {k: buffers[k] * np.asarray(alpha, b.dtype) - b.dtype.type(correction) * w[k]
-                 if k in names else buffers[k] for k, b in buffers.items()}  # fmt: skip
+    corrected = dict(buffers)
+    for k in names:
+        number = buffers[k].dtype.type
+        corrected[k] = number(alpha) * buffers[k] - number(correction) * w[k]
     scaled = times(network, names, u)
     slower = network.backend.asarray
     gradients = {
@@ -313,8 +315,8 @@ def _sgd_step(network, names, gradients, rate, decay):
 
 
 def _norms(arrays, group):
-    return group_sum([np.square(arrays[k].astype(np.longdouble)) for k in group.parameters],
-                     group.per_unit)  # fmt: skip
+    squares = [np.square(arrays[k].astype(np.longdouble)) for k in group.parameters]
+    return group_sum(squares, group.per_unit)
 
 
 def _phi_steps(subject, network, rates, decay):

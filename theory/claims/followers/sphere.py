@@ -9,9 +9,9 @@ import minimal_nn as nn
 from minimal_nn import backend
 from theory.claim import TOO_LONG, WORST_CASE
 from theory.claims.followers.table import follower
-from theory.measures.bits import bit_exact
 from theory.measures.closest import Closest
 from theory.measures.derivatives import along_weights, hessian, vector
+from theory.measures.measurement import Measurement
 from theory.subjects.exact import EPS
 from theory.subjects.networks import invariant_weights
 from theory.subjects.smooth import float_subjects
@@ -91,17 +91,23 @@ their sum.
     too_long=TOO_LONG,
 )
 def sphere_threshold(subject):
-    """Runs, 5 % below and above the threshold, that end on the wrong side of F = 1e-9."""
+    """Runs, 5 % below and above the threshold, that end on the wrong side of F = 1e-4."""
     a = subject.curvatures
     threshold, sharpest = 2 / a.sum(axis=0), 2 / a.max(axis=0)
     wrong = control = 0
     for share in (0.95, 1.05):
         rates = share * threshold
         losses = descend(subject, nn.SGD(rates, fixed_norm=1.0), 4000, 200)
-        settled = losses.max(axis=0) < 1e-9
+        settled = losses.max(axis=0) < 1e-4
         wrong += int(np.count_nonzero(settled != (share < 1)))
         control += int(np.count_nonzero(settled != (rates < sharpest)))
-    return bit_exact(wrong, control, {"draws": _CHAINS})
+    return _counted(wrong, control)
+
+
+def _counted(wrong, control):
+    """Return the Measurement of counted runs: none may end otherwise than the claim says."""
+    how = "0: runs are counted, each far on one side of the line"
+    return Measurement(wrong, 0, how, control=control, control_least=1, details={"draws": _CHAINS})
 
 
 @follower(
@@ -133,7 +139,7 @@ def decay_never_settles(subject):
         settled = losses.max(axis=0) < 1e-6
         counts.append(int(np.count_nonzero(settled)))
     wrong, control = counts
-    return bit_exact(wrong, control, {"draws": _CHAINS})
+    return _counted(wrong, control)
 
 
 # The Hessian

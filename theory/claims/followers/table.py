@@ -20,7 +20,7 @@ NARROW = (UNDERFLOWS, "float16")
 
 
 def follower(*, unfit=(), **about):
-    """Register the decorated function as a claim of a paper after 2017, measured in floats alone."""
+    """Register the decorated function as a claim of a paper after 2017, in floats alone."""
     return claim(registry=FOLLOWERS, unfit=(*unfit, _FLOATS), **about)
 
 
