@@ -19,6 +19,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minimal_nn.typing import Array
+from theory.laws.balance import Equilibrium
 from theory.numbers import Number
 
 
@@ -101,3 +102,42 @@ def projected_balance(x: Number, memory: Number) -> Number:
     a = 1 - x
     lost = x * (2 - x)
     return 1 / (lost * (1 + memory * memory * lost / ((1 - a * memory) * (1 - a * memory))))
+
+
+def later_equilibrium(
+    optimizer: str,
+    learning_rate: float,
+    decoupled_weight_decay: float,
+    *,
+    s: float = 1.0,
+    dims: int = 1,
+    memory: float = 0.9,
+    beta2: float = 0.99,
+    decay_ratio: float = 0.1,
+) -> Equilibrium:
+    r"""Return the Equilibrium under Lion, SGDP or AdamP; `small` is what w shrinks by in a step.
+
+    memory: beta1, or SGDP's momentum.  beta2: Lion's; AdamP's tends to 1.  decay_ratio: SGDP's and
+    AdamP's, for weights that they find scale-invariant.  s is felt by SGDP alone, dims by the
+    others.  Floats.  Raises ValueError for another optimizer; Muon's law needs the correlations of
+    polar factors, which have no closed form: directions_balance takes them.
+
+    >>> at = later_equilibrium("Lion", 0.01, 5.0, dims=1024)
+    >>> round(float(at.norm), 4), round(float(at.turn), 6)
+    (2.9415, 0.004913)
+    """
+    x = learning_rate * decoupled_weight_decay
+    if optimizer == "Lion":
+        S = correlation_sum(x, lambda k: lion_correlation(k, memory, beta2))
+        square = learning_rate**2 * dims * directions_balance(x, S)
+        return Equilibrium(np.sqrt(square), directions_turn(x, S), x)
+    x = x * decay_ratio
+    if optimizer == "SGDP":
+        x = x / (1 - memory)
+        fourth = (learning_rate * s) ** 2 * projected_balance(x, memory) / (1 - memory * memory)
+        return Equilibrium(np.sqrt(np.sqrt(fourth)), x, x)
+    if optimizer == "AdamP":
+        shorter = (1 - memory) / (1 + memory)
+        square = learning_rate**2 * dims * shorter * projected_balance(x, memory)
+        return Equilibrium(np.sqrt(square), x, x)
+    raise ValueError(f"optimizer: got {optimizer!r}, expected one of Lion, SGDP, AdamP")

@@ -10,12 +10,23 @@ from theory.claims.followers.table import SAMPLED, follower, judge, squares, tur
 _DIMS = 256
 
 
-def _lion_law(subject):
-    """Return x, S and |w|^2 by the law, of Lion on the walk."""
-    x = subject["learning_rate"] * subject["decoupled_weight_decay"]
-    betas = subject["beta1"], subject["beta2"]
-    S = laws.correlation_sum(x, lambda k: laws.lion_correlation(k, *betas))
-    return x, S, subject["learning_rate"] ** 2 * subject.dims * laws.directions_balance(x, S)
+def _law(subject):
+    """Return the Equilibrium of a subject by the law."""
+    kind = subject.optimizer
+    return laws.later_equilibrium(
+        kind.__name__,
+        subject["learning_rate"],
+        subject["decoupled_weight_decay"],
+        dims=subject.dims,
+        memory=subject["momentum" if kind is nn.SGDP else "beta1"],
+        beta2=subject["momentum" if kind is nn.SGDP else "beta2"],
+    )
+
+
+def _started(options, name, kind, **settings):
+    """Return the subject that starts around its law's norm."""
+    draft = walked(options, name, kind, 1.0, **settings.copy())
+    return walked(options, name, kind, _law(draft).norm, **settings)
 
 
 def _lions(options, *settings):
@@ -26,13 +37,8 @@ def _lions(options, *settings):
             "beta2": beta2,
             "decoupled_weight_decay": x / 0.01,
         }
-        draft = walked(
-            options, name, nn.Lion, 1.0, hyper=hyper, dims=dims, skip=skip, steps=steps, chains=16
-        )
-        norm = float(np.sqrt(_lion_law(draft)[2]))
-        yield walked(
-            options, name, nn.Lion, norm, hyper=hyper, dims=dims, skip=skip, steps=steps, chains=16
-        )
+        run = {"dims": dims, "skip": skip, "steps": steps, "chains": 16}
+        yield _started(options, name, nn.Lion, hyper=hyper, **run)
 
 
 def lion_subjects(options):
@@ -72,10 +78,10 @@ needs $x \ll 1 - \beta_2$.
 )
 def lion_norm(subject):
     """E|w|^2 under Lion against the law, relative, with its interval."""
-    x, S, square = _lion_law(subject)
-    betas = subject["beta1"], subject["beta2"]
-    published = (subject["learning_rate"] / laws.lion_published(x, *betas)) ** 2 * subject.dims
-    return judge(squares(subject.path)[0], square, published, S=S, x=x)
+    at, betas = _law(subject), (subject["beta1"], subject["beta2"])
+    angle = laws.lion_published(at.small, *betas)
+    published = (subject["learning_rate"] / angle) ** 2 * subject.dims
+    return judge(squares(subject.path)[0], at.norm**2, published, x=at.small)
 
 
 @follower(
@@ -95,9 +101,9 @@ def lion_norm(subject):
 )
 def lion_turn(subject):
     """1 - E<w, w'>/E|w|^2 under Lion against the law, relative, with its interval."""
-    x, S, _ = _lion_law(subject)
-    published = 1 - np.cos(laws.lion_published(x, subject["beta1"], subject["beta2"]))
-    return judge(turns(subject.path), laws.directions_turn(x, S), published, S=S, x=x)
+    at = _law(subject)
+    published = 1 - np.cos(laws.lion_published(at.small, subject["beta1"], subject["beta2"]))
+    return judge(turns(subject.path), at.turn, published, x=at.small)
 
 
 @follower(
@@ -120,30 +126,14 @@ $w$ does not attract. The leading form leaves out $1 - x/2$.
 )
 def sign_equilibrium(subject):
     """E|w|^2 against the law, relative, with its interval; the turn must keep to 1 % as well."""
-    x, S, square = _lion_law(subject)
-    turn = judge(turns(subject.path), x, x / 2)
+    at = _law(subject)
+    turn = judge(turns(subject.path), at.small, at.small / 2)
     leading = subject["learning_rate"] * subject.dims / (2 * subject["decoupled_weight_decay"])
-    return judge(squares(subject.path)[0], square, leading, turn=turn.details["mean"], S=S)
+    details = {"x": at.small, "turn": turn.details["mean"]}
+    return judge(squares(subject.path)[0], at.norm**2, leading, **details)
 
 
 # Projected steps
-
-
-def _total_shrink(subject):
-    """Return by how much w shrinks in a step, as a share of it."""
-    x = subject["learning_rate"] * subject["decoupled_weight_decay"] * subject["decay_ratio"]
-    return x / (1 - subject["momentum"]) if subject.optimizer is nn.SGDP else x
-
-
-def _projected_square(subject):
-    """Return |w|^2 by the law."""
-    x, eta = _total_shrink(subject), subject["learning_rate"]
-    if subject.optimizer is nn.SGDP:
-        rho = subject["momentum"]
-        return eta * np.sqrt(laws.projected_balance(x, rho) / (1 - rho * rho))
-    beta1 = subject["beta1"]
-    shorter = (1 - beta1) / (1 + beta1)
-    return eta * eta * subject.dims * shorter * laws.projected_balance(x, beta1)
 
 
 def projected_subjects(options):
@@ -156,9 +146,7 @@ def projected_subjects(options):
         ("sgdp", nn.SGDP, sgdp, 300, 2500),
         ("adamp", nn.AdamP, adamp, 2500, 2500),
     ):
-        settings = {"hyper": hyper, "skip": skip, "steps": steps}
-        norm = np.sqrt(_projected_square(walked(options, name, kind, 1.0, **settings.copy())))
-        found.append(walked(options, name, kind, norm, **settings))
+        found.append(_started(options, name, kind, hyper=hyper, skip=skip, steps=steps))
     return found
 
 
@@ -196,14 +184,13 @@ is what drops it.
 )
 def projected_norm(subject):
     """E|w|^2/E|g|^2 (AdamP: E|w|^2) against the law, relative, with its interval."""
-    x, eta, square = _total_shrink(subject), subject["learning_rate"], _projected_square(subject)
-    path, found = subject.path, squares(subject.path)[0]
+    at, eta = _law(subject), subject["learning_rate"]
+    x, path, found = at.small, subject.path, squares(subject.path)[0]
     if subject.optimizer is nn.AdamP:
-        decay = x / eta
-        plain = laws.equilibrium("AdamW", eta, decay, dims=subject.dims, memory=0.9).norm
-        return judge(found, square, plain**2, x=x)
+        plain = laws.equilibrium("AdamW", eta, x / eta, dims=subject.dims, memory=0.9).norm
+        return judge(found, at.norm**2, plain**2, x=x)
     plain = laws.equilibrium("Momentum", eta, x * (1 - 0.9) / eta, memory=0.9).norm
-    return judge(found / path.gradients.mean(axis=0), square**2, plain**4, x=x)
+    return judge(found / path.gradients.mean(axis=0), at.norm**4, plain**4, x=x)
 
 
 @follower(
@@ -220,7 +207,7 @@ def projected_norm(subject):
 )
 def projected_turn(subject):
     """1 - E<w, w'>/E|w|^2 against the shrinking in a step, relative, with its interval."""
-    x = _total_shrink(subject)
+    at = _law(subject)
     if subject.optimizer is nn.SGDP:
-        return judge(turns(subject.path), x, laws.momentum_turn(x * 0.1, 0.9))
-    return judge(turns(subject.path), x, laws.adamw_turn(x, 0.9))
+        return judge(turns(subject.path), at.turn, laws.momentum_turn(at.small * 0.1, 0.9))
+    return judge(turns(subject.path), at.turn, laws.adamw_turn(at.small, 0.9))
