@@ -75,7 +75,10 @@ def compute(results, preset):
         "eta^2 d t for Adam, d weights a unit; with it |w| reaches the equilibrium eta s^2/(4 "
         "lambda) = |w|^4 (Adam: eta S/(4 lambda) = |w|^3). Dashed: the law with the measured s, "
         "nothing fitted. Measured exponents of growth, d log(|w|^p - |w_0|^p)/d log(drive): "
-        + "; ".join(f"{s.text.split(':')[0]} {s.short}" for s in growth)
+        + "; ".join(
+            f"{s.text.split(':')[0]} {s.short}{'' if s.shows(1, 0.5) else ' (not shown)'}"
+            for s in growth
+        )
         + ". Bands: range over seeds."
     )
     return numbers

@@ -112,8 +112,8 @@ def plot(numbers):
         low, high = ax.get_xlim()
         ax.plot([low, high], [low, high], color=style.BLACK, linewidth=0.6, linestyle=":")
         ax.set_xlim(low, high)
-        ax.xaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.0f}}}$")
-        ax.yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.0f}}}$")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(lambda value, _: f"$10^{{{value:.0f}}}$" if value else "1")
         ax.set_xlabel("unit round-off $u$")
     right.set_xticks([np.log10(2.0) * b for b in (-11, -24, -53, -64)])
     right.set_xticklabels(

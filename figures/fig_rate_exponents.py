@@ -1,5 +1,7 @@
 """The exponent of the effective learning rate per optimizer, and where Adam's eps changes it."""
 
+import textwrap
+
 import numpy as np
 from matplotlib import pyplot as plt
 
@@ -10,6 +12,7 @@ TITLE = "exponent of the effective learning rate per optimizer, Adam's eps cross
 
 SEEDS = 5
 EXPONENTS = tuple(range(-8, 41, 2))
+START = EXPONENTS.index(0)
 NARROW = tuple(range(-4, 7, 2))  # weights of ordinary size: where the exponent is read off
 
 OPTIMIZERS = (
@@ -133,6 +136,27 @@ STYLES = {
 }
 
 
+def _name_ends(ax, lines):
+    """Write at the right end of each bundle of lines the optimizers in it, with their exponents."""
+    bundles = {}
+    for line in lines:
+        bundles.setdefault(line["expected"], []).append(line)
+    ax.set_xlim(right=ax.get_xlim()[1] * 1e9)  # room for the names
+    ax.set_ylim(bottom=ax.get_ylim()[0] * 1e-5)
+    for expected, bundle in bundles.items():
+        names = ", ".join(style.label(line["name"]) for line in bundle)
+        exponents = dict.fromkeys(f"{abs(line['exponent']):.2f}" for line in bundle)
+        ax.annotate(
+            textwrap.fill(f"{names}: {', '.join(exponents)}", 22),
+            (bundle[0]["norm"][-1], bundle[0]["angle"][-1] / bundle[0]["angle"][START]),
+            xytext=(4, 0),
+            textcoords="offset points",
+            color=STYLES[expected][0],
+            va={2: "top", None: "bottom"}.get(expected, "center"),
+            size=7,
+        )
+
+
 def plot(numbers):
     """Draw the angle per unit of learning rate, and Adam's local exponent."""
     figure, (left, right) = plt.subplots(
@@ -144,30 +168,28 @@ def plot(numbers):
         count = seen[line["expected"]] = seen.get(line["expected"], -1) + 1
         left.plot(
             line["norm"],
-            line["angle"] / line["angle"][EXPONENTS.index(0)],
+            line["angle"] / line["angle"][START],
             color=color,
             linestyle=dashes,
             linewidth=0.8,
             marker=style.MARKERS[count % 7],
             markersize=3,
             markevery=(count, 7),
-            label=f"{style.label(line['name'])} ({abs(line['exponent']):.2f})",
         )
     left.set_xlabel(r"$|w|$")
     left.set_ylabel(r"angle per $\eta$, relative to $w_0$")
     style.log_axis(left.xaxis)
     style.log_axis(left.yaxis)
-    left.legend(title="optimizer (measured $p$)", loc="lower left", fontsize=6, title_fontsize=6.5)
-    left.set_title(r"$\eta_\mathrm{eff} \propto |w|^{-p}$")
+    _name_ends(left, numbers["lines"])
+    left.set_title(r"$\eta_\mathrm{eff} \propto |w|^{-p}$, with the measured $p$")
     for index, curve in enumerate(numbers["crossovers"]):
         color = style.COLORS[index]
-        style.band(
-            right,
-            curve["norm"],
-            curve["local"],
-            color,
-            rf"$\epsilon = {style.plain(curve['eps']).strip('$')}$",
-        )
+        style.band(right, curve["norm"], curve["local"], color)
+        at = np.exp(np.interp(1.6, curve["local"].mean(axis=0), np.log(curve["norm"])))
+        name = style.plain(curve["eps"])
+        if index == len(numbers["crossovers"]) - 1:  # the leftmost: there is room
+            name = rf"$\epsilon =$ {name}"
+        right.text(at / 3, 1.6, name, color=color, ha="right", va="center", fontsize=7)
         right.plot(
             curve["norm"],
             curve["predicted"].mean(axis=0),

@@ -3,8 +3,10 @@
 import itertools
 
 import numpy as np
+from matplotlib import patheffects
 from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.lines import Line2D
 
 from figures import presets, recorded, statements, style
 from theory import laws
@@ -107,7 +109,7 @@ def compute(results, preset):
         "1 for a function: "
         + "; ".join(f"{s.text.split(':')[0]} {s.short}" for s in first)
         + " (the "
-        "error's own noise leaves the value in parentheses above the scatter plots possible). "
+        "error's own noise leaves what the scatter plots call 'at most' possible). "
         f"Star: the least error. Means of {preset.seeds} seeds; crossed cells diverged or died "
         "(all units of a layer dead)."
     )
@@ -215,7 +217,30 @@ def plot(numbers):
         for ax in (axes[0], axes[2]):
             _lines(ax, optimizer, row, rate)
         _scatter(axes[3], row, optimizer)
+    _legend(figure)
     return figure
+
+
+def _legend(figure):
+    """Say below the planes what is drawn on them."""
+    outlined = [patheffects.withStroke(linewidth=2.0, foreground=style.BLACK)]
+    star = {"marker": "*", "markersize": 8, "markeredgecolor": style.BLACK, "mew": 0.5}
+    figure.legend(
+        handles=[
+            Line2D([], [], color="white", linewidth=0.9, path_effects=outlined),
+            Line2D([], [], color=style.ORANGE, linewidth=0.9, dashes=(3, 2)),
+            Line2D([], [], color="white", linestyle="none", **star),
+            Line2D([], [], color=style.VERMILION, linestyle="none", marker="x", markersize=4),
+        ],
+        labels=[
+            r"equal $\eta_\mathrm{eff}$, measured",
+            "its direction by the law",
+            "least error",
+            "diverged, or all units dead",
+        ],
+        loc="outside lower center",
+        ncols=4,
+    )
 
 
 def _average(table):
@@ -265,13 +290,18 @@ def _scatter(ax, row, optimizer):
     style.log_axis(ax.xaxis, 5)
     style.percent(ax.yaxis, style.error_scale(row["error"]))
     xi = {name: np.mean(values) for name, values in row["xi"].items()}
-    ax.set_title(
-        rf"$\xi$: $\eta_\mathrm{{eff}}$ {xi['rate']:.2f} (of {xi['others']:.2f}),"
-        "\n"
-        rf"$\eta$ {xi['eta']:.2f}, $\lambda$ {xi['lambda']:.2f}".replace("-", "\u2212")
-        + "\ndark to light: larger $\\eta$",
-        fontsize=7,
+    ax.set_title("light: large $\\eta$")
+    told = rf"$\xi$ = {xi['rate']:.2f} of at most {xi['others']:.2f}"
+    told += "\n" + rf"$\eta$ alone {xi['eta']:.2f}, $\lambda$ {xi['lambda']:.2f}"
+    ax.text(
+        *(0.5, 0.97, told.replace("-", "\u2212")),
+        transform=ax.transAxes,
+        ha="center",
+        va="top",
+        fontsize=6.5,
     )
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high * (high / low) ** 0.35)  # room for the words
     power = laws.rate_power(optimizer)
     ax.set_xlabel(rf"$\eta_\mathrm{{eff}} = \eta/|w|{'^2' if power == 2 else ''}$")
     ax.set_ylabel("test error")

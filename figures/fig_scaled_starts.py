@@ -154,7 +154,7 @@ def plot(numbers):
                 step, curves = row[key][scale]
                 # Equal curves lie on each other: thinner ones on top show all of them.
                 width = 6.5 - 1.4 * index if key == "symmetric" else 1.2
-                name = rf"$2^{{{round(np.log2(scale))}}}$"
+                name = f"{scale:g}" if scale >= 1 else f"1/{1 / scale:g}"
                 style.band(
                     ax,
                     np.maximum(step, 1)[1:],
@@ -175,7 +175,7 @@ def plot(numbers):
             style.log_axis(ax.xaxis)
             style.log_axis(ax.yaxis)
         axes[0].set_title(f"{style.label(optimizer)}: same hyper-parameters")
-        axes[1].set_title("symmetric hyper-parameters")
+        axes[1].set_title("symmetric ones: curves on each other")
         axes[2].set_title(r"$\eta_\mathrm{eff}$; dashed: $\lambda = 0$")
         axes[0].set_ylabel("training loss")
         axes[1].sharey(axes[0])

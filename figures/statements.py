@@ -27,6 +27,10 @@ class Statement(NamedTuple):
             f"(n = {self.runs}; claimed: {self.expected})"
         )
 
+    def shows(self, claimed, width):
+        """Return whether the interval holds the claimed number and is narrower than `width`."""
+        return self.low <= claimed <= self.high < self.low + width
+
     @property
     def short(self):
         """The number with its interval, for a caption."""

@@ -75,14 +75,14 @@ def label(optimizer):
 
 
 def plain(value, _=None):
-    """Return a number as a person writes it: 0.03, 1, 300; far from 1 as a power of ten.
+    """Return a number as a person writes it: 0.003, 1, 300; far from 1 as a power of ten.
 
-    >>> plain(0.3), plain(3000.0), plain(1e-5), plain(0.0)
-    ('0.3', '3000', '$10^{-5}$', '0')
+    >>> plain(0.001), plain(3000.0), plain(1e-5), plain(0.0)
+    ('0.001', '3000', '$10^{-5}$', '0')
     """
     if value <= 0:
         return "0"
-    if 0.01 < value * 1.001 and value < 9999:
+    if 0.001 < value * 1.001 and value < 9999:
         return f"{value:.2g}" if value < 100 else f"{value:.0f}"
     exponent = int(np.floor(np.log10(value) + 1e-9))
     factor = value / 10.0**exponent

@@ -431,11 +431,18 @@ class Network:
     ) -> dict[str, float]:
         """Return {"loss": mean loss} in evaluation mode; for cross_entropy the "error" too.
 
+        Raises TypeError for a network of complex numbers, whose loss is no float.
+
         >>> import minimal_nn as nn
         >>> network = nn.Network([nn.Dense(2)], input_shape=(3,), loss="mean_squared_error")
         >>> sorted(network.evaluate(np.zeros((5, 3), np.float32), np.ones((5, 2), np.float32)))
         ['loss']
         """
+        if self.dtype.kind == "c":
+            raise TypeError(
+                f"evaluate: got a network of {self.dtype}, whose loss is a complex number, "
+                "expected one of real numbers: use loss(X, targets, train=False)"
+            )
         X, targets = self._entered(X, targets)
         total, wrong = 0.0, 0
         for start, scores in self._parts(X, batch_size):
@@ -470,7 +477,7 @@ class Network:
         for name, layer, shape in seen:
             module, options = layer.operation()
             parameters, state = (
-                {key: f"{name}.{key}" for key in local(arrays, name)}
+                {key: f"{name}.{key}" for key in local(arrays, name) if "." not in key}
                 for arrays in (self.parameters, self.state)
             )
             output = layer.output_shape(shape)

@@ -16,8 +16,10 @@ LOG = logging.getLogger("minimal_nn")
 class Operation(NamedTuple):
     """One layer as a wing's plan sees it: names instead of layers.
 
-    module: the wing module, or "flatten".  layer: the layer's name.  parameters and state: full
-    names by local name.  options: numbers and kinds.  Shapes are without the batch axis.
+    module: the wing module, or "flatten", or where a block of two branches begins ("fork"), goes
+    back to its input ("shortcut"), and adds up what both have come to ("sum").  layer: the layer's
+    name.  parameters and state: full names by local name.  options: numbers and kinds.  Shapes are
+    without the batch axis.
     """
 
     module: str
@@ -176,10 +178,18 @@ def _chosen(network, optimizer, batch_size, options):
     return StepByStep(**options), f"step by step, with the same numbers: {reason}"
 
 
+def _named(layers):
+    """Yield layers with their names, and those that they are made of."""
+    for name, layer in layers:
+        yield name, layer
+        for branch in layer.branches():
+            yield from _named((f"{name}.{part_name}", part) for part_name, part in branch)
+
+
 def _departure(network, optimizer):
     """Return what is not exactly a built-in class, as a sentence, or None."""
     parts = [("the network", network), ("the optimizer", optimizer)]
-    parts += [(f"layer {name}", layer) for name, layer in network.named_layers()]
+    parts += [(f"layer {name}", layer) for name, layer in _named(network.named_layers())]
     for what, part in parts:
         kind = type(part)
         if not part.built_in:

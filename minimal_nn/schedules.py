@@ -23,6 +23,7 @@ Function = Callable[[int], float]
 
 SCHEDULED = ("learning_rate", *PENALTIES, "decoupled_weight_decay")
 FIRST = 1 << 20  # so many steps are looked at before a run begins
+MOST_STEPS = 1 << 53  # up to which a float holds each number
 
 
 def _check_number(argument, value, *, least=0.0, expected="a finite number >= 0"):
@@ -39,7 +40,10 @@ def _set_number(schedule, name, **options):
 
 def _set_steps(schedule):
     """Check a number of steps and make it a Python int: np.uint8 ends at 255."""
-    object.__setattr__(schedule, "steps", arguments.whole_number("steps", schedule.steps))
+    steps = arguments.whole_number("steps", schedule.steps)
+    if steps > MOST_STEPS:
+        raise ValueError(f"steps: got a number beyond 2^53 = {MOST_STEPS}, expected one up to it")
+    object.__setattr__(schedule, "steps", steps)
 
 
 @dataclass(frozen=True)

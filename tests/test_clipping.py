@@ -79,6 +79,14 @@ def test_what_cannot_be_a_limit_is_refused(limit, data):
         train(data, clip_norm=limit)
 
 
+@pytest.mark.parametrize("wing", ("reference", "cpu"))
+def test_a_limit_that_no_float_holds_is_refused(wing, data):
+    with pytest.raises(ValueError, match="limit: got 1000.*, expected a finite number > 0"):
+        backend.get(wing).update.clip({"b": np.ones(3)}, 10**400)
+    with pytest.raises(ValueError, match="clip_norm: got 1000.*, expected a finite number > 0"):
+        train(data, clip_norm=10**400)
+
+
 def test_optimizers_of_ones_own_are_clipped_too(data):
     ours = train(data, optimizer=SGD(0.2), clip_norm=0.1)
     theirs = train(data, optimizer=ClippedSGD(0.2, max_norm=0.1))

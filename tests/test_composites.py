@@ -11,9 +11,11 @@ from agreement import assert_same_bits
 from minimal_nn import (
     SGD,
     Adam,
+    AveragePool2d,
     BatchNorm,
     Conv2d,
     Dense,
+    Dropout,
     Flatten,
     LayerNorm,
     Network,
@@ -136,10 +138,20 @@ def test_a_resumed_run_has_the_same_bits(name, wing, rng, tmp_path):
 
 
 def test_the_plan_says_what_has_no_loop():
-    report = network("residual", "cpu").plan_report(SGD())
-    assert report.endswith("residual1: there are no kernels for residual on vectors in a loop")
-    images = Network(IMAGES, (8, 8, 1), backend="cpu")
-    assert "residual1: there are no kernels for residual on images" in images.plan_report(SGD())
+    for name in BLOCKS:
+        assert network(name, "cpu").plan_report(SGD()).startswith("compiled")
+    for layers, shape, reason in (
+        (IMAGES, (8, 8, 1), None),
+        ([Residual([Conv2d(1)]), *IMAGES], (8, 8, 1), "loops on images begin with a convolution"),
+        (
+            [Conv2d(2), Residual([Flatten(), Dense(3)], [AveragePool2d(), Dense(3)]), Dense(2)],
+            (8, 8, 1),
+            "residual1.flatten1: loops are compiled for blocks whose branches are images to their",
+        ),
+        ([Residual([Dropout(0.1)]), Dense(2)], (4,), "residual1.dropout1: there are no kernels"),
+    ):
+        report = Network(layers, shape, backend="cpu").plan_report(SGD())
+        assert report.startswith("compiled") if reason is None else reason in report, report
 
 
 class Half(Dense):

@@ -73,6 +73,15 @@ def test_known_mean_squared_error(wing, dtype):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", (2, 2.0, np.float32(2), np.float64(2)), ids=repr)
+def test_a_factor_of_another_type_promotes_nothing(wing, rng, dtype, kind, number):
+    _, cache = wing.loss.forward(*draw(rng, dtype, kind), kind)
+    doubled = wing.loss.backward(number, cache)
+    assert_dtype(dtype, dscores=doubled)
+    assert np.array_equal(doubled, 2 * wing.loss.backward(dtype(1), cache))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_twice_is_the_same_mean(wing, reference, rng, dtype, kind):
     """A loss is a mean: an example that stands twice in the batch counts as one of 2 n."""
     scores, targets = draw(rng, dtype, kind)

@@ -438,3 +438,14 @@ def test_the_summary_is_readable(rng):
     assert "conv1       4x4x3        W 3x3x2x3" in images
     blocks = network_of("residual on images", rng, eps=0.5).summary()
     assert "  shortcut.batchnorm1  2x2x4   0.5  gamma 4     4" in blocks
+
+
+def test_evaluation_drops_no_imaginary_part(rng):
+    """A loss that is complex is refused, and `loss` gives it whole."""
+    network = network_of("tanh", rng).astype(np.complex128)
+    network.parameters["dense1.b"] = network.parameters["dense1.b"] + 1e-3j
+    X, labels = batch_of(network_of("tanh", rng), rng)
+    X = X.astype(np.complex128)
+    with pytest.raises(TypeError, match="evaluate: got a network of complex128, whose loss is a"):
+        network.evaluate(X, labels)
+    assert network.loss(X, labels, train=False).imag != 0

@@ -128,6 +128,17 @@ def test_figures_and_data_run_from_another_folder(python, tmp_path):
     assert "cifar10" in check(python, "-m", "minimal_nn.data", "--list", cwd=tmp_path)
 
 
+def test_the_pytest_plugin_runs_from_another_folder(python, tmp_path):
+    (tmp_path / "test_own.py").write_text(
+        "from minimal_nn import AdamW\n\n\n"
+        "def test_optimizer(assert_optimizer):\n"
+        "    assert_optimizer(AdamW, expect={'decay': 'decoupled'})\n",
+        encoding="utf-8",
+    )
+    options = ["-q", "-p", "theory.pytest_plugin", "-p", "no:cacheprovider"]
+    assert "1 passed" in check(python, "-m", "pytest", *options, cwd=tmp_path)
+
+
 def test_the_command_runs_in_a_folder_with_a_theory_of_its_own(python, tmp_path):
     (tmp_path / "theory").mkdir()
     (tmp_path / "theory" / "__init__.py").write_text("raise ImportError('not this one')\n")

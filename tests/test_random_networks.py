@@ -581,6 +581,27 @@ def test_all_say_the_same(first, torch, tmp_path, threads):
     assert judged >= 4, f"seeds {first} to {first + 7} make {judged} networks that can be judged"
 
 
+def test_what_is_drawn_has_compiled_loops():
+    """Blocks, strides and kernels of one pixel among them, on vectors and on images."""
+    found = collections.Counter()
+    for seed in range(300):
+        try:
+            trial = Trial(seed)
+        except Impossible:
+            continue
+        network = trial.start("cpu")
+        if network.backend.why_not(network.program(), trial.optimizer()).startswith("the cpu wing"):
+            found.update(
+                kind
+                for kind in ("Residual", "GroupNorm", "stride=2", "kernel=1", "kernel=5")
+                if kind in trial.text and "Conv2d" in trial.text
+            )
+            found["dense block"] += "Residual" in trial.text and "Conv2d" not in trial.text
+            found["loops"] += 1
+    assert found.pop("loops") > 150
+    assert len(found) == 6 and min(found.values()) >= 4, found
+
+
 @pytest.mark.nightly
 def test_all_say_the_same_for_thousands(torch, tmp_path, threads, request, capsys):
     seed, wanted = request.config.getoption("--seed"), request.config.getoption("--networks")

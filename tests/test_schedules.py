@@ -298,6 +298,11 @@ class Rateless(Optimizer):
             "'dense1.W' stands in two groups",
         ),
         (lambda: Cosine(0), ValueError, "steps: got 0, expected an integer >= 1"),
+        (
+            lambda: Cosine(10**400),
+            ValueError,
+            r"steps: got a number beyond 2\^53 = 9007199254740992",
+        ),
         (lambda: Cosine(9, final=-0.1), ValueError, "final: got -0.1"),
         (lambda: Warmup(2.5), TypeError, "steps: got 2.5"),
         (lambda: Warmup(3, 0.1), TypeError, "then: got 0.1, expected a schedule"),

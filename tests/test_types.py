@@ -24,6 +24,7 @@ MODULES = (
     "theory",
     "theory.claim",
     "theory.laws",
+    "theory.pytest_plugin",
     "theory.yours.verification",
 )
 

@@ -3,12 +3,7 @@
 import numpy as np
 import pytest
 import wings
-from agreement import (
-    assert_same_bits,
-    assert_within,
-    read_only,
-    wide,
-)
+from agreement import assert_same_bits, assert_within, read_only, wide
 from hypothesis import strategies as st
 from normalizations import *  # noqa: F403
 

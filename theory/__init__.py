@@ -7,7 +7,7 @@
     subjects   what claims are measured on: networks on the digits, controlled random walks
     numbers    what a claim can be run in: floats, balls, symbols, running error bounds, jets
     yours      verify, assert_claim, claims_on, audit, lint_decay, convert, check_optimizer,
-               check_law: on your own code
+               check_law, FitMonitor: on your own code
     report     what `python -m theory` prints, and the pages that it writes
     torch      audit of a PyTorch module, verify on its normalizing layers
 
@@ -17,9 +17,11 @@ measures, subjects, laws, numbers.
 
 from theory import claims  # noqa: F401  importing it registers them
 from theory.claim import CLAIMS, Claim, Measurement, Verdict, claim, select
+from theory.yours.assertions import assert_gradient, assert_optimizer
 from theory.yours.auditing import Audit, audit
 from theory.yours.conversion import convert
 from theory.yours.decay import lint_decay
+from theory.yours.fit_monitor import FitMonitor
 from theory.yours.networks import claims_on
 from theory.yours.optimizers.checking import OptimizerReport, check_optimizer
 from theory.yours.optimizers.problems import problem_of
@@ -30,10 +32,13 @@ __all__ = [
     "CLAIMS",
     "Audit",
     "Claim",
+    "FitMonitor",
     "Measurement",
     "OptimizerReport",
     "Verdict",
     "assert_claim",
+    "assert_gradient",
+    "assert_optimizer",
     "audit",
     "check_law",
     "check_optimizer",

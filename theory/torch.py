@@ -3,6 +3,7 @@
     audit(module, loss, X, y, optimizer)    which parameters are scale-invariant, and what follows
     verify(module, loss, X, y)              the claims on its normalizing layers, bit for bit
     problem_of(module, loss, X, y)          the module as what theory.check_optimizer runs on
+    NormMonitor(module, optimizer, audit)   norms, rates and angles while it trains
 
 Optional: needs the package torch (extra `torch`).
 """
@@ -34,8 +35,17 @@ from theory.yours.modules import (
 from theory.yours.optimizers.modules import module_problem
 from theory.yours.optimizers.problems import Problem
 from theory.yours.real_layers import LayerVerdict, layer_verdicts
+from theory.yours.torch_monitor import NormMonitor
 
-__all__ = ["LayerVerdict", "audit", "loss_and_gradients", "optimizer_of", "problem_of", "verify"]
+__all__ = [
+    "LayerVerdict",
+    "NormMonitor",
+    "audit",
+    "loss_and_gradients",
+    "optimizer_of",
+    "problem_of",
+    "verify",
+]
 
 
 def audit(

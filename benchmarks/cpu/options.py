@@ -1,9 +1,14 @@
-"""python -m benchmarks.cpu.options: what a step costs with a schedule and clipping.
+"""python -m benchmarks.cpu.options: what a step costs with a schedule, clipping and RMS norm.
 
 Each configuration is trained in turn without options (twice: the noise), with a schedule, with
-clipping that changes nothing and clipping that does, and with both.  Printed are medians and
-quartiles, over the rounds, of the time of a step, as a part of that without options.  One thread,
-in processor time, which other programs' shares do not count in.
+clipping that changes nothing and clipping that does, and with both.  Then the same MLP without
+normalization, with RMS norm behind each hidden layer, and with all three.  Printed are medians and
+quartiles, over the rounds, of the time of a step, as a part of that without.  One thread, in
+processor time, which other programs' shares do not count in.
+
+RMS norm's own bytes: its kernels read z and write y; read z and dy and write dz; read z and dy for
+gamma.  That is TRANSFERS times the numbers that it normalizes, at the speed at which this processor
+does a = b + 3 c over as many bytes.
 """
 
 import argparse
@@ -13,7 +18,15 @@ import time
 import numpy as np
 
 from benchmarks.cpu.compare import quartiles
-from benchmarks.cpu.configurations import BATCH, BATCHES, by_name, data, learning_rates
+from benchmarks.cpu.configurations import (
+    BATCH,
+    BATCHES,
+    EPS,
+    by_name,
+    data,
+    learning_rates,
+    weights,
+)
 from benchmarks.cpu.contestants.with_minimal_nn import network_of, optimizer_of
 from benchmarks.table import seconds
 
@@ -27,10 +40,45 @@ OPTIONS = {
     "clipping": {"clip_norm": 1e-2},
     "both": {"scheduled": True, "clip_norm": 1e-2},
 }
+NORMALIZED = {  # whether there is RMS norm, and the options
+    "plain": (False, {}),
+    "plain once more": (False, {}),
+    "RMS norm": (True, {}),
+    "all three": (True, OPTIONS["both"]),
+}
+TRANSFERS = 7
 
 
-def measured(configuration, rounds):
-    """Return the times of a step, in seconds, a list for each set of options."""
+def networks(configuration):
+    """Return what is trained: {name: (network, options)}."""
+    return {name: (network_of(configuration), options) for name, options in OPTIONS.items()}
+
+
+def normalized(configuration):
+    """Return the MLP without normalization and with RMS norm: {name: (network, options)}."""
+    from minimal_nn import Dense, Network, ReLU, RMSNorm
+
+    found, (features, *hidden, classes) = {}, configuration.sizes
+    for name, (norm, options) in NORMALIZED.items():
+        layers = []
+        for units in hidden:
+            layers += [Dense(units, bias=False), *([RMSNorm(EPS)] if norm else []), ReLU()]
+        network = Network([*layers, Dense(classes)], input_shape=(features,), backend="cpu")
+        named = dict(zip(network.weights(), weights(configuration), strict=True))
+        found[name] = network.with_parameters(named), options
+    return found
+
+
+def own_seconds(configuration):
+    """Return how long RMS norm's bytes take at the processor's bandwidth for so many."""
+    from benchmarks.cpu.machine import bandwidth
+
+    size = TRANSFERS * 4 * BATCH * sum(configuration.sizes[1:-1])
+    return size / (bandwidth(1, size).measure() * 1e9)
+
+
+def measured(configuration, trained, rounds):
+    """Return the times of a step, in seconds, a list for each of {name: (network, options)}."""
     from minimal_nn import schedules, set_num_threads
 
     set_num_threads(1)
@@ -39,15 +87,14 @@ def measured(configuration, rounds):
     steps = STEPS.get(configuration.name, 64)
     rows = np.arange(BATCHES * BATCH).reshape(BATCHES, BATCH)[np.arange(steps) % BATCHES]
     rates = {"learning_rate": np.array([*map(schedules.Cosine(steps), range(steps))])}
-    running, times = {}, {name: [] for name in OPTIONS}
-    for name, options in OPTIONS.items():
-        network = network_of(configuration)
+    running, times = {}, {name: [] for name in trained}
+    for name, (network, options) in trained.items():
         optimizer = optimizer_of(configuration, learning_rates(configuration)[0])
         plan = network.backend.plan(network.program(), optimizer, BATCH, **options)
         factors = dict.fromkeys(network.parameters, rates) if "scheduled" in options else None
         running[name] = plan, network, optimizer, factors
     for index in range(1 + rounds):  # the first compiles
-        for name in list(OPTIONS)[:: 1 if index % 2 else -1]:
+        for name in list(trained)[:: 1 if index % 2 else -1]:
             plan, network, optimizer, factors = running[name]
             start = time.process_time()
             plan.run(network, optimizer, X, labels, rows, factors)
@@ -64,12 +111,24 @@ def main(arguments=None):
     if options.rounds < 1:
         p.error(f"--rounds: got {options.rounds}, expected at least 1")
     for name in options.only:
-        times = measured(by_name(name), options.rounds)
+        configuration = by_name(name)
+        times = measured(configuration, networks(configuration), options.rounds)
         print(f"{name}: {seconds(float(np.median(times['without'])))} a step without options")
-        for what, found in times.items():
-            parts = [a / b for a, b in zip(found, times["without"], strict=True)]
-            print("  {:16} {:.3f} ({:.3f} to {:.3f})".format(what, *quartiles(parts)), flush=True)
+        _print_parts(times, times["without"])
+        times = measured(configuration, normalized(configuration), options.rounds)
+        plain, own = times["plain"], own_seconds(configuration)
+        print(f"{name} without normalization: {seconds(float(np.median(plain)))} a step")
+        _print_parts(times, plain)
+        _print_parts({"less its bytes": [t - own for t in times["all three"]]}, plain)
+        added = np.median(np.array(times["RMS norm"]) - plain)
+        print(f"  RMS norm takes {added / own:.2f} of the time of its bytes", flush=True)
     return 0
+
+
+def _print_parts(times, whole):
+    for what, found in times.items():
+        parts = [a / b for a, b in zip(found, whole, strict=True)]
+        print("  {:16} {:.3f} ({:.3f} to {:.3f})".format(what, *quartiles(parts)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The cpu wing: the reference wing's functions as compiled kernels, and whole training loops.
 
 The mathematics stands in this folder, an operation a file, under the names of the reference wing:
-affine, convolution (with winograd in its folder), batchnorm, layernorm, rmsnorm, weightnorm,
-activation, pooling, averagepooling, loss and update.  Each holds kernels (compiled) and the
-contract's pure functions (plain Python around a program of kernels).  What they stand on lies
+affine, convolution (with winograd in its folder), batchnorm, layernorm, rmsnorm, groupnorm,
+weightnorm, activation, pooling, averagepooling, loss and update.  Each holds kernels (compiled) and
+the contract's pure functions (plain Python around a program of kernels).  What they stand on lies
 behind two doors:
 
     plan/      a network's training loop, composed of the operations' kernels as one program

@@ -123,7 +123,7 @@ def weight_gradient_kernel(
             out = target + (panel - first) * x.row * dw.row
             for k in range(0, x.row, transposed_rows(x)):
                 tile_transposed(
-                    left + k, 0, right + start * dz.row, 0, out + k * dw.row, 1, count, start
+                    left + k, 0, x.row, right + start * dz.row, 0, out + k * dw.row, 1, count, start
                 )
 
 

@@ -60,18 +60,20 @@ def centered(z, mean, valid):
     status=lambda k: flags(1),
 )
 def forward_kernel(
-    step, thread, unit, z, z_step, y, y_step, gamma, beta, mean, inverse, eps, rows, columns, status
-):
-    """ROWS rows of y, and each row's mean and 1 / sqrt(var + eps)."""
+    step, thread, unit, z, z_step, y, y_step, gamma, beta, mean, inverse, eps,
+    rows, columns, status, centers,
+):  # fmt: skip # a group of arguments a line
+    """ROWS rows of y, and each row's mean, or 0 without `centers`, and 1 / sqrt(var + eps)."""
     panels = (columns + z.row - 1) // z.row
     for i in range(unit * ROWS, min(rows, (unit + 1) * ROWS)):
-        first = fill(z, z[i * z.row])  # of equal numbers the mean is then exact
-        total = fill(z, 0.0)
-        for panel in range(panels):
-            for column in range(0, z.row, z.lanes):
-                valid = columns - (panel * z.row + column)
-                total = total + centered(z + (panel * z_step + i * z.row + column), first, valid)
-        m = first + fill(z, sum_lanes(total) / scalar(z, columns))
+        m, total = fill(z, 0.0), fill(z, 0.0)
+        if centers != 0:
+            first = fill(z, z[i * z.row])  # of equal numbers the mean is then exact
+            for panel in range(panels):
+                for column in range(0, z.row, z.lanes):
+                    at = panel * z_step + i * z.row + column
+                    total = total + centered(z + at, first, columns - (panel * z.row + column))
+            m = first + fill(z, sum_lanes(total) / scalar(z, columns))
         total = fill(z, 0.0)
         for panel in range(panels):
             for column in range(0, z.row, z.lanes):
@@ -101,8 +103,9 @@ def forward_kernel(
     inverse=lambda k: reads(shared_out(k.rows, 1, ROWS)),
 )
 def input_gradient_kernel(
-    step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, rows, columns
-):
+    step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse,
+    rows, columns, centers,
+):  # fmt: skip # a group of arguments a line
     """ROWS rows of dz."""
     panels = (columns + z.row - 1) // z.row
     for i in range(unit * ROWS, min(rows, (unit + 1) * ROWS)):
@@ -115,7 +118,9 @@ def input_gradient_kernel(
                 a = load(gamma + at) * load(dy + (panel * dy_step + i * dy.row + column))
                 sum_a = sum_a + a
                 sum_ah = fma(a, h, sum_ah)
-        mean_a = fill(z, sum_lanes(sum_a) / scalar(z, columns))
+        mean_a = fill(z, 0.0)
+        if centers != 0:
+            mean_a = fill(z, sum_lanes(sum_a) / scalar(z, columns))
         mean_ah = fill(z, sum_lanes(sum_ah) / scalar(z, columns))
         for panel in range(panels):
             for column in range(0, z.row, z.lanes):
@@ -170,29 +175,25 @@ def row_units(rows):
     return -(-rows // ROWS)
 
 
-def emit_forward(program, z, y, gamma, beta, mean, inverse, eps, rows, columns):
-    """Emit, for blocks of rows as units, y and each row's mean and 1 / sqrt(var + eps)."""
+def emit_forward(program, z, y, gamma, beta, mean, inverse, eps, rows, columns, centers=1):
+    """Emit, for blocks of rows as units, y and each row's mean and 1 / sqrt(var + eps).
+
+    centers: 1, or 0 for root mean square normalization, which has 0 for the mean.
+    """
     program.rows(row_units(rows))
-    program.call(
-        forward_kernel,
-        z,
-        y,
-        gamma,
-        beta,
-        mean,
-        inverse,
-        np.array([eps], z.array.dtype),
-        rows,
-        columns,
-        program.status,
-    )
+    eps = np.array([eps], z.array.dtype)
+    size = rows, columns, program.status, centers
+    program.call(forward_kernel, z, y, gamma, beta, mean, inverse, eps, *size)
 
 
-def emit_backward(program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, columns):
+def emit_backward(
+    program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, columns, centers=1
+):
     """Emit dz, unless it is None, for blocks of rows, then dgamma and dbeta for panels."""
     if dz is not None:
         program.rows(row_units(rows))
-        program.call(input_gradient_kernel, z, dy, dz, gamma, mean, inverse, rows, columns)
+        size = rows, columns, centers
+        program.call(input_gradient_kernel, z, dy, dz, gamma, mean, inverse, *size)
     program.columns(len(z.array))
     program.call(parameter_gradient_kernel, z, dy, mean, inverse, dgamma, dbeta, rows)
 
@@ -239,19 +240,9 @@ def backward(dy, cache):
     program = Program()
     dz = program.panels(rows, columns, dy.dtype)
     dgamma, dbeta = (program.made(cache.gamma.size, dy.dtype) for _ in range(2))
-    emit_backward(
-        program,
-        Operand(cache.z),
-        Operand(workspace.pack(dy.reshape(rows, columns))),
-        dz,
-        cache.gamma,
-        cache.mean,
-        cache.inverse,
-        dgamma,
-        dbeta,
-        rows,
-        columns,
-    )
+    z, dy_panels = Operand(cache.z), Operand(workspace.pack(dy.reshape(rows, columns)))
+    given = cache.gamma, cache.mean, cache.inverse, dgamma, dbeta
+    emit_backward(program, z, dy_panels, dz, *given, rows, columns)
     program.run(thread_count=thread_count(8 * dy.size))
     dz = workspace.unpack(dz.array, rows, columns).reshape(dy.shape)
     return dz, dgamma.array[:columns], dbeta.array[:columns]

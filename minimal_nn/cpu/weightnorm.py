@@ -13,7 +13,7 @@ from minimal_nn.cpu.batchnorm.statistics import inverse_deviation, report_zero
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, writes
-from minimal_nn.cpu.machine.norms import rescales, scale_of
+from minimal_nn.cpu.machine.norms import column_square, rescales, scale_of
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import BLOCK, fill, fma, load, store, where_greater, where_zero
 from minimal_nn.cpu.machine.workspace import Columns
@@ -44,32 +44,6 @@ def column_product(a, b, rows):
     return total
 
 
-@inline
-def column_square(v, a, rows):
-    """The sum over the rows of (a v)^2, for one vector of columns, as in `column_product`."""
-    total = fill(v, 0.0)
-    for start in range(0, rows, BLOCK):
-        last = min(rows, start + BLOCK)
-        p, q, r, s = fill(v, 0.0), fill(v, 0.0), fill(v, 0.0), fill(v, 0.0)
-        i = start
-        while i + 4 <= last:
-            x = a * load(v + i * v.row)
-            p = fma(x, x, p)
-            x = a * load(v + (i + 1) * v.row)
-            q = fma(x, x, q)
-            x = a * load(v + (i + 2) * v.row)
-            r = fma(x, x, r)
-            x = a * load(v + (i + 3) * v.row)
-            s = fma(x, x, s)
-            i += 4
-        while i < last:
-            x = a * load(v + i * v.row)
-            p = fma(x, x, p)
-            i += 1
-        total = total + ((p + q) + (r + s))
-    return total
-
-
 @kernel(
     v=lambda k: reads(each(k.v_step), axis(k.rows, k.v.row), k.v.span),
     g=lambda k: reads(each(k.v.span), k.v.span),
@@ -87,12 +61,12 @@ def forward_kernel(
         source = v + (unit * v_step + column)
         target = w + (unit * w_step + column)
         one, e = fill(v, 1.0), fill(v, eps[0])
-        square = column_square(source, one, rows)
+        square = column_square(source, one, None, rows)
         a = scale_of(square)
         # Small squares do not count beside an eps, which must not overflow.
         a = where_zero(e, a, where_greater(a, one, one, a))
         if rescales(a):
-            square = column_square(source, a, rows)
+            square = column_square(source, a, None, rows)
         s = inverse_deviation(square, a * (a * e))
         report_zero(s, columns - at, status, ZERO_NORM)
         store(inverse + at, a * s)
@@ -128,17 +102,8 @@ def backward_kernel(step, thread, unit, v, v_step, dw, dw_step, dv, dv_step, g, 
 
 def emit_forward(program, v, g, w, inverse, eps, rows, columns):
     """Emit a panel of W, and 1 / sqrt(|v|^2 + eps) of its columns."""
-    program.call(
-        forward_kernel,
-        v,
-        g,
-        w,
-        inverse,
-        np.array([eps], v.array.dtype),
-        rows,
-        columns,
-        program.status,
-    )
+    eps = np.array([eps], v.array.dtype)
+    program.call(forward_kernel, v, g, w, inverse, eps, rows, columns, program.status)
 
 
 def emit_backward(program, v, dw, dv, g, inverse, dg, rows):
@@ -170,16 +135,8 @@ def forward(v, g, eps):
     source = Columns.of(v)
     program = Program().phase(source.count)
     w, room = source.empty(program), source.room(program)
-    emit_forward(
-        program,
-        source.operand,
-        source.vector(g),
-        w.operand,
-        room,
-        eps,
-        source.rows,
-        source.columns,
-    )
+    matrices = source.operand, source.vector(g), w.operand
+    emit_forward(program, *matrices, room, eps, source.rows, source.columns)
     program.run(thread_count=thread_count(8 * v.size))
     inverse = room.array
     check_inverses(inverse[: source.columns])
@@ -196,15 +153,7 @@ def backward(dW, cache):
     expect_shape("dW", dW, source.shape)
     program = Program().phase(source.count)
     dv, dg = source.empty(program), source.room(program)
-    emit_backward(
-        program,
-        source.operand,
-        Columns.of(dW).operand,
-        dv.operand,
-        source.vector(cache.g),
-        cache.inverse,
-        dg,
-        source.rows,
-    )
+    matrices = (matrix.operand for matrix in (source, Columns.of(dW), dv))
+    emit_backward(program, *matrices, source.vector(cache.g), cache.inverse, dg, source.rows)
     program.run(thread_count=thread_count(8 * dW.size))
     return dv.result(), dg.array[: source.columns]

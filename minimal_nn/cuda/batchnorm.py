@@ -57,7 +57,7 @@ def formulas(v):
 # else's business; correction = rows / (rows - 1).
 Normalization = namedtuple(
     "Normalization",
-    "z y mean var running_mean running_var momentum correction gamma beta eps relu status",
+    "z y mean var running_mean running_var gamma beta status momentum correction eps relu",
 )
 
 
@@ -221,20 +221,8 @@ def _normalization(z, gamma, beta, eps, y, mean, var, running=None, relu=False, 
     running_mean, running_var, momentum = running or (mean, var, 0)
     width = vector_width(units, z, y, mean, var, gamma, beta, running_mean, running_var)
     status = reduction.status() if status is None else status
-    a = Normalization(
-        *flatten(z, y),
-        mean,
-        var,
-        running_mean,
-        running_var,
-        number(momentum),
-        number(correction),
-        gamma,
-        beta,
-        number(eps),
-        np.uint32(relu),
-        status,
-    )
+    arrays = *flatten(z, y), mean, var, running_mean, running_var, gamma, beta, status
+    a = Normalization(*arrays, *map(number, (momentum, correction, eps)), np.uint32(relu))
     return normalization, rows, units, width, z.dtype, a
 
 

@@ -54,15 +54,6 @@ from minimal_nn.cuda.parts.units import Units
 from minimal_nn.errors import NonFiniteError
 
 CHUNK = 256
-MODULES = {
-    "affine",
-    "convolution",
-    "batchnorm",
-    "layernorm",
-    "activation",
-    "pooling",
-    "flatten",
-}
 
 
 @kernel(threads=256)
@@ -95,7 +86,7 @@ def plan(program, optimizer, batch_size, **options):
         return None
     if optimizer.formula not in update.FORMULAS | update.BY_UNIT:
         return None
-    if any(operation.module not in MODULES for operation in program.operations):
+    if not all(hasattr(Step, f"_{operation.module}") for operation in program.operations):
         return None
     if len(program.operations[-1].output_shape) != 1:
         return None

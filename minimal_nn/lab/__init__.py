@@ -14,6 +14,7 @@ batchnorm_backward: wrong: your dz equals the mutant variance-term-missing,
 
     check        an answer for one function, which runs in a process of its own with a time limit
     exercises    what is asked for, the draws it is judged on, and the right functions
+    questions    the first and the last of them, which no module of the package answers
     diagnosis    how a fault is named
     submission   what is graded of a file: its imports, functions and literal constants
     apart        a function in a process of its own

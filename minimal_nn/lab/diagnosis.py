@@ -1,6 +1,7 @@
 """How a fault is named: by agreement with a mutant on every draw, output by output."""
 
 import contextlib
+import copy
 import traceback
 import warnings
 from dataclasses import asdict, dataclass
@@ -8,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from minimal_nn.lab.exercise import ROUNDING
+
 SEED = 2017
-# Of the largest entry.  Two ways to write one formula differ by some n u, n at most 48 numbers and
-# u = 1e-16, times a few; the mutants differ from the right function by a thousandth at least.
-ROUNDING = 1e-10
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,9 +53,12 @@ def judge(function, exercise):
     On matrices first, then on images and kernels: one fault at a time.
     """
     draws = list(exercise.draws(np.random.default_rng(SEED)))
-    for ndim in sorted({draw.arguments[0].ndim for draw in draws}):
+    sizes = [np.ndim(draw.arguments[0]) for draw in draws]
+    for ndim in sorted(set(sizes)):
         answer = _judge(
-            [draw for draw in draws if draw.arguments[0].ndim == ndim], function, exercise
+            [draw for draw, size in zip(draws, sizes, strict=True) if size == ndim],
+            function,
+            exercise,
         )
         if answer is not None:
             return answer
@@ -73,10 +76,11 @@ def _judge(draws, function, exercise):
                 result = function(*arguments)
         except BaseException as error:  # also SystemExit: a submission that ends the process
             return wrong(exercise, f"raised {_where(error, function)}", f"on {draw.name}")
-        result = result if isinstance(result, (tuple, list)) else (result,)
+        result = several(result)
         if len(result) != len(exercise.outputs):
-            expected = ", ".join(exercise.outputs)
-            return wrong(exercise, f"returned {_count(result)}, expected the tuple ({expected})")
+            names = ", ".join(exercise.outputs)
+            expected = f"the tuple ({names})" if len(exercise.outputs) > 1 else f"{names} alone"
+            return wrong(exercise, f"returned {_count(result)}, expected {expected}")
         if not _same(arguments, draw.arguments):
             return wrong(
                 exercise,
@@ -88,12 +92,13 @@ def _judge(draws, function, exercise):
 
 
 def _compare(given, draws, exercise):
-    expected = [exercise.right(*copied(draw.arguments)) for draw in draws]
-    bad = [k for k in range(len(exercise.outputs)) if not _agree(given, expected, k)]
+    expected = [several(exercise.right(*copied(draw.arguments))) for draw in draws]
+    most = exercise.tolerance
+    bad = [k for k in range(len(exercise.outputs)) if not _agree(given, expected, k, most)]
     if not bad:
         return None
     faults = list(_results_of_mutants(draws, exercise))
-    named = {k: _mutants_like(given, expected, k, faults) for k in bad}
+    named = {k: _mutants_like(given, expected, k, faults, most) for k in bad}
     good = [exercise.outputs[k] for k in range(len(exercise.outputs)) if k not in bad]
     tail = f"; {' and '.join(good)} {'is' if len(good) == 1 else 'are'} right" if good else ""
     shared = [name for name in named[bad[0]] if all(name in named[k] for k in bad)]
@@ -107,7 +112,7 @@ def _compare(given, draws, exercise):
         if named[k]:
             lines.append(f"{exercise.outputs[k]} equals the mutant {' or '.join(named[k])}")
         else:
-            lines.append(_account(given, expected, k, draws, exercise.outputs[k]))
+            lines.append(_account(given, expected, k, draws, exercise))
     if all(named.values()):
         fault = " and ".join(dict.fromkeys(" or ".join(names) for names in named.values()))
         text = "\n    ".join([f"{exercise.name}: wrong in {len(bad)} ways{tail}", *lines])
@@ -119,35 +124,40 @@ def _results_of_mutants(draws, exercise):
     for name, fault in exercise.faults():
         # One that cannot run on these arguments resembles nothing.
         with contextlib.suppress(Exception), np.errstate(all="ignore"):
-            yield name, [fault(*copied(draw.arguments)) for draw in draws]
+            yield name, [several(fault(*copied(draw.arguments))) for draw in draws]
 
 
-def _mutants_like(given, expected, k, faults):
+def _mutants_like(given, expected, k, faults, most):
     """Return the names of the mutants whose output k is wrong and equals the given one."""
     return [
         name
         for name, results in faults
-        if not _agree(results, expected, k) and _agree(given, results, k)
+        if not _agree(results, expected, k, most) and _agree(given, results, k, most)
     ]
 
 
-def _account(given, expected, k, draws, name):
+def _account(given, expected, k, draws, exercise):
     """Return a line on a wrong output: its kind, shape, a common factor, or how far it is off."""
+    name = exercise.outputs[k]
     values = [result[k] for result in given]
     for value, result, draw in zip(values, expected, draws, strict=True):
         right = result[k]
         array = _array(value)
         if array is None:
-            return f"{name}: got {type(value).__name__}, expected an array"
+            return f"{name}: got {type(value).__name__}, expected {exercise.kind}"
+        right = np.asarray(right)
         if array.shape != right.shape:
             return f"{name}: got shape {array.shape}, expected {right.shape} (on {draw.name})"
         if not np.all(np.isfinite(array)):
             return f"{name}: is not finite on {draw.name}"
-    factor = _common_factor(values, [result[k] for result in expected], draws)
+    told = exercise.account(given, expected, draws)
+    if told:
+        return told
+    factor = _common_factor(values, [np.asarray(result[k]) for result in expected], draws)
     if factor:
         return f"{name} is {factor} times the right one, on every draw"
     off = [distance(value, result[k]) for value, result in zip(values, expected, strict=True)]
-    wrong_on = [draw.name for draw, far in zip(draws, off, strict=True) if far > ROUNDING]
+    wrong_on = [draw.name for draw, far in zip(draws, off, strict=True) if far > exercise.tolerance]
     single = all(_array(value).dtype == np.float32 for value in values)
     return (
         f"{name} is off by up to {max(off):.2g} of its largest entry, on {len(wrong_on)} of "
@@ -180,8 +190,8 @@ def _common_factor(values, expected, draws):
     return ""
 
 
-def _agree(given, expected, k):
-    return all(distance(a[k], b[k]) <= ROUNDING for a, b in zip(given, expected, strict=True))
+def _agree(given, expected, k, most):
+    return all(distance(a[k], b[k]) <= most for a, b in zip(given, expected, strict=True))
 
 
 def distance(value, right):
@@ -189,6 +199,8 @@ def distance(value, right):
     value, right = _array(value), _array(right)
     if value is None or right is None or value.shape != right.shape:
         return np.inf
+    if np.array_equal(value, right):
+        return 0.0
     with np.errstate(all="ignore"):
         distance = np.abs(value - right).max() / np.abs(right).max()
     return float(distance) if np.isfinite(distance) else np.inf
@@ -200,6 +212,7 @@ def _array(value):
         array = np.asarray(value)
     except ValueError:
         return None
+    array = array.astype(int) if array.dtype.kind == "b" else array
     return array if array.dtype.kind in "fiu" else None
 
 
@@ -211,6 +224,8 @@ def copied(arguments):
             value = type(value)(*copied(value))
         elif isinstance(value, np.ndarray):
             value = value.copy(order="K")
+        elif isinstance(value, np.random.Generator):
+            value = copy.deepcopy(value)
         copies.append(value)
     return tuple(copies)
 
@@ -219,7 +234,13 @@ def _same(a, b):
     return all(
         _same(x, y) if isinstance(x, tuple) else np.array_equal(x, y)
         for x, y in zip(a, b, strict=True)
+        if not isinstance(x, np.random.Generator)  # drawing from it is what it is for
     )
+
+
+def several(result):
+    """Return what a function returned as a tuple or list."""
+    return result if isinstance(result, (tuple, list)) else (result,)
 
 
 def _count(result):

@@ -1,47 +1,19 @@
-"""The exercises: a function to write, the draws it is judged on, and the faults it may have.
+"""The exercises, in the order of the notebooks.
 
-The right function of each is the reference wing's, and its faults are that module's mutants.  Draws
-are such that no two of them agree: gamma is not 1, means are not 0, the standard deviation is not
-1, batches and units have different numbers; eps is 0, small and large (most faults of a
-normalization's gradient are small where eps is); arrays lie in C and in Fortran order.
+Of all but the first and the last (questions.py) the right function is the reference wing's, and its
+faults are that module's mutants.  Draws are such that no two of them agree: gamma is not 1, means
+are not 0, the standard deviation is not 1, batches and units have different numbers; eps is 0,
+small and large (most faults of a normalization's gradient are small where eps is); arrays lie in C
+and in Fortran order.
 """
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-from minimal_nn import mutants
+from minimal_nn.lab.exercise import Draw, Exercise
+from minimal_nn.lab.questions import QUESTIONS
 from minimal_nn.reference import batchnorm, layernorm, update, weightnorm
 
 EPSILONS = (0.0, 1e-5, 0.5)
-
-
-class Draw(NamedTuple):
-    """Arguments of one call, what to call it in a message, and sizes that a factor may equal."""
-
-    arguments: tuple
-    name: str
-    sizes: dict
-
-
-@dataclass(frozen=True)
-class Exercise:
-    """A function to write: its name, what it returns, and the function of the wing that it is."""
-
-    name: str
-    module: str
-    right: Callable
-    outputs: tuple
-    draws: Callable
-
-    def faults(self):
-        """Yield (name, function) for each mutant of the module that can be loaded."""
-        for mutant in mutants.MUTANTS:
-            if mutant.module == self.module:
-                module = mutants.load(mutant.module, mutant.edits, mutant.name)
-                yield mutant.name, getattr(module, self.right.__name__)
 
 
 def _array(rng, shape, order, offset=0.0):
@@ -111,28 +83,23 @@ weightnorm_backward = weightnorm.backward
 adam = update.adam
 
 _NORM = ("dz", "dgamma", "dbeta")
-EXERCISES = {
-    exercise.name: exercise
-    for exercise in (
-        Exercise("batchnorm_backward", "batchnorm", batchnorm_backward, _NORM, _batchnorm_draws),
-        Exercise(
-            "batchnorm_backward_running",
-            "batchnorm",
-            batchnorm_backward_running,
-            _NORM,
-            _running_draws,
-        ),
-        Exercise("layernorm_backward", "layernorm", layernorm_backward, _NORM, _layernorm_draws),
-        Exercise(
-            "weightnorm_backward",
-            "weightnorm",
-            weightnorm_backward,
-            ("dv", "dg"),
-            _weightnorm_draws,
-        ),
-        Exercise("adam", "update", adam, ("w", "m", "v"), _adam_draws),
-    )
-}
+_OF_THE_WING = (
+    Exercise("batchnorm_backward", batchnorm_backward, _NORM, _batchnorm_draws, "batchnorm"),
+    Exercise(
+        "batchnorm_backward_running",
+        batchnorm_backward_running,
+        _NORM,
+        _running_draws,
+        "batchnorm",
+    ),
+    Exercise("layernorm_backward", layernorm_backward, _NORM, _layernorm_draws, "layernorm"),
+    Exercise(
+        "weightnorm_backward", weightnorm_backward, ("dv", "dg"), _weightnorm_draws, "weightnorm"
+    ),
+    Exercise("adam", adam, ("w", "m", "v"), _adam_draws, "update"),
+)
+_FIRST, _LAST = QUESTIONS
+EXERCISES = {exercise.name: exercise for exercise in (_FIRST, *_OF_THE_WING, _LAST)}
 
 
 def exercise_of(function, name=None):

@@ -2,24 +2,7 @@
 
 Parameters are named by their path: "residual1.conv2.W", "residual1.shortcut.conv1.W".
 
-A residual network of eight layers (a ResNet-8) on the digits:
-
->>> import minimal_nn as nn
->>> from minimal_nn.data import digits
->>> def block(channels, stride=1):
-...     body = [nn.Conv2d(channels, stride=stride, bias=False), nn.BatchNorm(), nn.ReLU(),
-...             nn.Conv2d(channels, bias=False), nn.BatchNorm()]
-...     half = [nn.Conv2d(channels, kernel=1, stride=stride, padding=0, bias=False), nn.BatchNorm()]
-...     return [nn.Residual(body, shortcut=half if stride > 1 else []), nn.ReLU()]
->>> layers = [nn.Conv2d(8, bias=False), nn.BatchNorm(), nn.ReLU(), *block(8),
-...           *block(16, stride=2), *block(32, stride=2), nn.AveragePool2d(), nn.Dense(10)]
->>> data = digits(flat=False)
->>> network = nn.Network(layers, input_shape=(8, 8, 1), rng=0)
->>> optimizer = nn.Nesterov(0.05, weight_decay=1e-3)
->>> history = nn.fit(network, optimizer, data.X_train, data.y_train, epochs=2, batch_size=64,
-...                  progress=False)
->>> network.error(data.X_test, data.y_test) < 0.06
-True
+`guide/resnet8.py` trains a residual network of eight layers.
 """
 
 from collections.abc import Iterable
@@ -194,5 +177,33 @@ class Residual(_Composite):
             )
         return body
 
+    def compiled(self, name, input_shape):
+        body, shortcut = self._output_shapes(input_shape)
+        marks = ("fork", input_shape), ("shortcut", input_shape)
+        for (module, start), branch in zip(marks, self.branches(), strict=True):
+            yield name, _Mark(module, start), input_shape if module == "fork" else body
+            shape = input_shape
+            for part_name, part in branch:
+                yield from part.compiled(f"{name}.{part_name}", shape)
+                shape = part.output_shape(shape)
+        yield name, _Mark("sum", body), shortcut
+
+
+@dataclass(frozen=True)
+class _Mark(Layer):
+    """Where a block begins ("fork"), goes back to its input ("shortcut"), or ends ("sum")."""
+
+    module: str
+    shape: tuple
+
+    def output_shape(self, input_shape):
+        return self.shape
+
+    def forward(self, wing, parameters, state, x, train):
+        raise NotImplementedError("a mark is seen by a wing's plan alone")
+
+    def backward(self, wing, dy, cache):
+        raise NotImplementedError("a mark is seen by a wing's plan alone")
+
     def operation(self):
-        return "residual", {}
+        return self.module, {}

@@ -139,8 +139,9 @@ class Conv2d(_Affine):
         return wing.convolution.backward(dy, cache)
 
     def operation(self):
-        options = {"stride": self.stride, "padding": self.padding, "algorithm": self.algorithm}
-        return "convolution", options
+        kernel = (self.kernel, self.kernel)
+        sizes = {"kernel": kernel, "stride": self.stride, "padding": self.padding}
+        return "convolution", {**sizes, "algorithm": self.algorithm}
 
     def rescaled(self, rescaling):
         if rescaling.per_unit:

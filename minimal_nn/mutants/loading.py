@@ -22,9 +22,13 @@ class Mutant(NamedTuple):
         return "update" if self.module == "optimizers" else self.module
 
 
-def mutant(module, name, *edits):
-    """Return a `Mutant` of a module, as the catalogue writes it."""
-    return Mutant(name, module, edits)
+def mutants_of(faults):
+    """Return the mutants of {module: {name: an edit, or several}}."""
+    return tuple(
+        Mutant(name, module, (edits,) if isinstance(edits[0], str) else edits)
+        for module, by_name in faults.items()
+        for name, edits in by_name.items()
+    )
 
 
 def package_of(module):

@@ -1,6 +1,7 @@
 """What the wing's functions accept: arrays of any arithmetic, with numbers in them."""
 
 import numbers
+import sys
 
 import numpy as np
 
@@ -150,7 +151,7 @@ def expect_limit(gradients, limit):
     if not gradients:
         raise ValueError("gradients: got none, expected at least one array")
     real = isinstance(limit, (int, float, np.integer, np.floating)) and not isinstance(limit, bool)
-    if not real or not 0 < limit < np.inf:
+    if not real or not 0 < limit <= sys.float_info.max:
         raise ValueError(f"limit: got {limit!r}, expected a finite number > 0")
     return float(limit)
 

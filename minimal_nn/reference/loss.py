@@ -51,4 +51,6 @@ def forward(scores, targets, kind):
 
 def backward(dvalue, cache):
     """Return dscores (N, K) = dvalue times the gradient of the mean loss."""
+    if isinstance(dvalue, np.floating) and cache.dscores.dtype.kind in "fc":
+        dvalue = cache.dscores.dtype.type(dvalue)  # a number of another dtype would promote them
     return dvalue * cache.dscores

@@ -73,6 +73,7 @@ from minimal_nn import (  # noqa: E402
     MaxPool2d,
     Network,
     ReLU,
+    Residual,
     RMSNorm,
     Tanh,
     WeightNorm,
@@ -98,7 +99,8 @@ def plan(layers, shape, dtype, optimizer, loss="cross_entropy"):
     """Compile the kernels of a training loop."""
     network = Network(layers, shape, rng=0, loss=loss, backend="cpu", dtype=dtype)
     groups = [optimizers.Group([next(iter(network.parameters))], fixed_norm=1.0)]
-    network.backend.plan(network.program(), optimizer(groups=groups), 4)
+    for options in ({}, {"frozen": ["batchnorm1"]} if "batchnorm1" in network.names else {}):
+        network.backend.plan(network.program(), optimizer(groups=groups), 4, **options)
 
 
 def compile_some(dtype):
@@ -113,10 +115,15 @@ def compile_all(dtype):
     compile_some(dtype)
     for optimizer in optimizers.ALL:
         plan([Dense(9)], (9,), dtype, optimizer, "mean_squared_error")
+    plan([Residual([Tanh()], [Dense(9)]), Dense(3)], (9,), dtype, optimizers.SGD)
     plan(IMAGES, (8, 10, 3), dtype, optimizers.LARS)
     images, kernel = np.ones((2, 9, 9, 9), dtype), np.ones((3, 3, 9, 9), dtype)
     for algorithm in convolution.ALGORITHMS:
         y, cache = convolution.forward(images, kernel, algorithm=algorithm)
+        convolution.backward(y, cache)
+    for width, stride in ((9, 1), (5, 2), (40, 2)):
+        x = np.ones((2, 9, width, 9), dtype)
+        y, cache = convolution.forward(x, kernel[:, :2], stride=stride)
         convolution.backward(y, cache)
     z, ones = np.ones((1 << 15, 8), dtype), np.ones(8, dtype)  # large: row by row
     y, cache = batchnorm.forward(z, ones, ones, 0.1)

@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 PRODUCTS = (
     "affine.forward_kernel",
     "affine.weight_gradient_kernel",
-    "convolution.forward_kernel",
-    "convolution.weight_gradient_kernel",
+    "tiles.forward_kernel",
+    "tiles.weight_gradient_kernel",
     "winograd.product_kernel",
     "winograd.gradient_product_kernel",
 )

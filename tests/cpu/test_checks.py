@@ -196,7 +196,8 @@ def test_rows_and_columns_are_not_the_same_units(program):
 
 def test_sums_of_images_need_the_phases_grain(program):
     sizes = convolution.Shape(40, 8, 8, 8, 8, DTYPE)
-    x, dz = (program.local(sizes.bordered(8), DTYPE) for _ in range(2))
+    border = sizes.input_border
+    x, dz = (program.local(border.shape(8), DTYPE) for _ in range(2))
     space = convolution.scratch(program, DTYPE)
     source = image_numbers(np.ones((40, 8, 8, 8)))
     assert sizes.grain == 3
@@ -204,14 +205,14 @@ def test_sums_of_images_need_the_phases_grain(program):
         program.phase(40, grain=grain)
         x, dz = x.renewed(), dz.renewed()
         for target in (x, dz):
-            target.room.valid = (sizes.inside(8, 8),)
-            convolution.emit_place(program, source, target, sizes, 8, 8)
+            target.room.valid = (border.inside(8, 8),)
+            convolution.copies.emit_place(program, source, target, border, 8, 8)
         convolution.emit_backward(program, space, sizes, x, dz)
         if grain != 2:
             program.check()
     refused(
         program,
-        "phase 2: convolution.weight_gradient_kernel collects 3 units in one place of "
+        "phase 2: tiles.weight_gradient_kernel collects 3 units in one place of "
         "dw, but the phase's grain is 2",
     )
 
@@ -392,8 +393,8 @@ def test_layers_that_share_a_border(monkeypatch):
     build(layers, (8, 8, 3), np.float32)
     shared = images.ImageLayers._bordered
 
-    def one_name(self, name, sizes, channels, real):
-        return shared(self, "image", sizes, channels, channels)
+    def one_name(self, name, border, channels, real):
+        return shared(self, "image", border, channels, channels)
 
     monkeypatch.setattr(images.ImageLayers, "_bordered", one_name)
     with pytest.raises(ProgramError, match="x, of which only a part|padding of x that does not"):

@@ -23,12 +23,14 @@ from minimal_nn import (
     Dense,
     Flatten,
     Group,
+    GroupNorm,
     LayerNorm,
     MaxPool2d,
     Momentum,
     Nesterov,
     Network,
     ReLU,
+    Residual,
     RMSNorm,
     RMSprop,
     SignSGD,
@@ -42,6 +44,7 @@ from minimal_nn.cpu import (
     averagepooling,
     batchnorm,
     convolution,
+    groupnorm,
     layernorm,
     loss,
     pooling,
@@ -185,6 +188,10 @@ NETWORKS = (
     ([Conv2d(5), BatchNorm(), MaxPool2d(2), Tanh(), Conv2d(20), ReLU(), Flatten(), Dense(4)],
      (16, 18, 3)),
     ([Conv2d(5), ReLU(), AveragePool2d(2), Conv2d(3), AveragePool2d(), Dense(4)], (16, 16, 3)),
+    ([Conv2d(5, stride=2), BatchNorm(), ReLU(),
+      Residual([Conv2d(9, stride=2), BatchNorm()], [Conv2d(9, kernel=1, stride=2, padding=0)]),
+      Residual([Tanh(), GroupNorm(3)]), Flatten(),
+      Residual([Dense(9), Tanh()], [Dense(9)])], (18, 19, 3)),
     ([Conv2d(5, algorithm="winograd2"), BatchNorm(), ReLU(), Conv2d(17, algorithm="winograd4"),
       Flatten(), Dense(4)], (10, 9, 1)),
 )  # fmt: skip # a group of arguments a line
@@ -200,7 +207,8 @@ def train(layers, shape, optimizer, loss, dtype, rng):
     targets = rng.integers(0, outputs[0], 40)
     if loss == "mean_squared_error":
         targets = rng.standard_normal((40, *outputs)).astype(dtype)
-    for options in ({}, {"clip_norm": 1e-3}, {"part_size": 7}):
+    frozen = [name for name in network.names if name.startswith("batchnorm")]
+    for options in ({}, {"clip_norm": 1e-3}, {"part_size": 7}, {"frozen": frozen}):
         plan = network.backend.plan(network.program(), training, 35, **options)
         plan.run(network, training, X, targets, rng.integers(0, 40, (2, 35)))
 
@@ -237,6 +245,9 @@ def functions(rng, dtype):
     layernorm.backward(y, cache)
     y, cache = rmsnorm.forward(draw(11, 35), draw(35), 0.5)
     rmsnorm.backward(y, cache)
+    for shape in ((3, 6), (3, 10, 9, 6)):
+        y, cache = groupnorm.forward(draw(*shape), draw(6), draw(6), 2, 0.5)
+        groupnorm.backward(y, cache)
     y, cache = pooling.forward(draw(3, 4, 6, 5), 2)
     pooling.backward(y, cache)
     y, cache = averagepooling.forward(draw(3, 4, 6, 5), 2, 3)
@@ -251,6 +262,16 @@ def functions(rng, dtype):
             x, W = draw(n, height, width, c), draw(3, 3, c, k)
             y, cache = convolution.forward(x, W, draw(k), algorithm=algorithm)
             convolution.backward(y, cache)
+    for sizes, (lines, columns), stride, padding in (
+        ((3, 5, 9, 3, 5), (2, 3), 1, 1),
+        ((2, 4, 5, 9, 3), (3, 2), 2, 0),
+        ((2, 3, 35, 5, 20), (3, 3), 2, 2),
+        ((2, 6, 4, 3, 3), (1, 1), 3, 1),
+    ):
+        n, height, width, c, k = sizes
+        x, W = draw(n, height, width, c), draw(lines, columns, c, k)
+        y, cache = convolution.forward(x, W, draw(k), stride, padding)
+        convolution.backward(y, cache)
     w = draw(7)
     update.clip({"W": draw(11, 35), "b": draw(35)}, 0.5)
     update.step("lars", w, w, learning_rate=0.1)

@@ -23,9 +23,15 @@ def f(*shape):
     return np.ones(shape, np.float32)
 
 
-def made(function, *args):
-    with launch.recorded():
-        return function(*args)[1]
+def back(wing, dy, *args):
+    """Return a call of the backward pass for dy, after the forward pass of `args`."""
+
+    def call():
+        with launch.recorded():
+            cache = wing.forward(*args)[1]
+        wing.backward(dy, cache)
+
+    return call
 
 
 # What is called, with what in place of an argument, and what the message begins with.
@@ -33,46 +39,26 @@ ADAM = dict.fromkeys(("t", "learning_rate", "beta1", "beta2", "eps"), 1)
 REFUSED = {
     "product, bias": (lambda: choice.product(f(3, 4), f(4, 5), bias=f(4)), "bias: got shape"),
     "affine, b": (lambda: affine.forward(f(3, 4), f(4, 5), f(6)), "b: got shape"),
-    "affine, dy": (lambda: affine.backward(f(3, 4), made(affine.forward, f(3, 4), f(4, 5))), "dy:"),
+    "affine, dy": (back(affine, f(3, 4), f(3, 4), f(4, 5)), "dy:"),
     "convolution, b": (lambda: convolution.forward(f(1, 4, 4, 2), f(3, 3, 2, 5), f(4)), "b:"),
-    "convolution, dy": (
-        lambda: convolution.backward(
-            f(1, 4, 3, 5), made(convolution.forward, f(1, 4, 4, 2), f(3, 3, 2, 5))
-        ),
-        "dy:",
-    ),
+    "convolution, dy": (back(convolution, f(1, 4, 3, 5), f(1, 4, 4, 2), f(3, 3, 2, 5)), "dy:"),
     "batch norm, gamma": (lambda: batchnorm.forward(f(3, 4), f(3), f(4), 0.5), "gamma:"),
     "batch norm, beta": (lambda: batchnorm.forward(f(3, 4), f(4), f(1), 0.5), "beta:"),
     "batch norm, var": (
         lambda: batchnorm.forward_running(f(3, 4), f(4), f(4), f(4), f(5), 0.5),
         "var:",
     ),
-    "batch norm, dy": (
-        lambda: batchnorm.backward(f(4, 3), made(batchnorm.forward, f(3, 4), f(4), f(4), 0.5)),
-        "dy:",
-    ),
+    "batch norm, dy": (back(batchnorm, f(4, 3), f(3, 4), f(4), f(4), 0.5), "dy:"),
     "batch norm, running": (
         lambda: batchnorm.update_running(f(3), f(4), f(4), f(4), 3, 0.1),
         "running_var:",
     ),
     "layer norm, gamma": (lambda: layernorm.forward(f(3, 4), f(3), f(4), 0.5), "gamma:"),
-    "layer norm, dy": (
-        lambda: layernorm.backward(f(2, 4), made(layernorm.forward, f(3, 4), f(4), f(4), 0.5)),
-        "dy:",
-    ),
+    "layer norm, dy": (back(layernorm, f(2, 4), f(3, 4), f(4), f(4), 0.5), "dy:"),
     "weight norm, g": (lambda: weightnorm.forward(f(3, 4), f(3), 0.5), "g: got shape"),
-    "weight norm, dW": (
-        lambda: weightnorm.backward(f(4), made(weightnorm.forward, f(3, 4), f(4), 0.5)),
-        "dW:",
-    ),
-    "activation, dy": (
-        lambda: activation.backward(f(3), made(activation.forward, f(3, 4), "relu")),
-        "dy:",
-    ),
-    "pooling, dy": (
-        lambda: pooling.backward(f(1, 4, 4, 3), made(pooling.forward, f(1, 4, 4, 3), 2)),
-        "dy:",
-    ),
+    "weight norm, dW": (back(weightnorm, f(4), f(3, 4), f(4), 0.5), "dW:"),
+    "activation, dy": (back(activation, f(3), f(3, 4), "relu"), "dy:"),
+    "pooling, dy": (back(pooling, f(1, 4, 4, 3), f(1, 4, 4, 3), 2), "dy:"),
     "loss, labels": (
         lambda: loss.forward(f(3, 4), np.array([0, 1]), "cross_entropy"),
         "targets: got shape",

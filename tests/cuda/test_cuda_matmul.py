@@ -20,6 +20,11 @@ def integers(rng, shape, kind):
     return rng.integers(-8, 9, shape).astype(kind)
 
 
+def pair(rng, M, K, N, kind):
+    """Return such matrices a (M, K) and b (K, N)."""
+    return integers(rng, (M, K), kind), integers(rng, (K, N), kind)
+
+
 def laid_out(matrix, transposed):
     return np.asfortranarray(matrix) if transposed else np.ascontiguousarray(matrix)
 
@@ -41,8 +46,7 @@ def product_on(place, a, b, **options):
 @DTYPES
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_integers_exactly(place, rng, kind, shape):
-    M, K, N = shape
-    a, b = integers(rng, (M, K), kind), integers(rng, (K, N), kind)
+    a, b = pair(rng, *shape, kind)
     got = product_on(place, a, b)
     assert got.dtype == kind
     assert np.array_equal(got, a @ b)
@@ -52,8 +56,7 @@ def test_integers_exactly(place, rng, kind, shape):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(24, 12, 20), (17, 9, 11)], ids=["wide", "ragged"])
 def test_every_layout(place, rng, kind, layout, shape):
-    M, K, N = shape
-    a, b = integers(rng, (M, K), kind), integers(rng, (K, N), kind)
+    a, b = pair(rng, *shape, kind)
     left = transposed(asarray(a.T.copy())) if layout[0] == "T" else asarray(a)
     right = transposed(asarray(b.T.copy())) if layout[1] == "T" else asarray(b)
     got = to_host(choice.product(left, right))
@@ -62,7 +65,7 @@ def test_every_layout(place, rng, kind, layout, shape):
 
 @DTYPES
 def test_strided_negative_and_misaligned_arrays(rng, kind):
-    a, b = integers(rng, (9, 8), kind), integers(rng, (8, 12), kind)
+    a, b = pair(rng, 9, 8, 12, kind)
     shifted = np.empty(8 * 12 + 1, kind)[1:].reshape(8, 12)
     shifted[...] = b
     with launch.simulation():
@@ -74,7 +77,7 @@ def test_strided_negative_and_misaligned_arrays(rng, kind):
 def direct(rng, family, tile, layout, wide, M, K, N, arithmetic=None):
     """Return a product by one given kernel, and NumPy's."""
     kind = np.float64 if arithmetic is tensor.FLOAT64 else np.float32
-    a, b = integers(rng, (M, K), kind), integers(rng, (K, N), kind)
+    a, b = pair(rng, M, K, N, kind)
     left = choice.strided(laid_out(a, layout[0] == "T"))
     right = choice.strided(laid_out(b, layout[1] == "T"))
     assert left.vectors and right.vectors or not wide
@@ -196,7 +199,7 @@ def test_a_split_product(rng, monkeypatch, schedules):
 @DTYPES
 @pytest.mark.parametrize("activation", ["identity", "relu"])
 def test_bias_and_activation(place, rng, kind, activation):
-    a, b = integers(rng, (9, 5), kind), integers(rng, (5, 12), kind)
+    a, b = pair(rng, 9, 5, 12, kind)
     bias = integers(rng, 12, kind)
     expected = a @ b + bias
     expected = np.maximum(expected, 0) if activation == "relu" else expected
@@ -207,7 +210,7 @@ def test_bias_and_activation(place, rng, kind, activation):
 @pytest.mark.parametrize("part", [choice.PART, 8], ids=["whole", "split"])
 def test_nan_goes_through_the_relu(place, rng, kind, part, monkeypatch):
     monkeypatch.setattr(choice, "PART", part)
-    a, b = integers(rng, (9, 40), kind), integers(rng, (40, 12), kind)
+    a, b = pair(rng, 9, 40, 12, kind)
     a[2, 1] = np.nan
     got = product_on(place, a, b, bias=np.zeros(12, kind), activation="relu")
     assert np.isnan(got[2]).all()
@@ -323,10 +326,8 @@ def test_the_rounded_and_the_split_product_compile(rng, monkeypatch):
 @DTYPES
 @pytest.mark.parametrize("shape", [(1, 1, 1), (20, 33, 17)], ids=str)
 def test_the_kernel_for_teaching(place, rng, kind, shape):
-    M, K, N = shape
-    a, b = integers(rng, (M, K), kind), integers(rng, (K, N), kind)
-    got = to_host(tiled.matmul(asarray(a), asarray(b)))
-    assert np.array_equal(got, a @ b)
+    a, b = pair(rng, *shape, kind)
+    assert np.array_equal(to_host(tiled.matmul(asarray(a), asarray(b))), a @ b)
 
 
 def test_the_kernel_for_teaching_compiles(rng):

@@ -5,7 +5,7 @@ import inspect
 import compiled
 import numpy as np
 import pytest
-from agreement import assert_same_bits, assert_within, wide
+from agreement import as_tuple, assert_same_bits, assert_within, wide
 
 from minimal_nn.cuda import update
 from minimal_nn.cuda.device import launch
@@ -45,13 +45,11 @@ def draw(rng, formula, kind, shape):
     return [w, g, *np.abs(rng.standard_normal((states, *shape))).astype(kind)]
 
 
-def take(module, formula):
-    """Return a wing's step by a formula, as a function of w, g, the states and hyper-parameters."""
-    return lambda w, g, *states, **hyper: module.step(formula, w, g, states, **hyper)
-
-
-def as_tuple(result):
-    return result if isinstance(result, tuple) else (result,)
+def stepped(wing, formula, arrays, **hyper):
+    """Return the new w and states of a wing's step, as host arrays; arrays: w, g and states."""
+    w, g, *states = arrays
+    new = as_tuple(wing.step(formula, w, g, states, **hyper))
+    return [to_host(x) for x in new] if wing is update else new
 
 
 def table_of(rows, kind):
@@ -64,15 +62,14 @@ def table_of(rows, kind):
 def test_agrees_with_the_reference(place, rng, kind, formula, shape):
     arrays = draw(rng, formula, kind, shape)
     hyper = hyper_of(formula, t=3)
-    got = as_tuple(take(update, formula)(*(asarray(x) for x in arrays), **hyper))
-    expected = as_tuple(take(reference, formula)(*(wide(x) for x in arrays), **hyper))
+    got = stepped(update, formula, arrays, **hyper)
+    expected = stepped(reference, formula, map(wide, arrays), **hyper)
     if formula == "sign_sgd":
         bounds = [8 * np.finfo(kind).eps * (np.abs(arrays[0]) + 1)]
     else:
-        bounds = as_tuple(take(reference, formula)(*(running(x, kind) for x in arrays), **hyper))
-        bounds = [bound.error for bound in bounds]
+        given = (running(x, kind) for x in arrays)
+        bounds = [bound.error for bound in stepped(reference, formula, given, **hyper)]
     for value, truth, bound in zip(got, expected, bounds, strict=True):
-        value = to_host(value)
         assert value.dtype == kind
         assert_within(value, truth, bound, formula)
 
@@ -91,17 +88,15 @@ def test_a_group_in_place_takes_its_row_of_numbers(place, rng, formula):
         update.launch_step(formula, w, g, states, table, place)
     start = 0
     for shape, part in zip(shapes, parts, strict=True):
-        expected = [asarray(x) for x in part]
+        one, gradient, *others = part
         for t in (1, 2):
-            penalized = update.add_penalty(expected[1], expected[0], 0.25)
-            new = take(update, formula)(
-                expected[0], penalized, *expected[2:], **hyper_of(formula, t)
-            )
-            expected = [as_tuple(new)[0], expected[1], *as_tuple(new)[1:]]
+            penalized = to_host(update.add_penalty(gradient, one, 0.25))
+            given = one, penalized, *others
+            one, *others = stepped(update, formula, given, **hyper_of(formula, t))
         n = int(np.prod(shape))
-        for got, same in zip((w, *states), (expected[0], *expected[2:]), strict=True):
+        for got, same in zip((w, *states), (one, *others), strict=True):
             got = to_host(got)[start : start + n].reshape(shape)
-            assert_same_bits(got, to_host(same), formula)
+            assert_same_bits(got, same, formula)
         start += n
 
 
@@ -110,11 +105,10 @@ def test_zero_over_zero_is_a_zero_step(place, formula):
     hyper = {k: 0.0 if k.startswith("eps") else v for k, v in hyper_of(formula).items()}
     w = np.arange(1, 6, dtype=np.float32)
     zeros = [np.zeros(5, np.float32)] * (1 + update.FORMULAS[formula].states)
-    got = as_tuple(take(update, formula)(*(asarray(x) for x in (w, *zeros)), **hyper))
+    got, *states = stepped(update, formula, (w, *zeros), **hyper)
     shrink = np.float32(1 - 0.07 * 0.01) if formula == "adamw" else np.float32(1)
-    assert_same_bits(to_host(got[0]), shrink * w, formula)
-    for state in got[1:]:
-        assert not to_host(state).any()
+    assert_same_bits(got, shrink * w, formula)
+    assert not any(state.any() for state in states)
 
 
 @EVERY_FORMULA
@@ -123,17 +117,14 @@ def test_a_hyper_parameter_for_each_unit(place, rng, formula):
     arrays = draw(rng, formula, np.float32, (5, 3))
     hyper = hyper_of(formula)
     rates = np.array([0.5, 0.25, 2.0], np.float32)
-    step = take(update, formula)
-    got = as_tuple(step(*(asarray(x) for x in arrays), **{**hyper, "learning_rate": rates}))
     if formula == "adamw":  # 1 - rate decay is rounded to float32 in the array, once in the number
         hyper["decoupled_weight_decay"] = 0.0
-        zero = {**hyper, "learning_rate": rates}
-        got = as_tuple(step(*(asarray(x) for x in arrays), **zero))
+    got = stepped(update, formula, arrays, **{**hyper, "learning_rate": rates})
     for k in range(3):
-        column = [asarray(np.ascontiguousarray(x[:, k])) for x in arrays]
-        alone = as_tuple(step(*column, **{**hyper, "learning_rate": float(rates[k])}))
+        column = [np.ascontiguousarray(x[:, k]) for x in arrays]
+        alone = stepped(update, formula, column, **{**hyper, "learning_rate": float(rates[k])})
         for value, same in zip(got, alone, strict=True):
-            assert_same_bits(to_host(value)[:, k], to_host(same), formula)
+            assert_same_bits(value[:, k], same, formula)
 
 
 # Unit by unit
@@ -225,24 +216,18 @@ def everything(rng, kind, shapes=((5, 3), (6, 8))):
     results = []
     for shape in shapes:
         for formula in FORMULAS:
-            arrays = [asarray(x) for x in draw(rng, formula, kind, shape)]
-            results += as_tuple(take(update, formula)(*arrays, **hyper_of(formula)))
+            arrays = draw(rng, formula, kind, shape)
+            results += stepped(update, formula, arrays, **hyper_of(formula))
         w, g = arrays[:2]
         results += [update.add_penalty(g, w, 0.5), update.normalize(w, 1.0)]
-        results += [
-            update.step("lars", w, g, learning_rate=0.1),
-            update.step("normalized_sgd", w, g, learning_rate=0.1),
-        ]
+        for formula in update.BY_UNIT:
+            results += stepped(update, formula, (w, g), learning_rate=0.1)
     rates = np.array([1, 2, 3, 4, 5, 6, 7, 8], kind)
-    w, g, m, v = (asarray(x) for x in draw(rng, "adam", kind, (6, 8)))
-    results += as_tuple(
-        update.step("adam", w, g, (m, v), **{**hyper_of("adam"), "learning_rate": rates})
-    )
-    return [
-        *results,
-        update.step("lars", w, g, learning_rate=rates),
-        update.step("normalized_sgd", w, g, learning_rate=rates),
-    ]
+    arrays = draw(rng, "adam", kind, (6, 8))
+    results += stepped(update, "adam", arrays, **{**hyper_of("adam"), "learning_rate": rates})
+    for formula in update.BY_UNIT:
+        results += stepped(update, formula, arrays[:2], learning_rate=rates)
+    return results
 
 
 def test_bits_do_not_depend_on_the_schedule(schedules):
@@ -265,14 +250,13 @@ def test_the_compiled_kernels(rng, kind, shapes):
 
 @pytest.mark.parametrize("formula", ["rmsprop", "adagrad", "adam", "adamw"])
 def test_a_step_by_name_with_eps_inside_the_root(place, rng, formula):
-    w, g, *states = rng.uniform(0.5, 2, (2 + update.FORMULAS[formula].states, 5, 3))
+    arrays = rng.uniform(0.5, 2, (2 + update.FORMULAS[formula].states, 5, 3))
     hyper = {**hyper_of(formula), "eps_inside_root": 0.25}
-    expected = as_tuple(reference.step(formula, w, g, states, **hyper))
-    got = as_tuple(update.step(formula, *map(asarray, (w, g)), [*map(asarray, states)], **hyper))
-    for value, truth in zip(got, expected, strict=True):
-        np.testing.assert_allclose(to_host(value), truth, rtol=1e-14)
-    plain = as_tuple(update.step(formula, w, g, states, **hyper_of(formula)))
-    assert np.max(np.abs(to_host(plain[0]) - expected[0])) > 1e-6
+    expected = stepped(reference, formula, arrays, **hyper)
+    for value, truth in zip(stepped(update, formula, arrays, **hyper), expected, strict=True):
+        np.testing.assert_allclose(value, truth, rtol=1e-14)
+    plain = stepped(update, formula, arrays, **hyper_of(formula))
+    assert np.max(np.abs(plain[0] - expected[0])) > 1e-6
 
 
 @pytest.mark.parametrize(

@@ -53,3 +53,12 @@ def test_what_was_not_measured_is_said_in_words():
     assert statements.mean("(i)", "x", [2.5], "1").short == "2.5 (without an interval)"
     told = str(statements.mean("(i)", "x", [2.0, 2.0], "1"))
     assert told == "(i)   x: 2 [2, 2] (n = 2; claimed: 1)"
+
+
+def test_an_interval_shows_a_number_only_where_it_holds_it_and_is_narrow():
+    near = statements.mean("(i)", "near", [0.98, 1.0, 1.03], "1")
+    wide = statements.mean("(i)", "wide", [0.0, 1.0, 2.4], "1")
+    far = statements.mean("(i)", "far", [0.5, 0.51, 0.52], "1")
+    none = statements.mean("(i)", "none", [], "1")
+    assert near.shows(1, 0.5)
+    assert not any(statement.shows(1, 0.5) for statement in (wide, far, none))

@@ -67,13 +67,13 @@ def test_the_table_of_the_spine(capsys, fresh_subjects):
     ]
     assert set(lines[at + 1]) == {"-"} == set(lines[-2])
     rows = lines[at + 2 : -2]
-    assert len(rows) == 7 * 5 * 2
-    assert [row.split()[0] for row in rows] == [id for id in SPINE for _ in range(10)]
+    assert len(rows) == 7 * 6 * 2
+    assert [row.split()[0] for row in rows] == [id for id in SPINE for _ in range(12)]
     for row in rows:
         assert row[23:24] == " " and " float" in row and "holds" in row
-        subjects = ("batch norm", "layer norm", "rms norm", "weight norm", "convolutions")
-        assert any(f" {subject} float" in row for subject in subjects)
-    assert lines[-1].startswith("7 claims, 70 verdicts, 70 verified in ")
+        norms = [f"{norm} norm" for norm in ("batch", "layer", "rms", "weight", "group")]
+        assert any(f" {subject} float" in row for subject in (*norms, "convolutions"))
+    assert lines[-1].startswith("7 claims, 84 verdicts, 84 verified in ")
     assert lines[-1].endswith(" s: all claims hold, all controls fail as predicted")
 
 
@@ -128,9 +128,9 @@ def test_every_claim_of_the_paper_has_a_sentence_that_fits():
 def test_only_and_dtype_choose(capsys):
     status, lines, _ = run(capsys, "--only", "eps-rescaling", "--dtype", "float64")
     rows = [line for line in lines if line.startswith("eps-rescaling")]
-    assert status == 0 and len(rows) == 5
+    assert status == 0 and len(rows) == 6
     assert all("float64" in row for row in rows)
-    assert "5 verdicts, 5 verified" in lines[-1]
+    assert "6 verdicts, 6 verified" in lines[-1]
 
 
 def test_the_list_is_a_sentence_for_every_claim(capsys):
@@ -145,8 +145,8 @@ def test_json_on_stdout_is_all_that_stands_there(capsys):
     status = main([*only, "--json", "-"])
     out, err = capsys.readouterr()
     found = json.loads(out)
-    assert status == 0 and found["schema"] == 1 and len(found["verdicts"]) == 5
-    assert "1 claims, 5 verdicts, 5 verified" in err
+    assert status == 0 and found["schema"] == 1 and len(found["verdicts"]) == 6
+    assert "1 claims, 6 verdicts, 6 verified" in err
     status, _, err = run(capsys, "--faults", "--json", "-")
     assert status == 2 and "--json: got - with --faults, expected a file's name" in err
 
@@ -194,7 +194,7 @@ def test_json_holds_every_figure_with_versions_and_seed(capsys, tmp_path):
     assert {"minimal_nn", "python", "numpy"} <= report["versions"].keys()
     assert report["versions"]["numpy"] == np.__version__
     assert report["options"]["seed"] == 3 and report["options"]["dtype"] == "float32"
-    assert len(report["verdicts"]) == 10
+    assert len(report["verdicts"]) == 12
     rows = [line for line in lines if line.startswith(("scale-", "norm-"))]
     for verdict, row in zip(report["verdicts"], rows, strict=True):
         assert row.startswith(verdict["claim"]) and verdict["subject"] in row
@@ -279,7 +279,7 @@ def test_it_runs_as_a_module_from_another_folder(tmp_path):
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    assert "5 verified" in result.stdout and result.stderr == ""
+    assert "6 verified" in result.stdout and result.stderr == ""
     assert os.listdir(tmp_path) == []
 
 

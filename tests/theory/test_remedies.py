@@ -10,6 +10,7 @@ from minimal_nn.reference import update
 from theory import CLAIMS
 from theory.claims.flow import flow, flow_subjects
 from theory.claims.gamma_beta import affine_groups, affine_subject, gamma_beta_subjects
+from theory.claims.remedies import adam
 from theory.claims.remedies.momentum import CircleSubject, circle_run
 from theory.laws import circle_angle
 from theory.subjects.networks import Options, network_subject
@@ -143,3 +144,19 @@ def test_a_flow_of_a_network_without_normalization_does_not_conserve():
     subject = flow_subjects(Options())[0]
     leaky = dataclasses.replace(subject, network=subject.network.with_eps(0.5))
     assert not CLAIMS["gradient-flow"].verify(leaky).holds
+
+
+@pytest.mark.parametrize("weight", (0.5, 1.0))
+def test_a_later_sign_follows_the_mean_by_beta1_and_no_other(weight, monkeypatch):
+    subject = network_subject("batch", "float64", epochs=1)
+    names = adam.matrices(subject.network)
+    assert adam._wrong_later(subject.network, subject, names) == 0
+    step = adam._flipped
+    monkeypatch.setattr(
+        adam,
+        "_flipped",
+        lambda network, gradients, *rest: step(
+            network, [*(weight * g for g in gradients[:-1]), gradients[-1]], *rest
+        ),
+    )
+    assert (adam._wrong_later(subject.network, subject, names) > 0) == (weight != 1.0)

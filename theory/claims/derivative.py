@@ -17,7 +17,7 @@ from theory.measures.derivatives import (
 )
 from theory.measures.identity import Identity, size_of
 from theory.numbers.jet import Jet
-from theory.subjects.networks import gradients_of, invariant_weights
+from theory.subjects.networks import GROUPS, gradients_of, invariant_weights
 from theory.subjects.smooth import CLASSES, float_subjects, image_subject
 
 _BATCHES, _DIRECTIONS = 8, 2
@@ -31,12 +31,15 @@ def _too_long(arithmetic):
 def gradient_subjects(options):
     """Return the smooth networks, in the wing that is asked for.
 
-    Also one with convolutions, but in the cuda wing, which has not all that it is made of.
+    Also two with convolutions, but in a wing that has not all that they are made of.
     """
     wing = backends.get(options.backend)
     subjects = float_subjects(options)
     if wing.name != "cuda":
-        subjects += [image_subject(dtype, options.seed) for dtype in options.dtypes]
+        kinds = ["weight", *([GROUPS] if wing.has("groupnorm") else [])]
+        subjects += [
+            image_subject(dtype, options.seed, kind) for kind in kinds for dtype in options.dtypes
+        ]
     return [dataclasses.replace(subject, network=subject.network.on(wing)) for subject in subjects]
 
 

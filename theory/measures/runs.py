@@ -48,11 +48,12 @@ def factors_of(network, factor):
 
 
 def per_unit_factors(network, rng, octaves):
-    """Return {name: powers of two up to 2^octaves}, one for each unit, or for a joint group one."""
+    """Return {name: powers of two up to 2^octaves}, one for each unit, each block, or for all."""
     factors = {}
     for group in weight_groups(network):
         units = network.parameters[group.parameters[0]].shape[-1]
-        a = 2.0 ** rng.integers(-octaves, octaves + 1, size=units if group.per_unit else None)
+        number = units if group.per_unit else group.blocks
+        a = np.repeat(2.0 ** rng.integers(-octaves, octaves + 1, size=number), units // number)
         factors.update(dict.fromkeys(group.parameters, a))
     return factors
 

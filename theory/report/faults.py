@@ -55,22 +55,13 @@ _OPTIONS = Options(dtypes=("float64",))
 _RANGE = "what happens at the ends of a dtype's range: the subjects lie within it"
 _TIES = "what happens where two numbers are equal, which real data hardly show"
 _DROPOUT = "no claim is about dropout, which is no normalization"
-_GROUPS = "no subject has group normalization"
-_INSIDE = "the subjects' optimizers have eps beside the root, or a formula of their own"
 OUTSIDE = {
     "batchnorm:one-pass-variance": "digits are lost where the mean is large beside the deviation",
     "batchnorm:mean-of-equal-numbers-rounds": _TIES,
     "batchnorm:overflow-unseen": _RANGE,
     "layernorm:mean-of-equal-numbers-rounds": _TIES,
     "rmsnorm:overflow-unseen": _RANGE,
-    "groupnorm:variance-term-missing": _GROUPS,
-    "groupnorm:mean-term-missing": _GROUPS,
-    "groupnorm:gamma-forgotten": _GROUPS,
-    "groupnorm:gamma-outside-the-means": _GROUPS,
-    "groupnorm:every-pixel-its-own-statistics": _GROUPS,
-    "groupnorm:groups-of-units-far-apart": _GROUPS,
-    "groupnorm:variance-unbiased": _GROUPS,
-    "groupnorm:mean-of-equal-numbers-rounds": _GROUPS,
+    "groupnorm:mean-of-equal-numbers-rounds": _TIES,
     "weightnorm:squares-unscaled": _RANGE,
     "activation:relu-derivative-at-zero": _TIES,
     "activation:relu-hides-nan": "a NaN in the data or the weights is refused before",
@@ -80,8 +71,6 @@ OUTSIDE = {
     "dropout:gradient-of-what-is-dropped": _DROPOUT,
     "pooling:last-of-ties-wins": _TIES,
     "loss:scores-not-shifted": _RANGE,
-    "update:eps-inside-root-beside-it": _INSIDE,
-    "update:eps-inside-root-forgotten": _INSIDE,
     "update:lars-stays-at-zero": "the claims about LARS assume that no w is all 0",
     "update:squares-unscaled": _RANGE,
 }

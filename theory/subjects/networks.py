@@ -17,6 +17,7 @@ from minimal_nn.data import digits
 
 NORMALIZATIONS = ("batch", "layer", "rms", "weight")
 IMAGES = "batch, images"  # the paper's kind of network: convolutions and pooling, and a shortcut
+GROUPS = "group"  # in a few claims: of its groups of units each is what a layer is to layer norm
 DTYPES = ("float32", "float64")
 
 
@@ -52,8 +53,8 @@ class NetworkSubject:
     """A network with data: `network` after training, `untrained` before; both at eps = 0.
 
     X (N, D), or images, and targets (N,): one batch.  normalization: one of `NORMALIZATIONS`,
-    `IMAGES`, or "none" (a control).  The networks may be replaced to take an assumption away
-    (`dataclasses.replace`).
+    `GROUPS`, `IMAGES`, or "none" (a control).  The networks may be replaced to take an assumption
+    away (`dataclasses.replace`).
     """
 
     normalization: str
@@ -116,6 +117,8 @@ def layers(normalization, width, eps):
         block = [nn.Dense(width), nn.LayerNorm(eps), nn.ReLU()]
     elif normalization == "rms":
         block = [nn.Dense(width), nn.RMSNorm(eps), nn.ReLU()]
+    elif normalization == GROUPS:
+        block = [nn.Dense(width), nn.GroupNorm(2, eps=eps), nn.ReLU()]
     elif normalization == "weight":
         block = [nn.WeightNorm(nn.Dense(width), eps=eps), nn.ReLU()]
     elif normalization == "none":
@@ -123,7 +126,7 @@ def layers(normalization, width, eps):
     else:
         raise ValueError(
             f"normalization: got {normalization!r}, expected one of "
-            f"{', '.join((*NORMALIZATIONS, IMAGES, 'none'))}"
+            f"{', '.join((*NORMALIZATIONS, GROUPS, IMAGES, 'none'))}"
         )
     return [*block, *block, nn.Dense(10)]
 
@@ -215,15 +218,17 @@ def _one_layer_subject(normalization, seed):
 def network_subjects(options):
     """Return the subjects of most claims: the wing's normalizations in every dtype asked for.
 
-    And a convolutional network, but in float16, whose range its gradients leave, and in the cuda
-    wing, which has no residual blocks.
+    And group norm, where the wing has it, and a convolutional network, but in float16, whose range
+    their gradients leave, and in the cuda wing, which has no residual blocks.
     """
-    images = () if backends.get(options.backend).name == "cuda" else (IMAGES,)
+    wing = backends.get(options.backend)
+    others = (*((GROUPS,) if wing.has("groupnorm") else ()), IMAGES)
+    others = () if wing.name == "cuda" else others
     return [
         network_subject(normalization, dtype, backend=options.backend, seed=options.seed)
-        for normalization in (*normalizations(options.backend), *images)
+        for normalization in (*normalizations(options.backend), *others)
         for dtype in options.dtypes
-        if (normalization, dtype) != (IMAGES, "float16")
+        if dtype != "float16" or normalization not in others
     ]
 
 

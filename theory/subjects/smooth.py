@@ -7,7 +7,7 @@ import numpy as np
 import minimal_nn as nn
 from minimal_nn.data import digits
 from theory.numbers.balls import Balls
-from theory.subjects.networks import NORMALIZATIONS, dtype_name, invariant_weights
+from theory.subjects.networks import GROUPS, NORMALIZATIONS, dtype_name, invariant_weights
 
 CLASSES, UNITS, PIXELS, EXAMPLES = 3, 3, 3, 8
 BATCHES = 32  # a bound for the worst case is judged by the worst of several batches
@@ -100,14 +100,19 @@ def _flat_directions(normalization, shape, dead):
 _IMAGE_BATCHES = 4
 
 
-def image_subject(dtype="float64", seed=0):
+def image_subject(dtype="float64", seed=0, normalization="weight"):
     """Return a smooth network with convolutions, a stride, a bias and both kinds of pooling.
 
-    On whole digits, a few batches, labelled as `smooth_subject`'s.
+    On whole digits, a few batches, labelled as `smooth_subject`'s.  normalization: of the second
+    convolution, "weight" or `GROUPS`.
     """
+    second = {
+        "weight": [nn.WeightNorm(nn.Conv2d(2))],
+        GROUPS: [nn.Conv2d(4, bias=False), nn.GroupNorm(2, eps=0.0)],
+    }[normalization]
     layers = [
         *(nn.Conv2d(2, stride=2), nn.Tanh(), nn.AveragePool2d(2)),
-        *(nn.WeightNorm(nn.Conv2d(2)), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten()),
+        *(*second, nn.Tanh(), nn.MaxPool2d(2), nn.Flatten()),
     ]
     data = digits(dtype=np.float64, flat=False)
     rng = np.random.default_rng(seed)
@@ -125,7 +130,8 @@ def image_subject(dtype="float64", seed=0):
     )
     network = network.with_parameters(drawn).astype(dtype)
     size = sum(drawn[name].size for name in invariant_weights(network))
-    return SmoothSubject("convolutions", network, tuple(batches), np.zeros((size, 0)))
+    name = "convolutions" if normalization == "weight" else "group norm"
+    return SmoothSubject(name, network, tuple(batches), np.zeros((size, 0)))
 
 
 def float_subjects(options):

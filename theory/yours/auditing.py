@@ -57,7 +57,8 @@ class Audit(NamedTuple):
     """The rows of an audit; `str` makes a table of them.
 
     optimizer: its text.  mode: what is to be known of how the model was evaluated.  rules: {name:
-    rates.Rule} of what is trained.  shapes: {name: shape}.
+    rates.Rule} of what is trained.  shapes: {name: shape}.  groups: {a row's parameters: its
+    parts.Partition and which of its parts are meant}, of what is invariant.
     """
 
     rows: tuple
@@ -65,6 +66,7 @@ class Audit(NamedTuple):
     mode: tuple = ()
     rules: dict = {}
     shapes: dict = {}
+    groups: dict = {}
 
     def __str__(self):
         return table(self)
@@ -120,9 +122,20 @@ def audit(
 def audit_model(model, rules, optimizer, unit_axis, mode=()):
     """Return the Audit of a Model.  rules: {name: Rule}; a parameter without one is frozen."""
     here = model.check_repeats()
-    rows = tuple(_row(model, here, *group, rules) for group in groups_of(model, unit_axis))
+    found = groups_of(model, unit_axis)
+    rows = tuple(_row(model, here, *group, rules) for group in found)
     shapes = {name: array.shape for name, array in model.parameters.items()}
-    return Audit(rows, optimizer, tuple(mode), rules, shapes)
+    groups = {
+        series.partition.parameters: (series.partition, _meant(series))
+        for _, word, series in found
+        if series is not None and word != UNCLEAR
+    }
+    return Audit(rows, optimizer, tuple(mode), rules, shapes, groups)
+
+
+def _meant(found):
+    """Return which parts of a Series' partition are the group's."""
+    return found.obeys | (found.whole & ~found.alive)
 
 
 def _row(model, here, names, word, found, rules):
@@ -133,7 +146,7 @@ def _row(model, here, names, word, found, rules):
     if found is None:
         partition, obeys = whole(names), np.ones(1, dtype=bool)
     else:
-        partition, obeys = found.partition, found.obeys | (found.whole & ~found.alive)
+        partition, obeys = found.partition, _meant(found)
     wide = {name: model.parameters[name].astype(np.longdouble) for name in partition.parameters}
     grad = {name: here.gradients[name].astype(np.longdouble) for name in wide}
     product = partition.total({n: sums(wide[n] * grad[n]) for n in wide})[obeys]

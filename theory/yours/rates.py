@@ -27,7 +27,7 @@ class Rule(NamedTuple):
     def effective_rate(self, norm):
         """Return the effective learning rate at |w| = norm."""
         momentum = 0.0 if self.optimizer in ("Adam", "AdamW") else self.memory
-        return laws.effective_rate(self.optimizer, norm, self._rate, momentum)
+        return laws.effective_rate(self.optimizer, norm, self.buffer_rate, momentum)
 
     def at_rest(self, s, dims):
         """Return |w| where growth and decay balance, and why there is none where that is NaN.
@@ -40,7 +40,7 @@ class Rule(NamedTuple):
             return math.nan, self.without
         try:
             rest = laws.equilibrium(
-                self.optimizer, self._rate, self.decay, s=s, dims=dims, memory=self.memory
+                self.optimizer, self.buffer_rate, self.decay, s=s, dims=dims, memory=self.memory
             )
         except ValueError:
             return math.nan, "learning rate times decay is too large"
@@ -49,12 +49,14 @@ class Rule(NamedTuple):
     def grown(self, norm, steps, s, dims):
         """Return |w| after some steps without decay, from |w| = norm; s and dims as for at_rest."""
         return float(
-            laws.growth(self.optimizer, norm, steps, self._rate, s=s, dims=dims, memory=self.memory)
+            laws.growth(
+                self.optimizer, norm, steps, self.buffer_rate, s=s, dims=dims, memory=self.memory
+            )
         )
 
     @property
-    def _rate(self):
-        # With its penalty a gradient enters the buffer (1 - dampening)-fold: a smaller rate.
+    def buffer_rate(self):
+        """The learning rate that laws take: a gradient enters the buffer (1 - dampening)-fold."""
         return self.learning_rate * (1 - self.dampening)
 
 

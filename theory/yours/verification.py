@@ -62,7 +62,8 @@ def _gradient_of_loss(subject):
     g, wide = subject.gradient, np.longdouble
     length = float(np.linalg.norm(g.astype(wide)))
     scale = float(np.sqrt(np.mean(np.square(subject.w.astype(wide)))))
-    directions = [scale * np.random.default_rng(2).standard_normal(g.shape)]
+    rng = np.random.default_rng(2)  # w may be its first normal numbers: so these are none
+    directions = [scale * rng.uniform(0.5, 2, g.shape) * rng.standard_normal(g.shape)]
     if length > 0:
         directions.insert(0, (scale * np.sqrt(g.size) / length) * g.astype(np.float64))
     too_long = _TOO_LONG.get(str(g.dtype), 2.0**-8)

@@ -7,8 +7,8 @@ def is_scale_invariant(loss, w, rng):
     """Compare at random a, small and large, with what rounding leaves of the loss."""
     here = loss(w)
     for _ in range(50):
-        a = 10.0 ** rng.uniform(-2, 2)
-        if abs(loss(a * w) - here) > 1e-12 * max(1.0, abs(here)):
+        there = loss(10.0 ** rng.uniform(-2, 2) * w)
+        if abs(there - here) > 1e-12 * max(abs(there), abs(here)):
             return False
     return True
 

@@ -20,6 +20,7 @@ from minimal_nn.cpu.batchnorm.images import (
     MOST_COLUMNS,
     Parts,
     emit_image_backward,
+    emit_image_backward_running,
     emit_image_forward,
     emit_image_moments,
     emit_image_sums,
@@ -28,7 +29,6 @@ from minimal_nn.cpu.batchnorm.images import (
 )
 from minimal_nn.cpu.batchnorm.panels import (
     emit_backward,
-    emit_backward_running,
     emit_forward,
     emit_forward_running,
     emit_update_running,
@@ -51,10 +51,10 @@ __all__ = [
     "backward_running",
     "check_inverses",
     "emit_backward",
-    "emit_backward_running",
     "emit_forward",
     "emit_forward_running",
     "emit_image_backward",
+    "emit_image_backward_running",
     "emit_image_forward",
     "emit_image_moments",
     "emit_image_sums",
@@ -108,18 +108,8 @@ def _forward_program(source, gamma, beta, eps, group):
     blocks = _blocks(source, group)
     if blocks is None:
         program.phase(source.count if source.rows else 0)
-        emit_forward(
-            program,
-            source.operand,
-            y.operand,
-            gamma,
-            beta,
-            statistics,
-            eps,
-            source.rows,
-            group,
-            source.columns,
-        )
+        given = source.operand, y.operand, gamma, beta, statistics, eps
+        emit_forward(program, *given, source.rows, group, source.columns)
         return program, y, statistics
     images, pixels = blocks
     rows, out = source.row_blocks(pixels), y.row_blocks(pixels)
@@ -159,21 +149,12 @@ def _backward_program(cotangent, cache):
     dz, dgamma, dbeta = source.empty(program), source.room(program), source.room(program)
     moments = cache.padded_mean, cache.inverse
     blocks = _blocks(source, cache.group)
-    if blocks is None or isinstance(cache, RunningCache):
+    training = not isinstance(cache, RunningCache)
+    if blocks is None or not training:
         program.phase(source.count if source.rows else 0)
-        emit = emit_backward_running if isinstance(cache, RunningCache) else emit_backward
-        emit(
-            program,
-            source.operand,
-            cotangent.operand,
-            dz.operand,
-            gamma,
-            *moments,
-            dgamma,
-            dbeta,
-            source.rows,
-            cache.group,
-        )
+        matrices = (matrix.operand for matrix in (source, cotangent, dz))
+        given = gamma, *moments, dgamma, dbeta, source.rows, cache.group, int(training)
+        emit_backward(program, *matrices, *given)
         return program, dz, dgamma, dbeta
     images, pixels = blocks
     rows, dy, out = (matrix.row_blocks(pixels) for matrix in (source, cotangent, dz))
@@ -231,16 +212,8 @@ def forward_running(z, gamma, beta, mean, var, eps):
     padded_mean, inverse = source.vector(mean), source.vector(1 / std)
     program = Program().phase(source.count if source.rows else 0)
     y = source.empty(program)
-    emit_forward_running(
-        program,
-        source.operand,
-        y.operand,
-        source.vector(gamma),
-        source.vector(beta),
-        padded_mean,
-        inverse,
-        source.rows,
-    )
+    given = source.vector(gamma), source.vector(beta), padded_mean, inverse
+    emit_forward_running(program, source.operand, y.operand, *given, source.rows)
     program.run(thread_count=thread_count(8 * z.size))
     return y.result(), RunningCache(source, gamma, inverse, padded_mean, _group(z.shape))
 

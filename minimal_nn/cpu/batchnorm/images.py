@@ -271,6 +271,24 @@ def image_input_gradient_kernel(
             store(target + column, gradient)
 
 
+@kernel(
+    fits=lambda k: _misfit(k.dy, k.dz),
+    dy=lambda k: reads(each(k.dy_step), k.pixels * k.dy.row),
+    dz=lambda k: writes(each(k.dz_step), k.pixels * k.dz.row),
+    gamma=lambda k: reads(k.dy.row),
+    inverse=lambda k: reads(k.dy.row),
+)
+def image_running_gradient_kernel(
+    step, thread, unit, dy, dy_step, dz, dz_step, gamma, inverse, pixels
+):
+    """`pixels` of an image of dz for given statistics."""
+    for column in range(0, dy.row, dy.lanes):
+        factor = load(gamma + column) * load(inverse + column)
+        for i in range(pixels):
+            value = factor * load(dy + (unit * dy_step + i * dy.row + column))
+            store(dz + (unit * dz_step + i * dz.row + column), value)
+
+
 class Parts(NamedTuple):
     """Operands of two sums for each channel of each block of images."""
 
@@ -328,3 +346,8 @@ def emit_image_backward(program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta,
     program.call(
         image_input_gradient_kernel, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, total, pixels
     )
+
+
+def emit_image_backward_running(program, dy, dz, gamma, inverse, pixels):
+    """Emit `pixels` of an image of dz for given statistics."""
+    program.call(image_running_gradient_kernel, dy, dz, gamma, inverse, pixels)

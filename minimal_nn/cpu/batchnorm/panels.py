@@ -70,9 +70,12 @@ def forward_kernel(
 )
 def backward_kernel(
     step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, dgamma, dbeta,
-    rows, group,
+    rows, group, training,
 ):  # fmt: skip # a group of arguments a line
-    """A panel of dz (which may be dy's place), dgamma and dbeta."""
+    """A panel of dz (which may be dy's place), dgamma and dbeta.
+
+    training: 1 where mean and inverse are the batch's, and move with z, else 0.
+    """
     for column in range(0, z.span, z.lanes):
         at = unit * z.span + column
         source = z + (unit * z_step + column)
@@ -86,8 +89,10 @@ def backward_kernel(
         mean_dy, mean_dyh = sum_dy / n, sum_dyh / n
         factor = load(gamma + at) * s
         for i in range(rows):
-            h = normalize(load(source + i * z.row), m, s)
-            gradient = input_gradient(load(cotangent + i * dy.row), h, factor, mean_dy, mean_dyh)
+            gradient = factor * load(cotangent + i * dy.row)
+            if training != 0:
+                h, g = normalize(load(source + i * z.row), m, s), load(cotangent + i * dy.row)
+                gradient = input_gradient(g, h, factor, mean_dy, mean_dyh)
             store(target + i * dz.row, gradient)
 
 
@@ -110,34 +115,6 @@ def forward_running_kernel(
         m, s, g, b = load(mean + at), load(inverse + at), load(gamma + at), load(beta + at)
         for i in range(rows):
             store(target + i * y.row, fma(normalize(load(source + i * z.row), m, s), g, b))
-
-
-@kernel(
-    z=lambda k: _columns(reads, k, k.z, k.z_step),
-    dy=lambda k: _columns(reads, k, k.dy, k.dy_step),
-    dz=lambda k: _columns(writes, k, k.dz, k.dz_step, over=("dy",)),
-    gamma=lambda k: reads(each(k.z.span), k.z.span),
-    mean=lambda k: reads(each(k.z.span), k.z.span),
-    inverse=lambda k: reads(each(k.z.span), k.z.span),
-    dgamma=lambda k: writes(each(k.z.span), k.z.span),
-    dbeta=lambda k: writes(each(k.z.span), k.z.span),
-)
-def backward_running_kernel(
-    step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, dgamma, dbeta,
-    rows, group,
-):  # fmt: skip # a group of arguments a line
-    for column in range(0, z.span, z.lanes):
-        at = unit * z.span + column
-        source = z + (unit * z_step + column)
-        cotangent = dy + (unit * dy_step + column)
-        target = dz + (unit * dz_step + column)
-        m, s = load(mean + at), load(inverse + at)
-        sum_dy, sum_dyh = gradient_sums(source, cotangent, m, s, rows, group)
-        store(dbeta + at, sum_dy)
-        store(dgamma + at, sum_dyh)
-        factor = load(gamma + at) * s
-        for i in range(rows):
-            store(target + i * dz.row, factor * load(cotangent + i * dy.row))
 
 
 @kernel(
@@ -164,24 +141,17 @@ def update_running_kernel(
 
 def emit_forward(program, z, y, gamma, beta, statistics, eps, rows, group, columns):
     """Emit a panel of y with its columns' statistics; `group`: rows that no block goes beyond."""
-    program.call(
-        forward_kernel,
-        z,
-        y,
-        gamma,
-        beta,
-        *statistics,
-        _one(eps, z),
-        rows,
-        group,
-        columns,
-        program.status,
-    )
+    size = rows, group, columns, program.status
+    program.call(forward_kernel, z, y, gamma, beta, *statistics, _one(eps, z), *size)
 
 
-def emit_backward(program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, group):
-    """Emit a panel of dz, which may take dy's place, and of dgamma and dbeta."""
-    program.call(backward_kernel, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, group)
+def emit_backward(program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, group, training=1):
+    """Emit a panel of dz, which may take dy's place, and of dgamma and dbeta.
+
+    training: 0 for given statistics.
+    """
+    given = gamma, mean, inverse, dgamma, dbeta, rows, group, training
+    program.call(backward_kernel, z, dy, dz, *given)
 
 
 def emit_forward_running(program, z, y, gamma, beta, mean, inverse, rows):
@@ -189,23 +159,8 @@ def emit_forward_running(program, z, y, gamma, beta, mean, inverse, rows):
     program.call(forward_running_kernel, z, y, gamma, beta, mean, inverse, rows)
 
 
-def emit_backward_running(program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, group):
-    """Emit a panel of dz, dgamma and dbeta for given statistics."""
-    program.call(
-        backward_running_kernel, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, rows, group
-    )
-
-
 def emit_update_running(program, running_mean, running_var, mean, var, count, momentum, span):
     """Emit r + momentum (batch - r) for `span` columns, with the variance of `count` numbers."""
     unbias = count / max(count - 1, 1)
-    program.call(
-        update_running_kernel,
-        running_mean,
-        running_var,
-        mean,
-        var,
-        _one(unbias, mean),
-        _one(momentum, mean),
-        span,
-    )
+    numbers = _one(unbias, mean), _one(momentum, mean)
+    program.call(update_running_kernel, running_mean, running_var, mean, var, *numbers, span)

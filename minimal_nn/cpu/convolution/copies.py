@@ -4,7 +4,6 @@ Only places change, no numbers: images with the channels of a data set and with 
 with a border of zeros or without, or one after another as the features of a row of panels.
 """
 
-from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.footprints import axis, each, panel_rows, places, reads, steps, writes
 from minimal_nn.cpu.machine.vectors import load, pointer_at, store
@@ -12,11 +11,11 @@ from minimal_nn.cpu.machine.vectors import load, pointer_at, store
 
 @inline
 def place(source, target, height, width, pitch, channels, source_channels):
-    """Copy an image into the inside of one with a border, whose rows have `pitch` pixels; more
-    channels there stay 0."""
+    """Copy an image into one with a border, whose rows have `pitch` pixels, from its first pixel
+    within; more channels there stay 0."""
     for y in range(height):
         at = source + y * width * source_channels
-        to = target + ((y + 1) * pitch + 1) * channels
+        to = target + y * pitch * channels
         if source_channels == channels and (width * channels) % source.lanes == 0:
             for i in range(0, width * channels, source.lanes):
                 store(to + i, load(at + i))
@@ -34,10 +33,10 @@ def _image_misfit(image, channels):
 
 def _inside_border(k):
     """The inside of an image with a border, of whose `channels` the first `source_channels`."""
-    lines, corner = axis(k.height, k.pitch * k.channels), (k.pitch + 1) * k.channels
+    lines = axis(k.height, k.pitch * k.channels)
     if k.source_channels == k.channels:
-        return writes(lines, k.width * k.channels, start=corner)
-    return writes(lines, axis(k.width, k.channels), k.source_channels, start=corner)
+        return writes(lines, k.width * k.channels)
+    return writes(lines, axis(k.width, k.channels), k.source_channels)
 
 
 @kernel(
@@ -52,16 +51,6 @@ def place_kernel(
 ):
     """Image `unit` into the inside of an image with a border."""
     place(source + unit * source_step, target, height, width, pitch, channels, source_channels)
-
-
-@kernel(
-    source=lambda k: reads(each(k.source_step), workspace.round_up(k.count, k.source.lanes)),
-    target=lambda k: writes(workspace.round_up(k.count, k.source.lanes)),
-)
-def copy_kernel(step, thread, unit, source, source_step, target, count):
-    """Image `unit` into the thread's space."""
-    for i in range(0, count, source.lanes):
-        store(target + i, load(source + (unit * source_step + i)))
 
 
 @kernel(
@@ -144,40 +133,36 @@ def unflatten_kernel(step, thread, unit, x, x_step, image, pixels, channels, pad
                 image[i * padded + c] = row[(feature // x.row) * x_step + feature % x.row]
 
 
-def emit_place(program, source, bordered, sizes, rows, channels, first=0):
+def emit_place(program, source, bordered, border, rows, channels, first=0):
     """Emit `rows` rows of an image of so many channels, into one with a border from row `first`."""
     padded = bordered.row
     program.call(
         place_kernel,
         source,
-        bordered.at(first * sizes.pitch * padded, row=1),
+        bordered.at(border.start(padded, first), row=1),
         rows,
-        sizes.width,
-        sizes.pitch,
+        border.width,
+        border.pitch,
         padded,
         channels,
     )
 
 
-def emit_gather(program, data, batches, bordered, sizes):
+def emit_gather(program, data, batches, bordered, border, images, channels):
     """Emit an image of the step's batch, into one with a border."""
+    padded = bordered.row
     program.call(
         gather_kernel,
         data,
         batches,
-        bordered.at(row=1),
-        sizes.images,
-        sizes.height,
-        sizes.width,
-        sizes.pitch,
-        bordered.row,
-        sizes.inputs,
+        bordered.at(border.start(padded), row=1),
+        images,
+        border.height,
+        border.width,
+        border.pitch,
+        padded,
+        channels,
     )
-
-
-def emit_copy(program, source, target, count):
-    """Emit `count` numbers of an image, into the thread's space."""
-    program.call(copy_kernel, source, target.at(row=1), count)
 
 
 def pixels_of(pixels, channels, padded):

@@ -155,6 +155,7 @@ def gradient_product_kernel(
                 tile_transposed(
                     v + (plane * v_plane + k),
                     0,
+                    v.row,
                     m + (plane * m_plane + panel * sums.row),
                     0,
                     target + k * sums.row,

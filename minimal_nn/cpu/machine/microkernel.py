@@ -10,7 +10,7 @@ over blocks that lie apart (panels of a matrix, rows of an image), so nothing is
     product          A row-major:  A(i, k) at i a.row + k      panels of x, panels of W
     convolution      the same, where a.row is the number of channels and `inner` = 3 channels: rows
                      of A overlap, and three `outer` steps are the three image rows of the kernel
-    gradient of W    A transposed: A(i, k) at i + k a.row      x^T dz
+    gradient of W    A transposed: A(i, k) at i + k a_next     x^T dz, a_next from row to row of x
 
 The strides a.row, b.row, c.row are part of the pointers' types, so constants here.  A sum begins at
 0 and is one chain in the order of (o, k); `add` adds the finished sum to C.  Splitting a long sum
@@ -60,79 +60,76 @@ def _overload_transposed_rows(a):
         return lambda a: rows
 
 
-def make_tile(transposed):
-    """Return the intrinsic tile(a, a_step, b, b_step, c, outer, inner, add)."""
+def _tile(a, b, c, rows, a_row, given):
+    """Return the signature and the code of a tile of so many rows, `a_row` numbers apart in A.
 
-    @intrinsic
-    def tile(typing, a, a_step, b, b_step, c, outer, inner, add):
-        dtype = a.dtype
-        lanes = LANES[dtype]
-        rows = transposed_rows(a) if transposed else TILE_ROWS
-        a_row, a_column = (1, a.row) if transposed else (a.row, 1)
-        panel = c.row if transposed else b.row
-        vectors = panel // lanes
-        if panel % lanes or vectors not in (1, TILE_VECTORS):
-            raise errors.TypingError(f"a panel of {panel} numbers is not 1 or 2 vectors wide")
-        vector = VECTORS[dtype].llvm
-        number = vector.element
+    given: whether the numbers from one k to the next in A are an argument, behind a_step; else 1.
+    """
+    dtype = a.dtype
+    lanes = LANES[dtype]
+    panel = c.row if given else b.row
+    vectors = panel // lanes
+    if panel % lanes or vectors not in (1, TILE_VECTORS):
+        raise errors.TypingError(f"a panel of {panel} numbers is not 1 or 2 vectors wide")
+    vector = VECTORS[dtype].llvm
+    number, b_row, c_row = vector.element, b.row, c.row
 
-        def generate(context, builder, signature, arguments):
-            a, a_step, b, b_step, c, outer, inner, add = arguments
+    def generate(context, builder, signature, arguments):
+        a, a_step, *a_next, b, b_step, c, outer, inner, add = arguments
+        a_next = a_next[0] if a_next else 1
 
-            def c_at(i, j):
-                row = signature.args[4].row
-                return address(builder, c, i * row + j * lanes, dtype, vector)
+        def c_at(i, j):
+            return address(builder, c, i * c_row + j * lanes, dtype, vector)
 
-            cells = [(i, j) for i in range(rows) for j in range(vectors)]
-            total = {cell: cgutils.alloca_once(builder, vector) for cell in cells}
-            for cell in cells:
-                builder.store(ir.Constant(vector, None), total[cell])
-            a_outer = cgutils.alloca_once_value(builder, a)
-            b_outer = cgutils.alloca_once_value(builder, b)
-            a_inner = cgutils.alloca_once(builder, a.type)
-            b_inner = cgutils.alloca_once(builder, b.type)
-            with cgutils.for_range(builder, outer):
-                builder.store(builder.load(a_outer), a_inner)
-                builder.store(builder.load(b_outer), b_inner)
-                with cgutils.for_range(builder, inner):
-                    left, right = builder.load(a_inner), builder.load(b_inner)
-                    columns = [
-                        aligned_load(
-                            builder,
-                            address(builder, right, j * lanes, dtype, vector),
-                            dtype,
-                        )
-                        for j in range(vectors)
-                    ]
-                    for i in range(rows):
-                        where = address(builder, left, i * a_row, dtype, number)
-                        factor = broadcast(builder, aligned_load(builder, where, dtype), vector)
-                        for j in range(vectors):
-                            before = builder.load(total[i, j])
-                            after = multiply_add(builder, factor, columns[j], before)
-                            builder.store(after, total[i, j])
-                    _advance(builder, a_inner, left, a_column, dtype)
-                    _advance(builder, b_inner, right, signature.args[2].row, dtype)
-                _advance(builder, a_outer, builder.load(a_outer), a_step, dtype)
-                _advance(builder, b_outer, builder.load(b_outer), b_step, dtype)
-            with builder.if_else(builder.icmp_signed("!=", add, constant(I64, 0))) as (then, other):
-                with then:
-                    for cell in cells:
-                        where = c_at(*cell)
-                        before = aligned_load(builder, where, dtype)
-                        after = builder.fadd(before, builder.load(total[cell]))
-                        aligned_store(builder, after, where, dtype)
-                with other:
-                    for cell in cells:
-                        value = builder.load(total[cell])
-                        aligned_store(builder, value, c_at(*cell), dtype)
-            return context.get_dummy_value()
+        cells = [(i, j) for i in range(rows) for j in range(vectors)]
+        total = {cell: cgutils.alloca_once(builder, vector) for cell in cells}
+        for cell in cells:
+            builder.store(ir.Constant(vector, None), total[cell])
+        a_outer = cgutils.alloca_once_value(builder, a)
+        b_outer = cgutils.alloca_once_value(builder, b)
+        a_inner = cgutils.alloca_once(builder, a.type)
+        b_inner = cgutils.alloca_once(builder, b.type)
+        with cgutils.for_range(builder, outer):
+            builder.store(builder.load(a_outer), a_inner)
+            builder.store(builder.load(b_outer), b_inner)
+            with cgutils.for_range(builder, inner):
+                left, right = builder.load(a_inner), builder.load(b_inner)
+                columns = [
+                    aligned_load(
+                        builder,
+                        address(builder, right, j * lanes, dtype, vector),
+                        dtype,
+                    )
+                    for j in range(vectors)
+                ]
+                for i in range(rows):
+                    where = address(builder, left, i * a_row, dtype, number)
+                    factor = broadcast(builder, aligned_load(builder, where, dtype), vector)
+                    for j in range(vectors):
+                        before = builder.load(total[i, j])
+                        after = multiply_add(builder, factor, columns[j], before)
+                        builder.store(after, total[i, j])
+                _advance(builder, a_inner, left, a_next, dtype)
+                _advance(builder, b_inner, right, b_row, dtype)
+            _advance(builder, a_outer, builder.load(a_outer), a_step, dtype)
+            _advance(builder, b_outer, builder.load(b_outer), b_step, dtype)
+        with builder.if_else(builder.icmp_signed("!=", add, constant(I64, 0))) as (then, other):
+            with then:
+                for cell in cells:
+                    where = c_at(*cell)
+                    before = aligned_load(builder, where, dtype)
+                    after = builder.fadd(before, builder.load(total[cell]))
+                    aligned_store(builder, after, where, dtype)
+            with other:
+                for cell in cells:
+                    value = builder.load(total[cell])
+                    aligned_store(builder, value, c_at(*cell), dtype)
+        return context.get_dummy_value()
 
-        integer = types.int64
-        kinds = (a, integer, b, integer, c, integer, integer, integer)
-        return types.void(*kinds), generate
-
-    return tile
+    integer = types.int64
+    steps = (integer,) * (1 + given)
+    kinds = (a, *steps, b, integer, c, integer, integer, integer)
+    return types.void(*kinds), generate
 
 
 def _advance(builder, variable, before, count, dtype):
@@ -140,8 +137,23 @@ def _advance(builder, variable, before, count, dtype):
     builder.store(after, variable)
 
 
-tile = make_tile(transposed=False)
-tile_transposed = make_tile(transposed=True)
+def make_tile(rows):
+    """Return the intrinsic tile(a, a_step, b, b_step, c, outer, inner, add)."""
+
+    @intrinsic
+    def tile(typing, a, a_step, b, b_step, c, outer, inner, add):
+        return _tile(a, b, c, rows, a.row, given=False)
+
+    return tile
+
+
+tile = make_tile(TILE_ROWS)
+tile_of_4, tile_of_2, tile_of_1 = (make_tile(rows) for rows in (4, 2, 1))
+
+
+@intrinsic
+def tile_transposed(typing, a, a_step, a_next, b, b_step, c, outer, inner, add):
+    return _tile(a, b, c, transposed_rows(a), 1, given=True)
 
 
 def make_transform(matrix):

@@ -58,6 +58,14 @@ def rescales(a):
 
 
 @inline
+def listed(order, i):
+    """The number of the i-th row; order: a list of numbers, or None for the rows as they are."""
+    if order is None:
+        return i
+    return order[i]
+
+
+@inline
 def column_square(w, scale, order, rows):
     """The sums of (scale w)^2 of one vector of columns, over the rows that `order` lists; blocks of
     4 chains."""
@@ -67,17 +75,17 @@ def column_square(w, scale, order, rows):
         a, b, c, d = fill(w, 0.0), fill(w, 0.0), fill(w, 0.0), fill(w, 0.0)
         i = start
         while i + 4 <= last:
-            value = scale * load(w + order[i] * w.row)
+            value = scale * load(w + listed(order, i) * w.row)
             a = fma(value, value, a)
-            value = scale * load(w + order[i + 1] * w.row)
+            value = scale * load(w + listed(order, i + 1) * w.row)
             b = fma(value, value, b)
-            value = scale * load(w + order[i + 2] * w.row)
+            value = scale * load(w + listed(order, i + 2) * w.row)
             c = fma(value, value, c)
-            value = scale * load(w + order[i + 3] * w.row)
+            value = scale * load(w + listed(order, i + 3) * w.row)
             d = fma(value, value, d)
             i += 4
         while i < last:
-            value = scale * load(w + order[i] * w.row)
+            value = scale * load(w + listed(order, i) * w.row)
             a = fma(value, value, a)
             i += 1
         total = total + ((a + b) + (c + d))

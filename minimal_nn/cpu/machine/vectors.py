@@ -149,22 +149,18 @@ def _pointer_add(pointer, count):
         return lambda pointer, count: _advance(pointer, count)
 
 
-@overload_attribute(PointerType, "row")
-def _pointer_row(pointer):
-    row = pointer.row
-    return lambda pointer: row
+def _attribute(name, value_of):
+    """Give pointers an attribute that is known from their type."""
+
+    @overload_attribute(PointerType, name)
+    def typed(pointer):
+        value = value_of(pointer)
+        return lambda pointer: value
 
 
-@overload_attribute(PointerType, "span")
-def _pointer_span(pointer):
-    span = min(pointer.row, 2 * LANES[pointer.dtype])
-    return lambda pointer: span
-
-
-@overload_attribute(PointerType, "lanes")
-def _pointer_lanes(pointer):
-    lanes = LANES[pointer.dtype]
-    return lambda pointer: lanes
+_attribute("row", lambda pointer: pointer.row)
+_attribute("span", lambda pointer: min(pointer.row, 2 * LANES[pointer.dtype]))
+_attribute("lanes", lambda pointer: LANES[pointer.dtype])
 
 
 @intrinsic
@@ -328,9 +324,8 @@ def _overload_scalar(like, value):
         return lambda like, value: dtype(value)
 
 
-def _elementwise(count, emit):
-    """Return an intrinsic of `count` vectors of one type, whose code `emit` writes."""
-    names = ["a", "b", "c", "d"][:count]
+def _elementwise(emit):
+    """Make an intrinsic for vectors of one type; emit(builder, *vectors) writes its code."""
 
     def typed(typing, *arguments):
         first = arguments[0]
@@ -342,106 +337,92 @@ def _elementwise(count, emit):
 
         return first(*arguments), generate
 
-    wrappers = {
+    wrapper = {
         1: lambda typing, a: typed(typing, a),
         2: lambda typing, a, b: typed(typing, a, b),
         3: lambda typing, a, b, c: typed(typing, a, b, c),
         4: lambda typing, a, b, c, d: typed(typing, a, b, c, d),
-    }
-    wrapper = wrappers[len(names)]
-    wrapper.__name__ = emit.__name__.strip("_")
+    }[emit.__code__.co_argcount - 1]
+    wrapper.__name__ = emit.__name__
     return intrinsic(wrapper)
 
 
-def _add(builder, a, b):
-    return builder.fadd(a, b)
+def _operator(symbol, method):
+    """Let an operator of two vectors be a method of LLVM's builder."""
 
+    def emit(builder, a, b):
+        return getattr(builder, method)(a, b)
 
-def _subtract(builder, a, b):
-    return builder.fsub(a, b)
+    emit.__name__ = method
+    function = _elementwise(emit)
 
-
-def _multiply(builder, a, b):
-    return builder.fmul(a, b)
-
-
-def _divide(builder, a, b):
-    return builder.fdiv(a, b)
-
-
-def _maximum(builder, a, b):
-    return builder.select(builder.fcmp_unordered(">", a, b), a, b)
-
-
-def _where_positive(builder, condition, a, b):
-    zero = constant(condition.type, 0.0)
-    return builder.select(builder.fcmp_ordered(">", condition, zero), a, b)
-
-
-def _where_above(builder, condition, a, b):
-    zero = constant(condition.type, 0.0)
-    return builder.select(builder.fcmp_unordered(">", condition, zero), a, b)
-
-
-def _where_zero(builder, condition, a, b):
-    zero = constant(condition.type, 0.0)
-    return builder.select(builder.fcmp_ordered("==", condition, zero), a, b)
-
-
-def _where_greater(builder, p, q, a, b):
-    return builder.select(builder.fcmp_ordered(">", p, q), a, b)
-
-
-def _where_beats(builder, p, q, a, b):
-    larger = builder.fcmp_ordered(">", p, q)
-    return builder.select(builder.or_(larger, builder.fcmp_unordered("uno", p, p)), a, b)
-
-
-def _square_root(builder, a):
-    return call_llvm(builder, "sqrt", a.type, a)
-
-
-def _round_down(builder, a):
-    return call_llvm(builder, "floor", a.type, a)
-
-
-def _power_of_two(builder, a):
-    mantissa, bits = (23, 32) if a.type.element == ir.FloatType() else (52, 64)
-    kind = ir.VectorType(ir.IntType(bits), a.type.count)
-    bias = constant(kind, (1 << (bits - 2 - mantissa)) - 1)
-    exponent = builder.add(builder.fptosi(a, kind), bias)
-    return builder.bitcast(builder.shl(exponent, constant(kind, mantissa)), a.type)
-
-
-_add, _subtract, _multiply, _divide = (
-    _elementwise(2, emit) for emit in (_add, _subtract, _multiply, _divide)
-)
-maximum = _elementwise(2, _maximum)  # the larger; a NaN in the first place is kept
-where_positive = _elementwise(3, _where_positive)  # a where condition > 0, else b
-where_above = _elementwise(3, _where_above)  # a where condition > 0 or NaN, else b
-where_zero = _elementwise(3, _where_zero)  # a where condition == 0, else b
-where_greater = _elementwise(4, _where_greater)  # a where p > q, else b
-where_beats = _elementwise(4, _where_beats)  # a where p > q or p is NaN, else b
-square_root = _elementwise(1, _square_root)
-round_down = _elementwise(1, _round_down)
-power_of_two = _elementwise(1, _power_of_two)  # 2^a for integral a in the normal range
-fma = _elementwise(3, multiply_add)  # a b + c
-
-
-def _overload_operator(symbol, function):
     @overload(symbol)
     def typed(a, b):
         if isinstance(a, VectorType) and a == b:
             return lambda a, b: function(a, b)
 
 
-for _symbol, _function in (
-    (operator.add, _add),
-    (operator.sub, _subtract),
-    (operator.mul, _multiply),
-    (operator.truediv, _divide),
-):
-    _overload_operator(_symbol, _function)
+_operator(operator.add, "fadd")
+_operator(operator.sub, "fsub")
+_operator(operator.mul, "fmul")
+_operator(operator.truediv, "fdiv")
+
+
+def _larger(builder, a, b):
+    return builder.select(builder.fcmp_unordered(">", a, b), a, b)
+
+
+maximum = _elementwise(_larger)  # the larger; a NaN in the first place is kept
+fma = _elementwise(multiply_add)  # a b + c
+
+
+def _where(name, compare, symbol):
+    """Make (condition, a, b): a where the condition compares so with 0, else b."""
+
+    def emit(builder, condition, a, b):
+        zero = constant(condition.type, 0.0)
+        return builder.select(getattr(builder, compare)(symbol, condition, zero), a, b)
+
+    emit.__name__ = name
+    return _elementwise(emit)
+
+
+where_positive = _where("where_positive", "fcmp_ordered", ">")
+where_above = _where("where_above", "fcmp_unordered", ">")  # > 0 or NaN
+where_zero = _where("where_zero", "fcmp_ordered", "==")
+
+
+@_elementwise
+def where_greater(builder, p, q, a, b):
+    """a where p > q, else b"""
+    return builder.select(builder.fcmp_ordered(">", p, q), a, b)
+
+
+@_elementwise
+def where_beats(builder, p, q, a, b):
+    """a where p > q or p is NaN, else b"""
+    larger = builder.fcmp_ordered(">", p, q)
+    return builder.select(builder.or_(larger, builder.fcmp_unordered("uno", p, p)), a, b)
+
+
+@_elementwise
+def square_root(builder, a):
+    return call_llvm(builder, "sqrt", a.type, a)
+
+
+@_elementwise
+def round_down(builder, a):
+    return call_llvm(builder, "floor", a.type, a)
+
+
+@_elementwise
+def power_of_two(builder, a):
+    """2^a for integral a in the normal range"""
+    mantissa, bits = (23, 32) if a.type.element == ir.FloatType() else (52, 64)
+    kind = ir.VectorType(ir.IntType(bits), a.type.count)
+    bias = constant(kind, (1 << (bits - 2 - mantissa)) - 1)
+    exponent = builder.add(builder.fptosi(a, kind), bias)
+    return builder.bitcast(builder.shl(exponent, constant(kind, mantissa)), a.type)
 
 
 def _across(combine):
@@ -467,10 +448,6 @@ def _across(combine):
         return vector.dtype(vector), generate
 
     return fold
-
-
-def _larger(builder, a, b):
-    return builder.select(builder.fcmp_unordered(">", a, b), a, b)
 
 
 sum_lanes = _across(lambda builder, a, b: builder.fadd(a, b))

@@ -9,6 +9,7 @@ import numpy as np
 
 from minimal_nn.cpu import activation, affine, batchnorm, layernorm, loss, rmsnorm, weightnorm
 from minimal_nn.cpu.machine import workspace
+from minimal_nn.cpu.plan import branches
 from minimal_nn.cpu.plan.gather import emit_gather_labels, emit_gather_targets
 from minimal_nn.cpu.plan.layouts import Matrix
 
@@ -24,6 +25,7 @@ class DenseLayers:
         self.saved = []  # what each layer's backward pass needs
         self.kept = set()  # values that it reads
         self._split = None
+        self._begun = []  # of each block that is not complete: where it began, or its first branch
         sizes = [
             Matrix(*_sizes(operation), self.dtype).unit_size
             for operation in operations
@@ -85,7 +87,7 @@ class DenseLayers:
                 program, weights.operand, g.operand, w, inverse, eps, depth, columns
             )
             saved.update(g=g, inverse=inverse)
-            self.loop.statistics[operation.layer] = ("norm", inverse.array, columns)
+            self.loop.statistics[operation.layer] = ("norm", inverse.array[:columns])
         saved["weights"] = weights
         if index > self.first:
             shape = workspace.panel_count(depth, self.dtype), panels * width
@@ -123,7 +125,7 @@ class DenseLayers:
             self.rows,
             columns,
         )
-        self.loop.statistics[operation.layer] = ("variance", statistics.inverse.array, columns)
+        self.loop.statistics[operation.layer] = ("variance", statistics.inverse.array[:columns])
         running = self.loop.running(operation, len(z.array) * z.row)
         saved = {"z": self._keep(z), "gamma": gamma, "beta": beta, "running": running}
         return y, {**saved, "statistics": statistics}
@@ -145,7 +147,7 @@ class DenseLayers:
             self.rows,
             columns,
         )
-        self.loop.statistics[operation.layer] = ("example", inverse.array, self.rows)
+        self.loop.statistics[operation.layer] = ("example", inverse.array[: self.rows])
         saved = {"z": self._keep(z), "gamma": gamma, "beta": beta}
         return y, {**saved, "mean": mean, "inverse": inverse}
 
@@ -156,7 +158,7 @@ class DenseLayers:
         inverse = program.made(self.rows, self.dtype)
         eps = operation.options["eps"]
         rmsnorm.emit_forward(program, z, y, gamma.operand, inverse, eps, self.rows, columns)
-        self.loop.statistics[operation.layer] = ("mean square", inverse.array, self.rows)
+        self.loop.statistics[operation.layer] = ("mean square", inverse.array[: self.rows])
         return y, {"z": self._keep(z), "gamma": gamma, "inverse": inverse}
 
     def _activation(self, operation, z, index):
@@ -167,6 +169,46 @@ class DenseLayers:
         y, count = self._over(z, operation.input_shape[0]), self.rows * z.row
         activation.emit_forward(self.program, kind, z.elements, y.elements, count)
         return self._keep(y), {"y": y, "kind": kind}
+
+    # Blocks of two branches
+
+    def _fork(self, operation, x, index):
+        self._begun.append(self._keep(x))
+        return x, None
+
+    def _shortcut(self, operation, x, index):
+        start, self._begun[-1] = self._begun[-1], x
+        return start, None
+
+    def _sum(self, operation, x, index):
+        body, (columns,) = self._begun.pop(), operation.output_shape
+        self.program.columns(len(x.array))
+        y = self.program.panels(self.rows, columns, self.dtype)
+        self._emit(branches.emit_add, body, x, y)
+        return y, None
+
+    def _emit(self, emit, *panels):
+        """Emit for each panel what is done number by number."""
+        emit(self.program, *(each.elements for each in panels), self.rows * panels[0].row)
+
+    def _sum_backward(self, operation, saved, dy, needed):
+        """The body's backward pass takes dy, and may write over it; the shortcut's takes a copy."""
+        self._begun.append(dy)
+        self.program.columns(len(dy.array))
+        copy = self.program.panels(self.rows, operation.output_shape[0], self.dtype)
+        self._emit(branches.emit_copy, dy, copy)
+        return copy
+
+    def _shortcut_backward(self, operation, saved, dy, needed):
+        body, self._begun[-1] = self._begun[-1], dy
+        return body
+
+    def _fork_backward(self, operation, saved, dy, needed):
+        shortcut = self._begun.pop()
+        self.program.columns(len(dy.array))
+        dx = self.program.panels(self.rows, operation.input_shape[0], self.dtype)
+        self._emit(branches.emit_add, dy, shortcut, dx)
+        return dx
 
     # Loss
 
@@ -205,7 +247,7 @@ class DenseLayers:
         dz, dgamma, dbeta = dy.renewed(), self._vector(dy), self._vector(dy)
         if "fixed" in saved:
             given = saved["z"], dy, dz, saved["gamma"].operand, *saved["fixed"], dgamma, dbeta
-            batchnorm.emit_backward_running(program, *given, self.rows, self.rows)
+            batchnorm.emit_backward(program, *given, self.rows, self.rows, training=0)
             return dz
         mean, var, inverse = saved["statistics"]
         batchnorm.emit_backward(

@@ -1,14 +1,16 @@
 """The convolutional part of a training loop: phases whose units are images.
 
-A layer is a 3x3 convolution with what follows it: batch norm, activations, pooling.  Only z, the
-convolution's output, and the gradient of the layer's output stay in memory; what lies between is
-computed again from z, image by image, in a thread's own space (in the second cache), whenever it is
-needed: before the next convolution, and twice in the backward pass.  Part by part of an image, so
-that what one kernel writes is in the nearest cache when the next one reads it.
+A layer is a convolution, or a sum of branches, with what follows it: a normalization (norms.py),
+activations, pooling (graph.py).  Only z, the convolution's output or the sum, and the gradient of
+the layer's output stay in memory; what lies between is computed again from z, image by image, in a
+thread's own space (in the second cache), whenever it is needed: before the next convolution, and
+twice in the backward pass.  Part by part of an image, so that what one kernel writes is in the
+nearest cache when the next one reads it.
 
     forward     image: the layers before -> image with border -> z, moments of its blocks
                 channels: the batch's mean and variance
-    backward    channels: the sums for gamma and beta
+    backward    image: the sum of the gradients from the layers that take the output, if several do
+                channels: the sums for gamma and beta
                 image: dy back through pooling and activations, dz with border -> dW of its group,
                 dy of the layer before and the sums of its blocks
                 panels: dW from the groups, updates
@@ -16,9 +18,13 @@ that what one kernel writes is in the nearest cache when the next one reads it.
 
 from typing import NamedTuple
 
-from minimal_nn.cpu import activation, averagepooling, batchnorm, convolution, pooling
+from minimal_nn.cpu import activation, averagepooling, convolution, pooling
 from minimal_nn.cpu.convolution import copies
+from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.operands import image_numbers, image_pixels
+from minimal_nn.cpu.plan import branches
+from minimal_nn.cpu.plan.graph import Stage, layers_of
+from minimal_nn.cpu.plan.norms import normalization_of
 
 POOLINGS = ("pooling", "averagepooling")
 PART_BYTES = 1 << 14  # of an image: half of a first cache of 32 KiB
@@ -37,47 +43,13 @@ class Part(NamedTuple):
         return self.index * (total // self.count)
 
 
-class Stage(NamedTuple):
-    """An activation or a pooling, and the places of its input and output in a thread's space."""
-
-    number: int
-    operation: tuple
-    before: object
-    after: object
-
-
-class Layer:
-    """One convolution and what follows it."""
-
-    def __init__(self, operation):
-        self.operation = operation
-        self.norm = None
-        self.after = []  # activations and poolings, in order
-        self.normalized = self.stages = None  # of the output as it was computed last
-
-    @property
-    def output_shape(self):
-        return [self.operation, *self.after][-1].output_shape
-
-    @property
-    def output(self):
-        return self.stages[-1].after if self.stages else self.normalized
-
-
 class ImageLayers:
     """The phases of the convolutional layers of a `TrainingLoop`."""
 
     def __init__(self, loop, operations):
         self.loop, self.program, self.updates = loop, loop.program, loop.updates
         self.dtype, self.rows = loop.dtype, loop.rows
-        self.layers = []
-        for operation in operations:
-            if operation.module == "convolution":
-                self.layers.append(Layer(operation))
-            elif operation.module == "batchnorm":
-                self.layers[-1].norm = operation
-            elif operation.options.get("kind") != "identity" and operation.module != "flatten":
-                self.layers[-1].after.append(operation)
+        self.layers = layers_of(operations)
         self._space = convolution.scratch(self.program, self.dtype)  # layers share it
 
     # Forward
@@ -85,28 +57,30 @@ class ImageLayers:
     def forward(self):
         """Emit the forward phases; return the panels of the features."""
         program = self.program
-        for index, layer in enumerate(self.layers):
-            self._prepare(layer, index)
+        for layer in self.layers:
+            layer.channels = convolution.padded_channels(layer.shape[2], self.dtype)
+            layer.z = self._images(layer)
+            if layer.convolution is not None:
+                self._prepare(layer)
+            if layer.normalization is not None:
+                layer.norm = normalization_of(self.loop, layer.normalization, layer.z)
             program.phase(self.rows)
-            bordered = self._input(index)
-            sizes, bias = layer.sizes, layer.bias and layer.bias.operand
-            convolution.emit_forward(
-                program, self._space, sizes, bordered, layer.forward_weights, layer.z, bias
-            )
+            if layer.convolution is None:
+                self._sum(layer)
+            else:
+                bordered, bias = self._input(layer), layer.bias and layer.bias.operand
+                weights = layer.forward_weights
+                convolution.emit_forward(
+                    program, self._space, layer.sizes, bordered, weights, layer.z, bias
+                )
             if layer.norm is not None:
-                batchnorm.emit_image_moments(
-                    program, image_pixels(layer.z), layer.parts, sizes.pixels
-                )
-                batchnorm.emit_join_moments(
-                    program,
-                    layer.parts,
-                    layer.statistics,
-                    layer.norm.options["eps"],
-                    self.rows,
-                    sizes.pixels,
-                    sizes.outputs,
-                )
+                layer.norm.emit_statistics()
         return self._features()
+
+    def _images(self, layer):
+        """Return room for the batch's images of what a layer keeps in memory."""
+        height, width, _ = layer.shape
+        return self.program.made((self.rows, height, width, layer.channels), self.dtype)
 
     def _features(self):
         last = self.layers[-1]
@@ -115,73 +89,79 @@ class ImageLayers:
         self.program.phase(self.rows)
         self._outputs(last)
         copies.emit_flatten(
-            self.program, last.output, panels, height * width, channels, last.sizes.output_channels
+            self.program, last.output, panels, height * width, channels, last.channels
         )
         return panels
 
-    def _prepare(self, layer, index):
-        """Make the layer's arrays, and emit phases for what is computed of its weights."""
-        operation, loop, program = layer.operation, self.loop, self.program
+    def _prepare(self, layer):
+        """Make a convolution's arrays, and emit phases for what is computed of its weights."""
+        operation, loop, program = layer.convolution, self.loop, self.program
         height, width, inputs = operation.input_shape
-        outputs = operation.output_shape[2]
+        (source,), options = layer.inputs, operation.options
         layer.sizes = sizes = convolution.Shape(
             self.rows,
             height,
             width,
             inputs,
-            outputs,
+            layer.shape[2],
             self.dtype,
-            operation.options["algorithm"],
-            few=index == 0,
+            options["kernel"],
+            options["stride"],
+            options["padding"],
+            options["algorithm"],
+            few=source is None,
         )
-        loop.work += 27 * self.rows * sizes.pixels * inputs * outputs
-        layer.z = program.made((self.rows, height, width, sizes.output_channels), self.dtype)
+        lines, columns = sizes.kernel
+        loop.work += 3 * lines * columns * self.rows * sizes.pixels * inputs * sizes.outputs
         layer.weights = loop.parameter(operation, "W", sizes)
         layer.bias = None
         if "b" in operation.parameters:
-            layer.bias = loop.parameter(operation, "b", outputs)
+            layer.bias = loop.parameter(operation, "b", sizes.outputs)
         program.phase(sizes.panels)
         layer.forward_weights = sizes.emit_weights(program, layer.weights.operand)
-        if index:
+        if source is not None:
             layer.backward_weights = sizes.emit_turned(program, layer.weights.operand)
-            shape = *self.layers[index - 1].output_shape[:2], sizes.input_channels
-            layer.dx = program.made((self.rows, *shape), self.dtype)
-        if layer.norm is not None:
-            channels = sizes.output_channels
-            vectors = [program.made(channels, self.dtype) for _ in range(5)]
-            layer.gamma = loop.parameter(layer.norm, "gamma", outputs)
-            layer.beta = loop.parameter(layer.norm, "beta", outputs)
-            layer.parts = batchnorm.Parts.room(
-                program, self.rows, sizes.pixels, channels, self.dtype
-            )
-            layer.statistics = batchnorm.Statistics(*vectors[:3])
-            layer.dgamma, layer.dbeta = vectors[3:]
-            layer.running = loop.running(layer.norm, channels)
-            inverse = layer.statistics.inverse.array
-            loop.statistics[layer.norm.layer] = ("variance", inverse, outputs)
+            shape = self.rows, height, width, sizes.input_channels
+            layer.dx = program.made(shape, self.dtype)
 
-    def _bordered(self, name, sizes, channels, real):
+    def _bordered(self, name, border, channels, real):
         """Return a thread's image with a border, which stays 0, as do channels beyond the real."""
-        valid = (sizes.inside(channels, real),)
-        return self._space(name, sizes.bordered(channels), valid)
+        valid = (border.inside(channels, real),)
+        return self._space(name, border.shape(channels), valid)
 
-    def _input(self, index):
-        """Emit the unit's image of a layer's input; return it with its border."""
-        sizes = self.layers[index].sizes
-        channels = sizes.input_channels
-        if index == 0:
-            bordered = self._bordered("example", sizes, channels, sizes.inputs)
-            copies.emit_gather(self.program, *self.loop.source, bordered, sizes)
+    def _input(self, layer):
+        """Emit the unit's image of a convolution's input; return it with its border."""
+        sizes, (source,) = layer.sizes, layer.inputs
+        channels, border = sizes.input_channels, sizes.input_border
+        if source is None:
+            bordered = self._bordered("example", border, channels, sizes.inputs)
+            copies.emit_gather(
+                self.program, *self.loop.source, bordered, border, self.rows, sizes.inputs
+            )
             return bordered
-        before = self.layers[index - 1]
-        bordered = self._bordered("input", sizes, channels, channels)
-        self._begin_output(before)
-        for part in self._parts(before):
-            self._output(before, part)
+        bordered = self._bordered("input", border, channels, channels)
+        self._begin_output(source)
+        for part in self._parts(source):
+            self._output(source, part)
             shape = sizes.height, sizes.width
-            numbers = _part(before.output, shape, before.sizes.output_channels, part)
-            self._place(numbers, bordered, sizes, part)
+            numbers = _part(source.output, shape, source.channels, part)
+            self._place(numbers, bordered, border, part)
         return bordered
+
+    def _sum(self, layer):
+        """Emit the unit's image of the sum of the outputs that a layer takes."""
+        program, total = self.program, image_numbers(layer.z)
+        size = layer.pixels * layer.channels
+        for number, source in enumerate(layer.inputs):
+            self._begin_output(source, ("", "shortcut's ")[number])
+        outputs = [source.output for source in layer.inputs]
+        count = max(len(self._parts(source)) for source in layer.inputs)
+        for part in (Part(index, count) for index in range(count)):
+            for source in layer.inputs:
+                self._output(source, part)
+            terms = [_part(output, layer.shape, layer.channels, part) for output in outputs]
+            emit = branches.emit_add if len(terms) > 1 else branches.emit_copy
+            emit(program, *terms, _later(total, part.start(size)), part.size(size))
 
     def _parts(self, layer):
         """Return the parts of an image: whole rows of the layer's output and of all before it."""
@@ -190,52 +170,43 @@ class ImageLayers:
         count = min(n for n in range(1, rows + 1) if rows % n == 0 and n >= min(least, rows))
         return [Part(index, count) for index in range(count)]
 
-    def _begin_output(self, layer):
-        """Give what follows a convolution places in a thread's space.
+    def _begin_output(self, layer, whose=""):
+        """Give what follows a convolution or a sum places in a thread's space.
 
         An activation takes the place of its input, where no backward pass reads that.
         """
-        height, width, channels = *layer.operation.output_shape[:2], layer.sizes.output_channels
-        place = layer.normalized = self._space("normalized", (height * width, channels))
+        height, width, channels = *layer.shape[:2], layer.channels
+        place = layer.normalized = self._space(f"{whose}normalized", (height * width, channels))
         layer.stages, read_later = [], False
         for number, operation in enumerate(layer.after):
             before = place
             if operation.module in POOLINGS:
                 height, width, _ = operation.output_shape
-                place = self._space(f"pooled {number}", (height * width, channels))
+                place = self._space(f"{whose}pooled {number}", (height * width, channels))
             elif read_later:
-                place = self._space(f"activated {number}", (height * width, channels))
+                place = self._space(f"{whose}activated {number}", (height * width, channels))
             else:
                 place = before.renewed()
             read_later = operation.module == "activation"
             layer.stages.append(Stage(number, operation, before, place))
 
     def _outputs(self, layer):
-        """Emit what follows a convolution, for the unit's image."""
+        """Emit what follows a convolution or a sum, for the unit's image."""
         self._begin_output(layer)
         for part in self._parts(layer):
             self._output(layer, part)
 
     def _output(self, layer, part):
-        """Emit what follows a convolution, for a part of the unit's image."""
-        program, sizes, channels = self.program, layer.sizes, layer.sizes.output_channels
-        start, size = (channels * f(sizes.pixels) for f in (part.start, part.size))
+        """Emit what follows a convolution or a sum, for a part of the unit's image."""
+        program, channels = self.program, layer.channels
+        start, size = (channels * f(layer.pixels) for f in (part.start, part.size))
         z = image_pixels(layer.z)
         if layer.norm is not None:
-            mean, _, inverse = layer.statistics
-            batchnorm.emit_image_forward(
-                program,
-                z.at(start, step=z.step),
-                layer.normalized.at(start, step=0),
-                layer.gamma.operand,
-                layer.beta.operand,
-                mean,
-                inverse,
-                part.size(sizes.pixels),
-            )
+            y = layer.normalized.at(start, step=0)
+            layer.norm.emit_forward(z.at(start, step=z.step), y, part.size(layer.pixels))
         else:
-            numbers = z.at(start, row=1, step=z.step)
-            copies.emit_copy(program, numbers, layer.normalized.at(start), size)
+            numbers, target = z.at(start, row=1, step=z.step), layer.normalized
+            branches.emit_copy(program, numbers, target.at(start, row=1, step=0), size)
         for _, operation, before, after in layer.stages:
             height, width, _ = operation.output_shape
             numbers = _part(before, operation.input_shape, channels, part)
@@ -260,54 +231,105 @@ class ImageLayers:
                 count = part.size(height) * width * channels
                 activation.emit_forward(program, operation.options["kind"], numbers, result, count)
 
-    def _place(self, numbers, bordered, sizes, part):
-        copies.emit_place(
-            self.program,
-            numbers,
-            bordered,
-            sizes,
-            part.size(sizes.height),
-            bordered.row,
-            part.start(sizes.height),
-        )
+    def _place(self, numbers, bordered, border, part):
+        """Emit a part of an image into one with a border."""
+        height = border.height
+        rows, first = part.size(height), part.start(height)
+        copies.emit_place(self.program, numbers, bordered, border, rows, bordered.row, first)
 
     # Backward
 
     def backward(self, dpanels):
         """Emit the backward phases, given the gradient of the features."""
         program, last = self.program, self.layers[-1]
-        for index in range(len(self.layers) - 1, -1, -1):
-            layer = self.layers[index]
-            sizes = layer.sizes
-            gradient = dpanels if layer is last else image_numbers(self.layers[index + 1].dx)
-            if layer.norm is not None:
-                if layer is last:
-                    program.phase(self.rows)
+        last.gradients = [dpanels]
+        for layer in reversed(self.layers):
+            gradient, begun = self._total(layer)
+            if layer.has_sums:
+                if not layer.norm.summed:
+                    if not begun:
+                        program.phase(self.rows)
                     self._outputs(layer)
                     self._sums(layer, gradient)
-                batchnorm.emit_join_sums(
-                    program, layer.parts, layer.dbeta, layer.dgamma, self.rows, sizes.pixels
-                )
-            program.phase(self.rows, grain=sizes.grain)
-            dz = self._input_gradient(layer, gradient)
-            bordered, bias_sums = self._input(index), None
-            if layer.bias is not None:
-                bias_sums = program.made((self.rows, sizes.output_channels), self.dtype)
-            groups = convolution.emit_backward(program, self._space, sizes, bordered, dz, bias_sums)
-            if index:
-                sizes.emit_product(
-                    program, self._space, dz, layer.backward_weights, layer.dx, turned=True
-                )
-                before = self.layers[index - 1]
-                if before.norm is not None:
-                    self._sums(before, image_numbers(layer.dx))
-            self._updates(layer, groups, bias_sums)
+                layer.norm.emit_join()
+                begun = False
+            if layer.convolution is None:
+                self._sum_backward(layer, gradient, begun)
+            else:
+                self._convolution_backward(layer, gradient)
 
-    def _gradient(self, layer, gradient):
+    def _total(self, layer):
+        """Return the gradient of a layer's output, and whether that has begun a phase."""
+        total, *others = layer.gradients
+        if not others:
+            return total, False
+        height, width, _ = layer.output_shape
+        shape = self.rows, height, width, layer.channels
+        self.program.phase(self.rows)
+        room = image_numbers(self.program.made(shape, self.dtype))
+        for number, other in enumerate(others):
+            result = room.renewed() if number else room
+            branches.emit_add(self.program, total, other, result, height * width * layer.channels)
+            total = result
+        return total, True
+
+    def _convolution_backward(self, layer, gradient):
+        program, sizes, (source,) = self.program, layer.sizes, layer.inputs
+        program.phase(self.rows, grain=sizes.grain)
+        dz, border = self._space("dz", (layer.pixels, layer.channels)), sizes.output_border
+        bordered_dz = self._bordered("dz", border, layer.channels, layer.channels)
+        for part, numbers in self._stored_gradient(layer, gradient, dz):
+            start = part.start(layer.pixels) * layer.channels
+            self._place(_later(numbers, start), bordered_dz, border, part)
+        bordered, bias_sums = self._input(layer), None
+        if layer.bias is not None:
+            bias_sums = program.made((self.rows, sizes.output_channels), self.dtype)
+        space = self._space
+        groups = convolution.emit_backward(program, space, sizes, bordered, bordered_dz, bias_sums)
+        if source is not None:
+            weights = layer.backward_weights
+            sizes.emit_input_gradient(program, space, bordered_dz, weights, layer.dx)
+            self._give(source, image_numbers(layer.dx))
+        self._updates(layer, groups, bias_sums)
+
+    def _sum_backward(self, layer, gradient, begun):
+        """Emit the gradient of the outputs that a sum is of.
+
+        begun: whether a phase of images may go on.
+        """
+        program = self.program
+        if layer.norm is not None or layer.after or layer is self.layers[-1]:
+            if not begun:
+                program.phase(self.rows)
+            dz, given, begun = image_numbers(self._images(layer)), gradient, True
+            for part, gradient in self._stored_gradient(layer, given, dz):
+                start, size = (f(layer.pixels) * layer.channels for f in (part.start, part.size))
+                if gradient.room is not dz.room:
+                    branches.emit_copy(program, _later(gradient, start), _later(dz, start), size)
+            gradient = dz
+        for source in layer.inputs:
+            self._give(source, gradient, begun, compute=True)
+        if layer.norm is not None:
+            program.phase(workspace.panel_count(layer.shape[2], self.dtype))
+            layer.norm.emit_updates()
+
+    def _give(self, layer, gradient, in_phase=True, compute=False):
+        """Let a layer have a gradient of its output from a layer that takes it.
+
+        in_phase: whether a phase of images is open.  compute: whether the threads' spaces do not
+        hold the layer's output yet.
+        """
+        layer.gradients.insert(0, gradient)
+        if in_phase and layer.has_sums and len(layer.takers) == 1:
+            if compute:
+                self._outputs(layer)
+            self._sums(layer, gradient)
+
+    def _unflattened(self, layer, gradient):
         """Return the gradient of the layer's output as numbers, of the unit's image."""
         if layer is not self.layers[-1]:
             return gradient
-        channels = layer.sizes.output_channels  # panels of the flattened features
+        channels = layer.channels  # panels of the flattened features
         height, width, outputs = layer.output_shape
         valid = copies.pixels_of(height * width, outputs, channels)
         image = self._space("features", (height * width, channels), valid)
@@ -315,11 +337,11 @@ class ImageLayers:
         return image.at(row=1, step=0)
 
     def _back_through(self, layer, dy, places, part):
-        """Emit dy back to the output of batch norm, or of the convolution; return its place.
+        """Emit dy back to the output of batch norm, or to what stays in memory; return its place.
 
         dy: the gradient of the layer's output; all are numbers of whole images.
         """
-        channels, shape = layer.sizes.output_channels, layer.output_shape
+        channels, shape = layer.channels, layer.output_shape
         for number, operation, before, after in reversed(layer.stages):
             height, width, _ = operation.input_shape
             place = places[number]
@@ -352,63 +374,45 @@ class ImageLayers:
                     target,
                     part.size(height) * width * channels,
                 )
-            dy, shape = place.at(row=1, step=0), operation.input_shape
+            dy, shape = place.at(row=1, step=place.step or 0), operation.input_shape
         return dy
 
     def _places(self, layer):
         """Return places for the gradients of what the stages take."""
-        channels = layer.sizes.output_channels
         return [
-            self._space(f"gradient {number}", (height * width, channels))
+            self._space(f"gradient {number}", (height * width, layer.channels))
             for number, (height, width, _) in enumerate(op.input_shape for op in layer.after)
         ]
 
     def _sums(self, layer, gradient):
         """Emit the sums for gamma and beta; the threads' spaces hold the layer's output still."""
-        gradient, places = self._gradient(layer, gradient), self._places(layer)
+        gradient, places = self._unflattened(layer, gradient), self._places(layer)
         for part in self._parts(layer):
             dy = self._back_through(layer, gradient, places, part)
-        mean, _, inverse = layer.statistics
-        layer.parts = layer.parts.renewed()
-        batchnorm.emit_image_sums(
-            self.program,
-            image_pixels(layer.z),
-            _pixels(layer, dy),
-            mean,
-            inverse,
-            layer.parts,
-            layer.sizes.pixels,
-        )
+        layer.norm.emit_sums(_pixels(layer, dy))
+        layer.norm.summed = True
 
-    def _input_gradient(self, layer, gradient):
-        """Emit dz of the unit's image, with a border; return the operand."""
-        program, sizes, channels = self.program, layer.sizes, layer.sizes.output_channels
-        gradient, places = self._gradient(layer, gradient), self._places(layer)
-        bordered = self._bordered("dz", sizes, channels, channels)
-        dz, z = self._space("dz", (sizes.pixels, channels)), image_pixels(layer.z)
+    def _stored_gradient(self, layer, gradient, dz):
+        """Emit the gradient of what a layer keeps in memory, of the unit's image; yield each part
+        and the numbers where it lies: in dz, unless nothing follows the convolution or sum."""
+        gradient, places = self._unflattened(layer, gradient), self._places(layer)
+        if layer.norm is None and places:
+            places[0] = dz
+        z = image_pixels(layer.z)
         self._begin_output(layer)
         for part in self._parts(layer):
             self._output(layer, part)
             dy = self._back_through(layer, gradient, places, part)
-            start = part.start(sizes.pixels) * channels
+            start = part.start(layer.pixels) * layer.channels
             if layer.norm is not None:
-                mean, _, inverse = layer.statistics
-                batchnorm.emit_image_backward(
-                    program,
+                layer.norm.emit_backward(
                     z.at(start, step=z.step),
                     _pixels(layer, _later(dy, start)),
-                    dz.at(start, step=0),
-                    layer.gamma.operand,
-                    mean,
-                    inverse,
-                    layer.dgamma,
-                    layer.dbeta,
-                    self.rows * sizes.pixels,
-                    part.size(sizes.pixels),
+                    dz.at(start, row=layer.channels, step=dz.step or 0),
+                    part.size(layer.pixels),
                 )
-                dy = dz.at(row=1, step=0)
-            self._place(_later(dy, start), bordered, sizes, part)
-        return bordered
+                dy = dz.at(row=1, step=dz.step or 0)
+            yield part, dy
 
     def _updates(self, layer, groups, bias_sums):
         program, sizes, updates = self.program, layer.sizes, self.updates
@@ -422,18 +426,7 @@ class ImageLayers:
         if layer.bias is not None:
             updates.emit(layer.bias, db)
         if layer.norm is not None:
-            mean, var, _ = layer.statistics
-            batchnorm.emit_update_running(
-                program,
-                *layer.running,
-                mean,
-                var,
-                self.rows * sizes.pixels,
-                layer.norm.options["momentum"],
-                sizes.panel_width,
-            )
-            updates.emit(layer.gamma, layer.dgamma)
-            updates.emit(layer.beta, layer.dbeta)
+            layer.norm.emit_updates()
 
 
 def _later(numbers, start):
@@ -443,9 +436,10 @@ def _later(numbers, start):
 
 def _pixels(layer, numbers):
     """Return such numbers as rows of pixels."""
-    return numbers.at(row=layer.sizes.output_channels, step=numbers.step)
+    return numbers.at(row=layer.channels, step=numbers.step)
 
 
 def _part(space, shape, channels, part):
     """Return the numbers of a part of the image of (height, width, ...) in a thread's space."""
-    return space.at(part.start(shape[0]) * shape[1] * channels, row=1, step=0)
+    start = part.start(shape[0]) * shape[1] * channels
+    return space.at(start, row=1, step=space.step or 0)

@@ -1,7 +1,7 @@
 """How a parameter and its optimizer state lie in memory while a loop runs.
 
 A layout says how an array is packed, and what of it a unit updates: `unit_count` numbers, each unit
-`unit_size` after the one before.  The 3x3 kernels of convolutions have theirs in convolution.py.
+`unit_size` after the one before.  Those of convolutions' kernels are in convolution/geometry.py.
 """
 
 import math

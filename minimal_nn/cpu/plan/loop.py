@@ -32,6 +32,7 @@ import time
 import numpy as np
 
 from minimal_nn.cpu import batchnorm, update, weightnorm
+from minimal_nn.cpu.groupnorm import GROUPS_OF_EXAMPLES
 from minimal_nn.cpu.machine import threads, workspace
 from minimal_nn.cpu.machine.operands import elements
 from minimal_nn.cpu.machine.program import Program
@@ -109,7 +110,8 @@ class Plan:
             for op in self.program.operations
             if op.module == "batchnorm" and not is_part_of(op.layer, self.options.get("frozen", ()))
         )
-        if (self.part_size or rows) < 2 and any(len(op.input_shape) == 1 for op in norms):
+        single = (math.prod(op.input_shape[:-1]) == 1 for op in norms)  # number for each example
+        if (self.part_size or rows) < 2 and any(single):
             raise ValueError(
                 "batches: got 1 example a batch, expected at least 2 for batch norm (the variance "
                 "of one number is 0)"
@@ -305,14 +307,14 @@ class TrainingLoop:
 
     def _failure(self):
         """Return the exception for what the forward pass met, naming the first layer concerned."""
-        for layer, (what, inverse, count) in self.statistics.items():
+        for layer, (what, inverse) in self.statistics.items():
             try:
                 if what == "norm":
-                    weightnorm.check_inverses(inverse[:count])
+                    weightnorm.check_inverses(inverse)
                 else:
-                    who = "units" if what == "variance" else "examples"
+                    who = {"variance": "units", "group": GROUPS_OF_EXAMPLES}.get(what, "examples")
                     called = MEAN_SQUARE if what == "mean square" else VARIANCE
-                    batchnorm.check_inverses(inverse[:count], 0, who, called)
+                    batchnorm.check_inverses(inverse, 0, who, called)
             except (NonFiniteError, ZeroNormError, ZeroVarianceError) as error:
                 return type(error)(f"{layer}: {error}")
         return NonFiniteError(

@@ -2,19 +2,23 @@
 
 import numpy as np
 
-from minimal_nn.cpu import activation, convolution, update
+from minimal_nn.cpu import activation, update
+from minimal_nn.cpu.plan.graph import NORMS
 
-DENSE = ("affine", "batchnorm", "layernorm", "rmsnorm", "activation", "flatten")
-IMAGES = ("convolution", "batchnorm", "activation", "pooling", "averagepooling")
+BRANCHES = ("fork", "shortcut", "sum")
+DENSE = ("affine", "batchnorm", "layernorm", "rmsnorm", "activation", "flatten", *BRANCHES)
+IMAGES = ("convolution", *NORMS, "activation", "pooling", "averagepooling", *BRANCHES)
 
 
 def parts(operations):
     """Return the operations on images, up to a flatten, and those on vectors."""
+    depth = 0  # of blocks within blocks
     for index, operation in enumerate(operations):
-        if operation.module == "flatten" and index > 0:
-            return operations[: index + 1], operations[index + 1 :]
+        depth += (operation.module == "fork") - (operation.module == "sum")
+        if depth:
+            continue
         if len(operation.output_shape) == 1:
-            if len(operation.input_shape) == 3 and index > 0:
+            if len(operations[0].input_shape) == 3 and index > 0:
                 return operations[: index + 1], operations[index + 1 :]
             return (), operations
     return operations, ()
@@ -30,10 +34,9 @@ def why_not(program, optimizer, **options):
 
     program: a network's `Program`; optimizer: an `Optimizer`; options: as `plan` takes them.
 
-    >>> from minimal_nn import SGD, Conv2d, Dense, Flatten, Network
-    >>> network = Network([Conv2d(3, kernel=5, padding=2), Flatten(), Dense(2)], (8, 8, 1))
-    >>> why_not(network.program(), SGD())
-    'conv1: loops are compiled for 3x3 kernels with stride 1 and padding 1'
+    >>> from minimal_nn import SGD, Dense, Dropout, Network
+    >>> why_not(Network([Dropout(0.5), Dense(2)], (8,)).program(), SGD())
+    'dropout1: there are no kernels for dropout on vectors in a loop'
     >>> why_not(Network([Dense(2)], (8,)).program(), SGD()) is None
     True
     """
@@ -47,10 +50,6 @@ def why_not(program, optimizer, **options):
             found = reason(operations, index)
             if found:
                 return f"{operation.layer}: {found}"
-    frozen = options.get("frozen", ())
-    for operation in on_images:
-        if operation.module == "batchnorm" and is_part_of(operation.layer, frozen):
-            return f"{operation.layer}: loops are not compiled for frozen batch norm on images"
     if on_images and on_images[-1].module != "flatten":
         return f"{on_images[-1].layer}: loops are compiled for outputs that are vectors"
     names = [name for op in program.operations for name in op.parameters.values()]
@@ -81,25 +80,20 @@ def _no_activation(operation):
 
 def _not_on_images(operations, index):
     operation, options = operations[index], operations[index].options
-    if operation.module == "flatten":
+    if operation.module == "flatten" and index == len(operations) - 1:
         return None
-    if operation.module == "averagepooling" and operation.options["size"] is None:
+    if operation.module == "averagepooling" and options["size"] is None:
         return "loops are compiled for global average pooling of square images"
+    if len(operation.output_shape) != 3:
+        return "loops are compiled for blocks whose branches are images to their ends"
     if operation.module not in IMAGES:
         return f"there are no kernels for {operation.module} on images in a loop"
     if index == 0 and operation.module != "convolution":
         return "loops on images begin with a convolution"
-    if operation.module == "batchnorm" and operations[index - 1].module != "convolution":
-        return "loops are compiled for batch norm on images right behind a convolution"
     if operation.module != "convolution":
         return _no_activation(operation)
-    # With stride 1 and padding 1 the output has the input's size for a 3x3 kernel alone.
-    same = operation.input_shape[:2] == operation.output_shape[:2]
-    if options["stride"] != 1 or options["padding"] != 1 or not same:
-        return "loops are compiled for 3x3 kernels with stride 1 and padding 1"
+    if options["algorithm"] != "direct" and options["padding"] != 1:
+        return "loops are compiled for Winograd's method with padding 1"
     if "weightnorm_eps" in options:
         return "loops are not compiled for weight norm of a convolution"
-    shape = (1, *operation.input_shape)
-    if options["algorithm"] == "direct" and not convolution.is_direct(shape, (3, 3), 1, 1):
-        return f"rows of {shape[2]} pixels are shorter than the register tile"
     return None

@@ -29,6 +29,13 @@ STATIC_SHARED_BYTES = 49152  # of a block, without asking for more
 _ATOMIC = re.compile(r"^\s*(?:@!?%p\d+\s+)?(?:atom|red)\.", re.MULTILINE)
 _ENTRY = re.compile(r"\.entry\s+(\w+)\(")
 _WIDE = re.compile(r"\.f64\b")
+_SAID = {  # by `ptxas`, of the numbers of an `Assembly`
+    "registers": r"Used (\d+) registers",
+    "stack": r"(\d+) bytes stack frame",
+    "spill_stores": r"(\d+) bytes spill stores",
+    "spill_loads": r"(\d+) bytes spill loads",
+    "shared": r"(\d+) bytes smem",
+}
 
 
 class Assembly(NamedTuple):
@@ -95,24 +102,10 @@ def assemble(kernel, signature, capability=CAPABILITY):
         if done.returncode:
             raise RuntimeError(f"{kernel.name}: ptxas refuses it: {done.stderr.strip()}")
         cubin = Path(target).read_bytes()
-    said = done.stderr
-
-    def number(pattern):
-        return sum(int(n) for n in re.findall(pattern, said))
-
-    return Assembly(
-        kernel.name,
-        kernel.threads,
-        kernel.blocks,
-        ptx,
-        cubin,
-        registers=number(r"Used (\d+) registers"),
-        stack=number(r"(\d+) bytes stack frame"),
-        spill_stores=number(r"(\d+) bytes spill stores"),
-        spill_loads=number(r"(\d+) bytes spill loads"),
-        shared=number(r"(\d+) bytes smem"),
-        widens=kernel.widens or any(_has_float64(kind) for kind in signature),
-    )
+    said = {name: sum(map(int, re.findall(text, done.stderr))) for name, text in _SAID.items()}
+    widens = kernel.widens or any(_has_float64(kind) for kind in signature)
+    known = kernel.name, kernel.threads, kernel.blocks, ptx, cubin
+    return Assembly(*known, **said, widens=widens)
 
 
 def _has_float64(kind):

@@ -28,7 +28,6 @@ import collections
 import functools
 import itertools
 import linecache
-import operator
 import types as python_types
 
 import numpy as np
@@ -36,26 +35,6 @@ from numba import types
 
 _count = itertools.count()
 _UNKNOWN = object()
-_FOLDED = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.BitAnd: operator.and_,
-    ast.BitOr: operator.or_,
-    ast.BitXor: operator.xor,
-    ast.LShift: operator.lshift,
-    ast.RShift: operator.rshift,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.USub: operator.neg,
-    ast.Not: operator.not_,
-}
 _PLACES = ("cuda.threadIdx.", "cuda.blockIdx.", "cuda.blockDim.", "cuda.gridDim.")
 
 
@@ -194,10 +173,10 @@ class _Known(ast.NodeTransformer):
 
     def folded(self, node, *operands):
         """Return the literal that an operation on literals makes, or the operation."""
-        apply = _FOLDED.get(type(node.ops[0] if isinstance(node, ast.Compare) else node.op))
-        if apply is None or not all(isinstance(o, ast.Constant) for o in operands):
+        real = isinstance(getattr(node, "op", None), ast.Div | ast.Pow)
+        if real or not all(isinstance(operand, ast.Constant) for operand in operands):
             return node
-        return ast.Constant(apply(*(operand.value for operand in operands)))
+        return ast.Constant(eval(ast.unparse(node)))
 
     def visit_BinOp(self, node):
         self.generic_visit(node)

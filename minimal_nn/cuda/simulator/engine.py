@@ -182,24 +182,14 @@ def _substitute(value, rebuilt):
 
 
 def _rebuild(function, rebuilt):
-    """Return a copy of the function with the simulator's meaning of its global and free names."""
+    """Return a copy of the function with the simulator's meaning of the names in it."""
     if function in rebuilt:
         return rebuilt[function]
     names = set(function.__code__.co_names)
     scope = {k: _substitute(v, rebuilt) for k, v in function.__globals__.items() if k in names}
     scope["__builtins__"] = builtins
-    cells = function.__closure__ or ()
-    copy = python_types.FunctionType(
-        function.__code__,
-        scope,
-        function.__name__,
-        function.__defaults__,
-        tuple(python_types.CellType() for _ in cells) or None,
-    )
-    rebuilt[function] = copy
-    for new, old in zip(copy.__closure__ or (), cells, strict=True):
-        new.cell_contents = _substitute(old.cell_contents, rebuilt)
-    return copy
+    rebuilt[function] = python_types.FunctionType(function.__code__, scope, function.__name__)
+    return rebuilt[function]
 
 
 @functools.cache

@@ -256,19 +256,8 @@ def _largest(a, b):
     return np.maximum(a, b) if is_each(a) or is_each(b) else max(a, b)
 
 
-_RUNTIME = {
-    "_where": _where,
-    "_otherwise": _otherwise,
-    "_not": _not,
-    "_merged": _merged,
-    "_choose": _choose,
-    "_and": _and,
-    "_or": _or,
-    "_load": _load,
-    "_store": _store,
-    "_leave": _leave,
-    "_NOBODY": NOBODY,
-}
+_CALLED = (_where, _otherwise, _not, _merged, _choose, _and, _or, _load, _store, _leave)
+_RUNTIME = {"_NOBODY": NOBODY, **{function.__name__: function for function in _CALLED}}
 
 
 def masked(function):
@@ -415,12 +404,8 @@ def _rewritten(function, rewritten):
     """Return the function for all threads of a block: (mask, arguments ...) -> result."""
     if function in rewritten:
         return rewritten[function]
-    code = function.__code__
-    closed = dict(
-        zip(code.co_freevars, (c.cell_contents for c in function.__closure__ or ()), strict=True)
-    )
-    known = {"min": min, "max": max, **function.__globals__, **closed}
-    used = {*code.co_names, *code.co_freevars} & known.keys()
+    known = {"min": min, "max": max, **function.__globals__}
+    used = {*function.__code__.co_names} & known.keys()
     scope = {name: _meaning(known[name], rewritten) for name in used}
     wanting = {name for name, value in scope.items() if _takes_mask(value)}
     wanting |= {f"{name}.{of}" for name in scope if scope[name] is _cuda for of in _OF_CUDA}

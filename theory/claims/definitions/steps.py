@@ -25,6 +25,7 @@ _HYPER = {
     "beta1": 0.75,
     "beta2": 0.9375,
     "eps": 2.0**-7,
+    "eps_inside_root": 2.0**-9,
     "eps_numerator": 2.0**-8,
     "eps_denominator": 2.0**-7,
     "decoupled_weight_decay": 0.5,
@@ -65,8 +66,13 @@ def _adadelta(gradients, h, root):
 
 
 def _adam(gradients, h, root):
-    second = _averaged(_squares(gradients), h.beta2)
+    second = _averaged(_squares(gradients), h.beta2) + h.eps_inside_root
     return _averaged(gradients, h.beta1) / (root(second) + h.eps)
+
+
+def _rmsprop(gradients, h, root):
+    second = (1 - h.decay) * _weighted(_squares(gradients), h.decay) + h.eps_inside_root
+    return gradients[-1] / (root(second) + h.eps)
 
 
 # The step, per learning rate, after the gradients g_1 ... g_t at w_1 ... w_t: (g, w, h, root)
@@ -74,10 +80,8 @@ DEFINITIONS = {
     "SGD": lambda g, w, h, root: g[-1],
     "Momentum": lambda g, w, h, root: _weighted(g, h.momentum),
     "Nesterov": lambda g, w, h, root: g[-1] + h.momentum * _weighted(g, h.momentum),
-    "RMSprop": lambda g, w, h, root: (
-        g[-1] / (root((1 - h.decay) * _weighted(_squares(g), h.decay)) + h.eps)
-    ),
-    "Adagrad": lambda g, w, h, root: g[-1] / (root(sum(_squares(g))) + h.eps),
+    "RMSprop": lambda g, w, h, root: _rmsprop(g, h, root),
+    "Adagrad": lambda g, w, h, root: g[-1] / (root(sum(_squares(g)) + h.eps_inside_root) + h.eps),
     "Adadelta": lambda g, w, h, root: _adadelta(g, h, root),
     "Adam": lambda g, w, h, root: _adam(g, h, root),
     "AdamW": lambda g, w, h, root: _adam(g, h, root) + h.decoupled_weight_decay * w,
@@ -85,24 +89,33 @@ DEFINITIONS = {
     "NormalizedSGD": lambda g, w, h, root: g[-1] / _length(g[-1], root),
     "LARS": lambda g, w, h, root: g[-1] * _length(w, root) / _length(g[-1], root),
 }
-# By whose definition the control goes.
+# By whose definition the control goes; that of a variant by its optimizer's.
 _OTHER = dict(zip(DEFINITIONS, [*list(DEFINITIONS)[1:], "SGD"], strict=True))
 FIXED_NORM = "SGD, |w| = 1"
+_INSIDE = ", eps in root"
+VARIANTS = (FIXED_NORM, *(f"{kind}{_INSIDE}" for kind in ("RMSprop", "Adagrad", "Adam", "AdamW")))
+
+
+def _kind(name):
+    """Return the optimizer of a variant."""
+    return name.partition(",")[0]
 
 
 def defined_run(name, start, gradients, numbers, root):
     """Return w after each step by the definitions, arrays of exact numbers.
 
-    name: an optimizer of `DEFINITIONS`, or FIXED_NORM.  start, gradients: w_1, and the loss's
+    name: an optimizer of `DEFINITIONS`, or of `VARIANTS`.  start, gradients: w_1, and the loss's
     gradients at each step, arrays of exact numbers.  numbers: a float -> an exact number.  root:
     the root of each entry.  The penalty is l2 |w|^2, AdamW's decay decoupled.
     """
     h = SimpleNamespace(**{key: numbers(value) for key, value in _HYPER.items()})
+    if not name.endswith(_INSIDE):
+        h.eps_inside_root = numbers(0.0)
     w, past, run = start, [], []
-    rule = DEFINITIONS["SGD" if name == FIXED_NORM else name]
+    kind = _kind(name)
     for g in gradients:
-        past.append(g if name == "AdamW" else g + 2 * numbers(_L2) * w)
-        w = w - h.learning_rate * rule(past, w, h, root)
+        past.append(g if kind == "AdamW" else g + 2 * numbers(_L2) * w)
+        w = w - h.learning_rate * DEFINITIONS[kind](past, w, h, root)
         if name == FIXED_NORM:
             w = w / _length(w, root)
         run.append(w)
@@ -110,10 +123,15 @@ def defined_run(name, start, gradients, numbers, root):
 
 
 def _optimizer(name):
-    kind = nn.SGD if name == FIXED_NORM else getattr(nn, name)
+    kind = getattr(nn, _kind(name))
     hyper = {key: _HYPER[key] for key in kind.defaults}
-    penalty = {} if name == "AdamW" else {"l2": _L2}
-    return kind(**hyper, **penalty, **({"fixed_norm": 1.0} if name == FIXED_NORM else {}))
+    if kind is not nn.AdamW:
+        hyper["l2"] = _L2
+    if name == FIXED_NORM:
+        hyper["fixed_norm"] = 1.0
+    if name.endswith(_INSIDE):
+        hyper["eps_inside_root"] = _HYPER["eps_inside_root"]
+    return kind(**hyper)
 
 
 def optimizer_run(name, start, gradients, wing):
@@ -152,7 +170,7 @@ class RunSubject:
 
 def run_subjects(options):
     """Return every optimizer in every dtype, or in balls."""
-    names = [*DEFINITIONS, FIXED_NORM]
+    names = [*DEFINITIONS, *VARIANTS]
     if options.arithmetic == "ball":
         balls = Balls(options.bits)
         return [RunSubject(name, seed=options.seed, numbers=balls) for name in names]
@@ -182,7 +200,7 @@ def _in_rationals(name, subject):
 
 def _defaults_are_recommended(name):
     """Return whether an optimizer's defaults are those that its authors recommend."""
-    recommended, defaults = RECOMMENDED.get(name, {}), getattr(nn, name, nn.SGD).defaults
+    recommended, defaults = RECOMMENDED.get(name, {}), getattr(nn, _kind(name)).defaults
     return all(defaults[key] == value for key, value in recommended.items())
 
 
@@ -202,7 +220,7 @@ def _distance(array, exact):
     source="the optimizers' papers, written out as sums over all past gradients",
     cite="defined",
     assumptions=("random gradients", "the penalty is lambda |w|^2 (AdamW's is decoupled)"),
-    control="the definition of another optimizer",
+    control="the definition of another optimizer; with eps in the root, that without",
     derivation=r"""
 Symmetries hold for twice a step as well, and exponents for any factor: here every step is compared
 in length and direction, from whatever state the steps before have left. The recursions of the
@@ -210,8 +228,8 @@ optimizers' buffers are solved, so that the two derivations share nothing: momen
 \rho^{t-k} g_k$; Adam's corrected moments are the means of $g_k$ and $g_k^2$ with the weights
 $\beta^{t-k}$, $\overline{g}_\beta = \sum_k \beta^{t-k} g_k/\sum_k \beta^{t-k}$; RMSprop's is $(1 -
 \delta) \sum_k \delta^{t-k} g_k^2$, Adagrad's $\sum_k g_k^2$, Adadelta's the same sums of its
-gradients and of its own steps. AdamW adds $\lambda_{dec} w_t$ to $p_t$; LARS is $|w| g/|g|$, and
-a fixed norm divides $w_{t+1}$ by its length.
+gradients and of its own steps. An eps in the root is added to the sum of squares. AdamW adds
+$\lambda_{dec} w_t$ to $p_t$; LARS is $|w| g/|g|$, and a fixed norm divides $w_{t+1}$ by its length.
 
 The definitions run in rational numbers, roots to 200 bits. Bound: the optimizer itself, run on
 numbers that carry their rounding error. The betas and eps that Adam and AdamW have by default, and
@@ -242,7 +260,7 @@ def step_by_definition(subject):
         closest.offer(*(row / size for row in rows))
     if not _defaults_are_recommended(name):
         closest.offer(np.inf, closest.bound)
-    other = _in_rationals("SGD" if name == FIXED_NORM else _OTHER[name], subject)
+    other = _in_rationals(_OTHER.get(name, _kind(name)), subject)
     return closest.measurement(
         how="running error of the optimizer's steps, relative to the way that w has gone",
         control=float(np.max(_distance(wing.to_numpy(run[-1]), other[-1]))) / size,
@@ -261,6 +279,6 @@ def _(subject):
     exact = defined_run(name, start, gradients, numbers.number, np.sqrt)
     for array, w in zip(run, exact, strict=True):
         identity.vanishes(array - w)
-    other = "SGD" if name == FIXED_NORM else _OTHER[name]
+    other = _OTHER.get(name, _kind(name))
     identity.remains(run[-1] - defined_run(other, start, gradients, numbers.number, np.sqrt)[-1])
     return identity

@@ -20,17 +20,62 @@ def adam_step_law(g, a, eps):
     return np.sqrt((step * step).sum()), laws.adam_exponent(g, a * eps)
 
 
-_ADAM = {"learning_rate": 1.0, "beta1": 0.9, "beta2": 0.999}
+_ADAM = {"learning_rate": 1.0, "beta1": 0.75, "beta2": 0.875}  # exact, and so is 1 - beta^t
 _CURVE = tuple(range(-12, 13))
+_LATER, _STEPS, _EXAMPLES = _CURVE[::6], 3, 16
 
 
-def _first_step(network, gradient, eps, bounded=False):
-    """Return Adam's first step, taken from w = 0 so that adding it to w rounds nothing away."""
+def later_step_law(gradients, a, eps):
+    """Return |p_t(a w)| / eta of Adam's step after the gradients g_1 ... g_t at w.
+
+    Its moments are means with the weights beta^(t - k).  gradients: (t, weights) in longdouble.
+    """
+    means = []
+    for beta, rows in (("beta1", gradients), ("beta2", gradients * gradients)):
+        weights = np.longdouble(_ADAM[beta]) ** np.arange(len(gradients) - 1, -1, -1)
+        means.append((weights @ rows) / weights.sum())
+    root = np.sqrt(means[1])
+    step = means[0] / np.where(root > 0, root + a * eps, 1)
+    return np.sqrt((step * step).sum())
+
+
+def _last_step(network, gradients, eps, bounded=False):
+    """Return Adam's last step on some gradients, from w = 0, where adding it rounds nothing."""
     convert = Bounded if bounded else network.backend.asarray
-    zero = [convert(np.zeros_like(gradient)) for _ in range(3)]
-    update, g = network.backend.update, convert(gradient)
-    w, _, _ = update.step("adam", zero[0], g, zero[1:], t=1, eps=eps, **_ADAM)
+    zero, *state = (convert(np.zeros_like(gradients[0])) for _ in range(3))
+    for t, g in enumerate(map(convert, gradients), 1):
+        w, *state = network.backend.update.step("adam", zero, g, state, t=t, eps=eps, **_ADAM)
     return w if bounded else network.backend.to_numpy(w)
+
+
+def _length(network, gradients, eps):
+    """Return |p| over all weights, {weight: its gradients at each step}, in longdouble."""
+    steps = (_last_step(network, own, eps).astype(np.longdouble) for own in gradients)
+    return np.sqrt(sum(np.square(step).sum() for step in steps))
+
+
+def _error(network, gradients, eps, length):
+    """Return a bound on the relative rounding error of |p|."""
+    runs = [_last_step(network.on("reference"), own, eps, bounded=True) for own in gradients]
+    error = sum((np.abs(b.value).astype(float) * b.error).sum() for b in runs)
+    return float(error) / float(length) ** 2
+
+
+def _later(network, subject, eps):
+    """Yield |p|/law - 1 of the third step at some a w, and its bound."""
+    batches = [subject.batch(step, _EXAMPLES) for step in range(_STEPS)]
+
+    def at(network):
+        each = [gradients_of(network, *batch) for batch in batches]
+        return [[gradients[name] for gradients in each] for name in invariant_weights(network)]
+
+    wide = [np.stack(own).reshape(_STEPS, -1) for own in at(network)]
+    wide = np.concatenate(wide, axis=1).astype(np.longdouble)
+    for k in _LATER:
+        gradients = at(rescaled(network, 2.0**k))
+        length = _length(network, gradients, eps)
+        off = float(abs(length / later_step_law(wide, 2.0**k, eps) - 1))
+        yield off, _error(network, gradients, eps, length)
 
 
 def _gradients_of_weights(network, subject):
@@ -45,7 +90,10 @@ def _gradients_of_weights(network, subject):
     r"q_i = \frac{|g_i|}{|g_i| + a \varepsilon}",
     source="van Laarhoven 2017, sec. 5; the law is ours",
     cite="vL17 s5",
-    assumptions=("the first step of Adam", "g = grad L(w) at eps = 0 of the normalization"),
+    assumptions=(
+        "the first step of Adam, and the length of the third, by its own law",
+        "g = grad L(w) at eps = 0 of the normalization",
+    ),
     control="eps/a in place of eps: nu stays 0 for every |w|",
     derivation=r"""
 At $t = 1$ the corrected moments are $g$ and $g^2$, so the step is $\eta g_i/(|g_i| +
@@ -58,7 +106,8 @@ It rises from 0 ($|g| \gg a \varepsilon$: only the sign counts, the effective ra
 
 Measured: the mean exponent between $a$ and $2a$, $\log_2 (|p(a w)|/|p(2 a w)|)$, of real steps,
 against the law, which knows the gradient at $w$ alone; it lies between the exponents $\nu$ at $a$
-and at $2a$. Bound: Adam's formula run on numbers that
+and at $2a$. And the third step's length, on three batches, with means of $g_k$ and $g_k^2$ in the
+place of $g$ and $g^2$, weighted by $\beta^{3-k}$. Bound: Adam's formula run on numbers that
 carry their rounding error, through the logarithm; the gradients at $2^k w$ are exact.
 """,
     unfit=(
@@ -67,7 +116,9 @@ carry their rounding error, through the logarithm; the gradients at $2^k w$ are 
     ),
 )
 def adam_eps(subject):
-    """The first step's length against the law |g|/(|g| + eps), relative, over all |w| tried."""
+    """The exponent of the first step's length between a and 2 a, or the third step's length,
+    relative, against the law, over all |w| tried.
+    """
     closest, control, between = Closest(), np.inf, True
     curve, reached, drawn = [], [], []
     for network in subject.states:
@@ -75,19 +126,13 @@ def adam_eps(subject):
         wide = np.concatenate([g.ravel() for g in gradient]).astype(np.longdouble)
         # The median gradient meets eps in the middle of the curve.
         eps = float(2.0 ** np.round(np.log2(np.median(np.abs(wide[wide != 0])))))
-        reference = network.on("reference")
         rows = []
         for k in (*_CURVE, _CURVE[-1] + 1):
-            scaled = rescaled(network, 2.0**k)
-            at_k = _gradients_of_weights(scaled, subject)
-            steps = [_first_step(scaled, g, eps).astype(np.longdouble).ravel() for g in at_k]
-            length = np.sqrt(sum(np.square(step).sum() for step in steps))
-            fixed = [_first_step(scaled, g, eps / 2.0**k).astype(np.longdouble) for g in at_k]
-            without = np.sqrt(sum(np.square(step).sum() for step in fixed))
-            runs = [_first_step(reference, g, eps, bounded=True) for g in at_k]
-            error = sum((np.abs(b.value).astype(float) * b.error).sum() for b in runs)
-            law, nu = adam_step_law(wide, 2.0**k, eps)
-            rows.append((length, without, error / float(length) ** 2, law, nu))
+            at_k = [[g] for g in _gradients_of_weights(rescaled(network, 2.0**k), subject)]
+            length = _length(network, at_k, eps)
+            without = _length(network, at_k, eps / 2.0**k)
+            error = _error(network, at_k, eps, length)
+            rows.append((length, without, error, *adam_step_law(wide, 2.0**k, eps)))
         steps = zip(_CURVE, rows, rows[1:], strict=False)
         for k, (p, q, e, law, nu), (p2, q2, e2, law2, nu2) in steps:
             predicted = np.log2(law / law2)
@@ -97,9 +142,11 @@ def adam_eps(subject):
             reached.append(float(nu))
             curve.append((float(np.log2(q / q2)), float(predicted)))
         control = min(control, max(abs(q - predicted) for q, predicted in curve))
+        for off, bound in _later(network, subject, eps):
+            closest.offer(off, bound, per_fault=0.0)
     flat = max(abs(q) for q, _ in curve)
     return closest.measurement(
-        how="running error of Adam's first step, sum |p| error(p) / |p|^2, of both lengths",
+        how="running error of Adam's step, sum |p| error(p) / |p|^2, of both lengths",
         control=control,
         control_as_predicted=flat <= 2 * closest.bound and between,
         details={

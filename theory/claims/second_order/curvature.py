@@ -53,8 +53,11 @@ def _scores_along(network, direction, X):
     return jets.forward(Jet(Bounded(X)), train=True).tangent
 
 
-def _null(network, X):
-    """Return the Closest of |J w_group| / (|J| |w|) to its bound, and the largest."""
+def _null(network, X, targets):
+    """Return the Closest of |A w_group| / (|A| |w|) to its bound, of J, G and F; the largest of J.
+
+    J w is followed through G w = J^T S J w and F w, whatever the rounded J and S are.
+    """
     closest, largest = Closest(), 0.0
     J = jacobian(network.astype("float64"), X.astype("float64"))
     for group in weight_groups(network):
@@ -65,7 +68,24 @@ def _null(network, X):
         error = np.abs(product.value.astype(np.float64)) / size
         closest.offer(error, product.error / size)
         largest = max(largest, float(error.max()))
+        for image, matrix in _images(network, X, targets, J, product):
+            size = float(np.linalg.norm(matrix) * np.linalg.norm(w.astype(np.float64)))
+            closest.offer(np.abs(image.value) / size, image.error / size, per_fault=0.0)
     return closest, largest
+
+
+def _images(network, X, targets, J, product):
+    """Yield G w and F w as Bounded arrays, from J w, with the matrices."""
+    N, P = len(X), J.shape[-1]
+    trace = network.trace(X, targets)
+    residual = (N * trace.layers[network.names[-1]].dy).astype(np.float64)  # p - e_t
+    p = residual.copy()
+    p[np.arange(N), targets] += 1
+    G, F, _ = curvatures_of(network, X, targets, J)
+    weighted = p * (product - (p * product).sum(axis=1, keepdims=True))
+    along = residual * (residual * product).sum(axis=1, keepdims=True)
+    for each, matrix in ((weighted, G), (along, F)):
+        yield (J.reshape(-1, P) / N).T @ each.reshape(-1, 1), matrix
 
 
 @claim(
@@ -77,24 +97,27 @@ def _null(network, X):
     assumptions=("eps = 0", "the invariant weights, all others held fixed"),
     control="eps = 0.5: w is not in the null space",
     derivation=r"""
-The scores $s(w)$ are of degree 0, so $J w = ds(a w)/da = 0$ at $a = 1$. The Gauss-Newton matrix
-is $J^\top S J$ with $S$ the Hessian of the loss by the scores, and the Fisher matrix is the mean
-of $g_i g_i^\top$ with $g_i = J_i^\top r_i$: both have $w$ in their null space, and are never
+The scores $s(w)$ are of degree 0, so $J w = ds(a w)/da = 0$ at $a = 1$. The Gauss-Newton matrix is
+$J^\top S J$ with $S$ the Hessian of the loss by the scores, and the empirical Fisher matrix is the
+mean of $g_i g_i^\top$ with $g_i = J_i^\top r_i$: both have $w$ in their null space, and are never
 invertible. Unlike Newton's, their pseudo-inverse step is orthogonal to $w$, and learns.
-Measured: $J w$ along every invariance group, relative to $|J| |w|$. Bound: the forward pass's
-derivative along $w$ run on numbers that carry their rounding error.
+Measured: $J w$ along every invariance group, relative to $|J| |w|$, and with it $G w$ and $F w$,
+$F$ being the empirical Fisher matrix, of the given targets. Bound: the forward pass's derivative
+along $w$ run on numbers that carry their rounding error, through $J^\top S$ and $J^\top r$.
 """,
     subjects=float_subjects,
     unfit=((WORST_CASE, "float16"),),
     numpy_only="complex numbers, and sums that carry bounds, run through its lines alone",
 )
 def gauss_newton_null(subject):
-    """|J w| / (|J| |w|) at the score, of 32 batches, that comes closest to its bound."""
+    """|J w| / (|J| |w|), or that of G or F, at the score or weight of 32 batches that comes closest
+    to its bound.
+    """
     network = subject.network
     closest = Closest()
-    for X, _ in subject.batches:
-        closest.take(_null(network, X)[0])
-    leaky, control = _null(subject.with_eps(EPS).network, subject.X)
+    for X, targets in subject.batches:
+        closest.take(_null(network, X, targets)[0])
+    leaky, control = _null(subject.with_eps(EPS).network, subject.X, subject.targets)
     w = vector(network, network.parameters).astype(np.float64)
     G, F, _ = curvatures(network.astype("float64"), subject.X.astype("float64"), subject.targets)
     return closest.measurement(

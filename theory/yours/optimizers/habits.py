@@ -8,7 +8,8 @@ from theory.yours.optimizers.stepping import role
 NONE, UNCLEAR = "none", "in no simple way"
 COUPLED, DECOUPLED, PLAIN = "coupled", "decoupled", "coupled = decoupled"
 TWICE, BOTH = "coupled, added twice", "coupled and decoupled at once"
-FAULTS = (TWICE, BOTH)
+DECOUPLED_TWICE = "decoupled, added twice"
+FAULTS = (TWICE, BOTH, DECOUPLED_TWICE)
 _CLOSE = 1e-6  # of a difference of steps, which has lost the digits of w
 
 
@@ -34,70 +35,62 @@ def _style(runs, quiet, site, decay):
     rate = next((value for name, value in quiet.items() if role(name) == "rate"), 1.0)
     start = runs.problem.start()
     w = np.concatenate([start[name].ravel() for name in runs.problem.invariant])
-
-    def shrinks(from_):
-        """Return the multiple of w that is left of each step, NaN where it is no multiple."""
-        rest = with_decay - from_
-        multiples = -(rest @ w) / (w @ w)
-        off = np.linalg.norm(rest + multiples[:, None] * w, axis=1)
-        scale = np.linalg.norm(with_decay, axis=1) + np.linalg.norm(rest, axis=1)
-        return np.where(
-            off <= _CLOSE * scale * 1e-3 + _CLOSE * np.abs(multiples), multiples, np.nan
-        )
-
-    apart = shrinks(without)
-    steady = bool(np.ptp(apart) <= _CLOSE * abs(apart[0]))  # False where one is NaN
     penalised = {f: runs.steps_held(quiet, penalty=f * decay) for f in (1, 2)}
     size = np.linalg.norm(with_decay - without)
     near = [f for f, p in penalised.items() if np.linalg.norm(with_decay - p) <= _CLOSE * size]
+    before, after = (_multiple(with_decay - without, of) for of in (w, w + without))
     if near == [1]:
-        return PLAIN if steady else COUPLED
+        return COUPLED if before is None else PLAIN
     if near == [2]:
         return TWICE
-    if steady:
-        for factor, words in (
-            (rate, DECOUPLED),
-            (1.0, "decoupled, without the rate"),
-            (2 * rate, "decoupled, added twice"),
-        ):
-            if abs(apart[0] / (factor * decay) - 1) <= 1e-3:
-                return words
-        return f"decoupled, {apart[0] / (rate * decay):.3g} rate decay w"
-    rest = shrinks(penalised[1])
-    if np.ptp(rest) <= _CLOSE * abs(rest[0]) and rest[0] > 0:
-        return BOTH
-    return UNCLEAR
+    multiple = after if before is None else before
+    if multiple is None:
+        rest = _multiple(with_decay - penalised[1], w)
+        return BOTH if rest is not None and rest > 0 else UNCLEAR
+    ways = {DECOUPLED: rate, "decoupled, without the rate": 1.0, DECOUPLED_TWICE: 2 * rate}
+    for words, factor in ways.items():
+        if abs(multiple / (factor * decay) - 1) <= 1e-3:
+            return words + (", after the step" if before is None else "")
+    return f"decoupled, {multiple / (rate * decay):.3g} rate decay w"
+
+
+def _multiple(steps, of):
+    """Return the c of steps = -c times `of`, the same c in each step; None where there is none."""
+    of = np.broadcast_to(of, steps.shape)
+    each = -(steps * of).sum(axis=1) / (of * of).sum(axis=1)
+    off = np.linalg.norm(steps + each[:, None] * of, axis=1)
+    size = np.linalg.norm(steps, axis=1)
+    if np.any(off > 1e-3 * size) or np.ptp(each) > 1e-3 * abs(each[0]):
+        return None
+    return float(each[0])
 
 
 INDEPENDENT, BY_VALUES = "independent", "coupled"
-BY_COUNT = "a step counted once for each parameter"
+BY_COUNT = "coupled by their number"
 
 
 def parameters_together(runs, sites):
     """Return whether a parameter's run depends on the others', in words.
 
-    On their values, as under a global norm, or merely on how many they are: a counter of steps that
-    every parameter turns.
+    On their values, as under a global norm, or merely on how many there are, as with a counter of
+    steps that every parameter turns.
     """
     problem = runs.problem
     if problem.loss_of is None:  # only there the loss itself keeps parameters apart
         return "not asked"
-    for name in problem.invariant:
-        others = [other for other in problem.invariant if other != name]
-        try:
-            together, alone, elsewhere = (
-                _path(runs, sites, given, name)
-                for given in (problem, problem.only([name]), problem.changed(others))
-            )
-        except FAILED:
-            return "cannot be run one by one"
-        # Libraries may compile a tree of arrays otherwise than one: that changes the last digits.
-        close = _CLOSE * np.abs(together - problem.arrays[name]).max()
-        if np.abs(together - elsewhere).max() > close:
-            return BY_VALUES
-        if np.abs(together - alone).max() > close:
-            return BY_COUNT
-    return INDEPENDENT
+    first, *others = problem.invariant
+    try:
+        together, alone, elsewhere = (
+            _path(runs, sites, given, first)
+            for given in (problem, problem.only([first]), problem.changed(others))
+        )
+    except FAILED:
+        return "cannot be run one by one"
+    if not np.array_equal(together, elsewhere):
+        return BY_VALUES
+    # A library may compile one array otherwise than two: that changes the last digits.
+    moved = np.abs(together - problem.arrays[first]).max()
+    return BY_COUNT if np.abs(together - alone).max() > _CLOSE * moved else INDEPENDENT
 
 
 def _path(runs, sites, problem, name):

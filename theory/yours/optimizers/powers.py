@@ -11,7 +11,7 @@ from theory.yours.optimizers.stepping import role
 SCALES = (2, -4, 6, -20, 20)  # k of 2^k; even, so that half powers are exact too
 _OF_EPS = (-1, -2, 1, 2, 0)  # beside a gradient, its square, w, its square, or of no scale
 _OTHERS = (-2, -1, 1, 2)
-_ROUNDS = 2  # how many hyper-parameters of unknown role are given a power, at most
+_MOST_PAIRED = 4  # hyper-parameters of unknown role, up to which pairs of them are tried
 
 
 class Search:
@@ -25,7 +25,7 @@ class Search:
 
     def __init__(self, runs, given):
         self.runs, self.given = runs, dict(given)
-        self.missing, self.unfelt = (), ()
+        self.missing, self.unfelt, self._rate_felt = (), (), False
         self.sites = dict(runs.maker.sites)
         self.by_role = {
             kind: [site for site in self.sites if role(site) == kind]
@@ -40,6 +40,10 @@ class Search:
             self._terms()
             # p(a w) = a^-nu p(w) with eps and the like taking part
             self.degrees = runs.degrees(self.quiet, powers=self._without_rate())
+            self._rate_felt = any(
+                not runs.exact(self.quiet, {**self.powers, site: self.powers[site] + 1}, SCALES)
+                for site in self.by_role["rate"][:1]
+            )
         self.full = {**self.quiet, **self.felt} if self.whole else self.quiet
 
     @property
@@ -49,9 +53,20 @@ class Search:
 
     @property
     def nu(self):
-        """nu of the last step that moved; NaN where none did."""
+        """The rate's power less 1, if it has one, else nu of the last step that moved, or NaN."""
+        if self._rate_felt:
+            return self.powers[self.by_role["rate"][0]] - 1
         moved = self.degrees[np.isfinite(self.degrees)]
         return float(moved[-1]) if moved.size else float("nan")
+
+    @property
+    def nu_words(self):
+        """nu in words: its value, or its range over the steps."""
+        nu = self.degrees[np.isfinite(self.degrees)]
+        if self._rate_felt or not nu.size:
+            return f"{self.nu:g}" if self._rate_felt else "-"
+        low, high = (round(float(end), 3) + 0.0 for end in (nu.min(), nu.max()))
+        return f"{low:g}" if high - low <= 1e-3 else f"{low:g} to {high:g}"
 
     def _without_rate(self):
         return {site: power for site, power in self.powers.items() if role(site) != "rate"}
@@ -100,14 +115,18 @@ class Search:
         tried = [{**known, **dict(zip((*rates, *stays), p, strict=True))} for p in found]
         best = self._best(tried, ({}, ()))
         free = [s for s in others if s not in self.given and self.sites[s]]
-        for _ in range(_ROUNDS):
+        for together in (1, 1, 2):
             # With another site's power the rate's may be another too, unless some k holds.
             bases = [best[0]] if best[1] else tried[:8]
-            left = itertools.product(bases, [s for s in free if s not in best[0]], _OTHERS)
-            better = self._best(({**powers, s: p} for powers, s, p in left), best)
-            if better is best:
+            left = [s for s in free if s not in best[0]]
+            if together == 2 and (best[1] or len(left) > _MOST_PAIRED):
                 break
-            best = better
+            choices = itertools.product(
+                bases,
+                itertools.combinations(left, together),
+                itertools.product(_OTHERS, repeat=together),
+            )
+            best = self._best(({**b, **dict(zip(s, p, strict=True))} for b, s, p in choices), best)
         return best
 
     def _best(self, candidates, best):

@@ -20,14 +20,19 @@ FAMILIES = {
     "hyper-parameter, such as an eps of its own, is compared with them",
     "constant beside the weights": "runs agree where |w| is large and gradients are small: a "
     "constant is compared with |w| or bounds a step",
-    "threshold": "runs agree far from a size, on both sides: a bound, a clipping or a floor is "
-    "met at it",
+    "threshold": "runs agree far from a size, on both sides and with one nu: a bound, a floor, or "
+    "the start of what it remembers has that size",
     "degree changes": "nu is another in later steps: a switch from one rule to another",
     "two degrees": "no multiple of 1/2, as a sum of terms has that scale differently",
     "fixed size": "runs agree at small factors alone",
     "state": "the first steps agree, later ones do not: what it remembers is compared with "
     "something of another scale",
+    "late": "then a rule of another scale begins",
     "one step": "the first step is not homogeneous",
+    "decay added twice": "the steps with decay are those with twice as much, or with decay in the "
+    "gradient and beside it",
+    "step counter": "a parameter's run changes with the number of other parameters, not with their "
+    "values, as if a step were counted once for each",
 }
 
 
@@ -71,7 +76,7 @@ def reason_of(runs, search):
     small, large = (_holds_at(runs, search, rate, offset) for offset in (-_FAR, _FAR))
     if small is not None and large is not None:
         if small == large:
-            return Reason("threshold", f"{FAMILIES['threshold']} (nu = {small:g})")
+            return Reason("threshold", f"{FAMILIES['threshold']}: nu = {small:g}")
         return Reason(
             "constant beside the gradient",
             f"nu is {small:g} where gradients are large and {large:g} where they are small: a "
@@ -82,7 +87,7 @@ def reason_of(runs, search):
     if large is not None:
         return _reason("constant beside the weights")
     if None in near:
-        return Reason("two degrees", f"nu is {scale_of(search)}: {FAMILIES['two degrees']}")
+        return Reason("two degrees", f"nu is {search.nu_words}: {FAMILIES['two degrees']}")
     return _reason("one step" if _first(runs, search, powers) == 1 else "state")
 
 
@@ -119,14 +124,5 @@ def _holds_at(runs, search, rate, offset):
             there[rate] = search.quiet[rate] * 2.0 ** (offset * power)
         powers = {rate: power} if rate else {}
         return power - 1 if runs.exact(there, powers, SCALES[:3], offset) else None
-    except (*FAILED, IndexError):
+    except FAILED:
         return None
-
-
-def scale_of(search):
-    """Return the words of nu, its value or its range over the steps."""
-    nu = search.degrees[np.isfinite(search.degrees)]
-    if not nu.size:
-        return "-"
-    low, high = (round(float(end), 3) + 0.0 for end in (nu.min(), nu.max()))
-    return f"{low:g}" if high - low <= 1e-3 else f"{low:g} to {high:g}"
