@@ -139,7 +139,7 @@ def plot(numbers):
         1, 3, figsize=(style.WIDTH, 2.7), layout="constrained", width_ratios=(1.3, 1, 1)
     )
     for index, (name, point) in enumerate(numbers["points"].items()):
-        color, shift = style.COLORS[index % 7], 1 + 0.03 * (index - 3)
+        color, shift = style.COLORS[(index + index // 7) % 7], 1 + 0.03 * (index - 3)
         for what, filled in (("norm", True), ("turn", False)):
             left.plot(
                 point["x"] * shift,
