@@ -69,6 +69,15 @@ class Tab:
         """Return how many pixels the page is wider than its window."""
         return self.page.evaluate("document.documentElement.scrollWidth - innerWidth")
 
+    def texts_outside(self):
+        """Return the texts of pictures that leave their picture."""
+        return self.page.evaluate(
+            """[...document.querySelectorAll("svg text")].filter(t => {
+            const a = t.getBoundingClientRect(), b = t.closest("svg").getBoundingClientRect();
+            return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 4
+                || a.bottom > b.bottom + 4; }).map(t => t.textContent)"""
+        )
+
 
 @pytest.fixture(scope="module")
 def one_tab():

@@ -8,6 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+OPTIONAL = {
+    "theory.torch": "torch",
+    "theory.yours.torch_monitor": "torch",
+    "theory.jax": "jax",
+}
 
 
 def with_examples(package):
@@ -22,8 +27,8 @@ NAMES = [name for package in ("minimal_nn", "theory", "figures") for name in wit
 
 @pytest.mark.parametrize("name", NAMES)
 def test_examples(name):
-    if name == "theory.torch":
-        pytest.importorskip("torch", reason="the extra `torch` is not installed")
+    if name in OPTIONAL:
+        pytest.importorskip(OPTIONAL[name], reason=f"{OPTIONAL[name]} is not installed")
     failures, attempted = doctest.testmod(importlib.import_module(name), optionflags=OPTIONS)
     assert failures == 0
     assert attempted > 0

@@ -84,6 +84,7 @@ def test_the_metadata(python, tmp_path):
         "data",
         "exact",
         "guide",
+        "jax",
         "lint",
         "release",
         "test",

@@ -57,8 +57,9 @@ def compare(printed, shown, where):
 def run(text, name):
     namespace = {"__name__": "__main__"}
     for line, code, shown in examples(text):
-        if "import torch" in code and importlib.util.find_spec("torch") is None:
-            continue  # an extra
+        extras = [name for name in ("torch", "jax") if f"import {name}" in code]
+        if any(importlib.util.find_spec(name) is None for name in extras):
+            continue
         printed = io.StringIO()
         # Blank lines before the code give tracebacks the README's own line numbers.
         with contextlib.redirect_stdout(printed):

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from browser import WIDTHS, with_browser
 
 ROOT = Path(__file__).parents[1]
 MISSING = [
@@ -100,3 +101,16 @@ def test_docstrings_are_shown_as_they_are_written(site):
     folder, _ = site
     text = (folder / "api.html").read_text(encoding="utf-8")
     assert "dz = (a - mean(a) - h mean(a h)) / s with a = gamma dy" in text
+
+
+@with_browser
+def test_every_page_is_whole_on_every_screen(site, tab):
+    """And none writes to the console, which the tab's fixture tells."""
+    _, pages = site
+    wide = []
+    for page in pages:
+        for width, scheme in (*((width, "light") for width in WIDTHS), (WIDTHS[-1], "dark")):
+            tab.open(page.as_uri(), width, scheme)
+            if tab.overflow() > 0:
+                wide.append((page.name, width, scheme))
+    assert wide == []

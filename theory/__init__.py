@@ -9,7 +9,8 @@
     yours      verify, assert_claim, claims_on, audit, lint_decay, convert, check_optimizer,
                check_law, FitMonitor: on your own code
     report     what `python -m theory` prints, and the pages that it writes
-    torch      audit of a PyTorch module, verify on its normalizing layers
+    torch      audit of a PyTorch module, verify on its normalizing layers, NormMonitor
+    jax        verify on the normalizing layers of Equinox's and Flax's modules
 
 Each of these rooms imports none that stands above it in the house: report and yours, claims, claim,
 measures, subjects, laws, numbers.

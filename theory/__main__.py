@@ -100,6 +100,10 @@ def _main(options, out):
         if options.ask is not None:
             print("\n".join(ask.lines(options.ask)))
             return 0
+        if options.latex and not options.explain:
+            raise ValueError(
+                "--latex: got it alone, expected --explain ID, whose formulas it shows"
+            )
         if options.explain:
             (claim,) = select([options.explain])
             print(_explained(claim, options.latex))

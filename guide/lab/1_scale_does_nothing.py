@@ -87,11 +87,14 @@ def picture(path=None):
             g = 0.4 * loss_and_gradient(at)[1]
             axes.arrow(*at, *-g, width=0.015, color="white")
     if path is not None:
-        axes.plot(*path.T, "o-", color="#D55E00", ms=2)
+        axes.plot(*path.T, "o-", color="#D55E00", ms=3)
+        axes.annotate("start", path[0], color="#D55E00", xytext=(4, 4), textcoords="offset points")
     axes.set_aspect("equal")
     axes.set_xlim(-2, 2)
     axes.set_ylim(-2, 2)
-    axes.set_title("arrows: -gradient")
+    axes.set_xlabel("first weight")
+    axes.set_ylabel("second weight")
+    axes.set_title("loss (dark: small), and -gradient")
 
 
 picture()
@@ -110,8 +113,8 @@ def descend(start, eta, weight_decay, steps=60):
     return np.array(path)
 
 
-start = 0.7 * np.array([np.cos(2.5), np.sin(2.5)])
-path = descend(start, eta=10, weight_decay=0.0)
+start = 0.7 * np.array([np.cos(0.3), np.sin(0.3)])
+path = descend(start, eta=0.6, weight_decay=0.0)
 print("|w| from", np.linalg.norm(path[0]).round(3), "to", np.linalg.norm(path[-1]).round(3))
 picture(path)
 
@@ -119,7 +122,7 @@ picture(path)
 # Now with weight decay.  **Predict** whether the run comes to rest.
 
 # %%
-path = descend(start, eta=6, weight_decay=0.02)
+path = descend(start, eta=2, weight_decay=0.06)
 print("|w|:", np.linalg.norm(path, axis=1)[::6].round(2))
 picture(path)
 

@@ -65,9 +65,11 @@ for start in (0.3, 5.0):
     plt.plot(norms(SGD(eta, weight_decay=weight_decay), start), label=f"from {start:g}")
 plt.axhline(law, ls="--", color="black", label="the law")
 plt.yscale("log")
+plt.yticks([0.3, 1, 3], ["0.3", "1", "3"])
+plt.minorticks_off()
 plt.xlabel("steps")
 plt.ylabel("|w|")
-plt.legend()
+_ = plt.legend()
 
 # %% [markdown]
 # ## Fit the exponent

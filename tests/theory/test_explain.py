@@ -91,6 +91,11 @@ def test_latex_shows_the_source(capsys):
     assert claim.statement in shown and claim.derivation.strip() in shown
 
 
+def test_latex_of_nothing_is_refused(capsys):
+    assert main(["--latex"]) == 2
+    assert "--latex: got it alone" in capsys.readouterr().err
+
+
 def test_a_terminal_without_these_letters_gets_the_source(monkeypatch):
     shown = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
     monkeypatch.setattr(sys, "stdout", shown)

@@ -83,7 +83,9 @@ def test_no_formula_is_left_in_letters(claim):
     for name, text in page._items(claim, []):
         set_ = page.words(text)
         assert "^" not in set_ and not re.search(r"\b[a-zA-Z]_|_\{", set_), f"{name}: {set_}"
-        assert not re.search(r"\b(eta|lambda)\b(?!_)", set_)
+        assert not re.search(r"\b(eta|lambda|eps)\b(?![_-])", set_)
+    words = re.sub(r"<math.*?</math>", "", page.prose(claim.derivation))
+    assert "^" not in words and not re.search(r"\b(eta|lambda|eps|sqrt)\b(?![_-])", words)
 
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=lambda claim: claim.id)
@@ -133,7 +135,7 @@ def test_nothing_is_cut(whole, tab):
         """[...document.querySelectorAll("p, .statement, .wide, figure, dd, h2")]
         .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
     )
-    assert cut == []
+    assert cut == [] and tab.texts_outside() == []
 
 
 @with_browser

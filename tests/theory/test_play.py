@@ -209,16 +209,9 @@ def test_the_numbers_on_the_page_are_those_of_the_laws(opened):
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_is_cut_at_any_width(opened, tab, width, scheme):
-    page = opened(width=width, scheme=scheme)
-    assert tab.overflow() <= 0
-    # No text of a picture leaves it, and each law is whole or can be scrolled to.
-    cut = page.evaluate(
-        """[...document.querySelectorAll("svg text")].filter(t => {
-        const a = t.getBoundingClientRect(), b = t.closest("svg").getBoundingClientRect();
-        return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 4
-            || a.bottom > b.bottom + 4; }).map(t => t.textContent)"""
-    )
-    assert cut == []
+    for state in ("", "#optimizer=Adam&eta=-2&decay=-2", "#decay=-5.05", "#eta=0.5&decay=0.5"):
+        opened(state, width=width, scheme=scheme)
+        assert tab.overflow() <= 0 and tab.texts_outside() == [], state
 
 
 @with_browser

@@ -146,6 +146,8 @@ OWN = {
     "fixed-norm-momentum": {
         r"c": "length of the gradient",
         r"v": "momentum's buffer",
+        r"u": "the buffer of the run without decay",
+        r"k": "how much of w the buffer holds beside u; K and A: see the text",
         r"e": "Euler's number",
         r"i": "the root of −1: w is a point of the complex plane",
     },

@@ -63,7 +63,7 @@ def prose(text):
         if len(parts) % 2 == 0:
             raise ValueError(f"text: got an odd number of $ in {paragraph!r}, expected pairs")
         pieces = [
-            mathematics(part) if position % 2 else html.escape(part)
+            mathematics(part) if position % 2 else words(part)
             for position, part in enumerate(parts)
         ]
         paragraphs.append(f"<p>{''.join(pieces)}</p>")

@@ -10,6 +10,7 @@ from theory.yours.optimizers.problems import Problem
 from theory.yours.subject import CallableSubject
 from theory.yours.verification import verify
 
+_LINES = 8  # of a report that fails: why, where, and what was measured first
 _ENTRIES = 64  # whose difference quotients are taken where a gradient is wrong
 
 
@@ -88,4 +89,4 @@ def assert_optimizer(
     __tracebackhide__ = True
     report = check_optimizer(make, problem, **options)
     if not report:
-        raise AssertionError("\n  ".join(str(report).splitlines()))
+        raise AssertionError("\n  ".join(str(report).splitlines()[:_LINES]))

@@ -10,44 +10,14 @@ import copy
 import functools
 import math
 import numbers
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn.utils.parametrizations import _WeightNorm
 
-_POWERS = (-3, 1, 4, 10)
+from theory.yours.layer_verdict import POWERS, LayerVerdict
+
 _H = 2.0**-10  # of eps, for its difference quotient
-
-
-class LayerVerdict(NamedTuple):
-    """What is true of one normalizing layer, on the inputs that it has in its network.
-
-    layer: its name.  kind: its class.  differing: how many numbers of the output and of the
-    gradient differ from the rescaled ones, over all powers of two, of `compared`.  radial: |<z,
-    dz> + 2 eps dL/deps| / (|z| |dz|), and `bound` what rounding and the difference quotient may
-    leave of it.  refused: why nothing can be told, "" if something can.  True if all holds.
-    """
-
-    layer: str
-    kind: str
-    differing: int
-    compared: int
-    radial: float
-    bound: float
-    refused: str = ""
-
-    def __bool__(self):
-        return not self.refused and self.differing == 0 and self.radial <= self.bound
-
-    def __str__(self):
-        if self.refused:
-            return f"{self.layer} ({self.kind}): refused: {self.refused}"
-        word = "holds" if self else "FAILS"
-        return (
-            f"{self.layer} ({self.kind}): {word}: under rescaling {self.differing} of "
-            f"{self.compared} numbers differ; <z, dz> is off its law by {self.radial:.2g}, bound "
-            f"{self.bound:.2g}"
-        )
 
 
 def layer_verdicts(module: torch.nn.Module, call: Any) -> tuple[LayerVerdict, ...]:
@@ -169,7 +139,7 @@ def _judged(name, kind, function, z, eps):
         if not (z.any() and gradient.any()):
             return _refused(name, kind, "its input or gradient is 0, which has no scale")
         differing = compared = 0
-        for k in _POWERS:
+        for k in POWERS:
             other, turned = _both(function, z * 2.0**k, eps * 4.0**k, cotangent)
             differing += int((other != output).sum() + (turned * 2.0**k != gradient).sum())
             compared += output.numel() + gradient.numel()

@@ -115,6 +115,30 @@ def test_step_counters_that_are_shared():
     assert report and report.parameters == habits.BY_VALUES and report.nu_words == "0"
 
 
+COURSES = {
+    nn.SGD: "constant",
+    nn.Momentum: "momentum 0.9",
+    nn.Nesterov: "Nesterov 0.9",
+    nn.RMSprop: "mean of squares 0.99, not corrected",
+    nn.Adagrad: "sum of squares",
+    nn.Adam: "constant",
+}
+
+
+@pytest.mark.parametrize("cls", COURSES, ids=lambda cls: cls.__name__)
+def test_how_steps_on_one_gradient_go_on(cls):
+    assert check_optimizer(cls, expect={"course": COURSES[cls]}, steps=6)
+
+
+def test_a_step_counter_that_starts_too_late_is_named():
+    def late(w, g, state, lr=1e-2):
+        return adam(w, g, (0 * w, 0 * w, 1) if state is None else state, lr)
+
+    assert check_optimizer(adam, expect={"course": "constant"}, steps=6)
+    report = check_optimizer(late, expect={"course": "constant"}, steps=6)
+    assert not report and "course: 1 to 1." in report.sentence
+
+
 def test_expectations():
     assert check_optimizer(nn.Adam, expect={"nu": 0, "decay": "coupled", "powers": {"eps": -1}})
     report = check_optimizer(nn.Adam, expect={"nu": 1, "decay": "decoupled"})
@@ -172,7 +196,7 @@ def test_reports_are_short_and_whole():
     figures = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     assert figures["verdict"] == "holds" and figures["powers"]["eps"] == -1
     assert len(figures["degrees"]) == 12 and figures["parting"] is None
-    assert len(str(report).splitlines()) <= 9 and "<td>holds</td>" in report._repr_html_()
+    assert len(str(report).splitlines()) <= 10 and "<td>holds</td>" in report._repr_html_()
     failing = check_optimizer(adam, fault="floor")
     assert json.loads(json.dumps(failing.as_dict(), allow_nan=False))["reason"]["family"]
     assert set(FAMILIES) >= {"fixed size", "threshold"}
@@ -288,6 +312,13 @@ def test_a_function_of_parameters_is_rescaled_in_its_groups(torch):
     assert report and report.powers["eps"] == -1 and report.decay == habits.DECOUPLED
     report = check_optimizer(lambda parameters: None)
     assert "expected a torch optimizer" in report.refused
+    unlike = ({"weight_decay": 0.0}, {"weight_decay": 0.1})
+    report = check_optimizer(
+        lambda parameters: torch.optim.AdamW(
+            [{"params": [p], **own} for p, own in zip(parameters, unlike, strict=False)]
+        )
+    )
+    assert "it made 2 parameter groups, expected one" in report.refused
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ Small runs of their own, ten seconds for all; a verdict rests on its measurement
 
 import numpy as np
 
-from theory.report.pictures import layers, steps, training, walks
+from theory.report.pictures import curvature, layers, steps, training, walks
 from theory.report.pictures.drawn import PICTURES, Picture
 
-__all__ = ["PICTURES", "Picture", "layers", "picture", "steps", "training", "walks"]
+__all__ = ["PICTURES", "Picture", "curvature", "layers", "picture", "steps", "training", "walks"]
 
 
 def picture(claim):

@@ -16,7 +16,7 @@ from theory.yours.optimizers.runs import FAILED, Parting, Runs
 from theory.yours.optimizers.stepping import Maker
 
 _LONGER = 5  # times the steps, for what begins late
-_EXPECTED = ("nu", "decay", "parameters", "powers")
+_EXPECTED = ("nu", "decay", "parameters", "powers", "course")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -31,7 +31,8 @@ class OptimizerReport:
     parting: where that is.  control: the least number of entries that differ after the last step
     where one hyper-parameter takes another power.  unfelt: hyper-parameters whose power no bit
     tells.
-    one_gradient: the lengths of steps at one w and gradient, of the first.  reason: why it fails.
+    one_gradient: the lengths of steps at one w and gradient, of the first; course: the same in
+    words, "constant" where moments are corrected for their start.  reason: why it fails.
     unexpected: sentences on what was expected otherwise.  refused: why nothing can be told.
     """
 
@@ -74,6 +75,11 @@ class OptimizerReport:
         return self.table()
 
     @property
+    def course(self) -> str:
+        """How the steps on one gradient go on, in words."""
+        return habits.course_of(self.one_gradient) if self.one_gradient else "-"
+
+    @property
     def sentence(self) -> str:
         """What was found, in a sentence."""
         if self.refused:
@@ -112,6 +118,7 @@ class OptimizerReport:
         yield "powers", f"{self.powers_words}, where w_0 becomes a w_0"
         yield "decay", self.decay
         yield "parameters", self.parameters
+        yield "course", f"{self.course}, on one gradient"
         if self.unfelt:
             yield "unfelt", ", ".join(self.unfelt)
         ks = ", ".join(map(str, self.scales))
@@ -133,7 +140,7 @@ class OptimizerReport:
     def as_dict(self) -> dict[str, Any]:
         """Return every figure of the report as plain JSON values."""
         found = {field.name: _json(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        return {"verdict": self.word, **found}
+        return {"verdict": self.word, "course": self.course, **found}
 
 
 def _json(value):
@@ -168,10 +175,9 @@ def check_optimizer(
     minimal_nn, a class of minimal_nn, or a function (w, g, state, **hyper-parameters) -> (w,
     state), for which state is None at first.  problem: what it is run on, two layers before batch
     norm by default; see `problem_of` and theory.torch.problem_of.  powers: of hyper-parameters
-    whose power is known.  expect: what must be found, of nu, decay, parameters, powers; else it
-    fails.  steps: of each run; at two k
-    five times as many.  hyper: given to `make`; eps and decay are tried at values that
-    change the steps.
+    whose power is known.  expect: what must be found, of nu, decay, parameters, course, powers;
+    else it fails.  steps: of each run; at two k five times as many.  hyper: given to `make`; eps
+    and decay are tried at values that change the steps.
 
     Source: van Laarhoven 2017, section 5, and the claim optimizer-symmetry.  Raises TypeError and
     ValueError for arguments that do not fit; what an optimizer raises is its report's `refused`.

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from theory import laws
 from theory.yours.optimizers.runs import FAILED
 from theory.yours.optimizers.stepping import role
 
@@ -97,7 +98,40 @@ def _path(runs, sites, problem, name):
     return np.array([arrays[name] for arrays in runs.at(sites, problem=problem)])
 
 
+CONSTANT = "constant"
+
+
 def on_one_gradient(runs, quiet):
     """Return the lengths of the steps at one w and gradient, relative to the first."""
     lengths = np.linalg.norm(runs.steps_held(quiet), axis=1)
     return tuple(float(length) for length in lengths / lengths[0])
+
+
+def course_of(lengths):
+    """Return how steps on one gradient go on, in words, by theory.laws' forms of them.
+
+    Constant: without memory, or with moments that are corrected for their start.
+    """
+    lengths = np.array(lengths)
+    second = lengths[1]
+    grown, fallen = second - 1, second**-2.0 - 1
+    forms = {
+        CONSTANT: ("SGD", {}),
+        f"momentum {grown:.3g}": ("Momentum", {"momentum": grown}),
+        f"Nesterov {_nesterov(grown):.3g}": ("Nesterov", {"momentum": _nesterov(grown)}),
+        "sum of squares": ("Adagrad", {}),
+        f"mean of squares {fallen:.3g}, not corrected": ("RMSprop", {"decay": fallen}),
+    }
+    for words, (optimizer, hyper) in forms.items():
+        law = [
+            float(laws.repeated_step(optimizer, np.ones(1), t, **hyper)[0])
+            for t in range(1, len(lengths) + 1)
+        ]
+        if np.allclose(lengths, np.array(law) / law[0], rtol=_CLOSE, atol=0):
+            return words
+    return f"{lengths.min():.3g} to {lengths.max():.3g} times the first"
+
+
+def _nesterov(grown):
+    """Return the momentum of which the second step is (1 + rho + rho^2)/(1 + rho) of the first."""
+    return (grown + np.sqrt(max(grown * grown + 4 * grown, 0.0))) / 2

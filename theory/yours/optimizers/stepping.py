@@ -261,6 +261,11 @@ class _Torch:
             raise TypeError(
                 f"make: it made a {type(self.optimizer).__name__}, expected a torch optimizer"
             )
+        if len(self.optimizer.param_groups) != 1:
+            raise ValueError(
+                f"make: it made {len(self.optimizer.param_groups)} parameter groups, expected one: "
+                "each has hyper-parameters of its own; check one after the other"
+            )
         for group in self.optimizer.param_groups:
             group.update({name: value for name, value in hyper.items() if name not in taken})
         if callable(getattr(self.optimizer, "train", None)):

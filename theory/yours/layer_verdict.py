@@ -1,0 +1,36 @@
+"""What is true of a normalizing layer of another library, eps and all."""
+
+from typing import NamedTuple
+
+POWERS = (-3, 1, 4, 10)  # of two, by which inputs are scaled
+
+
+class LayerVerdict(NamedTuple):
+    """What is true of one normalizing layer, on the inputs that it has in its network.
+
+    layer: its name.  kind: its class.  differing: how many numbers of the output and of the
+    gradient differ from the rescaled ones, over all powers of two, of `compared`.  radial: |<z,
+    dz> + 2 eps dL/deps| / (|z| |dz|), and `bound` what rounding and the difference quotient may
+    leave of it.  refused: why nothing can be told, "" if something can.  True if all holds.
+    """
+
+    layer: str
+    kind: str
+    differing: int
+    compared: int
+    radial: float
+    bound: float
+    refused: str = ""
+
+    def __bool__(self):
+        return not self.refused and self.differing == 0 and self.radial <= self.bound
+
+    def __str__(self):
+        if self.refused:
+            return f"{self.layer} ({self.kind}): refused: {self.refused}"
+        word = "holds" if self else "FAILS"
+        return (
+            f"{self.layer} ({self.kind}): {word}: under rescaling {self.differing} of "
+            f"{self.compared} numbers differ; <z, dz> is off its law by {self.radial:.2g}, bound "
+            f"{self.bound:.2g}"
+        )
