@@ -73,7 +73,6 @@ SENTENCES = {
     "lion-turn": "and turns by it",
     "sign-equilibrium": "signs with decay: |w| and turn at any x",
     "projected-norm": "SGDP and AdamP settle at a smaller |w|",
-    "projected-turn": "and turn by what w shrinks by",
     "muon-norm": "Muon settles by its factors' correlations",
     "muon-turn": "and turns by them",
     "published-turns": "published angles hold for small x alone",

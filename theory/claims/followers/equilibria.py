@@ -191,23 +191,3 @@ def projected_norm(subject):
         return judge(found, at.norm**2, plain**2, x=x)
     plain = laws.equilibrium("Momentum", eta, x * (1 - 0.9) / eta, memory=0.9).norm
     return judge(found / path.gradients.mean(axis=0), at.norm**4, plain**4, x=x)
-
-
-@follower(
-    id="projected-turn",
-    statement=r"1 - \cos(w, w') = 1 - a \text{ for every step orthogonal to } w",
-    source="Heo et al. 2021 (the optimizers); the law is ours",
-    cite="HCO21",
-    assumptions=("those of projected-norm",),
-    control="the turn of momentum and AdamW at the same shrinking",
-    derivation=_PROJECTED,
-    subjects=projected_subjects,
-    unfit=(SAMPLED,),
-    too_long=TOO_LONG,
-)
-def projected_turn(subject):
-    """1 - E<w, w'>/E|w|^2 against the shrinking in a step, relative, with its interval."""
-    at = _law(subject)
-    if subject.optimizer is nn.SGDP:
-        return judge(turns(subject.path), at.turn, laws.momentum_turn(at.small * 0.1, 0.9))
-    return judge(turns(subject.path), at.turn, laws.adamw_turn(at.small, 0.9))
