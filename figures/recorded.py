@@ -66,7 +66,7 @@ def balance(result, s2, s1):
     learning_rate, weight_decay, momentum = hyper(result)
     if adam(result):
         return laws.adam_weighted(learning_rate, weight_decay, s1)
-    return learning_rate / weight_decay * laws.BALANCES[name(result)](0.0, momentum) * s2
+    return laws.balanced(name(result), learning_rate, weight_decay, momentum, x=0.0) * s2
 
 
 def equilibrium(result):

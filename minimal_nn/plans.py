@@ -173,7 +173,9 @@ def _chosen(network, optimizer, batch_size, options):
         program = network.program()
         plan = wing.plan(program, optimizer, batch_size, **options)
         if plan is not None:
-            return plan, f"compiled: the {wing.name} wing runs the steps of an epoch in one loop"
+            rest = ", but for one whose batches are not all full" if "part_size" in options else ""
+            loop = f"compiled: the {wing.name} wing runs the steps of an epoch in one loop"
+            return plan, loop + rest
         reason = wing.why_not(program, optimizer, **options)
     return StepByStep(**options), f"step by step, with the same numbers: {reason}"
 

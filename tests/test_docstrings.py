@@ -1,10 +1,14 @@
 """The examples in docstrings are run, and what they print is compared."""
 
+import contextlib
 import doctest
 import importlib
 from pathlib import Path
 
 import pytest
+
+with contextlib.suppress(ImportError):
+    import jax  # noqa: F401  here, as it draws from NumPy's global state when it is imported
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

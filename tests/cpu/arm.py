@@ -80,7 +80,7 @@ from minimal_nn import (  # noqa: E402
     cpu,
     optimizers,
 )
-from minimal_nn.cpu import batchnorm, convolution, pooling, update  # noqa: E402
+from minimal_nn.cpu import averagepooling, batchnorm, convolution, groupnorm, pooling, update  # noqa: E402
 from minimal_nn.cpu.machine import compiler, processor, program  # noqa: E402
 
 MLP = [Dense(9), BatchNorm(), Tanh(), Dense(9), LayerNorm(), ReLU(), Dense(3), RMSNorm()]
@@ -99,7 +99,8 @@ def plan(layers, shape, dtype, optimizer, loss="cross_entropy"):
     """Compile the kernels of a training loop."""
     network = Network(layers, shape, rng=0, loss=loss, backend="cpu", dtype=dtype)
     groups = [optimizers.Group([next(iter(network.parameters))], fixed_norm=1.0)]
-    for options in ({}, {"frozen": ["batchnorm1"]} if "batchnorm1" in network.names else {}):
+    frozen = [name for name in network.names if name.startswith("batchnorm")]
+    for options in ({}, {"frozen": frozen}, {"clip_norm": 1.0}, {"part_size": 2}):
         network.backend.plan(network.program(), optimizer(groups=groups), 4, **options)
 
 
@@ -130,6 +131,11 @@ def compile_all(dtype):
     batchnorm.backward(y, cache)
     y, cache = batchnorm.forward_running(z, ones, ones, ones, ones, 0.1)
     batchnorm.backward_running(y, cache)
+    units = np.ones(9, dtype)
+    y, cache = groupnorm.forward(images, units, units, 3, 0.1)
+    groupnorm.backward(y, cache)
+    y, cache = averagepooling.forward(images, 3, 3)
+    averagepooling.backward(y, cache)
     y, cache = pooling.forward(images[:, :8, :8], 2)
     pooling.backward(y, cache)
     update.normalize(ones, 1.0)

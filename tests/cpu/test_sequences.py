@@ -52,7 +52,7 @@ DENSE = {
     "relu": ReLU,
     "tanh": Tanh,
     "block": lambda: Residual([LayerNorm(1e-2), Tanh(), Dense(5), Tanh()], [Dense(5, bias=False)]),
-    "block around": lambda: Residual([Tanh(), RMSNorm(1e-2)]),
+    "block around": lambda: Residual([Tanh(), RMSNorm(1e-2), Tanh()]),
 }
 IMAGES = {
     "few channels": lambda: Conv2d(3, bias=False),
@@ -287,7 +287,7 @@ def _of_the_body(right, self, operation, saved, dy, needed):
 )
 def test_a_fault_in_what_branches_share_is_found(kind, method, fault, monkeypatch):
     """By other bits, or by the check of the program; and without the fault there is none."""
-    kinds, first = (GEOMETRIES, "few channels") if kind is images.ImageLayers else (DENSE, "tanh")
+    kinds, first = (GEOMETRIES, "few channels") if kind is images.ImageLayers else (DENSE, "dense")
     blocks = [(first, name) for name in kinds if name.startswith("block")]
     assert [check(names, kinds, np.float32) for names in blocks] == [""] * len(blocks)
     right = getattr(kind, method)

@@ -38,6 +38,7 @@ FAULTS = {
     "batchnorm": (" - normalized * (dgamma / n))", ")"),
     "layernorm": (" - normalized * mean_ah) / std", ") / std"),
     "rmsnorm": ("(a - normalized * mean_ah)", "a"),
+    "groupnorm": (" - h * _mean(a * h)) / cache.std", ") / cache.std"),
     "weightnorm": ("(dW - cache.direction * dg)", "dW"),
 }
 
@@ -187,12 +188,13 @@ def normalization_case(norm, module, signs=None):
         dv, dg = module.backward(dW, cache)
         pairs = [(dv, derivatives(symbols, W, dW, v)), (dg, derivatives(symbols, W, dW, g))]
     else:
-        shape = (3, 1) if norm == "batchnorm" else (1, 3)
+        shape = {"batchnorm": (3, 1), "groupnorm": (1, 4)}.get(norm, (1, 3))
         units = shape[1:]
         z, dy = symbols.variables("z", shape), symbols.variables("d", shape)
         names = ("gamma",) if norm == "rmsnorm" else ("gamma", "beta")
         arguments = z, *(symbols.variables(name, units) for name in names)
-        y, cache = module.forward(*arguments, eps)
+        groups = (2,) if norm == "groupnorm" else ()
+        y, cache = module.forward(*arguments, *groups, eps)
         gradients = module.backward(dy, cache)
         pairs = [
             (gradient, derivatives(symbols, y, dy, variables))
@@ -254,7 +256,7 @@ IN_SYMBOLS = [id for id, claim in CLAIMS.items() if "symbol" not in claim.unfit]
 QUICK_SYMBOLS = (
     *("scale-invariance", "penalty-rescaling", "eps-rescaling", "gradient-orthogonality"),
     *("gauss-newton-null", "equilibrium-norm", "equilibrium-angle", "relaxation-time"),
-    "growth-law",
+    *("growth-law", "norm-with-memory"),
 )
 
 
@@ -299,6 +301,12 @@ def operations(rng):
                 module.backward,
                 arguments,
             )
+    yield (
+        "groupnorm",
+        lambda *a: WING.groupnorm.forward(*a, 2, 1e-5),
+        WING.groupnorm.backward,
+        (z, gamma, beta),
+    )
     yield (
         "weightnorm",
         lambda v, g: WING.weightnorm.forward(v, g, 0.0),

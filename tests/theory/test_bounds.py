@@ -26,6 +26,7 @@ DERIVED = (
     "newton-step",
     "gauss-newton-null",
     "norm-growth",
+    "norm-with-memory",
     "gradient-flow",
     "rotation-per-step",
     "fixed-norm-sgd",

@@ -78,6 +78,8 @@ def test_a_symbol_without_a_meaning_is_seen():
         (r"\sqrt{v} \dot{y}_{ik}", "√v ẏᵢₖ"),
         (r"\left( \frac{|g|}{|g| + \varepsilon} \right)^2", "(|g|/(|g| + ε))²"),
         (r"10^{-7} \; \text{always}, \quad x", "10⁻⁷ always,   x"),
+        (r"\begin{pmatrix} 0 & -a \\ -a & h \end{pmatrix} v", "(0, −a; −a, h) v"),
+        (r"\prod_t (1 - \pi_t) \perp \theta", "∏ₜ (1 − πₜ) ⟂ θ"),
     ],
 )
 def test_formulas_mean_what_they_meant(latex, shown):

@@ -41,9 +41,20 @@ CASES = (
     *of_x(laws.BALANCES),
     *of_x(laws.TURNS),
     *of_x(laws.MEMORIES),
+    *[
+        (f"{part} of {law.__name__}", lambda *a, law=law, at=at: law(*a)[at], (0.375, 0.75))
+        for law in laws.STORES.values() if law is not laws.sgd_store
+        for at, part in enumerate(laws.Store._fields)
+    ],
     ("momentum shrinks", laws.momentum_shrink, (2.0**-10, 0.75)),
     ("nesterov shrinks", laws.nesterov_shrink, (2.0**-10, 0.75)),
     ("adam's shares", laws.adam_shares, (0.375, 0.75)),
+    *[
+        (f"{part} of {law.__name__}", lambda *a, law=law, part=part: getattr(law(*a), part), (
+            0.375, 0.75, 0.9375, 64.0, 4.0))
+        for law in (laws.adam_correction, laws.adamw_correction) for part in ("balance", "turn")
+    ],
+    ("adam's shift", lambda *a: laws.adam_shift(*a)[0], (0.375, 0.75, 0.125)),
     ("a direction", laws.direction_rate, (1.5, 0.25, 0.5)),
     ("a fixed norm", laws.fixed_norm_rate, (0.0625, 0.125, 0.75)),
     ("adam's drive", laws.adam_weighted, (0.25, 0.5, 3.0)),
@@ -130,6 +141,27 @@ def test_adams_equilibrium_solves_its_two_equations(rng):
         assert at.turn == pytest.approx(laws.adam_turn(at.small, memory), rel=1e-15)
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_the_norm_moves_with_beta2_by_its_own_equations(name):
+    """The equations of beta2 -> 1, with the balance corrected, are solved to first order."""
+    far = []
+    for distance in (1e-3, 1e-4):
+        at = laws.equilibrium(name, 0.1, 0.5, s=0.7, dims=64, beta2=1 - distance)
+        if name == "AdamW":
+            correction = laws.adamw_correction(0.05, 0.9, 1 - distance, 64)
+            law = 64 * laws.balanced(name, 0.1, 0.5, 0.9) * (1 + correction.balance)
+            assert at.norm**2 == pytest.approx(law, rel=1e-14)
+            assert at.turn == pytest.approx(laws.adamw_turn(0.05, 0.9) * (1 + correction.turn))
+            continue
+        V = 0.1 * 0.5 / at.small
+        second = (0.7**2 / at.norm**2 + (0.5 * at.norm) ** 2) / 64
+        correction = laws.adam_correction(at.small, 0.9, 1 - distance, 64).balance
+        law = 0.1 / (V * 0.5) * 0.7**2 * laws.adam_balance(at.small, 0.9) * (1 + correction)
+        far.append((abs(V**2 / second - 1), abs(at.norm**4 / law - 1)))
+    if far:
+        assert all(later < 0.02 * first + 1e-13 for first, later in zip(*far, strict=True))
+
+
 def test_adams_clock_runs_by_its_own_equation():
     for q in (0.3, 0.9, 1.1, 4.0):
         h = 1e-5
@@ -169,9 +201,10 @@ def test_laws_refuse_what_they_do_not_know():
 
 # A changed constant is seen
 
-MODULES = ("scaling", "balance", "motion", "memory", "remedies")
-# Where laws are valid, what guards a quotient, how an iteration converges: no constants of a law.
-NO_LAW = {"limit", "_check", "_ratio", "_exponent"}
+MODULES = ("scaling", "finite", "balance", "motion", "memory", "remedies")
+# Where laws are valid, what guards a quotient, how an iteration converges, linear equations: no
+# constants of a law.
+NO_LAW = {"limit", "_check", "_ratio", "_exponent", "_solved"}
 # A number that no claim sees: where an iteration starts; t, on which Adam's step does not depend;
 # AdamW's exponent, which no walk is long enough for, and which is tested above.
 UNSEEN = {("circle_angle", 0), ("adam_exponent", 0), ("norm_exponent", 0), ("norm_exponent", 1)}
@@ -323,6 +356,13 @@ SEEN["rate_power"] = SEEN["powers"]
 SEEN["equilibrium_rate"] = [
     ("equilibrium-rate", walks("momentum", "sgd", "adam + L2", "adamw")),
 ]
+for law in laws.STORES.values():
+    SEEN[law.__name__] = [
+        (
+            "norm-with-memory",
+            lambda: CLAIMS["norm-with-memory"].subjects(Options(arithmetic="symbol")),
+        )
+    ]
 SEEN["_larger_root"] = [
     (RELAXATION, exact(RELAXATION)),
     (RELAXATION, of_claim(RELAXATION, "momentum")),

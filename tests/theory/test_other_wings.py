@@ -13,6 +13,7 @@ FAULTS = {
     "running-statistics": ("batchnorm", "update_running", 1),
     "step-by-definition": ("update", "step", 0),
     "step-on-one-gradient": ("update", "step", 0),
+    "norm-with-memory": ("update", "step", 0),
     "gradient-of-loss": ("affine", "backward", 1),
 }
 

@@ -243,6 +243,14 @@ def _law(plant):
     plant.law()
 
 
+def _stored(plant):
+    def change(result, _):
+        change, memory, size = result
+        return change + plant.f * size, memory, size
+
+    plant.results("_change", change)
+
+
 PLANTS = {
     "gradient-of-loss": lambda plant: plant.times("gradients_of"),
     "hessian-symmetric": _gradient_of_some,
@@ -267,6 +275,7 @@ PLANTS = {
     "gauss-newton-null": _products,
     "second-order-symmetry": _last_digit("second_order_steps", _of_a_rescaled_network),
     "norm-growth": _squares,
+    "norm-with-memory": _stored,
     "gradient-flow": _drift,
     "equilibrium-norm": _law,
     "equilibrium-angle": _law,

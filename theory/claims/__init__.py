@@ -8,6 +8,7 @@
     optimizers/     every optimizer's (section 5)
     second_order/   Hessian, Newton, Gauss-Newton, Fisher (section 5)
     norm_dynamics   how |w| moves (section 4)
+    stored          the same with a buffer
     flow            the limit of small steps
     equilibrium/    growth without decay, equilibrium with it, on a random walk
     rotation        the angle between successive w
@@ -23,7 +24,8 @@ symbols stands below it, by `@that_claim.exactly`.
 # isort: off
 from theory.claims import derivative, definitions, invariance, gradients, effective_rate
 from theory.claims import optimizers
-from theory.claims import second_order, norm_dynamics, flow, equilibrium, rotation, in_training
+from theory.claims import second_order, norm_dynamics, stored, flow, equilibrium, rotation
+from theory.claims import in_training
 from theory.claims import remedies, gamma_beta, followers
 # isort: on
 
@@ -43,4 +45,5 @@ __all__ = [
     "remedies",
     "rotation",
     "second_order",
+    "stored",
 ]

@@ -13,6 +13,7 @@ does not.  Times are steps.  No quantity has a unit but the powers of w's that `
     scaling       degree, powers of the symmetry, effective rate, steps on one gradient
     balance       |w| and the angle between successive w, where growth and decay balance
     motion        growth without decay, and how fast |w| comes to its equilibrium
+    finite        what a beta2 below 1 adds to Adam's and AdamW's
     memory        what gradients that remember put in the place of s^2
     remedies      |w| held at 1: the rate that is left, and the threshold
     later         equilibria of Lion, Muon, SGDP, AdamP: the optimizers after the paper
@@ -30,9 +31,11 @@ from theory.laws.balance import (
     adam_balance,
     adam_root,
     adam_shares,
+    adam_shift,
     adam_turn,
     adamw_balance,
     adamw_turn,
+    balanced,
     equilibrium,
     equilibrium_rate,
     limit,
@@ -45,6 +48,7 @@ from theory.laws.balance import (
     sgd_fourth_moment,
 )
 from theory.laws.batch import batch_powers
+from theory.laws.finite import Correction, adam_correction, adamw_correction
 from theory.laws.later import (
     correlation_sum,
     directions_balance,
@@ -56,11 +60,19 @@ from theory.laws.later import (
 )
 from theory.laws.memory import (
     MEMORIES,
+    STORES,
+    Store,
     adam_memory,
+    adam_store,
     adam_weighted,
+    adamw_mean_square,
+    adamw_store,
     adamw_weighted,
     momentum_memory,
+    momentum_store,
     nesterov_memory,
+    nesterov_store,
+    sgd_store,
 )
 from theory.laws.motion import (
     SHRINKS,
@@ -98,23 +110,33 @@ from theory.laws.schedules import (
 
 __all__ = [
     "BALANCES",
+    "Correction",
     "DEGREES",
     "Equilibrium",
     "MEMORIES",
     "SHRINKS",
+    "STORES",
+    "Store",
     "TURNS",
     "adam_balance",
     "adam_clock",
+    "adam_correction",
     "adam_exponent",
     "adam_memory",
     "adam_relaxation",
     "adam_root",
     "adam_shares",
+    "adam_shift",
+    "adam_store",
     "adam_turn",
     "adam_weighted",
     "adamw_balance",
+    "adamw_correction",
+    "adamw_mean_square",
+    "adamw_store",
     "adamw_turn",
     "adamw_weighted",
+    "balanced",
     "batch_powers",
     "circle_angle",
     "correlation_sum",
@@ -137,10 +159,12 @@ __all__ = [
     "momentum_memory",
     "momentum_schedule",
     "momentum_shrink",
+    "momentum_store",
     "momentum_turn",
     "nesterov_balance",
     "nesterov_memory",
     "nesterov_shrink",
+    "nesterov_store",
     "nesterov_turn",
     "next_rate",
     "norm_exponent",
@@ -155,4 +179,5 @@ __all__ = [
     "reversed_by_decay",
     "schedule_growth",
     "sgd_fourth_moment",
+    "sgd_store",
 ]

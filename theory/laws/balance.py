@@ -10,7 +10,8 @@ angles differ from that by terms of order 1/dims.  `memory` is the momentum, or 
 Adam divides by sqrt(v).  With decoupled decay (AdamW) that leaves steps whose size |w| does not
 change: the gradient is g/sqrt(v), of mean square 1 for each weight.  With L2 in the gradient decay
 is divided as well: x_e = learning_rate weight_decay/V takes the place of x, V^2 = (s^2/|w|^2 +
-weight_decay^2 |w|^2)/dims being the mean of v.  Both with beta2 -> 1.
+weight_decay^2 |w|^2)/dims being the mean of v.  Both with beta2 -> 1; `equilibrium` takes a beta2,
+of which finite.py has the first order.
 """
 
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minimal_nn.typing import Hyper
+from theory.laws.finite import adam_correction, adamw_correction
 from theory.laws.scaling import rate_power
 from theory.numbers import Number
 
@@ -25,9 +27,12 @@ from theory.numbers import Number
 def momentum_balance(x: Number, memory: Number) -> Number:
     r"""Return E|w|^2/E|g|^2 in learning_rate/weight_decay under momentum rho; SGD's at rho = 0.
 
-    1/((1 - rho) (2 - x/(1 + rho))), for 0 < x < 2 (1 + rho).  From <w, v'> = learning_rate |v'|^2/2
-    (|w| is stationary), <w, v'> (1 - rho) + rho learning_rate |v'|^2 = weight_decay |w|^2 (so is
-    <w, v>) and |v'|^2 (1 - rho^2) = |g|^2 + weight_decay^2 |w|^2 - rho x |v'|^2.
+    1/((1 - rho) (2 - x/(1 + rho))), for 0 < x < 2 (1 + rho).  With learning_rate = 1, so that x is
+    the decay, w' = w - v' and v' = rho v + g + x w.  Let A = E<w, v'> and B = E|v'|^2.  |w|^2 stays
+    where 2 A = B.  <w, v> = <w', v'> = A - B, so that A = rho (A - B) + x |w|^2: with A = B/2 that
+    is B (1 + rho)/2 = x |w|^2.  And B = rho^2 B + |g|^2 + x^2 |w|^2 + 2 rho x (A - B), or
+    B (1 - rho^2 + rho x) = |g|^2 + x^2 |w|^2 = |g|^2 + x B (1 + rho)/2.  Solved, B = |g|^2/((1 -
+    rho) (1 + rho - x/2)), and x |w|^2 = B (1 + rho)/2 is the balance times |g|^2.
     Sources: van Laarhoven 2017, section 4 (SGD, small x); Wan et al. 2021, theorem 2.
 
     >>> momentum_balance(0.5, 0.0), momentum_balance(0.0, 0.75)
@@ -50,7 +55,9 @@ def nesterov_balance(x: Number, memory: Number) -> Number:
         A = a x R + (a rho - rho^2 x) A - rho^3 B - (1 + rho) G
         B = x^2 R + 2 rho x A + rho^2 B + G,
 
-    three linear equations, of which x R/G is the balance.
+    three linear equations.  With n = (1 - rho + rho x) (2 + 2 rho - x (1 + 2 rho)) they are solved
+    by B = 2 G/n, A = -(1 + 2 rho) G/n and R = (1 + rho + rho x + 2 rho^2 x) G/(x n), as inserting
+    shows; x R/G is the balance.
 
     >>> nesterov_balance(0.0, 0.75), nesterov_balance(0.5, 0.0)
     (2.0, 0.6666666666666666)
@@ -106,7 +113,8 @@ def nesterov_turn(x: Number, memory: Number) -> Number:
     r"""Return 1 - E<w, w'>/E|w|^2 under Nesterov's momentum rho.
 
     x (1 + 2 rho - 2 rho^3 + x (rho + 3 rho^2 + 2 rho^3))/(1 + rho + rho x + 2 rho^2 x): E<w, w'> is
-    a R - rho^2 A, with R and A of nesterov_balance's three equations.  Source: ours.
+    a R - rho^2 A, as <w, g> = 0, so this is 1 - a + rho^2 A/R with 1 - a = (1 + rho) x and A/R =
+    -x (1 + 2 rho)/(1 + rho + rho x + 2 rho^2 x) by nesterov_balance.  Source: ours.
 
     >>> nesterov_turn(0.5, 0.0)
     0.5
@@ -157,6 +165,25 @@ TURNS = {
 }
 
 
+def balanced(
+    optimizer: str,
+    learning_rate: Number,
+    weight_decay: Number,
+    memory: Number,
+    x: Number | None = None,
+) -> Number:
+    r"""Return E|w|^2/E|g|^2 of an optimizer of `BALANCES`: learning_rate/weight_decay balance(x).
+
+    AdamW's g is g/sqrt(v).  Not for Adam with L2, whose balance needs V: see `equilibrium`.
+    x: learning_rate weight_decay if left out, or 0 where steps are taken for small.
+
+    >>> balanced("SGD", 0.5, 1.0, 0.0)
+    0.3333333333333333
+    """
+    x = learning_rate * weight_decay if x is None else x
+    return learning_rate / weight_decay * BALANCES[optimizer](x, memory)
+
+
 def adam_shares(t: Number, memory: Number) -> Number:
     r"""Return x_e under Adam with L2 where decay's part of v is t/(1 + t): t = (decay |w|^2/s)^2.
 
@@ -194,6 +221,22 @@ def adam_root(p: Hyper, memory: Hyper) -> Any:
         if np.all(np.abs(step) <= 4 * np.finfo(float).eps):
             break
     return q[()]
+
+
+def adam_shift(t: Number, memory: Number, balance: Number) -> tuple[Number, Number]:
+    r"""Return what a Correction of adam_balance adds to |w|^2 and to x_e, relative, first order.
+
+    t as of adam_shares, here x_e = 2 t/(1 + kappa t + balance).  As V^2 dims = s^2 (1 + t)/|w|^2,
+    and t goes as |w|^4, |w|^2 gains 2 balance/((1 + kappa t) n) of itself, where adam_root's
+    quotient goes as q^n.  Source: ours.
+
+    >>> [round(part, 6) for part in adam_shift(0.0, 0.9, 0.003)]
+    [0.002, 0.001]
+    """
+    kappa = (1 - memory) / (1 + memory)
+    share = balance / (1 + kappa * t)
+    square = 2 * share / _exponent(t, kappa)
+    return square, 2 * square / (1 + kappa * t) - share
 
 
 def _exponent(t, kappa):
@@ -242,6 +285,7 @@ def equilibrium(
     s: Number = 1.0,
     dims: Number = 1,
     memory: Number = 0.9,
+    beta2: Number | None = None,
 ) -> Equilibrium:
     r"""Return the Equilibrium of an optimizer of `BALANCES`.
 
@@ -251,9 +295,12 @@ def equilibrium(
     adam_root at p = (weight_decay r_0^2/s)^2.
 
     learning_rate, weight_decay > 0, s > 0, dims: numbers or arrays that broadcast (Adam: floats).
-    memory: the momentum, or beta1; SGD has none.  Raises ValueError for another optimizer and,
-    where they are floats, for a weight_decay that is not > 0 and an x beyond which |w| has no
-    equilibrium.  Valid in the long run: after many relaxation times (motion.relaxation_rate).
+    memory: the momentum, or beta1; SGD has none.  beta2: Adam's and AdamW's, for Gaussian
+    gradients (finite.py); its limit 1 if left out.  s^2: E|w|^2 E|g|^2.
+
+    Raises ValueError for another optimizer and, where they are floats, for a weight_decay that is
+    not > 0 and an x beyond which |w| has no equilibrium.  Valid in the long run: after many
+    relaxation times (motion.relaxation_rate).
 
     >>> at = equilibrium("SGD", 0.25, 0.5, s=2.0)
     >>> round(float(at.norm), 6), at.turn
@@ -267,18 +314,31 @@ def equilibrium(
     x = learning_rate * weight_decay
     _check(optimizer, weight_decay, x, memory)
     if optimizer == "Adam":
-        return _adam_equilibrium(learning_rate, weight_decay, s, dims, memory)
-    balance = learning_rate / weight_decay * BALANCES[optimizer](x, memory)
-    square = balance * dims if optimizer == "AdamW" else np.sqrt(balance * s * s)
-    return Equilibrium(np.sqrt(square), TURNS[optimizer](x, memory), x)
+        return _adam_equilibrium(learning_rate, weight_decay, s, dims, memory, beta2)
+    balance = balanced(optimizer, learning_rate, weight_decay, memory)
+    turn = TURNS[optimizer](x, memory)
+    if optimizer != "AdamW":
+        return Equilibrium(np.sqrt(np.sqrt(balance * s * s)), turn, x)
+    square = balance * dims
+    if beta2 is None:
+        return Equilibrium(np.sqrt(square), turn, x)
+    finite = adamw_correction(x, memory, beta2, dims)
+    return Equilibrium(np.sqrt(square + square * finite.balance), turn + turn * finite.turn, x)
 
 
-def _adam_equilibrium(learning_rate, weight_decay, s, dims, memory):
+def _adam_equilibrium(learning_rate, weight_decay, s, dims, memory, beta2):
     start = np.cbrt(np.sqrt(dims) * learning_rate * s / (2 * weight_decay))
     p = (weight_decay * start * start / s) ** 2
     q = adam_root(p, memory)
-    small = adam_shares(p * q * q, memory)
-    return Equilibrium(start * np.sqrt(q), adam_turn(small, memory), small)
+    t = p * q * q
+    small = adam_shares(t, memory)
+    turn = adam_turn(small, memory)
+    if beta2 is None:
+        return Equilibrium(start * np.sqrt(q), turn, small)
+    finite = adam_correction(small, memory, beta2, dims)
+    square, share = adam_shift(t, memory, finite.balance)
+    norm = start * np.sqrt(q + q * square)
+    return Equilibrium(norm, turn + turn * (share + finite.turn), small + small * share)
 
 
 def equilibrium_rate(
@@ -289,6 +349,7 @@ def equilibrium_rate(
     s: Number = 1.0,
     dims: Number = 1,
     memory: Number = 0.9,
+    beta2: Number | None = None,
 ) -> Number:
     r"""Return the effective rate at equilibrium: how fast the direction moves there.
 
@@ -303,13 +364,11 @@ def equilibrium_rate(
     >>> float(rate.round(6)), float((0.25 / equilibrium("SGD", 0.25, 0.5, s=2.0).norm**2).round(6))
     (0.242061, 0.242061)
     """
+    if optimizer in ("Adam", "AdamW"):
+        options = {"s": s, "dims": dims, "memory": memory, "beta2": beta2}
+        return learning_rate / equilibrium(optimizer, learning_rate, weight_decay, **options).norm
     x = learning_rate * weight_decay
-    if optimizer == "Adam":
-        at = equilibrium("Adam", learning_rate, weight_decay, s=s, dims=dims, memory=memory)
-        return learning_rate / at.norm
     rate = np.sqrt(x / BALANCES[optimizer](x, memory))
-    if optimizer == "AdamW":
-        return rate / np.sqrt(dims)
     return rate / ((1 - (0 if optimizer == "SGD" else memory)) * s)
 
 

@@ -26,8 +26,10 @@ def fixed_norm_rate(learning_rate: Number, weight_decay: Number, memory: Number 
     r"""Return the effective rate where |w| is held at 1: (learning_rate/(1 - rho))/(1 - share).
 
     SGD, rho = 0: learning_rate/(1 - x), exactly, since w' is proportional to w - that times g.
-    With momentum: for a steady drift by small angles (circle_angle is exact).  share < 1: see
-    fixed_norm_share.  Source: ours; van Laarhoven 2017, section 5.5, has it without decay.
+    With momentum decay is a memory of rho/A and a rate of learning_rate/A, A = 1 - x/(1 - rho) once
+    the buffer's part along w is steady: (learning_rate/A)/(1 - rho/A), for small angles
+    (circle_angle is exact).  share < 1: the memory is below 1; see fixed_norm_share.  Source: ours;
+    van Laarhoven 2017, section 5.5, has it without decay.
 
     >>> fixed_norm_rate(0.25, 2.0)
     0.5

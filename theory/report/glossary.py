@@ -117,6 +117,16 @@ OWN = {
     },
     "second-order-symmetry": {r"d": "the step", r"\mu": "damping"},
     "norm-growth": _ERRORS,
+    "norm-with-memory": {
+        r"Y": "what w and the buffer store: a quadratic form of both",
+        r"k": "coefficients of the form",
+        r"b": "the optimizer's buffer before g comes in",
+        r"c": "factor of memory",
+        r"F": "the law of equilibrium-norm as a function of x and of the memory",
+        r"u": "a vector of w and the buffer, which moves by −η g alone",
+        r"v": "momentum's buffer; with an index Adam's second moment",
+        r"p": "for Adam with L2 g + λ₂ w",
+    },
     "gradient-flow": {
         r"\dot": "derivative of w by time",
         r"t": "time, the sum of the learning rates",

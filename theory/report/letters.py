@@ -22,6 +22,8 @@ _SIGNS = {
     **{"nabla": "∇", "sum": "∑", "infty": "∞", "langle": "⟨", "rangle": "⟩", "angle": "∠"},
     **{"to": "→", "mapsto": "↦", "Rightarrow": "⇒", "iff": "⇔", "ne": "≠", "approx": "≈"},
     **{"propto": "∝", "cdot": "·", "ldots": "…", "ll": "≪", "gg": "≫", "top": "ᵀ", "le": "≤"},
+    **{"pi": "π", "theta": "θ", "varphi": "φ", "omega": "ω", "xi": "ξ", "prod": "∏", "big": ""},
+    **{"partial": "∂", "perp": "⟂", "parallel": "∥", "pm": "±", "odot": "⊙", "forall": "∀"},
     **{"ge": "≥", "in": "∈", "times": "×", "left": "", "right": "", ",": " ", ";": " "},
     # A wide space, which stays when others are drawn together.
     **{"quad": "\u2003", "qquad": "\u2003"},
@@ -166,10 +168,16 @@ def set_(latex):
     >>> set_(r"|w|^4 = \frac{\eta s^2}{2 \lambda_2}, \quad w_{t+1} = w_t - \eta \nabla L(w_t)")
     '|w|⁴ = η s²/(2 λ₂),   wₜ₊₁ = wₜ − η ∇L(wₜ)'
     """
+    latex = re.sub(r"\\begin\{(p?matrix)\}(.*?)\\end\{\1\}", _in_a_line, latex, flags=re.DOTALL)
     text = re.sub(" +", " ", _Reader(latex).sequence())
     text = re.sub(r"([⟨(\[√Δ]|∇[²ᵢⱼₖ]) | (?=[⟩)\],.:;])", r"\1", text)
     text = re.sub(" ?\u2003 ?", "   ", text)
     return unicodedata.normalize("NFC", text.strip())
+
+
+def _in_a_line(matrix):
+    """Return a matrix as its rows, one after the other: (a, b; c, d)."""
+    return "(" + matrix[2].strip().replace(" &", ",").replace(r" \\", ";") + ")"
 
 
 def spelled(text):

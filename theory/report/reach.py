@@ -64,6 +64,7 @@ REACHES = {
     "gauss-newton-null": Reach(_EPS_0, "a J w of {} |J| |w|"),
     "second-order-symmetry": Reach("the division of the damping by a^2", _BIT),
     "norm-growth": Reach("the cross term of eps", "a |w'|^2 wrong by {} of it"),
+    "norm-with-memory": Reach("the term of memory", "a |w'|^2 wrong by {} of it"),
     "gradient-flow": Reach(_EPS_0, "a growth of |w|^2 by {} of it in the time 1"),
     "equilibrium-norm": Reach(_WRONG, _LAW("|w|^4 (AdamW: |w|^2)")),
     "equilibrium-angle": Reach(_WRONG, _LAW("1 - cos")),

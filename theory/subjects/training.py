@@ -18,12 +18,13 @@ _UNITS = 12
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSubject:
-    """A training run on the digits: one hidden layer with batch norm, noisy labels.
+    """A training run on the digits: a layer of twelve units with batch norm, noisy labels.
 
     optimizer: minimal_nn's class, with L2, or AdamW.  x: eta times the decay 2 lambda.  skip,
-    steps: before and while it is recorded.  tolerance: what a law may be off by.  inputs: "digits",
-    "live" (without the pixels that are always black) or "equal" (the 32 pixels that vary most,
-    centred, at one variance).  The fresh random labels keep the gradients from vanishing.
+    steps: before and while it is recorded.  tolerance: what a law may be off by.  beta2: Adam's.
+    inputs: "digits", "live" (without the pixels that are always black), "equal" (the 32 pixels that
+    vary most, centred, at one variance), or "images", where the layer is the second convolution.
+    The fresh random labels keep the gradients from vanishing.
     """
 
     name: str
@@ -37,6 +38,7 @@ class TrainingSubject:
     backend: str = "reference"
     arithmetic: str = "float64"
     inputs: str = "digits"
+    beta2: float = 0.999
 
     @property
     def decay(self):
@@ -48,7 +50,7 @@ class TrainingSubject:
         adamw = self.optimizer == "AdamW"
         decay = "decoupled_weight_decay" if adamw else "weight_decay"
         groups = [nn.Group([parameter], **{"learning_rate": self.eta, decay: self.decay})]
-        adam = {"learning_rate": 0.001, "eps": 0.0}
+        adam = {"learning_rate": 0.001, "eps": 0.0, "beta2": self.beta2}
         rest = {
             "SGD": {"learning_rate": 0.05},
             "Momentum": {"learning_rate": 0.005, "momentum": MEMORY},
@@ -59,8 +61,20 @@ class TrainingSubject:
         return getattr(nn, self.optimizer)(**rest, groups=groups)
 
 
+def _layers(inputs):
+    """Return the layers, and the name of the weights that are recorded."""
+    end = [nn.BatchNorm(0.0), nn.ReLU()]
+    if inputs == "images":
+        start = [nn.Conv2d(6, stride=2, bias=False), nn.BatchNorm(0.0), nn.ReLU()]
+        end = [nn.Conv2d(_UNITS, bias=False), *end, nn.MaxPool2d(2), nn.Flatten(), nn.Dense(10)]
+        return [*start, *end], "conv2.W"
+    return [nn.Dense(_UNITS, bias=False), *end, nn.Dense(10)], "dense1.W"
+
+
 def _pixels(X, inputs):
-    """Return the examples (N, D) with the pixels that `inputs` names."""
+    """Return the examples, (N, D) with the pixels that `inputs` names, or whole images."""
+    if inputs == "images":
+        return X
     X = X.reshape(len(X), -1)
     if inputs == "live":
         return X[:, X.max(axis=0) > 0]
@@ -77,6 +91,8 @@ class TrainingRecord(NamedTuple):
     balanced: what has a balance, |w|^2, or AdamW's sum_i sqrt(v_i) w_i^2.  pushes: what feeds it,
     sum_i p_i^2/sqrt(v_i); v_i is 1 but for Adam and AdamW, and p is g, or for Adam with L2 g +
     2 lambda w.  remembered: sum_i b_i p_i/sqrt(v_i), b the buffer before p comes in.
+    of_weights, of_buffer: by how much sum_i sqrt(v_i) w_i^2 and sum_i b_i^2/sqrt(v_i) grow as v
+    alone makes its step.
 
     moments, weights (batches, D, units): the means of |w|^2 g_i^2 and of w_i^2 for each weight.
     """
@@ -88,6 +104,8 @@ class TrainingRecord(NamedTuple):
     balanced: np.ndarray
     pushes: np.ndarray
     remembered: np.ndarray
+    of_weights: np.ndarray
+    of_buffer: np.ndarray
     moments: np.ndarray
     weights: np.ndarray
 
@@ -95,34 +113,40 @@ class TrainingRecord(NamedTuple):
 @functools.lru_cache(maxsize=8)
 def training_run(subject):
     """Train, and return the TrainingRecord of the hidden layer."""
-    data = digits(dtype=np.float64)
+    data = digits(dtype=np.float64, flat=subject.inputs != "images")
     X = _pixels(data.X_train, subject.inputs)
+    layers, name = _layers(subject.inputs)
     network = nn.Network(
-        [nn.Dense(_UNITS, bias=False), nn.BatchNorm(0.0), nn.ReLU(), nn.Dense(10)],
+        layers,
         input_shape=X.shape[1:],
         rng=subject.seed,
         dtype="float64",
         backend=subject.backend,
     )
-    name, to_numpy = "dense1.W", network.backend.to_numpy
     optimizer = subject.make(name)
     rng = np.random.default_rng([subject.seed, 4])
-    series = np.empty((7, subject.steps, _UNITS))
-    moments, weights = np.zeros((2, BATCHES, X.shape[1], _UNITS))
+    series = np.empty((9, subject.steps, _UNITS))
+    weights_each = network.parameters[name].size // _UNITS
+    moments, weights = np.zeros((2, BATCHES, weights_each, _UNITS))
     length = subject.steps // BATCHES
-    before = np.ones((X.shape[1], _UNITS))
+    before, root = np.ones((2, weights_each, _UNITS))
     for step in range(-subject.skip, subject.steps):
         rows = rng.integers(0, len(X), _EXAMPLES_PER_STEP)
         targets = data.y_train[rows].copy()
         noisy = rng.random(len(rows)) < _LABEL_NOISE
         targets[noisy] = rng.integers(0, 10, np.count_nonzero(noisy))
         _, gradients, network.state = network.step_gradients(X[rows], targets)
-        w, g = (to_numpy(arrays[name]) for arrays in (network.parameters, gradients))
-        buffer = kept(optimizer, name, "buffer", "m")
+        w, g = (_columns(network, arrays[name]) for arrays in (network.parameters, gradients))
+        buffer = _columns(network, kept(optimizer, name, "buffer", "m"))
         optimizer.step(network, gradients)
+        if step >= -1:
+            ones = np.ones(gradients[name].shape)
+            after = np.sqrt(_columns(network, second_moment(optimizer, name) * ones))
+            after[after == 0] = 1  # a weight that never had a gradient: its quotients are 0
+            roots, root = (root, after), after
         if step >= 0:
-            new = to_numpy(network.parameters[name])
-            series[:, step] = _step_record(subject, optimizer, name, w, g, buffer, before, new)
+            new = _columns(network, network.parameters[name])
+            series[:, step] = _step_record(subject, w, g, buffer, before, new, roots)
             if step < BATCHES * length:
                 moments[step // length] += (w * w).sum(axis=0) * (g * g) / length
                 weights[step // length] += w * w / length
@@ -130,12 +154,20 @@ def training_run(subject):
     return TrainingRecord(*series, moments, weights)
 
 
-def _step_record(subject, optimizer, name, w, g, buffer, before, new):
-    """Return the first seven entries of the record for one step, (7, units)."""
+def _columns(network, array):
+    """Return an array of weights as (weights, units); what has no such shape as it is."""
+    array = network.backend.to_numpy(array)
+    return array.reshape(-1, array.shape[-1])
+
+
+def _step_record(subject, w, g, buffer, before, new, roots):
+    """Return the first nine entries of the record for one step, (9, units).
+
+    before: the gradient of the step before.  new: w'.  roots: sqrt(v) and sqrt(v').
+    """
     squares, slopes, earlier = ((a * a).sum(axis=0) for a in (w, g, before))
-    root = np.sqrt(second_moment(optimizer, name)) * np.ones(w.shape)
-    root[root == 0] = 1  # a weight that never had a gradient: all that is divided by it is 0
     p = g + subject.decay * w if subject.optimizer == "Adam" else g
+    old, root = roots
     return (
         squares,
         squares * slopes,
@@ -144,4 +176,6 @@ def _step_record(subject, optimizer, name, w, g, buffer, before, new):
         (root * w * w).sum(axis=0) if subject.optimizer == "AdamW" else squares,
         (p * p / root).sum(axis=0),
         (buffer * p / root).sum(axis=0),
+        ((root - old) * w * w).sum(axis=0),
+        (buffer * buffer * (1 / root - 1 / old)).sum(axis=0),
     )

@@ -64,7 +64,7 @@ def walk(optimizer, start, *, dims, steps, seed, skip=0, s=1.0, wing="reference"
         u = w / norm
         g -= u * (u * g).sum(axis=0)
         g *= deviation / norm
-        buffer = kept(optimizer, "w", "buffer", "m")
+        buffer, moment = kept(optimizer, "w", "buffer", "m"), second_moment(optimizer, "w")
         factors = None if schedule is None else {"w": schedule(max(step, 0))}
         optimizer.step(model, {"w": wing.asarray(g)}, factors=factors)
         before, w = w, wing.to_numpy(model.parameters["w"])
@@ -73,7 +73,7 @@ def walk(optimizer, start, *, dims, steps, seed, skip=0, s=1.0, wing="reference"
             path.norms[step], path.after[step] = length, norm
             path.moved[step] = ((w - before) ** 2).sum(axis=0)
             path.gradients[step] = (g * g).sum(axis=0)
-            weighted = g / second_moment(optimizer, "w")
+            weighted = g / moment
             share = (buffer * weighted).sum(axis=0) / (g * weighted).sum(axis=0)
             path.remembered[step] = share * path.gradients[step]
     return path
@@ -87,8 +87,8 @@ def kept(optimizer, parameter, *names):
 
 
 def second_moment(optimizer, parameter):
-    """Return Adam's corrected v of a parameter, 1 for an optimizer without."""
-    if not optimizer.counts_steps:
+    """Return Adam's corrected v of a parameter; 1 for an optimizer without, and before a step."""
+    if not optimizer.counts_steps or not optimizer.t:
         return 1.0
     beta2 = optimizer.hyper_parameters(parameter)["beta2"]
     return kept(optimizer, parameter, "v") / (1 - beta2**optimizer.t)

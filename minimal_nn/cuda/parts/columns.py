@@ -1,9 +1,9 @@
 """Passes over columns: sums over the rows, what is made of them, and a second reading that uses it.
 
 Batch norm, weight norm, and the optimizers that step unit by unit are such passes.  An operation is
-a function of a `vector` that returns device functions over the NamedTuple `a` of its arrays and
-numbers.  With c, t, r, w and x tuples of its own, i the place of a vector, and `first` whether the
-thread is the one that stores:
+a function of a `vector` that returns `Parts`: device functions over `a`, the named tuple of its
+arrays and numbers.  With c, t, r, w and x tuples of its own, i the place of a vector, and `first`
+whether the thread is the one that stores:
 
     begin(a, column) -> c                   what is needed before the sums (default: nothing)
     read(a, c, i) -> x                      what is loaded at a place, for either reading

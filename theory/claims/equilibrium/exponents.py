@@ -69,7 +69,7 @@ def _norms(subject):
     eta, decay, skip, steps = _SETTINGS[rule.name]
     # Columns are settings, one after the other, repeated for each copy.
     etas, decays = (np.tile(column, _COPIES) for column in np.array(_GRID).T * [[eta], [decay]])
-    start = rule.law(etas, decays, _FIT_DIMS).norm
+    start = rule.law(etas, decays, dims=_FIT_DIMS).norm
     path = walk(
         rule.make(etas, decays, _BETA2),
         start * np.where(np.arange(len(start)) // len(_GRID) % 2, 1.25, 0.8),

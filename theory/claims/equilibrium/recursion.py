@@ -5,13 +5,15 @@ One step is linear in w, the buffer b and the gradient g: (w', b') = T (w, b) + 
 E<w, b> and B = E|b|^2 obey three linear equations, solved here by determinants, in balls and
 symbols.
 Learning rates are 1, x is the decay.  SGD, momentum and Nesterov are the reference wing's own
-formulas; Adam's v is constant.
+formulas; Adam's v is constant, or fluctuates a little (`finite`).
 """
 
 import dataclasses
 
 import numpy as np
 
+from theory import laws
+from theory.measures.derivatives import solve
 from theory.measures.exact_runs import UPDATE
 from theory.numbers.balls import Balls
 from theory.numbers.symbols import Symbols
@@ -64,13 +66,18 @@ def _nesterov(w, b, g, x, memory):
 
 
 def _adam(w, b, g, x, memory):
-    b = memory * b + (1 - memory) * (g + x * w)
+    b = memory * b + (1 - memory) * _averaged("Adam", w, g, x)
     return w - b, b
 
 
 def _adamw(w, b, g, x, memory):
-    b = memory * b + (1 - memory) * g
+    b = memory * b + (1 - memory) * _averaged("AdamW", w, g, x)
     return w - x * w - b, b
+
+
+def _averaged(optimizer, w, g, x):
+    """Return what Adam's moments average."""
+    return g + x * w if optimizer == "Adam" else g
 
 
 _STEPS = {
@@ -110,6 +117,72 @@ def moments(subject, remembered=0):
         for k in (0, 1)
     )
     return R, A, a * R + b * A
+
+
+_BETA2, _DIMS, _KURTOSIS = 0.9375, 64.0, 4.0  # in balls
+
+
+def finite(subject):
+    """Return the Correction for Adam's v with small fluctuations, in balls, and the law's.
+
+    The equations of theory.laws.finite a second time, in matrices: a step is (P + (th' - 1) P1) s,
+    s = (w, b, g), and every moment is one of s s^T.
+    """
+    number = subject.numbers.number
+    beta2, dims, kurtosis = map(number, (_BETA2, _DIMS, _KURTOSIS))
+    name, x, e = subject.optimizer, subject.x, 1 - beta2
+    units = subject.numbers.array(np.eye(3))
+    step = np.array([_STEPS[name](*unit, x, subject.memory) for unit in units.T]).T
+    P, P1 = step, np.array([-step[1], 0 * step[1]])  # w' = ... - th' b'
+    p = np.array([_averaged(name, *unit[[0, 2]], x) for unit in units.T])
+
+    def moment(z, square):  # E s s^T from (E w w, E w b, E b b) and E g^2
+        block = np.zeros((3, 3), dtype=object)
+        block[0, 0], block[0, 1], block[1, 1], block[2, 2] = *z, square
+        block[1, 0] = block[0, 1]
+        return block
+
+    def three(block):
+        return np.array([block[0, 0], block[0, 1], block[1, 1]])
+
+    def of_g(R, square):  # E p^2 = square
+        return square - p[0] * p[0] * R
+
+    z = _fixed(lambda z: three(P @ moment(z, of_g(z[0], 1)) @ P.T), 3, subject.numbers)
+    G = of_g(z[0], 1)
+    M, g_alone, past = moment(z, G), units[2], moment(z, 0)[0]
+    excess = (kurtosis - 3) * G * G
+    K = 2 * np.outer(M @ p, M @ p) + excess * np.outer(g_alone, g_alone)
+    K = K - 2 * G / (dims * z[0]) * np.outer(past, past)
+
+    def fed(z):
+        return beta2 * moment(z[:3], 0) + e * K
+
+    def fluctuating(z):
+        both = P @ M @ P1.T
+        after = P @ fed(z) @ P.T - z[3] / 2 * (both + both.T)
+        spread = beta2 * beta2 * z[3] + 2 * beta2 * e * (p @ moment(z[:3], 0) @ p)
+        return np.array([*three(after), spread + e * e * (2 + excess)])
+
+    found = _fixed(fluctuating, 4, subject.numbers)
+    shortened = -fed(found) / 2 + 3 * found[3] * M / 8
+    both = P @ shortened @ P1.T
+    added = three(both + both.T + found[3] / 4 * (P1 @ M @ P1.T))
+    change = _fixed(lambda d: three(P @ moment(d, of_g(d[0], 0)) @ P.T) + added, 3, subject.numbers)
+    moved = moment(change, of_g(change[0], 0))
+    inner, R = (P @ M)[0, 0], z[0]
+    turned = -((P @ moved + P1 @ shortened)[0, 0] - inner * change[0] / R) / R
+    correction = change[0] / R - moved[2, 2] / G, turned / (1 - inner / R)
+    law = laws.adam_correction if name == "Adam" else laws.adamw_correction
+    return laws.Correction(*correction), law(x, subject.memory, beta2, dims, kurtosis)
+
+
+def _fixed(affine, size, numbers):
+    """Return the fixed point of an affine map of so many numbers."""
+    units = numbers.array(np.eye(size))
+    start = affine(0 * units[0])
+    matrix = np.array([affine(unit) - start for unit in units]).T
+    return solve(units - matrix, start)
 
 
 def growth_per_step(subject):

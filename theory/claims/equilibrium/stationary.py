@@ -6,7 +6,7 @@ import numpy as np
 
 from theory import laws
 from theory.claim import TOO_LONG, claim
-from theory.claims.equilibrium.recursion import moments, recursion_subjects, transition
+from theory.claims.equilibrium.recursion import finite, moments, recursion_subjects, transition
 from theory.claims.equilibrium.table import (
     DIMS,
     MEMORY,
@@ -23,9 +23,16 @@ HOW = (
     "of the law, with the 99.9 % t interval over independent chains inside it, each at least ten "
     "autocorrelation times long"
 )
-# Of |w|^4, or of AdamW's |w|^2, and of 1 - cos.  To Adam and AdamW a finite beta2 adds two or three
-# parts in a thousand.
-_TOLERANCE = {"SGD": 0.005, "Momentum": 0.005, "Nesterov": 0.005, "Adam": 0.01, "AdamW": 0.01}
+
+
+def _tolerance(subject):
+    """Return what |w|^4 (AdamW: |w|^2) and 1 - cos may be off by.
+
+    Adam's and AdamW's walks at a small x are too short for less than a hundredth.
+    """
+    return 0.005 if subject.label or not subject.rule.optimizer.startswith("Adam") else 0.01
+
+
 SAMPLED = (
     "a mean over many random steps: its sampling error is far above the rounding of float64",
     "float16 float32 longdouble",
@@ -49,8 +56,8 @@ def _recursions(options):
         "gradients without memory: E |r g|^2 = s^2, C weights of equal variance",
         "long after the start; lambda_2 = 2 lambda, x = eta lambda_2, a = 1 - x, kappa = (1 - "
         "beta1)/(1 + beta1); at a small x, and at one of 0.3 or more that the row names",
-        "Adam: eps = 0, beta2 averages many steps and changes little while |w| does; V^2 = "
-        "(s^2/r^2 + lambda_2^2 r^2)/C, x_e = eta lambda_2/V",
+        "Adam: eps = 0, V^2 = (s^2/r^2 + lambda_2^2 r^2)/C, x_e = eta lambda_2/V; 1 - beta2 to "
+        "first order",
     ),
     control="a wrong law in use: SGD with lambda for 2 lambda; momentum, Nesterov without 1/(1 - "
     "momentum); Adam + L2 by AdamW's law; AdamW with the factor (1 - beta1)/(1 + beta1)",
@@ -74,11 +81,19 @@ s^2/(\lambda_2 (2 - \kappa x_e))$; for small $x_e$, $r^3 = \sqrt{C} \eta s/(2 \l
 $g/\sqrt{v}$ has the mean square 1 for each weight, and $w$ is a sum over an autoregressive $m$;
 for small $x$, $r^2 = \eta C/(2 \lambda_2)$.
 
+A finite $\beta_2$: $v$ fluctuates, and with each weight's own gradient, so that steps of large
+gradients are shortened. To first order in $1 - \beta_2$ five more moments close the equations
+(theory.laws.finite has them): AdamW's $r^2$ is smaller by $1 - \beta_2$ for Gaussian gradients. A
+term of order $1/C$ is in it too: where $w_i$ is large, $g_i$ is smaller, as $\langle w, g \rangle
+= 0$, and so is $v_i$. It was 0.1 to 0.2 % here, above the error of 20 seeds.
+
 Measured: $E|w|^2/E|g|^2$, for which the laws are exact at any number of weights (AdamW: $E|w|^2$).
 What the walk knows to be 0 in the mean, $E \langle b, g \rangle$ with the buffer $b$ before $g$
 comes in, is taken out of $E|g|^2$ with the factor of the law of memory: the interval becomes
-narrower, and nothing else changes. In balls and symbols: the laws solve the equations of the
-second moments, also with that term.
+narrower, and nothing else changes. Adam with L2 feels $s^2 = E|w|^2 E|g|^2$, which is $1 + O(1/C)$
+times $E|w|^2|g|^2$: the measured one is taken. In balls and symbols: the laws solve the equations
+of the second moments, also with that term; the corrections for $\beta_2$ are derived again, in
+matrices, in balls.
 """,
     erratum="A derivation in circulation drops <w, m> and finds r^2 = (C eta/(2 lambda)) (1 - "
     "beta1)/(1 + beta1) for AdamW: the control, 77 % off. Another source prints |w|^4 "
@@ -94,22 +109,23 @@ def equilibrium_norm(subject):
     rule, path = subject.rule, equilibrium_path(subject)
     squares, tau = chain_means(path.norms**2, subject.slowest)
     gradients, remembered = path.gradients.mean(axis=0), path.remembered.mean(axis=0)
-    factor = laws.MEMORIES[rule.optimizer](subject.law.small, MEMORY)
+    law = subject.law_of(path)
+    factor = laws.MEMORIES[rule.optimizer](law.small, MEMORY)
     without_memory = 1 + factor * remembered / gradients
-    tolerance = _TOLERANCE[rule.optimizer]
-    right, wrong = subject.law.norm, rule.wrong_norm(subject.eta, subject.decay)
+    tolerance = _tolerance(subject)
+    right, wrong = law.norm, rule.wrong_norm(subject.eta, subject.decay)
     if rule.optimizer == "AdamW":
         samples, right, wrong = squares / without_memory, right**2, wrong**2
     else:
         samples = squares / (gradients * without_memory)
-        right, wrong = right**4 / S**2, wrong**4 / S**2
+        right, wrong = right**4 / (squares.mean() * gradients.mean()), wrong**4 / S**2
     judgement = judged(
         samples,
         right,
         wrong,
         how=f"{tolerance:.1%} {HOW}",
         tolerance=tolerance,
-        details={**subject.settings, "autocorrelation time": tau, "x or x_e": subject.law.small},
+        details={**subject.settings, "autocorrelation time": tau, "x or x_e": law.small},
     )
     return dataclasses.replace(judgement, control_as_predicted=_solved(subject))
 
@@ -121,7 +137,8 @@ def _solved(subject):
     """
     if subject.rule.optimizer != "Adam":
         return True
-    square, small, decay = subject.law.norm**2, subject.law.small, subject.decay
+    law, decay = subject.rule.law(subject.eta, subject.decay), subject.decay  # of beta2 -> 1
+    square, small = law.norm**2, law.small
     V = subject.eta * decay / small
     balance = subject.eta / (V * decay) * laws.adam_balance(small, MEMORY) * S**2
     second_moment = S**2 / square + decay**2 * square
@@ -150,7 +167,23 @@ def _(subject):
         small = laws.adam_shares(subject.x, subject.memory)
         balance = laws.BALANCES[name](small, subject.memory)
         identity.vanishes(np.array([small * balance - subject.x]), subject.x)
+        identity.all_vanish(_shifted(subject))
+    if name.startswith("Adam") and subject.numbers.name == "ball":
+        again, correction = finite(subject)
+        identity.vanishes(np.array([again.balance - correction.balance]))
     return identity
+
+
+def _shifted(subject):
+    """Yield what vanishes where adam_shift solves Adam's two equations to first order.
+
+    log x_e = log t - log(1 + kappa t + balance) and 2 log x_e = log r^2 - log(1 + t), t as r^4.
+    """
+    t, kappa = subject.x, (1 - subject.memory) / (1 + subject.memory)
+    square, share = laws.adam_shift(t, subject.memory, subject.remembered)
+    below = 1 + kappa * t
+    yield np.array([share * below - 2 * square + subject.remembered]), 1
+    yield np.array([(2 * share - square) * (1 + t) + 2 * t * square]), 1
 
 
 @claim(
@@ -188,15 +221,15 @@ def equilibrium_angle(subject):
     """E|w' - w|^2/(E|w|^2 + E|w'|^2) after burn-in against the law, relative, with its interval."""
     path = equilibrium_path(subject)
     squares, tau = chain_means(path.norms**2, subject.slowest)
-    tolerance = _TOLERANCE[subject.rule.optimizer]
+    law, tolerance = subject.law_of(path), _tolerance(subject)
     moved, after = path.moved.mean(axis=0), (path.after**2).mean(axis=0)
     return judged(
         moved / (squares + after),
-        subject.law.turn,
+        law.turn,
         subject.rule.wrong_turn(subject.eta, subject.decay),
         how=f"{tolerance:.1%} {HOW}",
         tolerance=tolerance,
-        details={**subject.settings, "autocorrelation time": tau, "x or x_e": subject.law.small},
+        details={**subject.settings, "autocorrelation time": tau, "x or x_e": law.small},
     )
 
 
@@ -208,6 +241,9 @@ def _(subject):
     for remembered in (0,) if name == "Nesterov" else (0, subject.remembered):
         R, _, inner = moments(subject, remembered)
         identity.vanishes(np.array([1 - inner / R - law]), law)
+    if name.startswith("Adam") and subject.numbers.name == "ball":
+        again, correction = finite(subject)
+        identity.vanishes(np.array([again.turn - correction.turn]))
     identity.remains(np.array([1 - inner / R - 2 * law]), law)
     return identity
 
@@ -247,7 +283,13 @@ def equilibrium_rate(subject):
     return judged(
         samples,
         laws.equilibrium_rate(
-            rule.optimizer, subject.eta, subject.decay, s=S, dims=DIMS, memory=MEMORY
+            rule.optimizer,
+            subject.eta,
+            subject.decay,
+            s=S,
+            dims=DIMS,
+            memory=MEMORY,
+            beta2=subject.beta2,
         ),
         rate(rule.wrong_norm(subject.eta, subject.decay)),
         how=f"1 % {HOW}",

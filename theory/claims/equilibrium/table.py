@@ -48,9 +48,10 @@ class Rule:
         """The momentum, 0 for the others: they have beta1, which leaves no factor in the rate."""
         return MEMORY if self.optimizer in ("Momentum", "Nesterov") else 0.0
 
-    def law(self, eta, decay, dims=DIMS):
+    def law(self, eta, decay, beta2=None, dims=DIMS, s=S):
         """Return the Equilibrium by the law."""
-        return laws.equilibrium(self.optimizer, eta, decay, s=S, dims=dims, memory=MEMORY)
+        options = {"s": s, "dims": dims, "memory": MEMORY, "beta2": beta2}
+        return laws.equilibrium(self.optimizer, eta, decay, **options)
 
     def relaxation_rate(self, eta, decay, dims=DIMS):
         """Return the rate of relaxation by the law."""
@@ -135,7 +136,7 @@ class WalkSubject:
     decay: float
     skip: int
     steps: int
-    beta2: float = 0.0
+    beta2: float | None = None
     label: str = ""
     seed: int = 0
     longer: float = 1.0
@@ -149,7 +150,12 @@ class WalkSubject:
     @property
     def law(self):
         """The Equilibrium by the law."""
-        return self.rule.law(self.eta, self.decay)
+        return self.rule.law(self.eta, self.decay, self.beta2)
+
+    def law_of(self, path):
+        """Return the Equilibrium by the law at the s^2 = E|w|^2 E|g|^2 of a `Path`."""
+        s = math.sqrt((path.norms**2).mean() * path.gradients.mean())
+        return self.rule.law(self.eta, self.decay, self.beta2, s=s)
 
     @property
     def slowest(self):
@@ -174,8 +180,8 @@ _LARGE = {
     "sgd": (0.1, 3.0, 100, 1500),
     "momentum": (0.1, 3.0, 200, 1500),
     "nesterov": (0.1, 3.0, 200, 1500),
-    "adam + L2": (0.1, 0.5, 300, 1500, 0.9995),
-    "adamw": (0.1, 3.0, 2500, 1000, 0.998),
+    "adam + L2": (0.1, 0.5, 2500, 2000, 0.9995),
+    "adamw": (0.1, 3.0, 2000, 1500, 0.995),
 }
 
 
