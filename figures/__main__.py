@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from figures import presets, runs
-from figures.drawing import FIGURES, draw, figure
+from figures.drawing import FIGURES, LATER, draw, figure
 from figures.grid import archive, executors, runner, store
 from figures.manifest import manifest
 from figures.runs.data import fingerprint
@@ -47,7 +47,9 @@ def parser():
     """Return the command's arguments."""
     p = argparse.ArgumentParser(prog="python -m figures", description=__doc__.splitlines()[0])
     p.add_argument("--preset", choices=list(presets.ALL), default="quick")
-    p.add_argument("--only", nargs="+", choices=FIGURES, metavar="NAME", help="these figures only")
+    p.add_argument(
+        "--only", nargs="+", choices=(*FIGURES, *LATER), metavar="NAME", help="these figures only"
+    )
     p.add_argument("--seeds", type=count, metavar="N", help="seeds of each training run")
     p.add_argument("--list", action="store_true", help="list figures and presets, and end")
     p.add_argument(
@@ -181,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     arguments = parser().parse_args(argv)
     if arguments.list:
-        for name in FIGURES:
+        for name in (*FIGURES, *LATER):
             print(f"{name:18s} {figure(name).TITLE}")
         print()
         for preset in presets.ALL.values():

@@ -13,6 +13,7 @@ FIGURES = (
     "precision_ladder",
     "scaled_starts",
 )
+LATER = ("later_equilibria",)  # of the papers after 2017: drawn when asked for by --only
 
 
 def figure(name):

@@ -3,7 +3,8 @@
 network     Network: layers -> loss and gradients by explicit backward passes, invariance groups
 layers      Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, RMSNorm, GroupNorm, ReLU, Tanh,
             Dropout, MaxPool2d, AveragePool2d, Flatten, Sequential, Residual
-optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies
+optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies;
+            Lion, SGDP, AdamP, Muon
 schedules   Cosine, Warmup, ...: hyper-parameters as functions of the step
 training    fit: batches, history, progress bar, checkpoint and resume
 stored      save, load, load_parameters: networks in files
@@ -39,12 +40,16 @@ from minimal_nn.network import Network
 from minimal_nn.optimizers import (
     LARS,
     SGD,
+    SGDP,
     Adadelta,
     Adagrad,
     Adam,
+    AdamP,
     AdamW,
     Group,
+    Lion,
     Momentum,
+    Muon,
     Nesterov,
     NormalizedSGD,
     Optimizer,
@@ -64,6 +69,7 @@ __all__ = [
     "Adadelta",
     "Adagrad",
     "Adam",
+    "AdamP",
     "AdamW",
     "AveragePool2d",
     "BatchNorm",
@@ -76,8 +82,10 @@ __all__ = [
     "History",
     "Layer",
     "LayerNorm",
+    "Lion",
     "MaxPool2d",
     "Momentum",
+    "Muon",
     "Nesterov",
     "Network",
     "NormalizedSGD",
@@ -87,6 +95,7 @@ __all__ = [
     "ReLU",
     "Residual",
     "SGD",
+    "SGDP",
     "Schedule",
     "Sequential",
     "SignSGD",

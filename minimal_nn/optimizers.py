@@ -463,6 +463,73 @@ class LARS(Optimizer):
     defaults = {"learning_rate": 0.01}
 
 
+class Lion(Optimizer):
+    """Lion: the sign of an average of gradients, and decoupled decay (Chen et al., 2023)."""
+
+    formula = "lion"
+    slots = ("m",)
+    defaults = {
+        "learning_rate": 0.0001,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "decoupled_weight_decay": 0.0,
+    }
+
+
+class SGDP(Optimizer):
+    """Momentum whose step has no part along w (Heo et al., 2021; without Nesterov's look ahead).
+
+    delta, decay_ratio: which parameters are told to be scale-invariant, and what decays them then.
+    """
+
+    formula = "sgdp"
+    slots = ("buffer",)
+    defaults = {
+        "learning_rate": 0.05,
+        "momentum": 0.9,
+        "delta": 0.1,
+        "decay_ratio": 0.1,
+        "decoupled_weight_decay": 0.0,
+    }
+
+
+class AdamP(Optimizer):
+    """AdamW whose step has no part along w (Heo et al., 2021)."""
+
+    formula = "adamp"
+    slots = ("m", "v")
+    counts_steps = True
+    defaults = {
+        "learning_rate": 0.001,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "eps": 1e-8,
+        "delta": 0.1,
+        "decay_ratio": 0.1,
+        "decoupled_weight_decay": 0.0,
+    }
+
+
+class Muon(Optimizer):
+    """The polar factor of the momentum, U V^T of v = U S V^T, and decoupled decay (Jordan, 2024).
+
+    Exact, or by so many steps of its Newton-Schulz polynomial.  Without Nesterov's look ahead, and
+    without a factor for a matrix's shape, which is a learning rate of its `Group`: (n, units) has
+    sqrt(max(1, units/n)) in Jordan's code, 0.2 sqrt(max(n, units)) in Moonlight (Liu et al., 2025).
+    A vector takes steps along v/|v|.
+    """
+
+    formula = "muon"
+    slots = ("buffer",)
+    defaults = {
+        "learning_rate": 0.02,
+        "momentum": 0.95,
+        "newton_schulz_steps": 0,
+        "decoupled_weight_decay": 0.0,
+    }
+
+
+# Those of the paper and its time, which every wing has.
 ALL = (
     SGD,
     Momentum,
@@ -476,4 +543,6 @@ ALL = (
     NormalizedSGD,
     LARS,
 )
-_BUILT_IN: dict[type[Optimizer], dict[str, Any]] = {cls: methods(cls) for cls in ALL}
+# Those that came after it: reference and cpu wing.  Lion has a compiled loop, the others have not.
+LATER = (Lion, SGDP, AdamP, Muon)
+_BUILT_IN: dict[type[Optimizer], dict[str, Any]] = {cls: methods(cls) for cls in (*ALL, *LATER)}

@@ -169,6 +169,9 @@ class Schedule:
     step t a parameter's own value is multiplied by f(t).  groups: `Group(names, learning_rate=f)`
     gives parameters functions of their own, in place of those of the whole network.
 
+    AdamC (Defazio, 2025) is AdamW with `Schedule(f, decoupled_weight_decay=f)`, where weights are
+    scale-invariant: w shrinks by 1 - eta_t^2 decoupled_weight_decay/eta in a step.
+
     Raises TypeError and ValueError for other names, and for what is no function.
 
     >>> from minimal_nn import Group

@@ -24,11 +24,11 @@ import pytest
 
 import minimal_nn as nn
 from minimal_nn.cpu.machine.threads import get_num_threads
-from minimal_nn.optimizers import ALL
+from minimal_nn.optimizers import ALL, LATER
 from minimal_nn.plans import StepByStep
 
 EXAMPLES, STEPS = 24, 30
-NAMES = [kind.__name__ for kind in ALL]
+NAMES = [kind.__name__ for kind in (*ALL, *LATER)]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,8 @@ def optimizer_of(rng, names):
     """
     name, decay = str(rng.choice(NAMES)), float(rng.choice([0.0, 0.01]))
     eta = {"RMSprop": 1e-3, "Adam": 2e-3, "AdamW": 2e-3, "Adadelta": 0.5}.get(name, 0.01)
-    own = {"weight_decay": decay} if name != "AdamW" else {"decoupled_weight_decay": decay}
+    decoupled = "decoupled_weight_decay" in getattr(nn, name).defaults
+    own = {"decoupled_weight_decay" if decoupled else "weight_decay": decay}
     torchs = {"weight_decay": decay}
     if name in ("Momentum", "Nesterov"):
         own["momentum"] = torchs["momentum"] = float(rng.choice([0.5, 0.9]))
@@ -140,7 +141,7 @@ def optimizer_of(rng, names):
     if name == "Adadelta":
         own.update(decay=0.9, eps_numerator=1e-3, eps_denominator=1e-3)
         torchs.update(rho=0.9, eps=1e-3)
-    if name in ("RMSprop", "Adagrad", "Adam", "AdamW"):
+    if name in ("RMSprop", "Adagrad", "Adam", "AdamW", "AdamP"):
         own["eps"] = torchs["eps"] = 1e-3
     slow = [key for key in names if rng.random() < 0.3] if rng.random() < 0.3 else []
     if slow:
@@ -152,7 +153,7 @@ def optimizer_of(rng, names):
             for key, tensor in tensors.items()
         ]
         if name in FORMULAS:
-            return Written(torch, groups, FORMULAS[name], decay)
+            return Written(torch, groups, FORMULAS[name], decay, decoupled)
         kind = {"Momentum": "SGD", "Nesterov": "SGD"}.get(name, name)
         return getattr(torch.optim, kind)(groups, **torchs)
 
@@ -163,21 +164,73 @@ def unit_norms(w):
     return (w * w).sum(dim=tuple(range(w.ndim - 1)) if w.ndim > 1 else None).sqrt()
 
 
+def lion(w, g, state):
+    m = state.get("m", 0)
+    state["m"] = 0.99 * m + 0.01 * g
+    return (0.9 * m + 0.1 * g).sign()
+
+
+def without_radial_part(w, g, step, state):
+    """The rule of Heo et al. (2021), units being columns; notes in `state` what decay is times."""
+    state["ratio"] = 1.0
+    if w.ndim < 2:
+        return step
+    for rows in (w.shape[-1], 1):
+        u, v, p = (x.reshape(-1, w.shape[-1]).T.reshape(rows, -1) for x in (w, g, step))
+        cosines = ((u * v).sum(dim=1) / (unit_norms(u.T) * unit_norms(v.T))).nan_to_num(0.0)
+        if cosines.abs().max() < 0.1 / u.shape[1] ** 0.5:
+            state["ratio"] = 0.1
+            u = (u / unit_norms(u.T)[:, None]).nan_to_num(0.0)
+            p = p - u * (u * p).sum(dim=1, keepdim=True)
+            return p.reshape(w.shape[-1], -1).T.reshape(w.shape)
+    return step
+
+
+def sgdp(w, g, state):
+    state["v"] = 0.9 * state.get("v", 0) + g
+    step = without_radial_part(w, g, state["v"], state)
+    state["ratio"] /= 0.1
+    return step
+
+
+def adamp(w, g, state):
+    t = state["t"] = state.get("t", 0) + 1
+    state["m"] = 0.9 * state.get("m", 0) + 0.1 * g
+    state["v"] = 0.999 * state.get("v", 0) + 0.001 * g * g
+    root = (state["v"] / (1 - 0.999**t)).sqrt() + 1e-3
+    return without_radial_part(w, g, state["m"] / (1 - 0.9**t) / root, state)
+
+
+def muon(w, g, state):
+    state["v"] = 0.95 * state.get("v", 0) + g
+    v = state["v"].reshape(-1, w.shape[-1] if w.ndim > 1 else 1)
+    U, S, V = v.svd()
+    rank = S > max(v.shape) * np.finfo(v.numpy().dtype).eps * S[0]
+    return ((U * rank) @ V.T).reshape(w.shape)
+
+
 FORMULAS = {  # the steps of what PyTorch does not have, divided by the learning rate
-    "SignSGD": lambda w, g: g.sign(),
-    "NormalizedSGD": lambda w, g: (g / unit_norms(g)).nan_to_num(0.0),
-    "LARS": lambda w, g: g.where(unit_norms(w) == 0, unit_norms(w) * g / unit_norms(g)).nan_to_num(
-        0.0
-    ),
+    "SignSGD": lambda w, g, state: g.sign(),
+    "NormalizedSGD": lambda w, g, state: (g / unit_norms(g)).nan_to_num(0.0),
+    "LARS": lambda w, g, state: g.where(
+        unit_norms(w) == 0, unit_norms(w) * g / unit_norms(g)
+    ).nan_to_num(0.0),
+    "Lion": lion,
+    "SGDP": sgdp,
+    "AdamP": adamp,
+    "Muon": muon,
 }
 
 
 class Written:
-    """An optimizer of PyTorch's tensors by a formula of this file."""
+    """An optimizer of PyTorch's tensors by a formula of this file: (w, g, state) -> the step.
 
-    def __init__(self, torch, groups, formula, decay):
-        self.torch, self.formula = torch, formula
-        self.param_groups = [{**group, "weight_decay": decay} for group in groups]
+    What decoupled decay is multiplied by the formula leaves in the state.
+    """
+
+    def __init__(self, torch, groups, formula, decay, decoupled):
+        self.torch, self.formula, self.decoupled = torch, formula, decoupled
+        self.param_groups = [{**group, "weight_decay": decay, "state": {}} for group in groups]
 
     def zero_grad(self):
         for group in self.param_groups:
@@ -186,8 +239,12 @@ class Written:
     def step(self):
         with self.torch.no_grad():
             for group in self.param_groups:
-                (w,) = group["params"]
-                w -= group["lr"] * self.formula(w, w.grad + group["weight_decay"] * w)
+                (w,), decay, state = group["params"], group["weight_decay"], group["state"]
+                g = w.grad if self.decoupled else w.grad + decay * w
+                step = self.formula(w, g, state)
+                if self.decoupled:
+                    w *= 1 - group["lr"] * decay * state.get("ratio", 1.0)
+                w -= group["lr"] * step
 
 
 def schedule_of(rng):

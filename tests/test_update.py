@@ -74,6 +74,13 @@ def sign_sgd(w, g, state, t, h):
     return w - h["learning_rate"] * (int(g > 0) - int(g < 0)), ()
 
 
+def lion(w, g, state, t, h):
+    c = h["beta1"] * state[0] + (1 - h["beta1"]) * g
+    decayed = w - h["learning_rate"] * h["decoupled_weight_decay"] * w
+    m = h["beta2"] * state[0] + (1 - h["beta2"]) * g
+    return decayed - h["learning_rate"] * (int(c > 0) - int(c < 0)), (m,)
+
+
 class Rule:
     """One formula: how many state arrays it has, its hyper-parameters, and how they scale.
 
@@ -83,7 +90,7 @@ class Rule:
 
     def __init__(self, by_hand, slots, hyper, scaling):
         self.by_hand, self.slots, self.hyper, self.scaling = by_hand, slots, hyper, scaling
-        self.counts_steps = "beta1" in hyper
+        self.counts_steps = by_hand in (adam, adamw)
 
     def hyper_parameters(self, eps):
         """Return the hyper-parameters with eps added to every eps (one of Adadelta's is not 0)."""
@@ -114,9 +121,16 @@ RULES = {
         {**SCALING, "decoupled_weight_decay": -1},
     ),
     "sign_sgd": Rule(sign_sgd, 0, {"learning_rate": RATE}, {"learning_rate": 1}),
+    "lion": Rule(
+        lion,
+        1,
+        {"learning_rate": RATE, "beta1": 0.9, "beta2": 0.99, "decoupled_weight_decay": 0.3},
+        {"learning_rate": 1, "decoupled_weight_decay": -1},
+    ),
 }
 # Steps along a unit's whole gradient: not number by number, so not in the table.
 BY_UNIT = ("normalized_sgd", "lars")
+BY_PARAMETER = ("sgdp", "adamp", "muon")  # see test_later_optimizers.py
 ADAPTIVE = ("rmsprop", "adagrad", "adadelta", "adam", "adamw")
 
 
@@ -182,7 +196,10 @@ def test_every_formula_is_tested(reference):
         and value.__module__ == module.__name__
         and not name.startswith("_")
     }
-    assert public - {"of_step", "step"} == {*RULES, *BY_UNIT, "add_penalty", "clip", "normalize"}
+    assert public - {"of_step", "step"} == {
+        *(*RULES, *BY_UNIT, *BY_PARAMETER),
+        *("add_penalty", "clip", "normalize"),
+    }
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -10,9 +10,9 @@ import numpy as np
 
 from minimal_nn import backend
 from minimal_nn.command import painted, run
-from theory.claim import select
+from theory.claim import CLAIMS, FOLLOWERS, select
 from theory.numbers import arithmetic
-from theory.report import faults, outline, processes, reach, seeds, table
+from theory.report import ask, faults, outline, processes, reach, seeds, table
 from theory.subjects.networks import DTYPES, Options
 
 
@@ -25,6 +25,19 @@ def parser():
     p.add_argument("--list", action="store_true", help="say each claim in a sentence and exit")
     p.add_argument("--explain", metavar="ID", help="print a claim with its derivation and exit")
     p.add_argument("--latex", action="store_true", help="--explain: formulas in LaTeX")
+    p.add_argument(
+        "--chapter",
+        choices=["followers"],
+        help="the papers after 2017, in place of the paper's claims",
+    )
+    p.add_argument(
+        "--ask",
+        metavar="N",
+        type=int,
+        nargs="*",
+        help="answer what practitioners ask (question N, or all) and exit",
+    )
+    p.add_argument("--errata", action="store_true", help="list where sources err, and exit")
     p.add_argument("--only", metavar="ID", nargs="+", help="verify these claims alone")
     p.add_argument("--backend", default="reference", choices=backend.NAMES, help="the wing")
     numbers = p.add_mutually_exclusive_group()
@@ -76,10 +89,17 @@ def main(arguments=None):
 
 
 def _main(options, out):
+    registry = FOLLOWERS if options.chapter else CLAIMS
     if options.list:
-        print("\n".join(outline.listing()))
+        print("\n".join(outline.listing(registry.values())))
+        return 0
+    if options.errata:
+        print("\n".join(outline.errata({**CLAIMS, **FOLLOWERS}.values())))
         return 0
     try:
+        if options.ask is not None:
+            print("\n".join(ask.lines(options.ask)))
+            return 0
         if options.latex and not options.explain:
             raise ValueError(
                 "--latex: got it alone, expected --explain ID, whose formulas it shows"
@@ -93,7 +113,7 @@ def _main(options, out):
 
             print(f"page: {play.write(options.play)}")
             return 0
-        claims = select(options.only)
+        claims = select(options.only, registry)
         if options.seed < 0:
             raise ValueError(f"--seed: got {options.seed}, expected an integer >= 0")
         if options.seeds is not None and options.seeds < 1:

@@ -24,6 +24,7 @@ from theory.subjects.exact import exact_subjects
 from theory.subjects.networks import network_subjects
 
 CLAIMS: dict[str, "Claim"] = {}  # by id, in the order of the paper
+FOLLOWERS: dict[str, "Claim"] = {}  # those of the papers after it, which are run when asked for
 
 
 # Why some claims are not run in some arithmetics
@@ -244,16 +245,18 @@ def claim(
     numpy_only: str = "",
     too_long: str = "",
     runs_of: str = "",
+    registry: dict[str, Claim] = CLAIMS,
 ) -> Callable[[Callable], Claim]:
     """Register the decorated function, subject -> Measurement, as a Claim, and return the Claim.
 
-    unfit: (why, names) pairs, the names of arithmetics separated by spaces.
+    unfit: (why, names) pairs, the names of arithmetics separated by spaces.  registry: CLAIMS or
+    FOLLOWERS.
     """
 
     def register(measure):
-        if id in CLAIMS:
+        if id in {**CLAIMS, **FOLLOWERS}:
             raise ValueError(f"id: the claim {id!r} exists already, expected a new id")
-        CLAIMS[id] = Claim(
+        registry[id] = Claim(
             id=id,
             statement=statement,
             source=source,
@@ -269,20 +272,23 @@ def claim(
             erratum=erratum,
             runs_of=runs_of,
         )
-        return CLAIMS[id]
+        return registry[id]
 
     return register
 
 
-def select(ids: Iterable[str] | None = None) -> tuple[Claim, ...]:
-    """Return the claims with the given ids, or all, in the registry's order.
+def select(
+    ids: Iterable[str] | None = None, registry: dict[str, Claim] = CLAIMS
+) -> tuple[Claim, ...]:
+    """Return the claims with the given ids, or all of `registry`, in the registries' order.
 
-    Raises ValueError for an unknown id.
+    registry: CLAIMS, or FOLLOWERS: the papers' after 2017.  Raises ValueError for an unknown id.
     """
     if ids is None:
-        return tuple(CLAIMS.values())
-    unknown = [id for id in ids if id not in CLAIMS]
+        return tuple(registry.values())
+    known = {**CLAIMS, **FOLLOWERS}
+    unknown = [id for id in ids if id not in known]
     if unknown:
-        near = suggestion(unknown[0], CLAIMS)
+        near = suggestion(unknown[0], known)
         raise ValueError(f"claims: got {unknown}{near}, expected some of {', '.join(CLAIMS)}")
-    return tuple(c for c in CLAIMS.values() if c.id in ids)
+    return tuple(c for c in known.values() if c.id in ids)

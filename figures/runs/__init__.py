@@ -3,6 +3,7 @@
     training.py   trains a network and records it (data.py, recording.py)
     scaling.py    turns the weights by one small step, from weights of many sizes
     ladder.py     residuals of exact identities in one arithmetic
+    walks.py      an optimizer on the random walk
 
 A configuration's entry "experiment" says which of them runs it.
 """
@@ -11,13 +12,15 @@ import pathlib
 
 import minimal_nn
 from figures.grid.version import code_version
-from figures.runs import ladder, scaling, training
+from figures.runs import ladder, scaling, training, walks
 from theory import laws, numbers
+from theory.subjects import walks as random_walk
 
-EXPERIMENTS = {"training": training, "scaling": scaling, "precision": ladder}
+EXPERIMENTS = {"training": training, "scaling": scaling, "precision": ladder, "walk": walks}
 
-SOURCES = tuple(
-    pathlib.Path(room.__file__).parent for room in (training, minimal_nn, laws, numbers)
+SOURCES = (
+    *(pathlib.Path(room.__file__).parent for room in (training, minimal_nn, laws, numbers)),
+    pathlib.Path(random_walk.__file__),
 )
 # Parts of minimal_nn that no run computes with: whatever is not named here counts.
 BESIDE = (

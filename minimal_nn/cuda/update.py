@@ -202,7 +202,13 @@ def launch_step(formula, w, g, states, table, place, new=None, per_entry=False):
 
 def step(formula, w, g, states=(), **hyper):
     """Return the new w of a formula of reference/update.py, by name, and the new states if any."""
-    (w, g, *states), hyper = _checked(*of_step(formula, w, g, states, hyper))
+    arrays, hyper = of_step(formula, w, g, states, hyper)
+    if formula not in FORMULAS | BY_UNIT:
+        raise ValueError(
+            f"formula: got {formula!r}, which the cuda wing has no kernels for; expected a network "
+            "in the reference or cpu wing, or another optimizer"
+        )
+    (w, g, *states), hyper = _checked(arrays, hyper)
     if formula in BY_UNIT:
         return _unit_step(formula, w, g, **hyper)
     table, per_entry = _table(scalars(formula, **hyper), w)

@@ -222,6 +222,104 @@ def lars(w, g, learning_rate):
 
 
 @_formula
+def lion(w, g, m, learning_rate, beta1, beta2, decoupled_weight_decay):
+    """Lion (Chen et al., 2023): (1 - eta decoupled_weight_decay) w - eta sign(c).  Returns w and m.
+
+    c = beta1 m + (1 - beta1) g; m = beta2 m + (1 - beta2) g.
+    """
+    direction = np.sign(beta1 * m + (1 - beta1) * g)
+    m = beta2 * m + (1 - beta2) * g
+    shrink = 1 - learning_rate * decoupled_weight_decay
+    return shrink * w - learning_rate * direction, m
+
+
+def _tangent(w, g, step, delta):
+    """Return a step without its part along w where the loss does not feel |w|, and whether that is.
+
+    Heo et al. (2021) tell that from |cos(g, w)| < delta/sqrt(n) for each unit of n weights, or of
+    the parameter as a whole: the part is taken from each unit, or from the whole.  A vector, such
+    as a bias, is left alone.  The cosine with what is all 0 is 0.
+    """
+    if np.ndim(delta) > 0:
+        raise ValueError(f"delta: got {delta!r}, expected one number: it judges a whole parameter")
+    views = ((-1, w.shape[-1]), (-1, 1)) if w.ndim > 1 else ()
+    for shape in views:
+        u, v, p = (x.reshape(shape) for x in (w, g, step))
+        u, v = (_ratio(scaled, length) for _, scaled, length in map(_scaled_norm, (u, v)))
+        cosines = (u * v).sum(axis=0)
+        if np.all(cosines * cosines < delta * delta / len(u)):
+            return (p - u * (u * p).sum(axis=0)).reshape(w.shape), True
+    return step, False
+
+
+@_formula
+def sgdp(w, g, buffer, learning_rate, momentum, delta, decay_ratio, decoupled_weight_decay):
+    """SGDP (Heo et al., 2021): momentum whose step has no part along w.  Returns w and v.
+
+    v = momentum v + g; p = v - <v, w> w/|w|^2, where |cos(g, w)| < delta/sqrt(n), else p = v;
+    (1 - eta decay/(1 - momentum)) w - eta p, decay being decoupled_weight_decay, times decay_ratio
+    where p is not v.  Of its eps, which keeps 0/0 away, there is none: 0/0 is 0.
+    """
+    buffer = momentum * buffer + g
+    step, tangent = _tangent(w, g, buffer, delta)
+    decay = decoupled_weight_decay * (decay_ratio if tangent else 1) / (1 - momentum)
+    return (1 - learning_rate * decay) * w - learning_rate * step, buffer
+
+
+@_formula
+def adamp(
+    w, g, m, v, t, learning_rate, beta1, beta2, eps, delta, decay_ratio, decoupled_weight_decay
+):
+    """AdamP (Heo et al., 2021): AdamW whose step has no part along w, by sgdp's rule."""
+    step, m, v = _adam_step(g, m, v, t, 1.0, beta1, beta2, eps, 0.0)
+    step, tangent = _tangent(w, g, step, delta)
+    decay = decoupled_weight_decay * (decay_ratio if tangent else 1)
+    return (1 - learning_rate * decay) * w - learning_rate * step, m, v
+
+
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # a, b, c of a step X = a X + (b A + c A^2) X, A = X X^T
+
+
+def _polar_factor(w, newton_schulz_steps):
+    """Return U V^T of w = U S V^T, a parameter's columns being its units; a vector is one unit.
+
+    Singular values that are 0 up to rounding stay 0.  newton_schulz_steps: 0 for LAPACK's singular
+    vectors, else how many steps of Jordan's polynomial, after which singular values lie between
+    about 0.7 and 1.2.
+    """
+    expect_integer("newton_schulz_steps", newton_schulz_steps, 0)
+    if w.dtype not in (np.float32, np.float64):
+        raise TypeError(f"w: got {w.dtype}, expected float32 or float64, which LAPACK knows")
+    if not np.all(np.isfinite(w)):
+        raise NonFiniteError("buffer: got momentum that is not finite, of which there is no U V^T")
+    matrix = w.reshape(-1, w.shape[-1] if w.ndim > 1 else 1)
+    matrix = power_of_two(matrix, None) * matrix
+    if newton_schulz_steps == 0:
+        U, S, Vh = np.linalg.svd(matrix, full_matrices=False)
+        rank = S > max(matrix.shape) * np.finfo(w.dtype).eps * S[0]
+        return ((U * rank) @ Vh).reshape(w.shape)
+    wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    X, (a, b, c) = _ratio(wide, np.sqrt((wide * wide).sum())), NEWTON_SCHULZ
+    for _ in range(newton_schulz_steps):
+        A = X @ X.T
+        X = a * X + (b * A + c * (A @ A)) @ X
+    return (X if wide is matrix else X.T).reshape(w.shape)
+
+
+@_formula
+def muon(w, g, buffer, learning_rate, momentum, newton_schulz_steps, decoupled_weight_decay):
+    """Muon (Jordan et al., 2024): (1 - eta decoupled_weight_decay) w - eta O.  Returns w and v.
+
+    v = momentum v + g, without Nesterov's look ahead; O = U V^T of v = U S V^T, without a factor
+    for its shape: |O|^2 is the rank of v.
+    """
+    buffer = momentum * buffer + g
+    step = _polar_factor(buffer, newton_schulz_steps)
+    shrink = 1 - learning_rate * decoupled_weight_decay
+    return shrink * w - learning_rate * step, buffer
+
+
+@_formula
 def normalize(w, norm):
     """Return w norm / |w|, unit by unit: "Normalizing Weights", section 5.5 of the paper.
 
@@ -235,7 +333,7 @@ def normalize(w, norm):
 
 FORMULAS = (
     *("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adadelta", "adam", "adamw"),
-    *("sign_sgd", "normalized_sgd", "lars"),
+    *("sign_sgd", "normalized_sgd", "lars", "lion", "sgdp", "adamp", "muon"),
 )
 
 

@@ -257,3 +257,17 @@ def test_a_step_by_name_with_eps_inside_the_root(place, rng, formula):
         np.testing.assert_allclose(value, truth, rtol=1e-14)
     plain = stepped(update, formula, arrays, **hyper_of(formula))
     assert np.max(np.abs(plain[0] - expected[0])) > 1e-6
+
+
+@pytest.mark.parametrize(
+    "formula", sorted({*reference.FORMULAS} - {*update.FORMULAS, *update.BY_UNIT})
+)
+def test_what_has_no_kernel_is_refused(formula, rng):
+    names = inspect.signature(getattr(reference, formula)).parameters
+    states = [name for name in names if name in ("buffer", "m", "v")]
+    hyper = {name: 0.5 for name in names if name not in (*states, "w", "g", "t")}
+    if "t" in names:
+        hyper["t"] = 1
+    w, g, *states = rng.standard_normal((2 + len(states), 3, 2))
+    with pytest.raises(ValueError, match=f"got '{formula}', which the cuda wing has no kernels"):
+        update.step(formula, w, g, states, **hyper)

@@ -183,8 +183,8 @@ def test_a_decay_that_is_coupled_keeps_eta_to_the_1_plus_nu_times_its_scale():
 
 
 def test_laws_refuse_what_they_do_not_know():
-    with pytest.raises(ValueError, match="optimizer: got 'Lion', expected one of SGD, "):
-        laws.powers("Lion")
+    with pytest.raises(ValueError, match="optimizer: got 'Prodigy', expected one of SGD, "):
+        laws.powers("Prodigy")
     with pytest.raises(ValueError, match="optimizer: got 'Adadelta', expected one whose learning"):
         laws.effective_rate("Adadelta", 1.0, 1.0)
     with pytest.raises(ValueError, match="optimizer: got 'LARS', expected one of SGD, Momentum"):

@@ -15,6 +15,7 @@
     in_training     equilibrium in training runs
     remedies/       fixed norms, weight norm, LARS (section 5.5, discussion)
     gamma_beta      which of them are really regularized (discussion)
+    followers/      the papers after 2017, in a registry of their own
 
 No chapter knows another: what they share is in theory.measures.  A claim's form in balls and
 symbols stands below it, by `@that_claim.exactly`.
@@ -25,7 +26,7 @@ from theory.claims import derivative, definitions, invariance, gradients, effect
 from theory.claims import optimizers
 from theory.claims import second_order, norm_dynamics, stored, flow, equilibrium, rotation
 from theory.claims import in_training
-from theory.claims import remedies, gamma_beta
+from theory.claims import remedies, gamma_beta, followers
 # isort: on
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "effective_rate",
     "equilibrium",
     "flow",
+    "followers",
     "gamma_beta",
     "gradients",
     "in_training",

@@ -16,6 +16,8 @@ does not.  Times are steps.  No quantity has a unit but the powers of w's that `
     finite        what a beta2 below 1 adds to Adam's and AdamW's
     memory        what gradients that remember put in the place of s^2
     remedies      |w| held at 1: the rate that is left, and the threshold
+    later         equilibria of Lion, Muon, SGDP, AdamP: the optimizers after the paper
+    schedules     schedules that are decay, and how decay and schedule move the effective rate
     batch         what becomes of hyper-parameters where the batch's size changes
 
 Every formula is made of + - * /, np.sqrt, np.log and np.abs, so that it takes floats, arrays, balls
@@ -47,6 +49,15 @@ from theory.laws.balance import (
 )
 from theory.laws.batch import batch_powers
 from theory.laws.finite import Correction, adam_correction, adamw_correction
+from theory.laws.later import (
+    correlation_sum,
+    directions_balance,
+    directions_turn,
+    later_equilibrium,
+    lion_correlation,
+    lion_published,
+    projected_balance,
+)
 from theory.laws.memory import (
     MEMORIES,
     STORES,
@@ -90,17 +101,23 @@ from theory.laws.scaling import (
     rate_power,
     repeated_step,
 )
+from theory.laws.schedules import (
+    equivalent_rate,
+    momentum_schedule,
+    next_rate,
+    schedule_growth,
+)
 
 __all__ = [
     "BALANCES",
+    "Correction",
     "DEGREES",
+    "Equilibrium",
     "MEMORIES",
     "SHRINKS",
     "STORES",
-    "TURNS",
-    "Correction",
-    "Equilibrium",
     "Store",
+    "TURNS",
     "adam_balance",
     "adam_clock",
     "adam_correction",
@@ -122,17 +139,25 @@ __all__ = [
     "balanced",
     "batch_powers",
     "circle_angle",
+    "correlation_sum",
     "direction_rate",
+    "directions_balance",
+    "directions_turn",
     "effective_rate",
     "equilibrium",
     "equilibrium_rate",
+    "equivalent_rate",
     "fixed_norm_adam_share",
     "fixed_norm_rate",
     "fixed_norm_share",
     "growth",
+    "later_equilibrium",
     "limit",
+    "lion_correlation",
+    "lion_published",
     "momentum_balance",
     "momentum_memory",
+    "momentum_schedule",
     "momentum_shrink",
     "momentum_store",
     "momentum_turn",
@@ -141,15 +166,18 @@ __all__ = [
     "nesterov_shrink",
     "nesterov_store",
     "nesterov_turn",
+    "next_rate",
     "norm_exponent",
     "norm_power",
     "power_clock",
     "powers",
+    "projected_balance",
     "rate_exponents",
     "rate_power",
     "relaxation_rate",
     "repeated_step",
     "reversed_by_decay",
+    "schedule_growth",
     "sgd_fourth_moment",
     "sgd_store",
 ]

@@ -24,6 +24,10 @@ DEGREES = {
     "SignSGD": 0,
     "NormalizedSGD": 0,
     "LARS": -1,
+    "Lion": 0,
+    "SGDP": 1,
+    "AdamP": 0,
+    "Muon": 0,
 }
 
 # What stands beside a gradient, or beside its square, scales as that does.

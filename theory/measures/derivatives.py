@@ -6,6 +6,7 @@ one direction it is the backward pass run on jets, in whatever arithmetic their 
 
 import numpy as np
 
+import minimal_nn as nn
 from minimal_nn.gradcheck import complex_step
 from theory.numbers.bounded import Bounded
 from theory.numbers.jet import Jet
@@ -111,6 +112,29 @@ def bounded_directional(network, direction, X, targets):
         {name: jet.value for name, jet in gradients.items()},
         {name: jet.tangent for name, jet in gradients.items()},
     )
+
+
+def along_weights(network, X, targets):
+    """Return grad L and H w of the invariant weights as `Bounded` arrays.
+
+    For batch, layer and RMS norm z = X W and its derivative along W, which is z again, are the same
+    numbers.  H w = -grad L holds for these z, however they were rounded, so that only what comes
+    after z counts as an error.  It holds for z less its mean as well (for other X or W), where a
+    bound need not allow for the cancellation of a large mean.
+    """
+    (name,) = invariant_weights(network)
+    W = network.parameters[name]
+    if name.endswith(".v"):
+        gradient, product = bounded_directional(network, {name: W}, X, targets)
+        return gradient[name], product[name]
+    z = network.layers[1].centered(X @ W)
+    tail = nn.Network(network.layers[1:], z.shape[1:], dtype=network.dtype)
+    kept = [array for other, array in network.parameters.items() if other != name]
+    tail.parameters = {
+        other: Jet(Bounded(array)) for other, array in zip(tail.parameters, kept, strict=True)
+    }
+    dz = tail.trace(Jet(Bounded(z), Bounded(z)), targets).layers[tail.names[0]].dx
+    return Bounded(X.T) @ dz.value, Bounded(X.T) @ dz.tangent
 
 
 def hessian_error(network, X, targets, H, names=None):

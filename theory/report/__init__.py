@@ -11,6 +11,7 @@
     processes   claims measured on several processes
     seeds       claims over many seeds
     faults      which claims catch which planted fault
+    ask         what practitioners ask, answered by claims and laws
 
 Pages are drawn by `drawing`, without a library.
 """

@@ -1,6 +1,7 @@
 """What `python -m theory` prints: a line for each claim, in plain words, under its chapter."""
 
-from theory.claim import CLAIMS
+import textwrap
+
 from theory.numbers.arithmetic import EXACT
 from theory.report import table
 
@@ -20,6 +21,7 @@ CHAPTERS = {
     "in_training": "Equilibrium in training",
     "remedies": "Remedies",
     "gamma_beta": "Scale and shift after normalization",
+    "followers": "After 2017",
 }
 # At most 46 characters, so that a line has room for the figures.
 SENTENCES = {
@@ -62,6 +64,37 @@ SENTENCES = {
     "weight-norm-grows": "weight normalization lets |v| grow",
     "lars-removes-scale": "LARS is the same from every scale of w",
     "gamma-beta": "of gamma and beta only the last are penalized",
+    "exponential-schedule": "decay is a growing learning rate, to the bit",
+    "any-schedule": "any schedule of decay is one of the rate",
+    "momentum-schedule": "so with momentum, its buffer corrected",
+    "hoffer-correction": "decay as a correction of the rate, made exact",
+    "schedule-law": "decay and schedule are one number in the rate",
+    "rate-cannot-grow": "a schedule along which no rate grows",
+    "adamc": "decay that follows the rate keeps |g|/|w|",
+    "lion-norm": "Lion settles by the arcsine law",
+    "lion-turn": "and turns by it",
+    "sign-equilibrium": "signs with decay: |w| and turn at any x",
+    "projected-norm": "SGDP and AdamP settle at a smaller |w|",
+    "muon-norm": "Muon settles by its factors' correlations",
+    "muon-turn": "and turns by them",
+    "published-turns": "published angles hold for small x alone",
+    "published-norms": "and so do published norms",
+    "gradient-weight-ratio": "|g|/|w| is set by decay over rate",
+    "adamw-covariance": "AdamW's average is not orthogonal to w",
+    "layers-turn": "AdamW turns layers alike, Adam + L2 does not",
+    "intrinsic-rate": "|w|^4 follows the intrinsic rate",
+    "adamw-average": "AdamW's w is an average of its updates",
+    "momentum-sum": "momentum adds to |w| what it remembers",
+    "projected-steps": "projected steps are orthogonal to w",
+    "projected-angle": "steps on the sphere turn by arctan eta",
+    "later-symmetry": "the later optimizers' runs are one run",
+    "translation-law": "sums over classes shrink by decay alone",
+    "gain-and-matrix": "gain and next matrix keep their difference",
+    "homogeneous-network": "without biases f is of degree M in theta",
+    "layers-share-product": "and <W, g> is the same in all layers",
+    "sphere-threshold": "on the sphere the threshold is 2/sum a",
+    "decay-never-settles": "decay without noise never settles",
+    "hessian-indefinite": "with a gradient there is no convexity in w",
 }
 _WIDTHS = (23, 46, 8, 8)
 _EXACT_BITS = "a bound of 0 leaves nothing to rounding: such claims hold to the last bit"
@@ -78,9 +111,16 @@ def sentence(claim):
     return SENTENCES.get(claim.id, claim.id.replace("-", " "))
 
 
-def listing():
+def listing(claims):
     """Return a line for each claim, its id and what it says; --explain says the rest."""
-    return [f"{claim.id:25s} {sentence(claim)}" for claim in CLAIMS.values()]
+    return [f"{claim.id:25s} {sentence(claim)}" for claim in claims]
+
+
+def errata(claims):
+    """Return what is wrong in sources, each with the claim that measures it."""
+    indent = {"initial_indent": "    ", "subsequent_indent": "    "}
+    found = ((c.id, textwrap.wrap(c.erratum, table.WIDTH, **indent)) for c in claims if c.erratum)
+    return [line for id, lines in found for line in (id, *lines)]
 
 
 def header(count, arithmetic=None):

@@ -44,10 +44,12 @@ def columns_norm(w):
     return np.sqrt((w * w).sum(axis=0))
 
 
-def walk(optimizer, start, *, dims, steps, seed, skip=0, s=1.0, wing="reference"):
+def walk(optimizer, start, *, dims, steps, seed, skip=0, s=1.0, wing="reference", schedule=None):
     """Run chains of the process from norms `start` (chains,); return the `Path` after `skip` steps.
 
-    optimizer: an Optimizer of minimal_nn for the parameter "w".  s: the root of E |r g|^2.
+    optimizer: an Optimizer of minimal_nn for the parameter "w".  s: the root of E |r g|^2, a number
+    or one for each chain.  schedule: recorded step -> {hyper-parameter: what multiplies it}; before
+    the first one it stays as it is there.
     """
     rng = np.random.default_rng(seed)
     w = rng.standard_normal((dims, len(start)))
@@ -63,7 +65,8 @@ def walk(optimizer, start, *, dims, steps, seed, skip=0, s=1.0, wing="reference"
         g -= u * (u * g).sum(axis=0)
         g *= deviation / norm
         buffer, moment = kept(optimizer, "w", "buffer", "m"), second_moment(optimizer, "w")
-        optimizer.step(model, {"w": wing.asarray(g)})
+        factors = None if schedule is None else {"w": schedule(max(step, 0))}
+        optimizer.step(model, {"w": wing.asarray(g)}, factors=factors)
         before, w = w, wing.to_numpy(model.parameters["w"])
         length, norm = norm, columns_norm(w)
         if step >= 0:

@@ -9,7 +9,8 @@ program gives row `step` of a table (hyper_step apart), so schedules and Adam's 
 cost nothing.  A quotient 0/0, which eps = 0 makes possible, is a zero step.
 
 Formulas that see a unit's weights as a whole (LARS, fixed norms) have kernels for the columns of a
-matrix, and others for a vector, which is one unit.
+matrix, and others for a vector, which is one unit.  Those that see a whole parameter, `BY_FORMULA`,
+have none: `step` takes the reference wing's.
 """
 
 from typing import NamedTuple
@@ -36,6 +37,7 @@ from minimal_nn.cpu.machine.vectors import (
 from minimal_nn.cpu.machine.workspace import Columns, round_up
 from minimal_nn.cpu.update.clipping import clip as clip
 from minimal_nn.errors import ZeroNormError
+from minimal_nn.reference import update as reference
 from minimal_nn.reference.arguments import expect_broadcast, expect_norm, expect_shape
 from minimal_nn.reference.update import of_step
 
@@ -66,6 +68,13 @@ def moved(w, rate, direction):
 def average(mean, decay, rest, value):
     """decay mean + (1 - decay) value; `rest` is 1 - decay."""
     return fma(decay, mean, rest * value)
+
+
+@inline
+def sign(x):
+    """-1, 0 or 1"""
+    zero, one = fill(x, 0.0), fill(x, 1.0)
+    return where_positive(x, one, where_positive(zero - x, zero - one, zero))
 
 
 def elementwise(slots, hypers):
@@ -128,9 +137,7 @@ def sgd_kernel(w, g, first, second, p, row):
 @elementwise(slots=0, hypers=2)
 def sign_sgd_kernel(w, g, first, second, p, row):
     """decay, learning rate"""
-    zero, one = fill(w, 0.0), fill(w, 1.0)
-    sign = where_positive(g, one, where_positive(zero - g, zero - one, zero))
-    return moved(w, load(p + row), sign), first, second
+    return moved(w, load(p + row), sign(g)), first, second
 
 
 @elementwise(slots=1, hypers=3)
@@ -200,6 +207,14 @@ def adamw_kernel(w, g, m, v, p, row):
     """decay, learning rate, those of adam_direction, 1 - eta decoupled_weight_decay"""
     m, v, direction = adam_direction(g, m, v, p, row)
     return moved(load(p + 10 * row) * w, load(p + row), direction), m, v
+
+
+@elementwise(slots=1, hypers=7)
+def lion_kernel(w, g, m, second, p, row):
+    """decay, learning rate, beta1, 1 - beta1, beta2, 1 - beta2, 1 - eta decoupled_weight_decay"""
+    direction = sign(average(m, load(p + 2 * row), load(p + 3 * row), g))
+    m = average(m, load(p + 4 * row), load(p + 5 * row), g)
+    return moved(load(p + 6 * row) * w, load(p + row), direction), m, second
 
 
 # --- formulas for units as a whole ----------------------------------------------------------------
@@ -381,9 +396,10 @@ def hyper_parameters(formula, t=1, weight_decay=0.0, eps_inside_root=0.0, **hype
         eps = hyper["eps_numerator"], hyper["eps_denominator"]
         return [weight_decay, rate, decay, 1 - decay, *eps]
     beta1, beta2 = hyper["beta1"], hyper["beta2"]
-    row = [weight_decay, rate, beta1, 1 - beta1, beta2, 1 - beta2, hyper["eps"]]
-    row += bias_corrections(t, beta1, beta2, eps_inside_root)
-    if formula == "adamw":
+    row = [weight_decay, rate, beta1, 1 - beta1, beta2, 1 - beta2]
+    if formula != "lion":
+        row += [hyper["eps"], *bias_corrections(t, beta1, beta2, eps_inside_root)]
+    if formula != "adam":
         row.append(1 - rate * hyper["decoupled_weight_decay"])
     return row
 
@@ -398,7 +414,9 @@ KERNELS = {
     "adadelta": adadelta_kernel,
     "adam": adam_kernel,
     "adamw": adamw_kernel,
+    "lion": lion_kernel,
 }
+BY_FORMULA = ("sgdp", "adamp", "muon")
 # Whether a step is relative to |w|.  The row of their table begins with that of the step of SGD
 # which adds the penalty to g: 0, -decay, learning rate.
 NORMALIZED = {"normalized_sgd": False, "lars": True}
@@ -450,6 +468,8 @@ def emit_normalize(program, w, norm, order=None, lines=None, columns=None):
 def step(formula, w, g, states=(), **hyper):
     """Return the new w of a formula of reference/update.py, by name, and the new states if any."""
     arrays, hyper = of_step(formula, w, g, states, hyper)
+    if formula in BY_FORMULA:
+        return reference.step(formula, *_checked(arrays, hyper)[:2], states, **hyper)
     run = _normalized if formula in NORMALIZED else _elementwise
     results = run(formula, *_checked(arrays, hyper), row=hyper_parameters(formula, **hyper))
     return tuple(results) if states else results[0]

@@ -2,16 +2,13 @@ r"""The Hessian of a scale-invariant loss: how it scales, and what it does to w.
 
 import numpy as np
 
-import minimal_nn as nn
 from theory.claim import WORST_CASE, claim
 from theory.measures.bits import Search, differing
 from theory.measures.closest import Closest
-from theory.measures.derivatives import bounded_directional, directional, hessian
+from theory.measures.derivatives import along_weights, directional, hessian
 from theory.measures.identity import Identity, size_of
-from theory.numbers.bounded import Bounded
-from theory.numbers.jet import Jet
 from theory.subjects.exact import EPS
-from theory.subjects.networks import invariant_weights, rescaled, weight_groups, weights_of
+from theory.subjects.networks import rescaled, weight_groups, weights_of
 from theory.subjects.smooth import float_subjects
 
 LEAST, LIMIT = 32, 200  # of |k|
@@ -68,32 +65,9 @@ def _(subject):
     return identity
 
 
-def _along_w(network, X, targets):
-    """Return grad L and H w of the invariant weights as `Bounded` arrays.
-
-    For batch, layer and RMS norm z = X W and its derivative along W, which is z again, are the same
-    numbers.  H w = -grad L holds for these z, however they were rounded, so that only what comes
-    after z counts as an error.  It holds for z less its mean as well (for other X or W), where a
-    bound need not allow for the cancellation of a large mean.
-    """
-    (name,) = invariant_weights(network)
-    W = network.parameters[name]
-    if name.endswith(".v"):
-        gradient, product = bounded_directional(network, {name: W}, X, targets)
-        return gradient[name], product[name]
-    z = network.layers[1].centered(X @ W)
-    tail = nn.Network(network.layers[1:], z.shape[1:], dtype=network.dtype)
-    kept = [array for other, array in network.parameters.items() if other != name]
-    tail.parameters = {
-        other: Jet(Bounded(array)) for other, array in zip(tail.parameters, kept, strict=True)
-    }
-    dz = tail.trace(Jet(Bounded(z), Bounded(z)), targets).layers[tail.names[0]].dx
-    return Bounded(X.T) @ dz.value, Bounded(X.T) @ dz.tangent
-
-
 def _radial(network, X, targets):
     """Return the Closest of |H w + grad| to its bound, and the largest, relative to |grad|."""
-    gradient, product = _along_w(network, X, targets)
+    gradient, product = along_weights(network, X, targets)
     residual, closest = product + gradient, Closest()
     size = float(np.linalg.norm(gradient.value.astype(np.float64)))
     error = np.abs(residual.value.astype(np.float64)) / size

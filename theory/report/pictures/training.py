@@ -17,6 +17,7 @@ from theory.subjects.networks import (
     network_subject,
 )
 from theory.subjects.training import training_run
+from theory.subjects.walks import kept
 
 
 def _symmetric(variant, a=4.0, steps=60):
@@ -98,6 +99,34 @@ def _norms():
         lines.append(Line(steps[::4], squares[::4], f"λ = {l2:g}", colour, "dots"))
         lines.append(Line(steps, law, "", 0, "law"))
     return plot(lines, "step", "|w|²")
+
+
+@of("norm-with-memory")
+def _with_memory():
+    """(1 − ρ)² |w|² of a unit under momentum without decay: a line; |(1 − ρ) w − ρ η v|², with the
+    buffer v: dots; dashed, its first value and η² ∑ (|∇L|² + 2 ρ ⟨v, ∇L⟩).
+    """
+    eta, rho, subject = 0.05, 0.9, built_in()
+    network = subject.untrained.with_parameters()
+    name = matrices(network)[0]
+    optimizer = nn.Momentum(eta, momentum=rho)
+    squares, forms, pushes = [], [], []
+    for step in range(60):
+        g = network.loss_and_gradients(*subject.batch(step, 16)).gradients
+        w, v = network.parameters[name], kept(optimizer, name, "buffer") + np.zeros(g[name].shape)
+        w, v, slope = (array[:, 0].copy() for array in (w, v, g[name]))
+        squares.append((1 - rho) ** 2 * (w @ w))
+        forms.append((((1 - rho) * w - rho * eta * v) ** 2).sum())
+        pushes.append(eta**2 * (slope @ slope + 2 * rho * (v @ slope)))
+        optimizer.step(network, g)
+    law = forms[0] + np.cumsum([0.0, *pushes[:-1]])
+    steps = np.arange(len(law))
+    lines = [
+        Line(steps, squares, "|w|²", 1),
+        Line(steps, law, "law", 0, "law"),
+        Line(steps[::3], forms[::3], "with v", 0, "dots"),
+    ]
+    return plot(lines, "step", "(1 − ρ)² |w|², and with the buffer")
 
 
 @of("gradient-flow")

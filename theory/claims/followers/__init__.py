@@ -1,0 +1,32 @@
+r"""The papers after 2017: `python -m theory --chapter followers`; not run without being asked for.
+
+    table         optimizers on the random walk, and the networks, that claims are measured on
+    schedules     schedules that are decay; how decay and schedule move the effective rate
+    equilibria    Lion, sign, SGDP and AdamP on the random walk
+    muon          Muon on a walk of matrices
+    published     published approximations beside the exact forms
+    averages      AdamW's weights as an average
+    tangent       steps orthogonal to w: momentum's sum, projections, steps on the sphere
+    conservation  what symmetries conserve, in discrete steps
+    sphere        the threshold of the effective rate; decay that never settles; the Hessian
+
+Claims run minimal_nn's own optimizers; where a source's constant does not hold as printed, the
+claim has an erratum with what was measured (`python -m theory --errata`).
+"""
+
+# The registry's order
+# isort: off
+from theory.claims.followers import schedules, equilibria, muon, published, averages
+from theory.claims.followers import tangent, conservation, sphere
+# isort: on
+
+__all__ = [
+    "averages",
+    "conservation",
+    "equilibria",
+    "muon",
+    "published",
+    "schedules",
+    "sphere",
+    "tangent",
+]

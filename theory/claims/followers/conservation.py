@@ -1,0 +1,298 @@
+r"""What symmetries conserve: exact discrete laws of gradient descent with decay."""
+
+import dataclasses
+
+import numpy as np
+
+import minimal_nn as nn
+from minimal_nn import backend
+from minimal_nn.data import digits
+from theory.claim import WORST_CASE
+from theory.claims.followers.table import NARROW, follower, networks
+from theory.measures.bits import bit_exact, differing
+from theory.measures.closest import Closest
+from theory.measures.exact_runs import UPDATE
+from theory.numbers.bounded import Bounded, gamma, unit_roundoff
+from theory.subjects.networks import dtype_name, network_subject, to_numpy
+
+_ETA, _DECAY, _BATCH, _WIDE = 0.25, 0.5, 16, np.longdouble
+_SHRINK = 1 - _ETA * _DECAY
+
+
+def _step(network, gradients):
+    """Return the parameters after a step of SGD with decay."""
+    after = network.with_parameters()
+    nn.SGD(_ETA, weight_decay=_DECAY).step(after, gradients)
+    return to_numpy(network, after.parameters)
+
+
+def _bounded_step(w, g):
+    return UPDATE.sgd(w, UPDATE.add_penalty(g, w, _DECAY), _ETA)
+
+
+@follower(
+    id="translation-law",
+    statement=r"\sum_k w'_{ik} = (1 - \eta \lambda_2) \sum_k w_{ik}",
+    source="Kunin et al. 2021, equation 18, in discrete form",
+    cite="KSG21",
+    assumptions=("cross-entropy; the weights of an input to all scores, and their biases", "SGD"),
+    control="the mean squared error, which is not invariant under translations of all scores",
+    derivation=r"""
+The softmax does not feel a number added to all scores, so $\sum_k \partial L/\partial z_k = 0$, and
+with $g = h^\top \partial L/\partial z$ every row of $g$ sums to 0. Gradient flow has $e^{-\lambda
+t}$ for $(1 - \eta \lambda)^t$.
+
+Bound: the loss's backward pass from the computed scores, and the update, on numbers that carry
+their rounding error.
+""",
+    subjects=networks,
+    unfit=((WORST_CASE, "float16"),),
+    numpy_only="sums that carry bounds run through its lines alone",
+)
+def translation_law(subject):
+    """|sum_k w'_ik - (1 - x) sum_k w_ik| of the row that comes closest to its bound."""
+    closest, control = Closest(), 0.0
+    loss = backend.get("reference").loss
+    for network in subject.states:
+        last = network.names[-1]
+        for step in range(subject.steps(3)):
+            X, targets = subject.batch(step, _BATCH)
+            trace = network.trace(X, targets)
+            new = _step(network, trace.gradients)
+            layer = trace.layers[last]
+            h, z = (network.backend.to_numpy(a) for a in (layer.x, layer.y))
+            dz = loss.backward(1, loss.forward(Bounded(z), targets, "cross_entropy")[1])
+            gradients = {f"{last}.W": Bounded(h.T) @ dz, f"{last}.b": dz.sum(axis=0)}
+            squared = _squared_error_step(network, X, targets)
+            for name, g in gradients.items():
+                w = network.backend.to_numpy(network.parameters[name])
+                bounded = _bounded_step(Bounded(w), g)
+                sums = new[name].astype(_WIDE).sum(axis=-1)
+                expected = _WIDE(_SHRINK) * w.astype(_WIDE).sum(axis=-1)
+                rounded = gamma(w.shape[-1] + 2, unit_roundoff(_WIDE)) * np.abs(w).sum(axis=-1)
+                closest.offer(
+                    np.abs(sums - expected).astype(float),
+                    (bounded.error.sum(axis=-1) + 2 * rounded).astype(float),
+                )
+                other = squared[name].astype(_WIDE).sum(axis=-1) - expected
+                control = max(control, float(np.max(np.abs(other))))
+    return closest.measurement(
+        how="running error of the loss's backward pass and of the update", control=control
+    )
+
+
+def _squared_error_step(network, X, targets):
+    """Return the parameters after a step on the mean squared error to one-hot targets, from 1/2 on.
+
+    Their sum over classes is not that of the scores.
+    """
+    other = nn.Network(
+        network.layers, X.shape[1:], loss="mean_squared_error", dtype=network.dtype
+    ).with_parameters(to_numpy(network, network.parameters))
+    wanted = np.eye(network.shapes[-1][0], dtype=network.dtype)[targets] + network.dtype.type(0.5)
+    return _step(other, other.loss_and_gradients(X, wanted).gradients)
+
+
+@follower(
+    id="gain-and-matrix",
+    statement=r"D_i = |W_{i \cdot}|^2 - \gamma_i^2: \quad D_i' = (1 - x)^2 D_i + \eta^2 "
+    r"(|g_{W_i}|^2 - g_{\gamma_i}^2)",
+    source="Kunin et al. 2021, equation 20 (rescale symmetry), in discrete form, for a gain",
+    cite="KSG21",
+    assumptions=("RMS norm's gain, ReLU, and the matrix behind it", "SGD, any decay"),
+    control="batch norm, whose shift stands between gain and ReLU",
+    derivation=r"""
+$\gamma_i \to c \gamma_i$, $W_{i \cdot} \to W_{i \cdot}/c$ leaves the outputs as they are, so
+$\langle W_{i \cdot}, g_{W_i} \rangle = \gamma_i g_{\gamma_i}$: both are $\sum_n h_{ni} \, \partial
+L/\partial h_{ni}$, $h$ the ReLU's output. The cross terms of $|w - \eta (g + \lambda_2 w)|^2$ are
+equal and leave the difference.
+
+Bound: both sums from the same $h$ and cotangent, on numbers that carry their rounding error, and
+the update's.
+""",
+    subjects=lambda options: networks(options, "rms"),
+    unfit=((WORST_CASE, "float16"),),
+    numpy_only="sums that carry bounds run through its lines alone",
+)
+def gain_and_matrix(subject):
+    """|D' - law| of the unit that comes closest to its bound."""
+    closest, control = Closest(), 0.0
+    dtype = subject.network.dtype
+    other = network_subject("batch", str(dtype), backend=subject.network.backend.name).network
+    for network in subject.states:
+        for step in range(subject.steps(3)):
+            batch = subject.batch(step, _BATCH)
+            for gain, matrix in (("rmsnorm1", "dense2"), ("rmsnorm2", "dense3")):
+                residual, bound = _gain_residual(network, gain, matrix, *batch)
+                closest.offer(residual, bound)
+            residual, _ = _gain_residual(other, "batchnorm2", "dense3", *batch)
+            control = max(control, float(np.max(residual)))
+    return closest.measurement(
+        how="running error of <W, g> - gamma g_gamma and of the update", control=control
+    )
+
+
+def _gain_residual(network, gain, matrix, X, targets):
+    """Return |D' - law| and its bound for each unit."""
+    trace = network.trace(X, targets)
+    new = _step(network, trace.gradients)
+    w, g = to_numpy(network, network.parameters), to_numpy(network, trace.gradients)
+    layer = trace.layers[matrix]
+    h, dy = (Bounded(network.backend.to_numpy(a)) for a in (layer.x, layer.dy))
+    W, gamma_ = w[f"{matrix}.W"], w[f"{gain}.gamma"]
+    by_matrix = (Bounded(W) * (h.T @ dy)).sum(axis=1)
+    by_gain = (h * (dy @ Bounded(W.T))).sum(axis=0)
+    # gamma times what is normalized is h up to three roundings
+    loose = 3 * unit_roundoff(network.dtype) * np.abs((h * (dy @ Bounded(W.T))).value).sum(axis=0)
+    cross = by_matrix.error + by_gain.error + loose
+    update = 0.0
+    for name, axis in ((f"{matrix}.W", 1), (f"{gain}.gamma", None)):
+        error = _bounded_step(Bounded(w[name]), Bounded(g[name])).error
+        change = 2 * np.abs(new[name]) * error + error * error
+        update = update + (change.sum(axis=1) if axis else change)
+
+    def D(arrays):
+        return np.square(arrays[f"{matrix}.W"].astype(_WIDE)).sum(axis=1) - np.square(
+            arrays[f"{gain}.gamma"].astype(_WIDE)
+        )
+
+    law = _WIDE(_SHRINK) ** 2 * D(w) + _WIDE(_ETA) ** 2 * D(g)
+    terms = gamma(W.shape[1] + 8, unit_roundoff(_WIDE)) * (
+        np.square(W).sum(axis=1) + np.square(gamma_)
+    )
+    bound = update + 2 * _ETA * _SHRINK * cross + 3 * terms
+    return np.abs(D(new) - law).astype(float), bound.astype(float)
+
+
+# Networks that are homogeneous as a whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Homogeneous:
+    """A network of matrices and ReLUs on the digits; with biases it is the control."""
+
+    network: nn.Network
+    control: nn.Network
+    X: np.ndarray
+    targets: np.ndarray
+    name: str = "relu, no bias"
+
+    arithmetic = property(lambda self: dtype_name(self.network.dtype))
+
+
+def homogeneous_subjects(options):
+    """Return the network in each dtype."""
+    if options.backend == "cuda":
+        return []
+    return [_homogeneous(dtype, options) for dtype in options.dtypes]
+
+
+def _homogeneous(dtype, options):
+    data = digits(dtype=np.dtype(dtype))
+    rows = np.random.default_rng(options.seed).permutation(len(data.X_train))[:24]
+    shape = data.X_train.shape[1:]
+
+    def made(bias):
+        hidden = [nn.Dense(16, bias=bias), nn.ReLU(), nn.Dense(12, bias=bias), nn.ReLU()]
+        layers = [*hidden, nn.Dense(10, bias=bias)]
+        network = nn.Network(layers, shape, rng=options.seed, dtype=dtype, backend=options.backend)
+        arrays = to_numpy(network, network.parameters)
+        return network.with_parameters(
+            {name: np.ones_like(a) for name, a in arrays.items() if name.endswith(".b")}
+        )
+
+    return Homogeneous(made(False), made(True), data.X_train[rows], data.y_train[rows])
+
+
+@follower(
+    id="homogeneous-network",
+    statement=r"f(a \theta) = a^M f(\theta): \quad J_\theta \theta = M f(\theta)",
+    source="Zhang et al. 2019, lemma 2",
+    cite="ZWX19",
+    assumptions=("M layers of weights, ReLU, no biases; no normalization", "a = 2^k"),
+    control="with biases at 1",
+    derivation=r"""
+Each layer's output is a times what it was for each layer before it that is scaled. So for the
+squared error's Gauss-Newton matrix $\theta^\top G \theta = M^2 E |f|^2$: decay by it penalizes the
+output, not the weights. With $a = 2^k$ both sides have the same bits.
+""",
+    subjects=homogeneous_subjects,
+    unfit=(NARROW,),
+)
+def homogeneous_network(subject):
+    """Scores at 2^k theta that are not 2^(3 k) times those at theta."""
+
+    def count(network, k):
+        arrays = to_numpy(network, network.parameters)
+        scaled = network.with_parameters({n: np.ldexp(a, k) for n, a in arrays.items()})
+        plain, other = (
+            network.backend.to_numpy(net.forward(subject.X)) for net in (network, scaled)
+        )
+        return differing(other, np.ldexp(plain, 3 * k))
+
+    wrong = sum(count(subject.network, k) for k in (-8, -3, -1, 1, 2, 7))
+    return bit_exact(wrong, count(subject.control, 1), {"layers": 3})
+
+
+@follower(
+    id="layers-share-product",
+    statement=r"\langle W_l, g_{W_l} \rangle = \sum_n \langle f_n, \partial L/\partial f_n \rangle "
+    r"\text{ for every layer } l",
+    source="Zhang et al. 2019, lemma 2; Du et al. 2018 (balanced layers)",
+    cite="ZWX19",
+    assumptions=("those of homogeneous-network",),
+    control="with biases at 1",
+    derivation=r"""
+$f$ is of degree 1 in every layer: $J_l W_l = f$, and $\langle W_l, g_l \rangle = \langle J_l W_l,
+\partial L/\partial f \rangle$. So under gradient flow $|W_l|^2 - |W_m|^2$ is conserved, and decay
+lets it die out.
+
+Bound: the running errors of the three products of each layer, from the last one down.
+""",
+    subjects=homogeneous_subjects,
+    unfit=((WORST_CASE, "float16"),),
+    numpy_only="sums that carry bounds run through its lines alone",
+)
+def layers_share_their_product(subject):
+    """|<W_l, g_l> - sum <f, dL/df>| of the layer that comes closest to its bound."""
+    closest = Closest()
+    total, each = _products(subject.network, subject.X, subject.targets)
+    bounds = _product_bounds(subject.network, subject.X, subject.targets)
+    for name, product in each.items():
+        closest.offer(float(abs(product - total)), bounds[name])
+    other, wrong = _products(subject.control, subject.X, subject.targets)
+    return closest.measurement(
+        how="running errors of products, layer by layer, from the last one down",
+        control=max(float(abs(product - other)) for product in wrong.values()),
+    )
+
+
+def _products(network, X, targets):
+    """Return sum <f, dL/df>, and {layer: <W, g>}."""
+    trace = network.trace(X, targets)
+    last = trace.layers[network.names[-1]]
+    f, df = (network.backend.to_numpy(a).astype(_WIDE) for a in (last.y, last.dy))
+    w, g = to_numpy(network, network.parameters), to_numpy(network, trace.gradients)
+    each = {n: (w[n].astype(_WIDE) * g[n]).sum() for n in w if n.endswith(".W")}
+    return (f * df).sum(), each
+
+
+def _product_bounds(network, X, targets):
+    """Return bounds of <W, g> - sum <f, dL/df>, {layer: bound}.
+
+    sum dz z = <W, x' dz> = sum dx x in each layer, up to what its three products are rounded by,
+    and a ReLU leaves sum dx x as it is.
+    """
+    trace, bounds, passed = network.trace(X, targets), {}, 0.0
+    for name in reversed(network.names):
+        W = network.parameters.get(f"{name}.W")
+        if W is None:
+            continue
+        layer = trace.layers[name]
+        x, dz, W = (network.backend.to_numpy(a) for a in (layer.x, layer.dy, W))
+        z_error, dx_error = (Bounded(x) @ Bounded(W)).error, (Bounded(dz) @ Bounded(W.T)).error
+        own = (np.abs(W) * (Bounded(x.T) @ Bounded(dz)).error).sum()
+        forward = (np.abs(dz) * z_error).sum()
+        bounds[f"{name}.W"] = float(passed + own + forward)
+        passed = passed + forward + (np.abs(x) * dx_error).sum()
+    return bounds
