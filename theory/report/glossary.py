@@ -62,14 +62,20 @@ _DECAYED = {r"a": "1 − η λ₂, the factor by which decay shrinks w in a step
 _SIGN_WALK = {
     **_DECAYED,
     r"S": "sum over the memory of a step's sign",
-    r"R": "autocovariance of what the sign is taken of",
+    r"R": "autocovariance of c",
+    r"c": "what the sign is taken of; with an index, the correlation of signs",
+    r"k": "steps between two of them",
 }
 _MATRIX_WALK = {
     **_DECAYED,
     r"W": "a matrix of weights",
     r"\mu": "Muon's momentum",
     r"f": "correlation of polar factors over that of their matrices",
-    r"S": "sum of the correlations over the memory",
+    r"S": "sum of the correlations over the memory; U S V, the momentum's singular parts",
+    r"V": "singular vectors of the momentum",
+    r"c": "correlation of steps",
+    r"k": "steps between two of them",
+    r"r": "a correlation",
 }
 _ERRORS = {r"e": "rounding errors of the update"}
 OWN = {
@@ -192,22 +198,45 @@ OWN = {
     },
     "hoffer-correction": {r"\tilde": "of the run without decay", r"\parallel": "of one direction"},
     "schedule-law": {**_DECAYED, r"B": "what schedule and decay together make of the rate"},
-    "rate-cannot-grow": {r"B": "that of schedule-law"},
+    "rate-cannot-grow": {**_DECAYED, r"B": "that of schedule-law"},
+    "adamc": {r"F": "the balance of growth and decay, as a function of x"},
+    "sign-equilibrium": _DECAYED,
+    "published-turns": _DECAYED,
+    "published-norms": {**_DECAYED, r"F": "the balance of growth and decay, as a function of x"},
+    "adamw-average": {**_DECAYED, r"u": "Adam's step, before the learning rate"},
+    "projected-steps": {**_DECAYED, r"u": "w/|w|, the direction"},
+    "sphere-threshold": {
+        r"F": "a loss of pairs of weights",
+        r"a": "how much a pair counts",
+        r"x": "first weight of a pair",
+        r"y": "second weight of a pair",
+    },
+    "decay-never-settles": {r"F": "the loss of sphere-threshold"},
+    "hessian-indefinite": {r"u": "w/|w|, the direction", r"h": "the curvature along g"},
+    "translation-law": {r"h": "inputs of the layer", r"k": "a unit"},
     "lion-norm": _SIGN_WALK,
     "lion-turn": _SIGN_WALK,
     "projected-norm": {**_DECAYED, r"P": "a factor that decay and memory set"},
     "muon-norm": {**_MATRIX_WALK, r"m": "the smaller of W's two sizes"},
     "muon-turn": _MATRIX_WALK,
     "adamw-covariance": {**_DECAYED, r"m": "Adam's first moment, over the root of the second"},
-    "intrinsic-rate": {r"d": "differential", r"t": "time in steps", r"e": "Euler's number"},
-    "momentum-sum": {r"v": "momentum's buffer"},
+    "intrinsic-rate": {
+        **_DECAYED,
+        r"G": "|w|⁴",
+        r"d": "differential",
+        r"t": "time in steps",
+        r"e": "Euler's number",
+    },
+    "momentum-sum": {r"v": "momentum's buffer", r"k": "a step of the past"},
     "projected-angle": {
         r"\varphi": "angle of a step",
         r"N": "puts w back to its length",
+        r"u": "w/|w|, the direction",
     },
     "gain-and-matrix": {
         r"W": "the matrix behind a gain γ and ReLU; i: a row",
         r"D": "the difference that is followed",
+        r"h": "ReLU's outputs",
     },
     "homogeneous-network": {
         r"\theta": "all weights",
@@ -219,6 +248,7 @@ OWN = {
         r"W": "the weights of a layer",
         r"l": "a layer",
         r"f": "the network's outputs",
+        r"J": "derivative of the outputs by a layer's weights",
         r"\partial": "partial derivative",
     },
 }
@@ -244,7 +274,8 @@ def shown(symbol):
 
 def symbols_of(latex):
     """Return the symbols of a formula: letters and commands, with an index where it has a name."""
-    latex = re.sub(r"\\(?:text|mathrm|operatorname)\{[^{}]*\}", " ", latex)
+    latex = re.sub(r"\\(?:text|mathrm|operatorname|begin|end)\{[^{}]*\}", " ", latex)
+    latex = re.sub(r"(?<![\\A-Za-z])[A-Za-z]{4,}", " ", latex)  # words
     latex = latex.replace(r"\eta_{ }", r"\eta_{eff}")
     named = "|".join(re.escape(symbol) for symbol in sorted(SYMBOLS, key=len, reverse=True))
     return list(dict.fromkeys(re.findall(rf"(?:{named})(?![A-Za-z])|\\[A-Za-z]+|[A-Za-z]", latex)))
