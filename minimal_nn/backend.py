@@ -166,9 +166,10 @@ def get(name: str | Backend) -> Backend:
         package = importlib.import_module(path)
         modules = {op: _module(package, name, op) for op in OPERATIONS}
     except ModuleNotFoundError as error:
-        extra = "[cuda]" if name == "cuda" else ""
+        cuda = "'.[cuda]', in a clone of the repository"  # its parts go by their versions
+        needed = cuda if name == "cuda" else error.name
         raise ImportError(
             f"backend: {name!r} needs the package {error.name!r}, which is not installed; "
-            f"install it with: pip install 'l2-versus-normalization{extra}'"
+            f"install it with: python -m pip install {needed}"
         ) from error
     return Backend(name=name, package=package, **modules)

@@ -60,8 +60,8 @@ def to_torch(network: Network, names: Mapping[str, str] | None = None) -> dict[s
         import torch  # on first use: it is an extra, and slow to import
     except ModuleNotFoundError:
         raise ImportError(
-            "to_torch: needs PyTorch, which is not installed; install it with: pip install "
-            "'l2-versus-normalization[torch]'"
+            "to_torch: needs PyTorch, which is not installed; install it with: python -m pip "
+            "install torch"
         ) from None
     _check(network, names)
     if np.dtype(network.dtype).char not in "efdFD":

@@ -6,6 +6,7 @@ Nothing here changes a network but `fit` and an optimizer's `step`; `with_parame
 with other numbers, which is how the theory package scales weights.
 """
 
+import html
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -578,6 +579,16 @@ class Network:
     def summary(self) -> str:
         """Return a table of the layers: outputs, parameters, and what each is invariant to."""
         return table(self)
+
+    def __repr__(self) -> str:
+        count = sum(int(np.prod(array.shape)) for array in self.parameters.values())
+        return (
+            f"<{type(self).__name__} of {len(self.layers)} layers, {count:,} parameters in "
+            f"{self.dtype}, {self.backend.name}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.summary())}</pre>"
 
 
 _METHODS = methods(Network)

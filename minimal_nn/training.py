@@ -269,7 +269,7 @@ def _observed(numbers, record):
 @contextlib.contextmanager
 def _bar(progress, epochs, history):
     """Give a function that shows an epoch's record, and the bar moved on by one."""
-    from tqdm import tqdm  # on first use: importing minimal_nn stays fast
+    from tqdm.auto import tqdm  # on first use: importing minimal_nn stays fast
 
     shown = ("loss", "validation_loss", "error")
     done = len(history.epochs)

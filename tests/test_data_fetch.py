@@ -346,7 +346,7 @@ class TestRefused:
     def test_without_pooch(self, mnist, tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, "pooch", None)
         _, _, err = run(capsys, "mnist", "--folder", tmp_path)
-        assert err == ["mnist: fetching needs pooch: pip install 'l2-versus-normalization[data]'"]
+        assert err == ["mnist: fetching needs pooch: python -m pip install pooch"]
 
     def test_ctrl_c(self, mnist, tmp_path, capsys, monkeypatch):
         def interrupted(*_, **__):

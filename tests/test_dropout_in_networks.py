@@ -70,7 +70,7 @@ def test_the_draw_is_the_same_in_every_dtype(dtype):
 
 
 def test_balls_have_the_same_draw():
-    flint = pytest.importorskip("flint", reason="pip install 'l2-versus-normalization[exact]'")
+    flint = pytest.importorskip("flint", reason="python -m pip install python-flint")
     network, X = network_of(), data()[0]
     balls = network.converted(np.vectorize(flint.arb, otypes=[object]), object)
     y = balls.forward(np.vectorize(flint.arb, otypes=[object])(X), train=True)

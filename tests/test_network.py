@@ -449,3 +449,9 @@ def test_evaluation_drops_no_imaginary_part(rng):
     with pytest.raises(TypeError, match="evaluate: got a network of complex128, whose loss is a"):
         network.evaluate(X, labels)
     assert network.loss(X, labels, train=False).imag != 0
+
+
+def test_a_network_says_in_a_line_what_it_is_and_shows_its_summary():
+    network = Network([Dense(3), BatchNorm(), Dense(2)], (4,), rng=0)
+    assert repr(network) == "<Network of 3 layers, 29 parameters in float32, reference>"
+    assert network._repr_html_().startswith("<pre>") and "dense1" in network._repr_html_()

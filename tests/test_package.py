@@ -149,3 +149,17 @@ def test_the_command_runs_in_a_folder_with_a_theory_of_its_own(python, tmp_path)
     assert "norm_dynamics" in check(script, "figures", "--list", cwd=tmp_path)
     with pytest.raises(AssertionError, match="minimal-nn bench: run it in a clone"):
         check(script, "bench", cwd=tmp_path)
+
+
+def test_without_numba_the_reference_wing_trains_and_verify_runs(tmp_path):
+    """As in a browser."""
+    code = (
+        "import sys; sys.modules.update(numba=None, llvmlite=None)\n"
+        "import numpy as np, minimal_nn as nn, theory\n"
+        "network = nn.Network([nn.Dense(4), nn.BatchNorm(), nn.Dense(3)], (5,), rng=0)\n"
+        "X = np.eye(5, dtype=np.float32)\n"
+        "nn.fit(network, nn.SGD(0.1), X, np.arange(5) % 3, epochs=1, progress=False)\n"
+        "loss = lambda w: (w[0] / w[1], np.array([1 / w[1], -w[0] / w[1] ** 2]))\n"
+        "print(all(theory.verify(loss, np.array([3.0, 2.0]))))\n"
+    )
+    assert check(sys.executable, "-c", code, cwd=ROOT) == "True\n"

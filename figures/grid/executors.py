@@ -85,7 +85,7 @@ def dask(address):
     except ImportError:
         raise ImportError(
             "a Dask cluster needs the packages dask and distributed: "
-            "pip install 'l2-versus-normalization[cluster]'"
+            "python -m pip install dask distributed"
         ) from None
     with Client(address) as client:
         executor = client.get_executor(pure=False)  # else a run submitted again is its old failure

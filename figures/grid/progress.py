@@ -1,6 +1,6 @@
 """Progress bars of a grid."""
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
 class Bars:

@@ -21,7 +21,7 @@ from minimal_nn.data.sources import SOURCES
 from minimal_nn.typing import PathLike
 
 COMMAND = "`python -m minimal_nn.data`"
-EXTRA = "pip install 'l2-versus-normalization[data]'"
+EXTRA = "python -m pip install pooch"
 MEMBERS = (*CIFAR10_TRAIN, CIFAR10_TEST, "batches.meta.txt")
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
 CHUNK = 1 << 16  # bytes written at a time: at most so many are lost when a transfer breaks

@@ -9,6 +9,7 @@ from minimal_nn.data import digits
 from theory import laws
 from theory.numbers.bounded import Bounded
 from theory.yours.auditing import audit
+from theory.yours.evaluation import Model
 
 
 def ours(layers, dtype=np.float64, rows=48):
@@ -244,3 +245,42 @@ def test_torch_optimizers_are_translated(torch):
     assert adamw.hyper_parameters("w")["weight_decay"] == 0
     with pytest.raises(TypeError, match="got Adagrad, expected torch.optim.SGD"):
         optimizer_of(torch.optim.Adagrad(weights))
+
+
+WRONG = {
+    "twice the gradient": lambda loss, gradients: (loss, {k: 2 * g for k, g in gradients.items()}),
+    "its negative": lambda loss, gradients: (loss, {k: -g for k, g in gradients.items()}),
+    "a term that the gradient has not": lambda loss, gradients: (
+        loss,
+        {k: g + 0.1 * np.sin(np.arange(g.size).reshape(g.shape)) for k, g in gradients.items()},
+    ),
+    "a sum for a mean": lambda loss, gradients: (48 * loss, gradients),
+}
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_gradient_that_is_not_the_losss_is_refused(fault, dtype):
+    network, function = ours([nn.Dense(8), nn.BatchNorm(), nn.ReLU(), nn.Dense(10)], dtype)
+    parameters = network.parameters
+
+    def wrong(given):
+        return WRONG[fault](*function(given))
+
+    with pytest.raises(ValueError, match="times as fast .* not the gradient of this loss"):
+        audit(wrong, parameters)
+    model = Model(function, parameters)
+    model.check_gradient()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_right_gradient_is_refused(seed):
+    """With kinks, saturation and large eps, in both precisions, at weights of any size."""
+    rng = np.random.default_rng(seed)
+    norm = (nn.BatchNorm, nn.LayerNorm, nn.RMSNorm)[seed % 3]
+    layers = [nn.Dense(24), norm(10.0 ** rng.uniform(-8, -1)), (nn.ReLU, nn.Tanh)[seed % 2]()]
+    for dtype in (np.float32, np.float64):
+        network, function = ours([*layers, nn.Dense(16), nn.ReLU(), nn.Dense(10)], dtype)
+        scale = dtype(10.0 ** rng.uniform(-2, 2))
+        parameters = {name: scale * w for name, w in network.parameters.items()}
+        Model(function, parameters).check_gradient()

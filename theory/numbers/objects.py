@@ -10,7 +10,7 @@ def imported(module, package, arithmetic):
     except ImportError:
         raise ImportError(
             f"arithmetic: {arithmetic!r} needs the package {package}, which is not installed; "
-            "install it with: pip install 'l2-versus-normalization[exact]'"
+            f"install it with: python -m pip install {package}"
         ) from None
 
 

@@ -96,7 +96,8 @@ def audit(
     unit_axis: the axis of units that is named where two would do, -1 here and 0 in PyTorch.
 
     The function is evaluated in float64 if it computes in it, else in float32.  Raises ValueError
-    and TypeError for arguments that do not fit, and a function whose two calls differ.
+    and TypeError for arguments that do not fit, a function whose two calls differ, and gradients
+    that are not the loss's.
 
     >>> from minimal_nn import BatchNorm, Dense, Network
     >>> from minimal_nn.data import digits
@@ -116,6 +117,7 @@ def audit(
     with threadpool_limits(limits=1, user_api="blas"):
         model = Model(loss_and_gradients, parameters)
         rules = rules_of(optimizer, model.parameters)
+        model.check_gradient()
         return audit_model(model, rules, repr(optimizer), unit_axis)
 
 

@@ -1,16 +1,19 @@
 """A model's loss and gradients, evaluated in the widest numbers that it takes, with their noise."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from theory.yours.arrays import as_numpy
+from theory.yours.differences import derivative_by_mean_slope, directional_derivative
 from theory.yours.tree import finite_floats, flatten, rebuild
 
 # The step at which rounding is told from curvature, per dtype of the evaluation: wide enough for
 # numbers that are rounded to float32 inside to be noticed, narrow enough for few ReLUs to be
 # crossed, whose jumps the median of the probes leaves out.
 _STEP = {"float32": 2.0**-20, "float64": 2.0**-30}
+_DOUBT = 0.01  # of the slope: a gradient that is off by less is not told from kinks
 
 
 class Evaluation(NamedTuple):
@@ -165,6 +168,43 @@ class Model:
         loss_noise = max(4 * u * abs(here.loss), *losses)
         return Point(parameters, here.loss, here.gradients, loss_noise, noise)
 
+    def check_gradient(self):
+        """Refuse gradients that are not the loss's: along them the loss must move as they say.
+
+        Judged only where differences can tell, by both of theory.yours.differences.
+        """
+        point = self.point(self.parameters)
+        if point is None:
+            return
+        shapes = {name: array.shape for name, array in self.parameters.items()}
+        w, g, noise = (
+            _joined(arrays) for arrays in (point.parameters, point.gradients, point.noise)
+        )
+        length = float(np.linalg.norm(g))
+        if length == 0:
+            return
+        direction = (np.linalg.norm(w) / length) * g.astype(np.float64)
+
+        def loss_and_slope(moved):
+            here = self.at(_split(moved.astype(self.dtype), shapes))
+            if here is None:
+                return math.nan, math.nan
+            return here.loss, float(np.sum(_joined(here.gradients) * direction))
+
+        slope = float(np.sum(g * direction))
+        rounding = float(np.sum(np.abs(direction) * noise)) + _DOUBT * abs(slope)
+        for derivative_along in (directional_derivative, derivative_by_mean_slope):
+            derivative, error = derivative_along(
+                loss_and_slope, w, direction, slope, point.loss_noise
+            )
+            if not abs(derivative - slope) > error + rounding:
+                return
+        raise ValueError(
+            f"loss_and_gradients: along the gradient the loss changes {derivative / slope:.3g} "
+            "times as fast as the gradient's length says, expected once: it is not the gradient of "
+            "this loss"
+        )
+
     def generic(self, seed, factor=1.0):
         """Return parameters a tenth away, where nothing is 0 or equal by choice, times a factor."""
         rng = np.random.default_rng(seed)
@@ -174,6 +214,20 @@ class Model:
             noise = rng.standard_normal(array.shape)
             moved[name] = (factor * (array + scale * noise)).astype(self.dtype)
         return moved
+
+
+def _joined(arrays):
+    return np.concatenate([array.ravel() for array in arrays.values()])
+
+
+def _split(vector, shapes):
+    """Return {name: array} of these shapes, of what was joined."""
+    arrays, at = {}, 0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        arrays[name] = vector[at : at + size].reshape(shape)
+        at += size
+    return arrays
 
 
 def _stepped(parameters, signs, h):

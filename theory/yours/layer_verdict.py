@@ -1,5 +1,6 @@
 """What is true of a normalizing layer of another library, eps and all."""
 
+import html
 from typing import NamedTuple
 
 POWERS = (-3, 1, 4, 10)  # of two, by which inputs are scaled
@@ -24,6 +25,12 @@ class LayerVerdict(NamedTuple):
 
     def __bool__(self):
         return not self.refused and self.differing == 0 and self.radial <= self.bound
+
+    def __repr__(self):
+        return f"<{self}>"
+
+    def _repr_html_(self):
+        return f"<code>{html.escape(str(self))}</code>"
 
     def __str__(self):
         if self.refused:
