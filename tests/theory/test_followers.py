@@ -178,6 +178,18 @@ def test_lions_signs_have_the_correlation_of_the_law():
         assert abs(np.mean(samples) - laws.lion_correlation(k, beta1, beta2)) < error
 
 
+@pytest.mark.parametrize("name", ["Lion", "SGDP", "AdamP"])
+def test_the_exponents_of_decoupled_decay(name):
+    """|w| goes as (eta/decay)^e for small x: 1/2 where steps do not feel |w|, SGDP's 1/4."""
+    x, eta = 1e-5, 0.01
+    norms = [
+        laws.later_equilibrium(name, rate, x / rate, dims=64).norm for rate in (eta, 2 * eta)
+    ]  # eta decay stays, eta/decay is 4 times as large
+    exponent = np.log(norms[1] / norms[0]) / np.log(4)
+    assert exponent == pytest.approx(laws.norm_exponent(name), abs=1e-9)
+    assert laws.norm_exponent("Muon") == 1 / 2 == laws.norm_exponent("AdamW")
+
+
 def test_the_momentum_schedules_root_and_its_limit():
     for x, rho in ((0.001, 0.9), (0.3, 0.1), (0.25, 0.25)):
         alpha = laws.momentum_schedule(x, rho)

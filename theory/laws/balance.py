@@ -372,18 +372,23 @@ def equilibrium_rate(
     return rate / ((1 - (0 if optimizer == "SGD" else memory)) * s)
 
 
+# Whose own decay is apart from the gradient.
+DECOUPLED = ("AdamW", "Lion", "SGDP", "AdamP", "Muon")
+
+
 def norm_exponent(optimizer: str) -> float:
     r"""Return e: |w| goes as (learning_rate/weight_decay)^e where x, or x_e, is small.
 
     Growth by steps of length |w|^-nu, mean square |w|^(-2 nu), balances a decay that is a part of
     the gradient, and so of the step: learning_rate^2 |w|^(-2 nu) = learning_rate weight_decay |w|^2
-    |w|^(1 - nu), e = 1/(3 + nu); or AdamW's, which is not: e = 1/2.
+    |w|^(1 - nu), e = 1/(3 + nu); or decoupled, which is not: e = 1/(2 + 2 nu), AdamW's 1/2.
     Source: van Laarhoven 2017, sections 4 and 5.
 
     >>> norm_exponent("SGD"), norm_exponent("AdamW")
     (0.25, 0.5)
     """
-    return 1 / 2 if optimizer == "AdamW" else 1 / (2 + rate_power(optimizer))
+    power = rate_power(optimizer)
+    return 1 / (2 * power if optimizer in DECOUPLED else 2 + power)
 
 
 def rate_exponents(optimizer: str) -> tuple[float, float]:

@@ -58,6 +58,25 @@ _ADAM_EPS = {r"\varepsilon": "eps in the optimizer's denominator"}
 _DIRECTION = {r"d": "a direction in the space of a parameter"}
 _STATIONARY = {r"a": "1 − x", r"v": "momentum's buffer; Adam's second moment", r"B": "|v′|²"}
 _ROUNDED = {r"\gamma": "with an index n: n u/(1 − n u), what n roundings make at most"}
+_DECAYED = {r"a": "1 − η λ₂, the factor by which decay shrinks w in a step"}
+_SIGN_WALK = {
+    **_DECAYED,
+    r"S": "sum over the memory of a step's sign",
+    r"R": "autocovariance of c",
+    r"c": "what the sign is taken of; with an index, the correlation of signs",
+    r"k": "steps between two of them",
+}
+_MATRIX_WALK = {
+    **_DECAYED,
+    r"W": "a matrix of weights",
+    r"\mu": "Muon's momentum",
+    r"f": "correlation of polar factors over that of their matrices",
+    r"S": "sum of the correlations over the memory; U S V, the momentum's singular parts",
+    r"V": "singular vectors of the momentum",
+    r"c": "correlation of steps",
+    r"k": "steps between two of them",
+    r"r": "a correlation",
+}
 _ERRORS = {r"e": "rounding errors of the update"}
 OWN = {
     "gradient-of-loss": {
@@ -163,13 +182,83 @@ OWN = {
     },
     "weight-norm-grows": {r"v": "weight norm's parameter: a unit has the weights g v/|v|"},
     "gamma-beta": {r"l": "a layer"},
+    # After 2017
+    "exponential-schedule": {
+        r"\tilde": "of the run without decay",
+        r"\alpha": "1 − η λ₂, the factor by which decay shrinks w in a step",
+    },
+    "any-schedule": {
+        r"\tilde": "of the run without decay",
+        r"a": "1 − ηₜ λ₂, with that step's rate and decay",
+        r"P": "product of the factors a of the steps before",
+    },
+    "momentum-schedule": {
+        r"\alpha": "the factor by which decay shrinks w in a step",
+        r"v": "momentum's buffer",
+    },
+    "hoffer-correction": {r"\tilde": "of the run without decay", r"\parallel": "of one direction"},
+    "schedule-law": {**_DECAYED, r"B": "what schedule and decay together make of the rate"},
+    "rate-cannot-grow": {**_DECAYED, r"B": "that of schedule-law"},
+    "adamc": {r"F": "the balance of growth and decay, as a function of x"},
+    "sign-equilibrium": _DECAYED,
+    "published-turns": _DECAYED,
+    "published-norms": {**_DECAYED, r"F": "the balance of growth and decay, as a function of x"},
+    "adamw-average": {**_DECAYED, r"u": "Adam's step, before the learning rate"},
+    "projected-steps": {**_DECAYED, r"u": "w/|w|, the direction"},
+    "sphere-threshold": {
+        r"F": "a loss of pairs of weights",
+        r"a": "how much a pair counts",
+        r"x": "first weight of a pair",
+        r"y": "second weight of a pair",
+    },
+    "decay-never-settles": {r"F": "the loss of sphere-threshold"},
+    "hessian-indefinite": {r"u": "w/|w|, the direction", r"h": "the curvature along g"},
+    "translation-law": {r"h": "inputs of the layer", r"k": "a unit"},
+    "lion-norm": _SIGN_WALK,
+    "lion-turn": _SIGN_WALK,
+    "projected-norm": {**_DECAYED, r"P": "a factor that decay and memory set"},
+    "muon-norm": {**_MATRIX_WALK, r"m": "the smaller of W's two sizes"},
+    "muon-turn": _MATRIX_WALK,
+    "adamw-covariance": {**_DECAYED, r"m": "Adam's first moment, over the root of the second"},
+    "intrinsic-rate": {
+        **_DECAYED,
+        r"G": "|w|⁴",
+        r"d": "differential",
+        r"t": "time in steps",
+        r"e": "Euler's number",
+    },
+    "momentum-sum": {r"v": "momentum's buffer", r"k": "a step of the past"},
+    "projected-angle": {
+        r"\varphi": "angle of a step",
+        r"N": "puts w back to its length",
+        r"u": "w/|w|, the direction",
+    },
+    "gain-and-matrix": {
+        r"W": "the matrix behind a gain γ and ReLU; i: a row",
+        r"D": "the difference that is followed",
+        r"h": "ReLU's outputs",
+    },
+    "homogeneous-network": {
+        r"\theta": "all weights",
+        r"M": "number of layers",
+        r"f": "the network's outputs",
+        r"J": "derivative of the outputs by the weights",
+    },
+    "layers-share-product": {
+        r"W": "the weights of a layer",
+        r"l": "a layer",
+        r"f": "the network's outputs",
+        r"J": "derivative of the outputs by a layer's weights",
+        r"\partial": "partial derivative",
+    },
 }
 # Numbers of examples, units, weights and steps; names of a set; what is set and means nothing
 _PASSED_BY = {
     *("i", "j", "k", "n", "t", "T"),
     *(rf"\{name}" for name in "frac tfrac sqrt left right quad qquad sum to text cos log".split()),
     *(rf"\{name}" for name in "rangle propto mapsto Rightarrow iff ne approx ldots cdot".split()),
-    *(rf"\{name}" for name in "lim inf infty bar hat arctan arccos ll gg".split()),
+    *(rf"\{name}" for name in "lim inf infty bar hat arctan arccos arcsin tan ll gg".split()),
+    *(rf"\{name}" for name in "le ge min max pi prod".split()),
 }
 
 
@@ -185,7 +274,8 @@ def shown(symbol):
 
 def symbols_of(latex):
     """Return the symbols of a formula: letters and commands, with an index where it has a name."""
-    latex = re.sub(r"\\(?:text|mathrm|operatorname)\{[^{}]*\}", " ", latex)
+    latex = re.sub(r"\\(?:text|mathrm|operatorname|begin|end)\{[^{}]*\}", " ", latex)
+    latex = re.sub(r"(?<![\\A-Za-z])[A-Za-z]{4,}", " ", latex)  # words
     latex = latex.replace(r"\eta_{ }", r"\eta_{eff}")
     named = "|".join(re.escape(symbol) for symbol in sorted(SYMBOLS, key=len, reverse=True))
     return list(dict.fromkeys(re.findall(rf"(?:{named})(?![A-Za-z])|\\[A-Za-z]+|[A-Za-z]", latex)))

@@ -85,7 +85,7 @@ A finite $\beta_2$: $v$ fluctuates, and with each weight's own gradient, so that
 gradients are shortened. To first order in $1 - \beta_2$ five more moments close the equations
 (theory.laws.finite has them): AdamW's $r^2$ is smaller by $1 - \beta_2$ for Gaussian gradients. A
 term of order $1/C$ is in it too: where $w_i$ is large, $g_i$ is smaller, as $\langle w, g \rangle
-= 0$, and so is $v_i$. It was 0.1 to 0.2 % here, above the error of 20 seeds.
+= 0$, and so is $v_i$. Together they are 0.1 to 0.5 % here.
 
 Measured: $E|w|^2/E|g|^2$, for which the laws are exact at any number of weights (AdamW: $E|w|^2$).
 What the walk knows to be 0 in the mean, $E \langle b, g \rangle$ with the buffer $b$ before $g$
