@@ -17,7 +17,7 @@ from minimal_nn.optimizers import Optimizer
 from theory import laws
 from theory.yours.monitoring import NEAR, Sample, drawn, table
 from theory.yours.rates import rules_of
-from theory.yours.sinks import writer_of
+from theory.yours.sinks import writers_of
 
 _FIELDS = {
     "norm": "|w|",
@@ -68,7 +68,7 @@ class FitMonitor:
                 "Schedule, the one for the learning rate"
             )
         self.optimizer, self.schedule = optimizer, schedule
-        self._writers = [writer_of(sink) for sink in sinks]
+        self._writers = writers_of(sinks)
         self.samples: list[Sample] = []
         self._rates: dict[int, float] = {}  # the schedule's factor at the steps of samples
 
@@ -93,7 +93,7 @@ class FitMonitor:
         nan = math.nan
         rate = nan if rule is None or norm == 0 else rule.effective_rate(norm)
         rest = turn = steps = rested = nan
-        if rule is not None and rule.fixed_norm is None and not rule.without and rule.decay > 0:
+        if rule is not None and rule.fixed_norm is None and rule.rests and norm > 0:
             earlier = self._earlier(step, name, _Clock(rule, dims, norm).time)
             if earlier is not None:
                 rest = _rest(rule, dims, earlier.norm, norm, step - earlier.step)

@@ -72,12 +72,14 @@ class Track:
         self.silent: np.ndarray | None = None
         self.first: tuple[float, float] | None = None  # |w| and the learning rate, to begin with
         self.last: Sample | None = None
+        self.lost: int | None = None  # the step, if the last one measured was not finite
         self.rule: Rule | None = None
         self.why = ""  # there is no prediction
 
     def take(self, step: int, rule: Rule | None, seen: Seen) -> Sample:
         """Return the Sample of a step; rule: None where the optimizer has no law here."""
         self.count += 1
+        self.lost = None
         self.rule, self.why = rule, "no law of this optimizer" if rule is None else rule.without
         norm = float(np.sqrt(np.mean(seen.squares)))
         silent = np.where(seen.slopes > 0, 0, 1)
@@ -121,7 +123,7 @@ class Track:
     def _at_rest(self, rule):
         """Return |w|, the effective rate and the angle where growth and decay balance."""
         nothing = math.nan, math.nan, math.nan
-        if rule is None or rule.without or not rule.decay > 0:
+        if rule is None or not rule.rests:
             return nothing
         if rule.fixed_norm is not None:
             return float(rule.fixed_norm), rule.effective_rate(rule.fixed_norm), math.nan
@@ -171,6 +173,8 @@ class Track:
         if abs(q - 1) <= NEAR:
             return 0.0
         kind = self.rule.optimizer
+        if kind != "Adam" and self.rule.buffer_rate * self.rule.decay >= 1:
+            return math.nan  # w turns round in a step, and comes to rest by no clock
         rate = laws.relaxation_rate(
             kind,
             self.rule.buffer_rate,
@@ -184,19 +188,22 @@ class Track:
 
     def remarks(self) -> tuple[str, ...]:
         """Return a sentence for each thing that is off with this group."""
+        lost = f"weights or gradients are not finite at step {self.lost}: the run has diverged"
+        found = [] if self.lost is None else [lost]
         if self.last is None or self.first is None:
-            return ()
-        found, last, rule = [], self.last, self.rule
+            return tuple(f"{self.name}: {text}" for text in found)
+        last, rule = self.last, self.rule
         start, eta = self.first
-        if rule is not None:
-            power = rule.effective_rate(start) / rule.effective_rate(last.norm)
+        if rule is not None and last.norm > 0:
+            of_norm = rule._replace(learning_rate=1.0, dampening=0.0)  # also where the rate is 0
+            power = of_norm.effective_rate(start) / of_norm.effective_rate(last.norm)
             slower = eta / rule.learning_rate if rule.learning_rate > 0 else math.inf
             if power >= _FALLEN:
                 text = (
                     f"|w| went from {start:.3g} to {last.norm:.3g}, which made the effective rate "
                     f"{power:.3g} times as small"
                 )
-                if slower > 1:
+                if 1 < slower < math.inf:
                     text += f", beside {slower:.3g} times by the schedule"
                 if not rule.decay > 0:
                     text += ": without weight decay |w| grows without end"

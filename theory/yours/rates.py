@@ -36,7 +36,7 @@ class Rule(NamedTuple):
         """
         if self.fixed_norm is not None:
             return float(self.fixed_norm), ""
-        if self.without or not self.decay > 0 or not s > 0:
+        if not self.rests or not s > 0:
             return math.nan, self.without
         try:
             rest = laws.equilibrium(
@@ -53,6 +53,11 @@ class Rule(NamedTuple):
                 self.optimizer, norm, steps, self.buffer_rate, s=s, dims=dims, memory=self.memory
             )
         )
+
+    @property
+    def rests(self):
+        """Whether decay and gradients take |w| to a rest: both go at the learning rate."""
+        return not self.without and self.decay > 0 and self.buffer_rate > 0
 
     @property
     def buffer_rate(self):

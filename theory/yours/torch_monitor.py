@@ -1,6 +1,5 @@
 """NormMonitor: a PyTorch loop, watched through its optimizer's hooks."""
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from theory.yours.auditing import Audit
 from theory.yours.modules import rule_of
 from theory.yours.monitoring import Sample, Seen, Track, drawn, table
 from theory.yours.parts import Partition
-from theory.yours.sinks import writer_of
+from theory.yours.sinks import writers_of
 
 _SHARDED = ("DTensor", "FlatParameter", "FullyShardedDataParallel", "FSDPModule")
 
@@ -65,8 +64,6 @@ class NormMonitor:
         sinks: Iterable[Any] = (),
     ) -> None:
         _check(module, optimizer, every, window)
-        if isinstance(sinks, (str, os.PathLike)):
-            sinks = (sinks,)
         self.optimizer, self.every, self.window = optimizer, every, window
         self.samples: list[Sample] = []
         self.step = 0
@@ -82,7 +79,7 @@ class NormMonitor:
                 "groups: got none with parameters of this optimizer, expected scale-invariant "
                 "weights that it trains: an audit of this module, or {name: axis of its units}"
             )
-        self._writers = [writer_of(sink) for sink in sinks]
+        self._writers = writers_of(sinks)
         self._before: list[Any] | None = None
         self._hooks = [
             optimizer.register_step_pre_hook(self._see),
@@ -152,6 +149,8 @@ class NormMonitor:
             at += seen.numel()
             if np.all(np.isfinite(values)):
                 samples.append(group.track.take(step, rule, Seen(*values)))
+            else:
+                group.track.lost = step
         self.samples += samples
         for write in self._writers:
             write(samples)
@@ -168,7 +167,7 @@ class NormMonitor:
         turns = ((one - other) ** 2).sum(1) / 2
         kind = None if rule is None else rule.optimizer
         pushes, remembered, shares = slopes, torch.zeros_like(slopes), squares
-        if kind in ("Momentum", "Nesterov"):
+        if kind in ("Momentum", "Nesterov") and rule.dampening != 1:  # else no gradient enters
             remembered = (buffer * g).sum(1) / (1 - rule.dampening)
         elif kind in ("Adam", "AdamW"):
             root = self._roots(group, own)
@@ -217,6 +216,8 @@ class NormMonitor:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what state_dict returned: of a monitor of the same groups."""
+        if not isinstance(state, Mapping) or not {"step", "samples", "groups"} <= set(state):
+            raise ValueError(f"state: got {state!r:.40}, expected what state_dict returned")
         own, given = {group.track.name for group in self._groups}, set(state["groups"])
         if own != given:
             raise ValueError(

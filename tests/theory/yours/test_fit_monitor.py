@@ -121,6 +121,22 @@ def test_schedules_count_and_a_rate_that_changes_predicts_nothing():
     assert monitor.samples[2].rate == pytest.approx(0.5 * monitor.samples[0].rate / 0.99**4)
 
 
+def test_a_schedule_that_ends_at_0_is_watched_to_its_end():
+    X, y = noisy()
+    optimizer, schedule = nn.SGD(0.1, weight_decay=0.1), nn.schedules.Cosine(6)
+    monitor = FitMonitor(optimizer, schedule=schedule)
+    options = {"batch_size": 32, "progress": False, "schedule": schedule, "observe": monitor}
+    nn.fit(network(), optimizer, X[:96], y[:96], epochs=2, **options)
+    assert [sample.step for sample in monitor.samples] == [3, 6]
+    assert monitor.samples[-1].rate == 0 and math.isnan(monitor.samples[-1].norm_at_rest)
+
+
+def test_one_path_is_one_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    FitMonitor(nn.SGD(0.1), sinks="norms.csv")(network())
+    assert [path.name for path in tmp_path.iterdir()] == ["norms.csv"]
+
+
 def test_blocks_whole_layers_and_optimizers_without_laws():
     for norm, count in ((lambda: nn.GroupNorm(4), 4), (nn.LayerNorm, 1), (nn.BatchNorm, 12)):
         net = network(norm=norm)

@@ -505,3 +505,66 @@ def test_the_prediction_moves_with_the_law(monkeypatch):
     monkeypatch.setitem(laws.BALANCES, "Momentum", lambda x, rho: 1.0816 * right(x, rho))
     after = trained(SETTLED["Momentum"], 3, every=1).samples[-1]
     assert after.norm_at_rest == pytest.approx(1.0816**0.25 * before.norm_at_rest, rel=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", (SGD, ADAM, ADAMW))
+def test_a_warm_up_from_0_is_watched_and_a_rate_of_0_predicts_nothing(kind):
+    def make_optimizer(module):
+        optimizer = kind(module.parameters(), lr=0.01, weight_decay=0.01)
+        rates = iter((0.0, 0.0, 0.01, 0.01, 0.0))
+        optimizer.register_step_pre_hook(lambda own, *_: own.param_groups[0].update(lr=next(rates)))
+        return optimizer
+
+    monitor = trained(make_optimizer, 5, every=1)
+    assert [sample.rate > 0 for sample in monitor.samples] == [False, False, True, True, False]
+    known = [not math.isnan(sample.norm_at_rest) for sample in monitor.samples]
+    assert known == [False, False, True, True, False]
+    assert monitor.remarks() == () and "0.weight" in str(monitor)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("decay", (1.0, 1.5))
+def test_decay_that_forgets_w_within_a_step_has_no_time_to_rest(decay):
+    monitor = trained(of(SGD, {"weight_decay": decay, "lr": 1.0}, lr=1e-3), 8, every=1)
+    assert all(math.isnan(s.steps_to_rest) or s.steps_to_rest == 0 for s in monitor.samples)
+    assert "0.weight" in str(monitor)
+
+
+def test_dampening_that_keeps_gradients_out_is_measured_without_a_prediction():
+    own = {"momentum": 0.9, "dampening": 1.0, "weight_decay": 0.01}
+    monitor = trained(of(SGD, own, lr=0.1), 3, every=1)
+    assert [sample.step for sample in monitor.samples] == [0, 1, 2]
+    assert math.isnan(monitor.samples[-1].norm_at_rest) and "0.weight" in str(monitor)
+
+
+def test_a_run_that_diverged_is_told():
+    monitor = trained(of(SGD, {"lr": float("inf")}, lr=0.1), 3, every=1)
+    assert len(monitor.samples) == 0
+    told = "0.weight: weights or gradients are not finite at step 2: the run has diverged"
+    assert monitor.remarks() == (told,)
+
+
+@pytest.mark.parametrize("state", ({}, None, {"step": 3}))
+def test_what_no_monitor_returned_is_not_loaded(state):
+    monitor = trained(of(SGD, {}, lr=0.1), 1)
+    with pytest.raises(ValueError, match="state: got .*, expected what state_dict returned"):
+        monitor.load_state_dict(state)
+
+
+def test_sinks_that_cannot_take_samples_are_refused_at_once(tmp_path):
+    import logging
+
+    refused = (
+        (tmp_path, IsADirectoryError),
+        (tmp_path / "none" / "norms.csv", FileNotFoundError),
+        (logging.getLogger(__name__), TypeError),
+        (math, TypeError),
+        (None, TypeError),
+    )
+    for sink, error in refused:
+        for sinks in (sink, [sink]):
+            with pytest.raises(error, match="sinks: "):
+                trained(of(SGD, {}, lr=0.1), 1, sinks=sinks)
+    assert len(trained(of(SGD, {}, lr=0.1), 1, sinks=str(tmp_path / "one.csv")).samples) == 1
+    assert len((tmp_path / "one.csv").read_text().splitlines()) == 2
