@@ -1,5 +1,7 @@
 """theory.jax.verify: JAX's own layers hold bit for bit, under vmap or not; mutated ones do not."""
 
+import contextlib
+
 import pytest
 
 pytest.importorskip("jax", reason="the package jax is not installed")
@@ -9,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import theory.jax
+
+with contextlib.suppress(ImportError):
+    import flax.linen  # noqa: F401  here, as it draws from the global states when it is imported
 
 Z = np.random.default_rng(0).standard_normal((12, 6)).astype(np.float32)
 FAULTS = ("detached variance", "eps outside the root", "detached mean")
