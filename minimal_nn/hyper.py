@@ -127,6 +127,9 @@ class PerUnit(np.lib.mixins.NDArrayOperatorsMixin):
         value = np.asarray(value)
         self.value = value.astype(np.result_type(value.dtype, np.float64))
 
+    def __repr__(self):
+        return f"an array of shape {self.shape}"
+
     shape = property(lambda self: self.value.shape)
     ndim = property(lambda self: self.value.ndim)
     dtype = property(lambda self: self.value.dtype)

@@ -20,7 +20,7 @@ from theory.numbers.bounded import roundoff
 
 NAMES = ("x", "W", "b")
 # (height, width) of the image and of the kernel, stride, padding; the last windows of the third and
-# fourth one do not reach the image's edge
+# fourth one do not reach the image's edge, those of the last two meet padding alone
 GEOMETRIES = (
     ((5, 4), (3, 3), 1, 1),
     ((3, 3), (3, 2), 1, 0),
@@ -28,6 +28,8 @@ GEOMETRIES = (
     ((6, 5), (2, 2), 3, 0),
     ((2, 3), (1, 1), 1, 0),
     ((3, 2), (5, 5), 1, 2),
+    ((7, 1), (2, 2), 6, 2),
+    ((1, 5), (1, 3), 3, 1),
 )
 
 

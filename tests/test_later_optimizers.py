@@ -146,6 +146,10 @@ def test_one_number_judges_a_parameter(rng):
     w, g = rng.standard_normal((2, 3, 2))
     with pytest.raises(ValueError, match="delta: got .* expected one number"):
         update("cpu").step("sgdp", w, g, (0 * w,), **{**SGDP_HYPER, "delta": np.ones(2)})
+    network = Network([Dense(3)], (4,))
+    optimizer = AdamP(groups=[Group(["dense1.W"], delta=[0.1, 0.2, 0.3])])
+    with pytest.raises(ValueError, match="delta: got an array of shape .3,., expected one number"):
+        train((np.ones((4, 4), np.float32), np.zeros(4, int)), network=network, optimizer=optimizer)
 
 
 def muon(w, g, wing="reference", buffer=None, steps=0, dtype=np.float64, decay=0.0):

@@ -504,6 +504,15 @@ def test_a_limit_beyond_the_range_limits_nothing(wing):
         assert_same_bits(wing.update.clip({"w": g}, 1e300)["w"], g, "w")
 
 
+@pytest.mark.parametrize("name", ("sign_sgd", "lion"))
+def test_the_sign_of_nan_is_nan(wing, dtype, name):
+    rule, w = RULES[name], np.ones(3, dtype)
+    g = np.array([np.nan, 0, -1], dtype)
+    found = wing.update.step(name, w, g, (np.zeros(3, dtype),) * rule.slots, **rule.hyper)
+    moved = np.asarray(found[0] if rule.slots else found)
+    assert np.isnan(moved).tolist() == [True, False, False]
+
+
 @pytest.mark.parametrize("t", (0, -1, 1.5, None, True, np.nan), ids=repr)
 def test_steps_are_counted_from_1(wing, t):
     w, zeros = np.ones(3), np.zeros(3)

@@ -43,13 +43,18 @@ def parametrize_with_claims(
     expected_failures: {"subject-claim" or "claim": why}, which must fail; they are reported as
     xfailed.  The tests' ids are "subject-claim".
 
-    Raises ValueError for an expected failure that no test has the id of, TypeError for a subject of
-    another kind.
+    Raises ValueError for no subject, for claims that fit none, and for an expected failure that no
+    test has the id of; TypeError for a subject of another kind.
     """
+    if isinstance(claims, str):
+        raise TypeError(f"claims: got the string {claims!r}, expected a list of claims")
+    if not subjects:
+        raise ValueError("subjects: got none, expected at least one")
     wanted = None if claims is None else tuple(claims)
-    expected, params, met = dict(expected_failures or {}), [], set()
+    expected, params, met, fitting = dict(expected_failures or {}), [], set(), set()
     for name, subject in subjects.items():
         checks = _checks(name, subject)
+        fitting.update(check.claim for check in checks)
         chosen = [check for check in checks if wanted is None or check.claim in wanted]
         if not chosen:
             raise ValueError(
@@ -65,6 +70,11 @@ def parametrize_with_claims(
                 for key in known[:1]
             ]
             params.append(pytest.param(check, id=id, marks=marks))
+    strange = [claim for claim in wanted or () if claim not in fitting]
+    if strange:
+        raise ValueError(
+            f"claims: got {', '.join(strange)}, expected some of {', '.join(sorted(fitting))}"
+        )
     if expected.keys() - met:
         raise ValueError(
             f"expected_failures: got {', '.join(sorted(expected.keys() - met))}, expected ids of "
@@ -82,14 +92,25 @@ def _checks(name, subject):
         )
     first, *rest = subject
     if hasattr(first, "named_modules"):
+        _expect_parts(name, subject, "(module, loss, X, y)", 4)
         return _of_module(name, first, *rest)
     from minimal_nn import Network
 
     if isinstance(first, Network):
+        _expect_parts(name, subject, "(Network, X, targets)", 3)
         return _of_network(name, first, *rest)
+    callable_form = "(loss_and_grad, w) or (loss_and_grad, w, {option: value})"
+    _expect_parts(name, subject, callable_form, 2, 3)
+    if not callable(first) or not isinstance((rest[1:] or [{}])[0], Mapping):
+        raise TypeError(f"subjects: got {subject!r} as {name!r}, expected {callable_form}")
     from theory.yours.verification import ON_CALLABLE
 
     return [Check(name, id, _on_callable(name, id, first, *rest)) for id in ON_CALLABLE]
+
+
+def _expect_parts(name, subject, form, *counts):
+    if len(subject) not in counts:
+        raise TypeError(f"subjects: got {len(subject)} parts as {name!r}, expected {form}")
 
 
 def _on_callable(name, id, loss_and_grad, w, options=None):

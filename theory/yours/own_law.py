@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -70,7 +71,10 @@ class _Walk:
         """Return what the law gives, as a positive number."""
         names = inspect.signature(self.formula).parameters
         value = self.formula(**{n: v for n, v in {**self.hyper, **changed}.items() if n in names})
-        number = float(value) if np.ndim(value) == 0 and np.isrealobj(value) else math.nan
+        try:
+            number = float(value) if np.ndim(value) == 0 and np.isrealobj(value) else math.nan
+        except (TypeError, ValueError):
+            number = math.nan
         if not (math.isfinite(number) and number > 0):
             raise ValueError(
                 f"formula: it gave {value!r} at {self.hyper}, expected a positive number"
@@ -182,9 +186,17 @@ def check_law(
     >>> [verdict.word for verdict in check_law(printed)]
     ['holds', 'FAILS']
     """
+    _check_numbers(learning_rate, weight_decay, s, dims, memory, longer, seed)
     if not callable(formula):
         raise TypeError(f"formula: got {type(formula).__name__}, expected a function")
-    unknown = [name for name in inspect.signature(formula).parameters if name not in _ARGUMENTS]
+    try:
+        names = inspect.signature(formula).parameters
+    except ValueError:
+        raise TypeError(
+            f"formula: got {formula!r}, whose arguments Python does not tell, expected a function "
+            "with named ones"
+        ) from None
+    unknown = [name for name in names if name not in _ARGUMENTS]
     if unknown:
         raise TypeError(
             f"formula: it takes {', '.join(unknown)}, expected some of {', '.join(_ARGUMENTS)}"
@@ -199,6 +211,22 @@ def check_law(
     common = {"s": s, "dims": dims, "memory": memory}
     hypers = ({"learning_rate": e, "weight_decay": d, **common} for e, d in settings)
     return [_verdict(_Walk(formula, quantity, optimizer, hyper, longer, seed)) for hyper in hypers]
+
+
+def _check_numbers(learning_rate, weight_decay, s, dims, memory, longer, seed):
+    positive = {"learning_rate": learning_rate, "weight_decay": weight_decay, "s": s}
+    for name, value in {**positive, "longer": longer}.items():
+        if value is not None and not (_is_number(value) and 0 < value < math.inf):
+            raise ValueError(f"{name}: got {value!r}, expected a number > 0")
+    if not (_is_number(memory) and 0 <= memory < 1):
+        raise ValueError(f"memory: got {memory!r}, expected a number from 0 to below 1")
+    for name, value, least in (("dims", dims, 2), ("seed", seed, 0)):
+        if not (isinstance(value, numbers.Integral) and value >= least):
+            raise ValueError(f"{name}: got {value!r}, expected an integer >= {least}")
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _verdict(walk):

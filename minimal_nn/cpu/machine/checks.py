@@ -309,7 +309,7 @@ class _Values:
                     f"{writer.name} over it in phase {writer.phase}; keep the value in an array of "
                     "its own"
                 )
-        if not own:
+        if not own and (place.valid is None or any(left(wanted, v, ()) for v in place.valid)):
             raise ProgramError(
                 f"{touch} reads {touch.name}, which nothing has written before in the step: write "
                 "it first, or say that it is given or kept"

@@ -72,9 +72,9 @@ def average(mean, decay, rest, value):
 
 @inline
 def sign(x):
-    """-1, 0 or 1"""
+    """-1, 0 or 1; of NaN itself"""
     zero, one = fill(x, 0.0), fill(x, 1.0)
-    return where_positive(x, one, where_positive(zero - x, zero - one, zero))
+    return where_positive(x, one, where_positive(zero - x, zero - one, x + zero))
 
 
 def elementwise(slots, hypers):

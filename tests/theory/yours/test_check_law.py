@@ -79,6 +79,29 @@ def test_what_cannot_be_told_is_refused():
     assert "the run is too short" in short[0].refused
 
 
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    (
+        *(("s", value) for value in (0, -1.0, "1", np.nan)),
+        *(("longer", value) for value in (0, -1, np.inf)),
+        *(("memory", value) for value in (-0.5, 1.0, None)),
+        *(("dims", value) for value in (0, 1, 2.5)),
+        *(("seed", value) for value in (-1, None)),
+    ),
+)
+def test_numbers_that_cannot_be_are_refused(argument, value):
+    with pytest.raises(ValueError, match=f"{argument}: got {value!r}, expected a"):
+        check_law(lambda s: s, optimizer="Adam", **{argument: value})
+
+
+@pytest.mark.parametrize("value", ("x", None, 1j, [1.0]), ids=repr)
+def test_a_law_that_is_no_number_is_refused(value):
+    with pytest.raises(ValueError, match="formula: it gave .*, expected a positive number"):
+        check_law(lambda s: value)
+    with pytest.raises(TypeError, match="formula: got .*, whose arguments Python does not tell"):
+        check_law(max)
+
+
 def test_arguments_that_do_not_fit():
     with pytest.raises(TypeError, match="it takes eta, expected some of learning_rate"):
         check_law(lambda eta: eta)

@@ -133,6 +133,26 @@ def test_what_does_not_fit_is_refused():
         parametrize_with_claims({"a": (direction, W)}, claims=["scaling"])
     with pytest.raises(TypeError, match="subjects: got function as 'a', expected a tuple"):
         parametrize_with_claims({"a": direction})
+    with pytest.raises(ValueError, match="subjects: got none, expected at least one"):
+        parametrize_with_claims({})
+    with pytest.raises(ValueError, match="claims: got scaling, expected some of effective"):
+        parametrize_with_claims({"a": (direction, W)}, claims=["gradient-of-loss", "scaling"])
+    with pytest.raises(TypeError, match="claims: got the string 'scaling', expected a list"):
+        parametrize_with_claims({"a": (direction, W)}, claims="scaling")
+
+
+@pytest.mark.parametrize(
+    ("subject", "expected"),
+    (
+        ((nn.Network([nn.Dense(3)], (4,)), W), r"got 2 parts as 'a', expected \(Network, X, tar"),
+        ((direction, W, {}, 1), r"got 4 parts as 'a', expected \(loss_and_grad, w\) or"),
+        ((direction, W, 3), r"got .* as 'a', expected \(loss_and_grad, w\) or"),
+        ((3.0, W), r"got .* as 'a', expected \(loss_and_grad, w\) or"),
+    ),
+)
+def test_a_subject_of_other_parts_is_refused(subject, expected):
+    with pytest.raises(TypeError, match=f"subjects: {expected}"):
+        parametrize_with_claims({"a": subject})
 
 
 def message(function, *arguments, **options):
