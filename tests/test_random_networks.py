@@ -24,6 +24,7 @@ import pytest
 
 import minimal_nn as nn
 from minimal_nn.cpu.machine.threads import get_num_threads
+from minimal_nn.errors import NonFiniteError
 from minimal_nn.optimizers import ALL, LATER
 from minimal_nn.plans import StepByStep
 
@@ -504,7 +505,11 @@ class Differ(AssertionError):
 def check(trial, torch, folder):
     """Compare all ways to train; return whether the network is one that can be judged."""
     with np.errstate(all="ignore"):
-        base = trial.fit(trial.start("reference"))
+        try:
+            base = trial.fit(trial.start("reference"))
+        except NonFiniteError:
+            check_that_all_diverge(trial, torch)
+            return False
         near = trial.fit(trial.start("reference", noise=1))
         scale, u = np.abs(base) + 1e-2, np.finfo(trial.dtype).eps
         grown = max(np.max(np.abs(near - base) / scale), u)
@@ -539,6 +544,17 @@ def check(trial, torch, folder):
         expect_same("cpu, two threads", trial.fit(trial.start("cpu")), compiled)
         expect_same("cpu, resumed", trial.resumed("cpu", folder), compiled)
     return True
+
+
+def check_that_all_diverge(trial, torch):
+    """Where the reference wing refuses to go on, PyTorch and the cpu wing have no numbers either."""
+    if np.all(np.isfinite(trial.in_torch(torch))):
+        raise Differ("the reference wing diverges, PyTorch does not")
+    try:
+        trial.fit(trial.start("cpu"))
+    except NonFiniteError:
+        return
+    raise Differ("the reference wing diverges, the cpu wing does not")
 
 
 def attempt(seed, left_out, torch, folder):
@@ -636,3 +652,19 @@ def test_a_difference_is_reported_for_the_fewest_layers(torch, tmp_path, threads
     layers = found.splitlines()[0].rpartition("[")[2]
     assert "reference, step by step" in found and f"--seed {seed} --networks 1" in found
     assert layers.count("LayerNorm") == 1 and layers.count("(") <= 3, found
+
+
+def test_a_network_that_diverges_in_one_wing_alone_is_reported(torch, tmp_path, monkeypatch):
+    """A control: only a network without numbers in PyTorch and both wings is passed over."""
+    fit = Trial.fit
+    seed = next(s for s in range(100) if attempt(s, (), torch, tmp_path) == (True, ""))
+
+    def diverging(self, network, **options):
+        if network.backend.name == "reference":
+            raise NonFiniteError("planted")
+        return fit(self, network, **options)
+
+    monkeypatch.setattr(Trial, "fit", diverging)
+    assert "PyTorch does not" in attempt(seed, (), torch, tmp_path)[1]
+    monkeypatch.setattr(Trial, "in_torch", lambda self, torch: np.array([np.nan]))
+    assert "the cpu wing does not" in attempt(seed, (), torch, tmp_path)[1]
