@@ -51,7 +51,9 @@ def parametrize_with_claims(
     if not subjects:
         raise ValueError("subjects: got none, expected at least one")
     wanted = None if claims is None else tuple(claims)
-    expected, params, met, fitting = dict(expected_failures or {}), [], set(), set()
+    expected, params = dict(expected_failures or {}), []
+    met: set[str] = set()
+    fitting: set[str] = set()
     for name, subject in subjects.items():
         checks = _checks(name, subject)
         fitting.update(check.claim for check in checks)

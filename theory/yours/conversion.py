@@ -10,12 +10,14 @@ from fractions import Fraction
 
 import numpy as np
 
+from minimal_nn import arguments, optimizers
+from minimal_nn.hyper import BELOW_ONE, PENALTIES
 from theory import laws
 from theory.numbers import Number
 
-DECAYS = ("l2", "weight_decay", "decoupled_weight_decay", "independent_weight_decay")
+_DECOUPLED = ("decoupled_weight_decay", "independent_weight_decay")
+DECAYS = (*PENALTIES, *_DECOUPLED)
 _AVERAGES = ("beta1", "beta2", "decay")
-_PLAIN = ("momentum", *_AVERAGES)  # which no rescaling of w changes
 
 
 def convert(
@@ -28,9 +30,9 @@ def convert(
 ) -> dict[str, Number]:
     r"""Return an optimizer's hyper-parameters in another convention, or for another run like it.
 
-    optimizer: a name of theory.laws, "SGD" to "LARS".  hyper: its hyper-parameters as minimal_nn
-    names them, learning_rate among them: floats, arrays, fractions, balls or symbols.  decay_as:
-    the name that the decay is wanted by,
+    optimizer: a name of theory.laws, "SGD" to "Muon".  hyper: hyper-parameters of minimal_nn's
+    class of that name, as it names them (the decay of SGD and AdamW's like by each name below):
+    floats, arrays, fractions, balls or symbols.  decay_as: the name that the decay is wanted by,
 
         l2                        the loss is L + l2 |w|^2 (the paper's lambda)
         weight_decay              the gradient is g + weight_decay w: 2 l2 (torch's SGD and Adam)
@@ -43,7 +45,8 @@ def convert(
     under what assumptions).
 
     Raises ValueError for what no law converts: a penalty in the gradient is no decoupled decay
-    where it enters a buffer or a quotient, so only SGD's may be renamed.
+    where it enters a buffer or a quotient, so only SGD's may be renamed; and, as minimal_nn does,
+    for weight_decay of an optimizer whose decay is decoupled, unless that is given as well.
 
     >>> convert("SGD", learning_rate=0.5, l2=0.01, decay_as="decoupled_weight_decay")
     {'learning_rate': 0.5, 'decoupled_weight_decay': 0.02}
@@ -52,11 +55,11 @@ def convert(
     >>> convert("Momentum", learning_rate=Fraction(1, 10), momentum=0.9, batch=(32, 128))
     {'learning_rate': Fraction(2, 5), 'momentum': 0.9}
     """
-    _check(optimizer, hyper)
+    hyper = _checked(optimizer, hyper)
     if decay_as is not None:
         hyper = _renamed(optimizer, hyper, decay_as)
     if rescale is not None:
-        _check_positive("rescale", rescale)
+        rescale = _checked_number("rescale", rescale, positive=True)
         powers = _with_other_names(laws.powers(optimizer))
         hyper = {k: _times(k, value, rescale, powers.get(k, 0)) for k, value in hyper.items()}
     if batch is not None:
@@ -64,31 +67,73 @@ def convert(
     return hyper
 
 
-def _check(optimizer, hyper):
-    known = _with_other_names(laws.powers(optimizer))
+def _checked(optimizer, hyper):
+    """Return hyper-parameters with array-likes as arrays; refuse what the optimizer has not."""
+    laws.powers(optimizer)  # refuses an unknown name
+    known = _names(optimizer)
     for name, value in hyper.items():
-        if name not in known and name not in _PLAIN:
+        if name not in known:
+            others = ", ".join(other for other in laws.DEGREES if name in _names(other))
             raise ValueError(
-                f"{name}: got {value!r}, expected hyper-parameters among "
-                f"{', '.join([*known, *_PLAIN])}"
+                f"{name}: got {value!r}, expected hyper-parameters of {optimizer}, among "
+                f"{', '.join(known)}{f' ({name} is of {others})' if others else ''}"
             )
-        if isinstance(value, (bool, str)) or value is None:
-            raise TypeError(f"{name}: got {value!r}, expected a number")
-        if isinstance(value, numbers.Real) and not 0 <= value < math.inf:
-            raise ValueError(f"{name}: got {value!r}, expected a finite number >= 0")
+    hyper = {name: _checked_number(name, value) for name, value in hyper.items()}
+    given = [name for name in DECAYS if name in hyper]
+    for same in (PENALTIES, _DECOUPLED):
+        if set(same) <= set(given):
+            raise ValueError(
+                f"{', '.join(same)}: got both, expected one: they are two names of the same decay"
+            )
+    if given and given[-1] in PENALTIES and "decoupled_weight_decay" in _defaults(optimizer):
+        raise ValueError(
+            f"{given[0]}: got {hyper[given[0]]!r}, the penalty in the gradient, for {optimizer}, "
+            f"expected decoupled_weight_decay, which frameworks call {optimizer}'s weight_decay, "
+            "or both by name"
+        )
+    return hyper
+
+
+def _defaults(optimizer):
+    return getattr(optimizers, optimizer).defaults
+
+
+def _names(optimizer):
+    """Return the hyper-parameters of an optimizer, its decay by every name that it can have."""
+    known = [*_defaults(optimizer), *getattr(optimizers, optimizer).options]
+    every = optimizer == "SGD" or "decoupled_weight_decay" in known
+    return list(dict.fromkeys([*known, *(DECAYS if every else PENALTIES)]))
+
+
+def _checked_number(argument, value, positive=False):
+    """Return a number, or an array-like as an array; refuse others, and what lies outside."""
+    value = arguments.array(argument, value)
+    is_array = isinstance(value, np.ndarray)
+    odd = is_array and value.dtype.kind not in "iufO"
+    odd = odd or isinstance(value, (bool, np.bool_)) or not hasattr(value, "__truediv__")
+    # Of Python's numbers decimals do not go with fractions, and complex ones have no order.
+    if odd or isinstance(value, numbers.Number) and not isinstance(value, numbers.Real):
+        raise TypeError(f"{argument}: got {value!r}, expected a number or an array of numbers")
+    for x in _reals(value):
+        if not 0 <= x < math.inf or positive and x == 0:
+            raise ValueError(
+                f"{argument}: got {value!r}, expected finite numbers {'>' if positive else '>='} 0"
+            )
+        if argument in BELOW_ONE and x >= 1:
+            raise ValueError(f"{argument}: got {value!r}, expected a number from 0 to below 1")
+    return value
+
+
+def _reals(value):
+    """Return the numbers of a value that have an order: balls and symbols have none."""
+    entries = value.ravel().tolist() if isinstance(value, np.ndarray) else [value]
+    return [x for x in entries if isinstance(x, numbers.Real)]
 
 
 def _with_other_names(powers):
     """Return powers with the other names of decay."""
     independent = powers["decoupled_weight_decay"] + powers["learning_rate"]
     return {**powers, "l2": powers["weight_decay"], "independent_weight_decay": independent}
-
-
-def _check_positive(name, value):
-    if isinstance(value, (bool, str)):
-        raise TypeError(f"{name}: got {value!r}, expected a number > 0")
-    if isinstance(value, numbers.Real) and not 0 < value < math.inf:
-        raise ValueError(f"{name}: got {value!r}, expected a finite number > 0")
 
 
 # Names of decay
@@ -104,8 +149,7 @@ def _renamed(optimizer, hyper, name):
             f"one of {', '.join(DECAYS)}"
         )
     (old,) = given
-    coupled = {"l2", "weight_decay"}
-    if optimizer != "SGD" and (old in coupled) != (name in coupled):
+    if optimizer != "SGD" and (old in PENALTIES) != (name in PENALTIES):
         raise ValueError(
             f"decay_as: got {name!r} for {old} of {optimizer}, expected the same kind: a penalty "
             "in the gradient goes through the optimizer's buffer or quotient, a decoupled decay "
@@ -113,7 +157,7 @@ def _renamed(optimizer, hyper, name):
         )
     rate = hyper.get("learning_rate")
     if "independent_weight_decay" in (old, name) and old != name:
-        if rate is None or isinstance(rate, numbers.Real) and rate == 0:
+        if rate is None or 0 in _reals(rate):
             raise ValueError(
                 f"learning_rate: got {rate!r}, expected one > 0: between {old} and {name} it is "
                 "a factor"
@@ -137,9 +181,7 @@ def _renamed(optimizer, hyper, name):
 def _of_batch(optimizer, hyper, batch):
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise TypeError(f"batch: got {batch!r}, expected a pair (examples before, after)")
-    for size in batch:
-        _check_positive("batch", size)
-    before, after = batch
+    before, after = (_checked_number("batch", size, positive=True) for size in batch)
     whole = isinstance(before, int) and isinstance(after, int)
     k = Fraction(after, before) if whole else after / before
     powers = _with_other_names(laws.batch_powers(optimizer))
@@ -147,9 +189,10 @@ def _of_batch(optimizer, hyper, batch):
     for name, value in hyper.items():
         if name in _AVERAGES:
             kept = 1 - _times(name, 1 - value, k, 1)
-            if isinstance(kept, numbers.Real) and kept < 0:
+            if any(x < 0 for x in _reals(kept)):
+                most = 1 / (1 - float(np.min(value)))
                 raise ValueError(
-                    f"batch: got {batch!r}, expected at most {1 / (1 - float(value)):.3g} times "
+                    f"batch: got {batch!r}, expected at most {most:.3g} times "
                     f"as many examples: an average with {name}={value!r} over steps is one over "
                     "fewer examples than a batch has"
                 )
@@ -178,12 +221,13 @@ def _times(name, value, factor, power):
 def _root(name, value, factor):
     """Return the root of a factor: a fraction where it has one."""
     if not isinstance(factor, numbers.Rational):
-        return np.sqrt(factor) if hasattr(factor, "sqrt") else factor ** Fraction(1, 2)
+        has_root = isinstance(factor, np.ndarray) or hasattr(factor, "sqrt")
+        return np.sqrt(factor) if has_root else factor ** Fraction(1, 2)
     factor = Fraction(factor)
     root = Fraction(math.isqrt(factor.numerator), math.isqrt(factor.denominator))
     if root * root == factor:
         return root
-    if isinstance(value, numbers.Rational):
+    if isinstance(value, Fraction):
         raise ValueError(
             f"{name}: got the fraction {value}, to be multiplied by the root of {factor}, which is "
             "no fraction: give it as a float"

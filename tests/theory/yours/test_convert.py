@@ -1,5 +1,6 @@
 """theory.convert: there and back exactly; equivalent runs have the same bits, or numbers."""
 
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 import minimal_nn as nn
 from minimal_nn import backend
 from minimal_nn.data import digits
+from minimal_nn.hyper import BELOW_ONE
 from theory import convert, laws
 from theory.numbers.balls import Balls
 from theory.numbers.symbols import Symbols
@@ -17,6 +19,8 @@ from theory.yours.conversion import DECAYS
 
 COUPLED, DECOUPLED = DECAYS[:2], DECAYS[2:]
 BATCHED = ("SGD", "Momentum", "Nesterov", "RMSprop", "Adam", "AdamW", "SignSGD", "LARS")
+DEFAULTS = {name: getattr(nn, name).defaults for name in laws.DEGREES}
+DECOUPLES = [name for name in DEFAULTS if "decoupled_weight_decay" in DEFAULTS[name]]
 fractions = st.fractions(min_value=Fraction(1, 1000), max_value=4)
 
 
@@ -32,24 +36,34 @@ def test_names_of_decay_go_there_and_back_exactly(rate, decay, old, new):
 
 @given(
     name=st.sampled_from(tuple(laws.DEGREES)),
-    values=st.lists(fractions, min_size=5, max_size=5),
+    values=st.lists(fractions, min_size=9, max_size=9),
     a=fractions,
 )
 def test_scales_go_there_and_back_exactly(name, values, a):
-    keys = ("learning_rate", "weight_decay", "decoupled_weight_decay", "eps", "beta1")
-    hyper = dict(zip(keys, values, strict=True))
-    there = convert(name, rescale=a, **hyper)
-    assert there["beta1"] == hyper["beta1"]
-    assert convert(name, rescale=1 / a, **there) == hyper
+    """Every hyper-parameter that the class has, those from 0 to below 1 unchanged."""
+    own = [*DEFAULTS[name], *getattr(nn, name).options]
+    keys = dict.fromkeys(["weight_decay", *own])  # with decoupled decay, where there is one
+    fits = {
+        key: value / (5 if key in BELOW_ONE else 1)
+        for key, value in zip(keys, values, strict=False)
+    }
+    there = convert(name, rescale=a, **fits)
+    assert all(there[key] == fits[key] for key in keys if key in BELOW_ONE)
+    assert convert(name, rescale=1 / a, **there) == fits
 
 
 @given(name=st.sampled_from(BATCHED), sizes=st.tuples(*[st.integers(1, 64)] * 2), rate=fractions)
 def test_batch_sizes_go_there_and_back_exactly(name, sizes, rate):
     before, after = (size**2 for size in sizes)
-    hyper = {"learning_rate": rate, "l2": Fraction(1, 7), "decoupled_weight_decay": Fraction(1, 3)}
-    hyper |= {"eps": Fraction(1, 9), "eps_inside_root": Fraction(1, 9)}
+    own = {*DEFAULTS[name], *getattr(nn, name).options}
+    hyper = {"learning_rate": rate, "l2": Fraction(1, 7)}
+    hyper |= {key: Fraction(1, 9) for key in ("eps", "eps_inside_root") if key in own}
+    decoupled = "decoupled_weight_decay" in own or name == "SGD"
+    hyper |= {"decoupled_weight_decay": Fraction(1, 3)} if decoupled else {}
     there = convert(name, batch=(before, after), **hyper)
     assert convert(name, batch=(after, before), **there) == hyper
+    if not decoupled:
+        return
     product = there["learning_rate"] * there["decoupled_weight_decay"]
     assert product == rate / 3 * after / before
     independent = convert(name, batch=(before, after), independent_weight_decay=rate)
@@ -77,13 +91,45 @@ def test_names_of_decay_are_what_frameworks_do_with_them():
 
 @pytest.mark.parametrize("name", [n for n in laws.DEGREES if n != "SGD"])
 def test_a_penalty_is_no_decoupled_decay_where_it_goes_through_a_buffer(name):
-    for old, new in ((COUPLED[0], DECOUPLED[0]), (DECOUPLED[1], COUPLED[1])):
-        with pytest.raises(
-            ValueError, match=f"decay_as: got '{new}' for {old} of {name}, expected"
-        ):
-            convert(name, learning_rate=0.1, decay_as=new, **{old: 0.1})
-    for kinds in (COUPLED, DECOUPLED):
-        assert convert(name, learning_rate=0.5, decay_as=kinds[1], **{kinds[0]: 0.25})
+    old, new = DECOUPLED if name in DECOUPLES else COUPLED
+    wrong = COUPLED[0] if name in DECOUPLES else DECOUPLED[0]
+    with pytest.raises(ValueError, match=f"decay_as: got '{wrong}' for {old} of {name}, expected"):
+        convert(name, learning_rate=0.1, decay_as=wrong, **{old: 0.1})
+    assert convert(name, learning_rate=0.5, decay_as=new, **{old: 0.25})
+
+
+OPTIONS = ({}, {"rescale": 2}, {"batch": (1, 4)}, {"decay_as": "weight_decay"}, {"decay_as": "l2"})
+
+
+@pytest.mark.parametrize("penalty", COUPLED)
+@pytest.mark.parametrize("name", DECOUPLES)
+def test_weight_decay_of_a_decoupled_optimizer_is_refused_as_minimal_nn_refuses_it(name, penalty):
+    """Frameworks call its decoupled decay so: read as the penalty it took another power."""
+    with pytest.raises(TypeError):
+        getattr(nn, name)(**{penalty: 0.1})
+    for options in OPTIONS:
+        with pytest.raises(ValueError, match=f"^{penalty}: got 0.1, the penalty.*decoupled_weight"):
+            convert(name, learning_rate=0.1, **{penalty: 0.1}, **options)
+    both = {"learning_rate": 0.1, penalty: 0.1, DECOUPLED[0]: 0.1}
+    getattr(nn, name)(**both)
+    assert convert(name, rescale=2, **both)[penalty] == 0.1 / 4
+
+
+@pytest.mark.parametrize("name", laws.DEGREES)
+def test_hyper_parameters_are_those_of_the_class(name):
+    """What minimal_nn's class refuses is refused, apart from SGD's decay, one by every name."""
+    every = {key for defaults in DEFAULTS.values() for key in defaults} | {"eps_inside_root"}
+    for key in sorted(every - set(DECAYS)):
+        try:
+            getattr(nn, name)(**{key: 0.5})
+        except TypeError:
+            with pytest.raises(ValueError, match=f"^{key}: got 0.5, expected .* of {name}, among"):
+                convert(name, **{key: 0.5})
+        else:
+            assert convert(name, **{key: 0.5}) == {key: 0.5}
+    for key in DECOUPLED if name != "SGD" and name not in DECOUPLES else ():
+        with pytest.raises(ValueError, match=f"^{key}: got 0.5, expected .* of {name}, among"):
+            convert(name, **{key: 0.5})
 
 
 # Equivalent runs
@@ -117,6 +163,10 @@ HYPER = {
     "SignSGD": {"learning_rate": 0.01, "l2": 0.01},
     "NormalizedSGD": {"learning_rate": 0.01, "l2": 0.01},
     "LARS": {"learning_rate": 0.01, "l2": 0.01},
+    "Lion": {"learning_rate": 0.01, "decoupled_weight_decay": 0.5},
+    "SGDP": {"learning_rate": 0.05, "momentum": 0.75, "decoupled_weight_decay": 0.5},
+    "AdamP": {"learning_rate": 0.01, "eps": 1e-4, "decoupled_weight_decay": 0.5},
+    "Muon": {"learning_rate": 0.01, "decoupled_weight_decay": 0.5},
 }
 
 
@@ -130,7 +180,7 @@ def test_a_rescaled_run_is_the_run_before_times_a(name):
     before = trained(name, hyper)
     exactly = trained(name, convert(name, rescale=8.0, **hyper), 8.0)
     # 1 - eta decay is the same number only where their product is.
-    if name == "AdamW":
+    if name in DECOUPLES:
         np.testing.assert_allclose(exactly, 8 * before, rtol=1e-12)
     else:
         assert np.array_equal(exactly, 8 * before)
@@ -196,6 +246,8 @@ def test_averages_are_over_as_many_examples():
     assert after["beta1"] == pytest.approx(0.6) and after["beta2"] == Fraction(996, 1000)
     with pytest.raises(ValueError, match="batch: got .1, 16., expected at most 10 times"):
         convert("Adam", learning_rate=0.1, beta1=0.9, batch=(1, 16))
+    with pytest.raises(ValueError, match="batch: got .1, 16., expected at most 2 times"):
+        convert("Adam", beta1=np.array([0.99, 0.5]), batch=(1, 16))
 
 
 # Numbers of every kind
@@ -223,16 +275,60 @@ def test_symbols_and_balls_are_exact():
 
 def test_arrays_keep_their_dtype():
     rates = np.array([0.5, 0.25], dtype=np.float32)
-    for options in ({"rescale": 4}, {"batch": (2, 8)}):
+    four = np.array([4.0, 4.0], dtype=np.float32)
+    for options in ({"rescale": 4}, {"batch": (2, 8)}, {"rescale": four}, {"batch": (1, four)}):
         after = convert("SGD", learning_rate=rates, **options)["learning_rate"]
         assert after.dtype == np.float32 and after[1] == after[0] / 2
+
+
+def test_a_whole_number_is_a_number():
+    assert convert("Adam", learning_rate=1, batch=(64, 128)) == {"learning_rate": np.sqrt(2)}
+    assert convert("Adam", learning_rate=1, batch=(64, 256)) == {"learning_rate": 2}
+    sizes = np.array([64.0, 256.0])
+    after = convert("Adam", learning_rate=1.0, batch=(64, sizes))["learning_rate"]
+    assert after.dtype == np.float64 and after.tolist() == [1.0, 2.0]
+
+
+BEYOND = (-0.5, float("nan"), float("inf"), Fraction(-1, 2))
+
+
+@pytest.mark.parametrize("form", (lambda x: x, lambda x: np.array([0.5, x])))
+@pytest.mark.parametrize("x", (*BEYOND, 0, 1, 1.5, 7))
+def test_numbers_outside_their_range_are_refused_also_in_arrays(x, form):
+    for key in (*HYPER["Adam"], "beta1", "beta2", "rescale"):
+        outside = x in BEYOND or key == "rescale" and x == 0 or key in BELOW_ONE and x >= 1
+        options = {"learning_rate": 0.5, key: form(x)}
+        if outside:
+            with pytest.raises(ValueError, match=f"^{key}: got .*, expected .* 0"):
+                convert("Adam", **options)
+        else:
+            assert convert("Adam", **options)
+    if x in BEYOND or x == 0:
+        for sizes in ((2, form(x)), (form(x), 2)):
+            with pytest.raises(ValueError, match="^batch: got .*, expected finite numbers > 0"):
+                convert("SGD", learning_rate=0.5, batch=sizes)
+
+
+@pytest.mark.parametrize(
+    "x", (True, np.True_, "1", None, [0.5], (0.5,), 1j, Decimal(1), np.array(["1"]))
+)
+def test_what_is_no_number_is_refused(x):
+    for options in ({"learning_rate": x}, {"learning_rate": 0.5, "batch": (2, x)}):
+        with pytest.raises(TypeError, match="expected a number or an array of numbers"):
+            convert("SGD", **options)
 
 
 @pytest.mark.parametrize(
     "error, words, arguments",
     (
-        (ValueError, "optimizer: got 'Lion', expected one of", ("Lion", {})),
-        (ValueError, "lr: got 0.1, expected hyper-parameters among", ("SGD", {"lr": 0.1})),
+        (ValueError, "optimizer: got 'Shampoo', expected one of", ("Shampoo", {})),
+        (
+            ValueError,
+            "lr: got 0.1, expected hyper-parameters of SGD, among learning_rate, l2",
+            ("SGD", {"lr": 0.1}),
+        ),
+        (ValueError, r"\(momentum is of Momentum, Nesterov, SGDP", ("SGD", {"momentum": 0.9})),
+        (ValueError, "l2, weight_decay: got both", ("SGD", {"l2": 1, "weight_decay": 1})),
         (ValueError, "learning_rate: got nan", ("SGD", {"learning_rate": float("nan")})),
         (TypeError, "learning_rate: got '0.1'", ("SGD", {"learning_rate": "0.1"})),
         (ValueError, "rescale: got 0, expected", ("SGD", {"rescale": 0})),
