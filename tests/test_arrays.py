@@ -75,6 +75,7 @@ LABELS = np.array([0, 1, 1, 0, 1, 0, 0, 1])
 Z = 2 * SIGNS + 5.0
 VECTORS = [whole(1, UNITS), whole(2, UNITS)]
 RATE = {"learning_rate": 0.5}
+PROJECTED = {"delta": 0.1, "decay_ratio": 0.5, "decoupled_weight_decay": 0.5}
 IMAGES = whole(1, 2, 4, 6, 3)
 CASES = {
     "affine": both(
@@ -142,6 +143,12 @@ CASES = {
     "adam": update("adam", 2, t=2, **RATE, beta1=0.5, beta2=0.5, eps=1.0),
     "adamw": update(
         "adamw", 2, t=2, **RATE, beta1=0.5, beta2=0.5, eps=1.0, decoupled_weight_decay=0.5
+    ),
+    "lion": update("lion", 1, **RATE, beta1=0.5, beta2=0.5, decoupled_weight_decay=0.5),
+    "sgdp": update("sgdp", 1, **RATE, momentum=0.5, **PROJECTED),
+    "adamp": update("adamp", 2, t=2, **RATE, beta1=0.5, beta2=0.5, eps=1.0, **PROJECTED),
+    "muon": update(
+        "muon", 1, **RATE, momentum=0.5, newton_schulz_steps=5, decoupled_weight_decay=0.5
     ),
     "add_penalty": Case(
         lambda wing, g, w: wing.update.add_penalty(g, w, 0.5),

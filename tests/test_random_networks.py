@@ -547,7 +547,7 @@ def check(trial, torch, folder):
 
 
 def check_that_all_diverge(trial, torch):
-    """Where the reference wing refuses to go on, PyTorch and the cpu wing have no numbers either."""
+    """Where the reference wing has no numbers, PyTorch and the cpu wing have none either."""
     if np.all(np.isfinite(trial.in_torch(torch))):
         raise Differ("the reference wing diverges, PyTorch does not")
     try:

@@ -277,6 +277,8 @@ def functions(rng, dtype):
     update.clip({"W": draw(11, 35), "b": draw(35)}, 0.5)
     update.step("lars", w, w, learning_rate=0.1)
     update.normalize(w, 2.0)
+    hyper = {"learning_rate": 0.1, "beta1": 0.9, "beta2": 0.99, "decoupled_weight_decay": 0.1}
+    update.step("lion", draw(7, 5), draw(7, 5), (draw(7, 5),), **hyper)
     hyper = {"learning_rate": draw(5), "momentum": 0.9}
     update.step("momentum", draw(7, 5), draw(7, 5), (draw(7, 5),), **hyper)
     update.step("lars", draw(7, 5), draw(7, 5), learning_rate=draw(5))

@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 from numba import float32
-from processes import python
+from processes import ROOT, python
 
 from benchmarks.gpu import static
 from benchmarks.gpu.__main__ import main
@@ -36,8 +36,8 @@ def named():
 
 def test_the_key_is_the_same_in_another_process():
     code = "import test_cuda_cubins; print(*test_cuda_cubins.named())"
-    folder = __file__.rpartition("/")[0]
-    done = python("-c", f"import sys; sys.path.insert(0, {folder!r}); {code}")
+    folders = [str(ROOT / "tests"), str(ROOT / "tests/cuda")]
+    done = python("-c", f"import sys; sys.path[:0] = {folders}; {code}")
     assert done.stdout.split() == named()
     for record in some_launches():
         assert " at 0x" not in repr(cubins.described(record.kernel.function))
