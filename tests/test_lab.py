@@ -505,6 +505,10 @@ def test_a_missing_file_or_exercise(tmp_path, capsys):
     assert main([str(tmp_path / "none.py")]) == 2
     assert "none.py is no file" in capsys.readouterr().err
     (tmp_path / "empty.py").write_text("")
+    for path in (tmp_path, tmp_path / "missing" / "all.json"):  # said before anything is graded
+        assert main([str(tmp_path / "empty.py"), "--json", str(path)]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("python -m minimal_nn.lab: --json: ")
     answer = lab.check(tmp_path / "empty.py", "adam", seconds=60)
     assert not answer and "empty.py defines no such function" in answer.text
 

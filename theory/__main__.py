@@ -118,6 +118,12 @@ def _main(options, out):
             raise ValueError(f"--seed: got {options.seed}, expected an integer >= 0")
         if options.seeds is not None and options.seeds < 1:
             raise ValueError(f"--seeds: got {options.seeds}, expected an integer >= 1")
+        for option in ("seed", "table", "report"):
+            if options.seeds is not None and getattr(options, option):
+                raise ValueError(
+                    f"--seeds: got it with --{option}, expected one of the two: it counts over "
+                    "seeds from 0 on, and --json has every figure"
+                )
         if options.processes is None:
             options.processes = 1 if options.only else processes.default_number()
         if options.processes < 1:
@@ -132,13 +138,15 @@ def _main(options, out):
         _refuse(options, asked, claims)
         if options.faults is not None:
             return _planted(options)
+    except BrokenPipeError:
+        raise  # which ends the command quietly
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         print(f"python -m theory: {error}", file=sys.stderr)
         return 2
     started = time.perf_counter()
     try:
         if options.seeds is not None:
-            return _over_seeds(claims, asked, options)
+            return _over_seeds(claims, asked, options, left_out, out)
         found = _watched(processes.verified(claims, asked, options.processes), len(claims))
         verdicts = (_every_subject if options.table else _every_claim)(claims, found, asked)
     except processes.LostProcessError as error:
@@ -151,11 +159,14 @@ def _main(options, out):
     print(table.summary(verdicts, seconds))
     try:
         if options.json:
-            table.write_json(options.json, verdicts, vars(options), left_out, out)
+            rows = [verdict.as_dict() for verdict in verdicts]
+            table.write_json(options.json, rows, vars(options), left_out, out)
         if options.report:
             from theory.report import page  # latex2mathml, for this option alone
 
             print(f"report: {page.write(options.report, verdicts, seconds, left_out)}")
+    except BrokenPipeError:
+        raise  # which ends the command quietly
     except (OSError, ValueError, ImportError) as error:
         print(f"python -m theory: {error}", file=sys.stderr)
         return 2
@@ -180,16 +191,30 @@ def _planted(options):
     if options.json:
         faults.write_json(options.json, found)
     alive = faults.survivors(found)
-    print(f"{len(found)} faults, {sum(map(bool, found.values()))} caught, {len(alive)} survive")
+    count = table.counted(len(found), "fault")
+    print(f"{count}, {sum(map(bool, found.values()))} caught, {len(alive)} survive")
     return 1 if alive else 0
 
 
-def _over_seeds(claims, asked, options):
+def _over_seeds(claims, asked, options, left_out, out):
     """Print how often each claim is verified over seeds; return 1 unless always."""
     found = seeds.verdicts_of(
         claims, asked, options.seeds, lambda text: print(text, flush=True), options.processes
     )
     print("\n".join(seeds.lines(found)))
+    if options.json:
+        rows = [
+            {"seed": seed, **verdict.as_dict()}
+            for verdicts in found.values()
+            for seed, verdict in enumerate(verdicts)
+        ]
+        try:
+            table.write_json(options.json, rows, vars(options), left_out, out)
+        except BrokenPipeError:
+            raise
+        except (OSError, ValueError) as error:
+            print(f"python -m theory: {error}", file=sys.stderr)
+            return 2
     return 0 if all(verdict for verdicts in found.values() for verdict in verdicts) else 1
 
 
@@ -228,7 +253,9 @@ def _watched(found, count):
         return
     found = iter(found)
     for at in range(count + 1):
-        print(f"\033[K{at} of {count} claims\r", end="", file=sys.stderr, flush=True)
+        print(
+            f"\033[K{at} of {table.counted(count, 'claim')}\r", end="", file=sys.stderr, flush=True
+        )
         item = next(found, None)
         print("\033[K", end="", file=sys.stderr, flush=True)
         if item is None:

@@ -290,5 +290,8 @@ def select(
     unknown = [id for id in ids if id not in known]
     if unknown:
         near = suggestion(unknown[0], known)
-        raise ValueError(f"claims: got {unknown}{near}, expected some of {', '.join(CLAIMS)}")
+        raise ValueError(
+            f"claims: got {unknown}{near}, expected some of {', '.join(CLAIMS)}, or of the "
+            "followers' (--chapter followers --list)"
+        )
     return tuple(c for c in known.values() if c.id in ids)

@@ -13,12 +13,13 @@ import ast
 import copy
 import importlib
 import json
+import math
 import os
 import sys
 from typing import Any, NamedTuple
 
 from minimal_nn.command import suggestion
-from minimal_nn.files import whole_file
+from minimal_nn.files import check_new, path_of, whole_file
 
 SCHEMA = 1  # of --json: raised where a key changes its meaning or goes
 _OPTIMIZERS = ("SGD", "Adam", "AdamW")
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return the exit status: 0 where the model was audited."""
     options = parser().parse_args(arguments)
     try:
+        _check(options)
         report, batch = _audited(options)
     except (ImportError, AttributeError, ValueError, TypeError, OSError) as error:
         print(f"minimal-nn audit: {error}", file=sys.stderr)
@@ -68,16 +70,42 @@ def main(arguments: list[str] | None = None) -> int:
     for finding in findings:
         print(f"{finding.kind}: {finding}")
     if options.json:
-        with whole_file(os.path.expanduser(options.json), "w") as file:
-            json.dump(_as_dict(options, batch, report, findings), file, indent=1)
+        try:
+            with whole_file(path_of("--json", options.json), "w") as file:
+                json.dump(_as_dict(options, batch, report, findings), file, indent=1)
+        except OSError as error:
+            print(f"minimal-nn audit: --json: {error}", file=sys.stderr)
+            return 2
     return 0
 
 
-def _audited(options):
+def _check(options):
+    """Refuse, before anything is made, options that no audit can have."""
     if options.batch < 2:
         raise ValueError(f"--batch: got {options.batch}, expected at least 2 examples")
     if options.input is not None:
-        _shape(options.input)  # refused before anything is made
+        _shape(options.input)
+    if options.tokens is not None and options.tokens < 1:
+        raise ValueError(f"--tokens: got {options.tokens}, expected an integer >= 1")
+    if not 0 <= options.seed < 2**63:
+        raise ValueError(f"--seed: got {options.seed}, expected an integer from 0 to below 2^63")
+    for name in ("lr", "weight_decay"):
+        value = getattr(options, name)
+        if not 0 <= value < math.inf:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option}: got {value:g}, expected a finite number >= 0")
+    if not 0 <= options.momentum < 1:
+        raise ValueError(f"--momentum: got {options.momentum:g}, expected from 0 to below 1")
+    if options.momentum and options.optimizer != "SGD":
+        raise ValueError(
+            f"--momentum: got {options.momentum:g} with {options.optimizer}, expected SGD, which "
+            "alone has it"
+        )
+    if options.json not in (None, "-"):
+        check_new("--json", path_of("--json", options.json))
+
+
+def _audited(options):
     torch = _imported("torch", "torch")
     torch.manual_seed(options.seed)
     model = model_of(options.target)
@@ -216,8 +244,8 @@ def batch_of(model: Any, options: argparse.Namespace) -> Batch:
     reasons = []
     for shape, tokens in shapes:
         full = (options.batch, *shape)
-        X = torch.randint(tokens, full) if tokens else torch.randn(full)
         try:
+            X = torch.randint(tokens, full) if tokens else torch.randn(full)
             with torch.no_grad():
                 outputs = _tensor(copy.deepcopy(model)(X))
         except Exception as error:  # what a foreign model raises for another shape

@@ -48,6 +48,9 @@ def parametrize_with_claims(
     """
     if isinstance(claims, str):
         raise TypeError(f"claims: got the string {claims!r}, expected a list of claims")
+    for argument, given in (("subjects", subjects), ("expected_failures", expected_failures)):
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(f"{argument}: got a {type(given).__name__}, expected a dict by names")
     if not subjects:
         raise ValueError("subjects: got none, expected at least one")
     wanted = None if claims is None else tuple(claims)

@@ -5,7 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-from minimal_nn.files import whole_file
+from minimal_nn.command import run
+from minimal_nn.files import check_new, path_of, whole_file
 from minimal_nn.lab.apart import SECONDS, check
 from minimal_nn.lab.exercises import EXERCISES
 
@@ -51,6 +52,12 @@ def main(arguments=None):
     if missing:
         print(f"python -m minimal_nn.lab: FILE: {missing[0]} is no file", file=sys.stderr)
         return 2
+    try:
+        if options.json:
+            check_new("--json", path_of("--json", options.json))
+    except OSError as error:
+        print(f"python -m minimal_nn.lab: {error}", file=sys.stderr)
+        return 2
     graded = []
     for path in options.files:
         graded.append(grade(path, options.only or list(EXERCISES), options.seconds))
@@ -60,10 +67,10 @@ def main(arguments=None):
     if options.json:
         # A grader of one submission reads its results at the top of the file.
         report = graded[0] if len(graded) == 1 else {"submissions": graded}
-        with whole_file(options.json, "w") as file:
+        with whole_file(path_of("--json", options.json), "w") as file:
             json.dump(report, file, indent=1)
     return 0 if all(one["score"] == one["max_score"] for one in graded) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -21,6 +21,7 @@ from theory import CLAIMS
 from theory.__main__ import main, parser
 from theory.claim import FOLLOWERS
 from theory.report import outline
+from theory.report.table import counted
 from theory.subjects.networks import Options, network_subject
 from theory.subjects.walks import walk
 
@@ -146,7 +147,7 @@ def test_json_on_stdout_is_all_that_stands_there(capsys):
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert status == 0 and found["schema"] == 1 and len(found["verdicts"]) == 6
-    assert "1 claims, 6 verdicts, 6 verified" in err
+    assert "1 claim, 6 verdicts, 6 verified" in err
     status, _, err = run(capsys, "--faults", "--json", "-")
     assert status == 2 and "--json: got - with --faults, expected a file's name" in err
 
@@ -164,7 +165,7 @@ def test_a_terminal_gets_colours_and_says_how_far_it_is(capsys, monkeypatch):
         monkeypatch.setattr(stream, "isatty", lambda: True)
     only = ("--only", "eps-rescaling", "--dtype", "float32")
     status, lines, err = run(capsys, *only, table=False)
-    assert status == 0 and "0 of 1 claims" in err and err.endswith("\r\033[K")
+    assert status == 0 and "0 of 1 claim\r" in err and err.endswith("\r\033[K")
     (line,) = [line for line in lines if line.startswith("eps-rescaling")]
     assert line.endswith(" \033[32mholds\033[0m")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -242,6 +243,8 @@ def test_a_control_that_does_not_fail_is_exit_status_1(capsys, monkeypatch, fres
     "arguments, message",
     (
         (("--only", "no-such-claim"), r"claims: got ['no-such-claim'], expected some of gradient"),
+        (("--only", "adamcc"), "['adamcc'] (did you mean 'adamc'?), expected some of gradient"),
+        (("--only", "adamcc"), ", or of the followers' (--chapter followers --list)"),
         (("--seed", "-1"), "--seed: got -1, expected an integer >= 0"),
     ),
 )
@@ -283,13 +286,34 @@ def test_it_runs_as_a_module_from_another_folder(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_list_into_a_closed_pipe_ends_quietly():
+@pytest.mark.parametrize(
+    "options",
+    (
+        ("--list",),
+        ("--ask", "1"),
+        ("--explain", "scale-invariance"),
+        ("--only", "penalty-rescaling", "--dtype", "float32", "--json", "-"),
+        ("--only", "penalty-rescaling", "--dtype", "float32", "--seeds", "1", "--json", "-"),
+    ),
+)
+def test_what_goes_into_a_closed_pipe_ends_quietly(options):
     read, write = os.pipe()
     os.close(read)
-    program = [sys.executable, "-m", "theory", "--list"]
+    program = [sys.executable, "-m", "theory", *options]
     done = subprocess.run(program, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
-    assert done.stderr == ""
+    assert done.returncode == 1
+    if "--json" in options:  # whose table is there
+        assert "verified" in done.stderr and "pipe" not in done.stderr.lower()
+    else:
+        assert done.stderr == ""
+
+
+def test_one_is_not_many(capsys):
+    """One claim on one subject is 1 claim, 1 verdict."""
+    assert counted(1, "claim") == "1 claim" and counted(2, "verdict") == "2 verdicts"
+    _, lines, _ = run(capsys, "--only", "penalty-rescaling", "--dtype", "float32")
+    assert lines[-1].startswith("1 claim, ")
 
 
 @pytest.mark.parametrize("option", ("--json", "--report", "--play"))

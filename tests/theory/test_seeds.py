@@ -1,6 +1,9 @@
 """Claims over seeds: counts, the nearest residual, and the bias that many seeds tell together."""
 
+import json
+
 import numpy as np
+import pytest
 
 from theory.__main__ import main
 from theory.claim import CLAIMS, Measurement, Verdict
@@ -41,6 +44,29 @@ def test_the_command_counts_over_seeds(capsys):
     assert images.split()[-1] == "-"
     assert main(["--seeds", "0"]) == 2
     assert "--seeds: got 0, expected an integer >= 1" in capsys.readouterr().err
+
+
+def test_json_has_every_figure_of_every_seed(capsys, tmp_path):
+    path = tmp_path / "seeds.json"
+    arguments = ["--only", "running-statistics", "--dtype", "float64", "--json", str(path)]
+    assert main(["--seeds", "2", *arguments]) == 0
+    rows = json.loads(path.read_text())["verdicts"]
+    for seed in (0, 1):
+        assert main(["--seed", str(seed), *arguments]) == 0
+        own = [row for row in rows if row["seed"] == seed]
+        alone = json.loads(path.read_text())["verdicts"]
+        assert own == [{"seed": seed, **row} for row in alone] and len(own) == len(rows) / 2
+    capsys.readouterr()
+    arguments[-1] = "-"
+    assert main(["--seeds", "2", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["verdicts"] == rows
+
+
+@pytest.mark.parametrize("option", (("--seed", "1"), ("--table",), ("--report", "page")))
+def test_what_it_would_leave_out_is_refused(capsys, option):
+    assert main(["--seeds", "2", *option]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and f"--seeds: got it with {option[0]}, expected one of the two" in err
 
 
 def test_what_fails_is_told_and_is_exit_status_1(capsys, monkeypatch):

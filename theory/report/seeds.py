@@ -31,7 +31,8 @@ def verdicts_of(claims, options, seeds, say, number=1):
                 found.setdefault(key, []).append(verdict)
                 if not verdict.verified:
                     say(f"seed {seed}: {verdict}")
-        say(f"seed {seed}: {sum(v.verified for v in here)} of {len(here)} verdicts verified")
+        count = table.counted(len(here), "verdict")
+        say(f"seed {seed}: {sum(v.verified for v in here)} of {count} verified")
     return found
 
 

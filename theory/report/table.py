@@ -90,7 +90,13 @@ def summary(verdicts, seconds):
     claims = len({verdict.claim.id for verdict in verdicts})
     failed = len(verdicts) - good
     tail = "all claims hold, all controls fail as predicted" if not failed else (f"{failed} FAILED")
-    return f"{claims} claims, {len(verdicts)} verdicts, {good} verified in {seconds:.1f} s: {tail}"
+    count = f"{counted(claims, 'claim')}, {counted(len(verdicts), 'verdict')}"
+    return f"{count}, {good} verified in {seconds:.1f} s: {tail}"
+
+
+def counted(number, what):
+    """Return "1 claim", "2 claims"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def notes(left_out, wing="reference", wrap=True):
@@ -197,14 +203,14 @@ def check_json_path(path, stdout=True):
 def write_json(path, verdicts, options, left_out, out):
     """Write every figure of the verdicts to `path`, whole or not at all, or ("-") to `out`.
 
-    left_out: {claim: {arithmetic: reason}}.
+    verdicts: as dicts.  left_out: {claim: {arithmetic: reason}}.
     """
     check_json_path(path)
     report = {
         "schema": SCHEMA,
         "versions": versions(),
         "options": options,
-        "verdicts": [verdict.as_dict() for verdict in verdicts],
+        "verdicts": verdicts,
         "left out": {claim.id: reasons for claim, reasons in left_out.items() if reasons},
     }
     with contextlib.nullcontext(out) if path == "-" else whole_file(path, "w") as file:

@@ -154,6 +154,32 @@ def test_a_library_that_is_not_there_is_named_with_a_command(capsys, monkeypatch
         ((f"{OWN}:ResNet", "--input", "3x"), "--input: got '3x', expected an example's shape"),
         ((f"{OWN}:ResNet", "--input", "4x8x8"), "no input was found that it takes (4x8x8: Given"),
         ((f"{OWN}:ResNet", "--batch", "1"), "--batch: got 1, expected at least 2 examples"),
+        ((OWN, "--tokens", "-3", "--input", "4"), "--tokens: got -3, expected an integer >= 1"),
+        ((OWN, "--tokens", "0"), "--tokens: got 0, expected an integer >= 1"),
+        ((OWN, "--lr", "nan"), "--lr: got nan, expected a finite number >= 0"),
+        ((OWN, "--lr", "-1"), "--lr: got -1, expected a finite number >= 0"),
+        ((OWN, "--weight-decay", "inf"), "--weight-decay: got inf, expected a finite number"),
+        ((OWN, "--momentum", "nan"), "--momentum: got nan, expected from 0 to below 1"),
+        ((OWN, "--momentum", "1"), "--momentum: got 1, expected from 0 to below 1"),
+        (
+            (OWN, "--momentum", "0.9", "--optimizer", "Adam"),
+            "--momentum: got 0.9 with Adam, expected SGD",
+        ),
+        ((OWN, "--seed", str(2**64)), f"--seed: got {2**64}, expected an integer from 0"),
+        ((OWN, "--seed", "-1"), "--seed: got -1, expected an integer from 0"),
+        ((OWN, "--json", str(HERE)), f"--json: got the folder {HERE}, expected a file's path"),
+        (
+            (OWN, "--json", str(HERE / "missing" / "a.json")),
+            f"--json: the folder {HERE / 'missing'} does not exist",
+        ),
+        (
+            (f"{OWN}:ResNet", "--input", "3x99999999x99999999"),
+            "no input was found that it takes (3x99999999x99999999: ",
+        ),
+        (
+            (f"{OWN}:Transformer", "--input", "4", "--tokens", str(2**63 - 1)),
+            "no input was found that it takes (4: ",
+        ),
     ),
 )
 def test_what_cannot_be_audited_is_refused_in_a_sentence(capsys, arguments, words):

@@ -176,6 +176,23 @@ def test_what_is_refused():
         check_optimizer(adam, powers={"beta": 1})
     with pytest.raises(ValueError, match="expect: got degree, expected some of nu"):
         check_optimizer(adam, expect={"degree": 1})
+    for expect, words in (
+        (["nu"], r"expect: got \['nu'\], expected a dict"),
+        ({"nu": "1"}, r"expect\['nu'\]: got '1', expected a finite number"),
+        ({"nu": True}, r"expect\['nu'\]: got True, expected a finite number"),
+        ({"nu": float("nan")}, r"expect\['nu'\]: got nan, expected a finite number"),
+        ({"powers": [1]}, r"expect\['powers'\]: got \[1\], expected a dict"),
+        ({"powers": {"lr": "1"}}, r"expect\['powers'\]\['lr'\]: got '1', expected a finite"),
+        ({"decay": 1}, r"expect\['decay'\]: got 1, expected a string"),
+    ):
+        with pytest.raises(TypeError, match=f"^{words}"):
+            check_optimizer(adam, expect=expect)
+    with pytest.raises(ValueError, match="^expect: got beta, expected some of lr, b1"):
+        check_optimizer(adam, expect={"powers": {"beta": 0}})
+    with pytest.raises(TypeError, match=r"^powers: got \[1\], expected a dict"):
+        check_optimizer(adam, powers=[1])
+    with pytest.raises(TypeError, match=r"^powers\['lr'\]: got '1', expected a finite"):
+        check_optimizer(adam, powers={"lr": "1"})
     with pytest.raises(ValueError, match="steps: got 1, expected an integer >= 2"):
         check_optimizer(adam, steps=1)
     with pytest.raises(TypeError, match="problem: got function"):
@@ -184,6 +201,9 @@ def test_what_is_refused():
     assert report.word == "refused" and "no step moves a parameter" in report.refused
     report = check_optimizer(lambda w, g, state: w - g)
     assert report.word == "refused" and "expected a pair (w, state)" in report.refused
+    for other in (lambda w: w[:-1], lambda w: w[:1], lambda w: w[None], lambda w: w.sum()):
+        report = check_optimizer(lambda w, g, state, other=other: (other(w - 0.1 * g), state))
+        assert report.word == "refused" and "expected the parameter's, (" in report.refused
     assert not report
 
 

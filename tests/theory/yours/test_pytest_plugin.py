@@ -135,6 +135,11 @@ def test_what_does_not_fit_is_refused():
         parametrize_with_claims({"a": direction})
     with pytest.raises(ValueError, match="subjects: got none, expected at least one"):
         parametrize_with_claims({})
+    for given in ([(direction, W)], (direction, W), direction, []):
+        with pytest.raises(TypeError, match=f"subjects: got a {type(given).__name__}, expected"):
+            parametrize_with_claims(given)
+    with pytest.raises(TypeError, match="expected_failures: got a list, expected a dict"):
+        parametrize_with_claims({"a": (direction, W)}, expected_failures=["gradient-scaling"])
     with pytest.raises(ValueError, match="claims: got scaling, expected some of effective"):
         parametrize_with_claims({"a": (direction, W)}, claims=["gradient-of-loss", "scaling"])
     with pytest.raises(TypeError, match="claims: got the string 'scaling', expected a list"):

@@ -7,6 +7,7 @@ import warnings
 
 from tqdm.auto import tqdm
 
+from minimal_nn.command import run
 from theory.yours.optimizers import table
 
 
@@ -57,4 +58,4 @@ def _progress(entries):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

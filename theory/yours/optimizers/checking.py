@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -189,6 +190,7 @@ def check_optimizer(
     (True, '0', {'lr': 1.0, 'eps': -1.0})
     """
     _check_expected(expect)
+    _check_powers("powers", powers)
     if problem is None:
         problem = built_in()
     if not isinstance(problem, Problem):
@@ -199,11 +201,12 @@ def check_optimizer(
     if not (isinstance(steps, int) and steps >= 2):
         raise ValueError(f"steps: got {steps!r}, expected an integer >= 2")
     maker = Maker(make, hyper)
-    unknown = sorted(set(powers or {}) - set(maker.sites))
-    if unknown:
-        raise ValueError(
-            f"powers: got {', '.join(unknown)}, expected some of {', '.join(maker.sites)}"
-        )
+    for argument, given in (("powers", powers), ("expect", (expect or {}).get("powers"))):
+        unknown = sorted(map(str, set(given or {}) - set(maker.sites)))
+        if unknown:
+            raise ValueError(
+                f"{argument}: got {', '.join(unknown)}, expected some of {', '.join(maker.sites)}"
+            )
     start = OptimizerReport(name or maker.name, problem.name, steps)
     with maker.context(), np.errstate(all="ignore"):
         try:
@@ -321,11 +324,36 @@ def _sentence(error):
 
 
 def _check_expected(expect):
-    unknown = sorted(set(expect or {}) - set(_EXPECTED))
+    """Refuse what is no mapping of what is found to what it can be."""
+    _check_mapping("expect", expect)
+    unknown = sorted(map(str, set(expect or {}) - set(_EXPECTED)))
     if unknown:
         raise ValueError(
             f"expect: got {', '.join(unknown)}, expected some of {', '.join(_EXPECTED)}"
         )
+    for key, value in (expect or {}).items():
+        if key == "powers":
+            _check_powers("expect['powers']", value)
+        elif key == "nu":
+            _check_real("expect['nu']", value)
+        elif not isinstance(value, str):
+            raise TypeError(f"expect[{key!r}]: got {value!r}, expected a string")
+
+
+def _check_powers(argument, powers):
+    _check_mapping(argument, powers)
+    for site, power in (powers or {}).items():
+        _check_real(f"{argument}[{site!r}]", power)
+
+
+def _check_mapping(argument, value):
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{argument}: got {value!r}, expected a dict by names")
+
+
+def _check_real(argument, value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise TypeError(f"{argument}: got {value!r}, expected a finite number")
 
 
 def _unexpected(report, expect):

@@ -53,6 +53,12 @@ class Runs:
             for optimizer in optimizers:
                 optimizer.step(evaluation(before))
             after = _together(optimizers)
+            for name, array in after.items():
+                if np.shape(array) != before[name].shape:
+                    raise ValueError(
+                        f"a step made {name} an array of shape {np.shape(array)}, expected the "
+                        f"parameter's, {before[name].shape}"
+                    )
             if not all(np.isfinite(array).all() for array in after.values()):
                 raise FloatingPointError(f"its numbers are not finite after step {step}")
             yield after
