@@ -196,6 +196,9 @@ def copied_sources(tmp_path, monkeypatch):
     copies = []
     for source in runs.SOURCES:
         copies.append(tmp_path / source.name)
+        if source.is_file():
+            shutil.copy(source, copies[-1])
+            continue
         shutil.copytree(source, copies[-1], ignore=shutil.ignore_patterns("*.npz", "__pycache__"))
     monkeypatch.setattr(runs, "SOURCES", tuple(copies))
     return copies
@@ -204,7 +207,7 @@ def copied_sources(tmp_path, monkeypatch):
 def test_code_version_follows_every_room_that_runs_compute_with(copied_sources):
     before = runs.version("cpu")
     package = next(source for source in copied_sources if source.name == "minimal_nn")
-    for path in (path for source in copied_sources for path in source.rglob("*.py")):
+    for path in sources(*copied_sources):
         name = path.relative_to(package) if package in path.parents else path
         counted = name.parts[0] != "cuda" and not any(
             other in map(str, (name, *name.parents)) for other in runs.BESIDE
