@@ -404,8 +404,8 @@ def test_the_program_names_everything(rng):
         *("convolution", "batchnorm", "activation", "convolution", "flatten", "affine")
     ]
     conv = program.operations[0]
-    expected = {"stride": 1, "padding": 1, "algorithm": "direct", "weightnorm_eps": 0.0}
-    assert conv.options == expected
+    expected = {"kernel": (3, 3), "stride": 1, "padding": 1, "algorithm": "direct"}
+    assert conv.options == {**expected, "weightnorm_eps": 0.0}
     assert conv.parameters["v"] == "weightnorm1.v"
     assert (conv.input_shape, conv.output_shape) == ((3, 3, 2), (3, 3, 3))
     assert program.operations[1].state == {"mean": "batchnorm1.mean", "var": "batchnorm1.var"}
