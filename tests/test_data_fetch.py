@@ -361,7 +361,10 @@ class TestRefused:
         with pytest.raises(SystemExit) as exit:
             fetch.main(["mnits"])
         assert exit.value.code == 2
-        assert "unknown SET 'mnits' (did you mean 'mnist'?), expected one of cifar10, mnist" in capsys.readouterr().err
+        assert (
+            "unknown SET 'mnits' (did you mean 'mnist'?), expected one of cifar10, mnist"
+            in capsys.readouterr().err
+        )
 
 
 def test_every_source_is_complete():

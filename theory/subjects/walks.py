@@ -65,8 +65,9 @@ def walk(optimizer, start, *, dims, steps, seed, skip=0, s=1.0, wing="reference"
         g -= u * (u * g).sum(axis=0)
         g *= deviation / norm
         buffer, moment = kept(optimizer, "w", "buffer", "m"), second_moment(optimizer, "w")
-        factors = None if schedule is None else {"w": schedule(max(step, 0))}
-        optimizer.step(model, {"w": wing.asarray(g)}, factors=factors)
+        # An optimizer of one's own may take no factors.
+        scheduled = {} if schedule is None else {"factors": {"w": schedule(max(step, 0))}}
+        optimizer.step(model, {"w": wing.asarray(g)}, **scheduled)
         before, w = w, wing.to_numpy(model.parameters["w"])
         length, norm = norm, columns_norm(w)
         if step >= 0:
