@@ -232,7 +232,7 @@ def _along_w(plant):
         gradient, product = result
         return gradient, Bounded(product.value * (1 + plant.f), product.error)
 
-    plant.results("_along_w", change)
+    plant.results("along_weights", change)
 
 
 def _growth(plant):
