@@ -1,11 +1,17 @@
 """Types: every public function says what it takes and what it returns (mypy: make lint)."""
 
+import ast
+import configparser
 import importlib
 import inspect
+import re
+import sys
 import types
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 MODULES = (
     "minimal_nn",
     "minimal_nn.augmentation",
@@ -118,3 +124,30 @@ def test_what_is_not_annotated_is_found():
     module.Own, module.function = Own, function
     found = [name.rsplit("<locals>.", 1)[1] for name in bare(module)]
     assert found == ["Own.__init__", "Own.half", "Own.open", "function"]
+
+
+def imported(source):
+    """Yield the packages that a module's statements name, wherever they stand."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def test_what_mypy_reads_is_the_same_whatever_is_installed():
+    # `make lint` comes first in a fresh clone: only what the package itself requires is there.  All
+    # else must be among the packages that mypy leaves out.
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    required = re.findall(r"^[\w-]+", setup["options"]["install_requires"], re.MULTILINE)
+    section = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[tool.mypy]")[2]
+    section = section.partition("[[tool.mypy.overrides]]")
+    left_out = re.findall(r'"([\w-]+)\.\*"', section[2].partition("]\n")[0])
+    files = re.findall(r'"((?:minimal_nn|theory|figures)/[^"]*)"', section[0])
+    assert "torch" in left_out and files
+    known = {*sys.stdlib_module_names, *required, *left_out, "minimal_nn", "theory", "figures"}
+    paths = {path for name in files for path in ROOT.glob(name)}
+    paths = {p for path in paths for p in (path.rglob("*.py") if path.is_dir() else [path])}
+    found = {name for path in paths for name in imported(path.read_text(encoding="utf-8"))}
+    assert found <= known, f"make lint fails where it is not installed: {sorted(found - known)}"
