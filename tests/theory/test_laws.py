@@ -339,6 +339,7 @@ SEEN = {
     ],
     "relaxation_rate": [(RELAXATION, of_claim(RELAXATION, "sgd", "adam + L2", "adamw"))],
     "adam_clock": [(RELAXATION, of_claim(RELAXATION, "adam + L2"))],
+    "finite_clock": [(RELAXATION, of_claim(RELAXATION, "adam + L2", "adamw"))],
     "power_clock": [(RELAXATION, of_claim(RELAXATION, "sgd", "adamw"))],
     "adam_weighted": [
         ("equilibrium-in-training", of_claim("equilibrium-in-training", "train: adam + L2")),

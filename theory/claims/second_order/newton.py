@@ -113,9 +113,9 @@ always 0, or, under layer norm, from adding the same weights to all units, is no
 output, so $2 w - P w$ is the same function too. The paper says that second-order methods remove
 the effect of the scale; the sharper statement is that undamped and alone on $w$ they remove the
 learning as well. In a joint step with the output layer the mixed block of $H$ turns the step
-away from $w$. Measured in float64, with $H$ and $\nabla L$ from longdouble. Bound: the errors of $H$, times $|d|$,
-and of $\nabla L$ (running error of the same lines on jets), through the inverse of $H$, and the
-rounding of the solver, by its backward error.
+away from $w$. Measured in float64, with $H$ and $\nabla L$ from longdouble. Bound: the errors of
+$H$, times $|d|$, and of $\nabla L$ (running error of the same lines on jets), through the inverse
+of $H$, and the rounding of the solver, by its backward error.
 """,
     subjects=newton_subjects,
     unfit=(
