@@ -54,6 +54,10 @@ CASES = (
             0.375, 0.75, 0.9375, 64.0, 4.0))
         for law in (laws.adam_correction, laws.adamw_correction) for part in ("balance", "turn")
     ],
+    *[
+        (f"{name}'s response", lambda x, m, name=name: laws.response(name, x, m, 3), (0.375, 0.75))
+        for name in laws.BALANCES
+    ],
     ("adam's shift", lambda *a: laws.adam_shift(*a)[0], (0.375, 0.75, 0.125)),
     ("a direction", laws.direction_rate, (1.5, 0.25, 0.5)),
     ("a fixed norm", laws.fixed_norm_rate, (0.0625, 0.125, 0.75)),
@@ -331,6 +335,7 @@ SEEN = {
     "direction_rate": [("direction-rate", of_claim("direction-rate", "batch norm"))],
     "repeated_step": [("step-on-one-gradient", steps)],
     "adam_exponent": [("adam-eps", networks)],
+    "response": [("equilibrium-rate", exact("equilibrium-rate"))],
     "adam_root": [(NORM, walks("adam + L2", large=True))],
     "_adam_equilibrium": [(NORM, walks("adam + L2", large=True))],
     "equilibrium": [(NORM, walks("sgd", "adamw", large=True))],

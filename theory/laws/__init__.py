@@ -101,6 +101,7 @@ from theory.laws.scaling import (
     powers,
     rate_power,
     repeated_step,
+    response,
 )
 from theory.laws.schedules import (
     equivalent_rate,
@@ -178,6 +179,7 @@ __all__ = [
     "rate_power",
     "relaxation_rate",
     "repeated_step",
+    "response",
     "reversed_by_decay",
     "schedule_growth",
     "sgd_fourth_moment",

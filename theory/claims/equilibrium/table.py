@@ -215,13 +215,19 @@ def equilibrium_path(subject):
 
 @functools.lru_cache(maxsize=32)
 def _path(subject, norm):
+    return walk_of(subject, *([4] if subject.label else []))
+
+
+def walk_of(subject, *stream, watch=None):
+    """Run a subject's chains, of a stream of random numbers of its own; return the `Path`."""
     return walk(
         subject.rule.make(subject.eta, subject.decay, subject.beta2),
-        norm * np.where(np.arange(CHAINS) % 2, 1.25, 0.8),
+        subject.law.norm * np.where(np.arange(CHAINS) % 2, 1.25, 0.8),
         dims=DIMS,
         steps=int(subject.steps * subject.longer),
         skip=int(subject.skip * min(subject.longer, 1.0)),
-        seed=[subject.seed, RULES.index(subject.rule), *([4] if subject.label else [])],
+        seed=[subject.seed, RULES.index(subject.rule), *stream],
         s=S,
         wing=subject.backend,
+        watch=watch,
     )
