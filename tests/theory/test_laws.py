@@ -209,9 +209,8 @@ MODULES = ("scaling", "finite", "balance", "motion", "memory", "remedies")
 # Where laws are valid, what guards a quotient, how an iteration converges, linear equations: no
 # constants of a law.
 NO_LAW = {"limit", "_check", "_ratio", "_exponent", "_solved"}
-# A number that no claim sees: where an iteration starts; t, on which Adam's step does not depend;
-# AdamW's exponent, which no walk is long enough for, and which is tested above.
-UNSEEN = {("circle_angle", 0), ("adam_exponent", 0), ("norm_exponent", 0), ("norm_exponent", 1)}
+# A number that no claim sees: where an iteration starts; t, on which Adam's step does not depend.
+UNSEEN = {("circle_angle", 0), ("adam_exponent", 0)}
 
 
 def functions(tree):
@@ -340,7 +339,7 @@ SEEN = {
     "_adam_equilibrium": [(NORM, walks("adam + L2", large=True))],
     "equilibrium": [(NORM, walks("sgd", "adamw", large=True))],
     "norm_exponent": [
-        ("equilibrium-exponents", of_claim("equilibrium-exponents", "sgd", "adam + L2")),
+        ("equilibrium-exponents", of_claim("equilibrium-exponents", "sgd", "adam + L2", "adamw")),
     ],
     "relaxation_rate": [(RELAXATION, of_claim(RELAXATION, "sgd", "adam + L2", "adamw"))],
     "adam_clock": [(RELAXATION, of_claim(RELAXATION, "adam + L2"))],
