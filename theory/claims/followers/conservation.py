@@ -191,6 +191,7 @@ def _three(after, now, before):
     rounding = gamma(after.shape[-1] + 4, unit_roundoff(_WIDE)) * 2 * size
     return np.abs(sums[0] - trace * sums[1] + _WIDE(_RHO) * sums[2]), rounding
 
+
 @follower(
     id="gain-and-matrix",
     statement=r"D_i = |W_{i \cdot}|^2 - \gamma_i^2: \quad D_i' = (1 - x)^2 D_i + \eta^2 "
