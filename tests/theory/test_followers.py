@@ -18,7 +18,7 @@ from theory.subjects.networks import Options
 STATISTICAL = {id for id in FOLLOWERS if "sampling" in FOLLOWERS[id].unfit.get("float32", "")}
 BITS = {
     *("exponential-schedule", "any-schedule", "later-symmetry", "homogeneous-network"),
-    *("sphere-threshold", "decay-never-settles"),
+    *("sphere-threshold", "decay-never-settles", "period-edge", "effective-damping"),
 }
 DERIVED = [id for id in FOLLOWERS if id not in STATISTICAL | BITS]
 # Bounded from above alone: where the claim holds with room there is no residual.

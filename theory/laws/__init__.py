@@ -107,7 +107,9 @@ from theory.laws.schedules import (
     equivalent_rate,
     momentum_schedule,
     next_rate,
+    next_sphere_moment,
     schedule_growth,
+    sphere_moment,
 )
 from theory.laws.sphere import decay_period, dilogarithm, jump_rate
 
@@ -174,6 +176,7 @@ __all__ = [
     "nesterov_store",
     "nesterov_turn",
     "next_rate",
+    "next_sphere_moment",
     "norm_exponent",
     "norm_power",
     "power_clock",
@@ -187,4 +190,5 @@ __all__ = [
     "schedule_growth",
     "sgd_fourth_moment",
     "sgd_store",
+    "sphere_moment",
 ]

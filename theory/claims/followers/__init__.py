@@ -8,6 +8,7 @@ r"""The papers after 2017: `python -m theory --chapter followers`; not run witho
     published     published approximations beside the exact forms
     averages      AdamW's weights as an average
     tangent       steps orthogonal to w: momentum's sum, projections, steps on the sphere
+    mechanisms    transplanted norms, damping, SGD as Adam on the sphere
     conservation  what symmetries conserve, in discrete steps
     sphere        the threshold of the effective rate; decay that never settles; the Hessian
     regimes       above the threshold; the period of decay without noise
@@ -20,13 +21,15 @@ claim has an erratum with what was measured (`python -m theory --errata`).
 # isort: off
 from theory.claims.followers import schedules, equilibria, muon, relaxation
 from theory.claims.followers import published, averages
-from theory.claims.followers import tangent, conservation, sphere, regimes
+from theory.claims.followers import tangent, mechanisms, conservation
+from theory.claims.followers import sphere, regimes
 # isort: on
 
 __all__ = [
     "averages",
     "conservation",
     "equilibria",
+    "mechanisms",
     "muon",
     "published",
     "regimes",

@@ -107,24 +107,24 @@ _RHO, _SWING = 0.125, 1.5  # at eta decay = 3/8 both roots are real: 1/2 and 1/4
 @follower(
     id="translation-oscillator",
     statement=r"s_{t+1} - (1 + \rho - x) s_t + \rho s_{t-1} = 0, \quad s = \sum_k w_{ik}",
-    source="Kunin et al. 2021, section 6 (momentum as a damped oscillator), in discrete form",
+    source="Kunin et al. 2021 (momentum as a damped oscillator), in discrete form",
     cite="KSG21",
     assumptions=("those of translation-law, with heavy ball: rho = 1/8, x = 3/8",),
     control="the mean squared error, which is not invariant under translations of all scores",
     derivation=r"""
-Sums over classes do not feel the gradient, so $s$ and the buffer's sum obey $v' = \rho v + \lambda_2
-s$, $s' = s - \eta v'$; with $\eta v_t = s_{t-1} - s_t$ that is the recursion. It swings where $(1 +
-\rho - x)^2 < 4 \rho$, $x > (1 - \sqrt \rho)^2$. The published equation $\ddot s + 2 \gamma \dot s
-+ \omega^2 s = 0$ in the time $\eta t$, $\gamma = (1 - \rho)/(\eta (1 + \rho))$, $\omega^2 = 2
-\lambda_2/(\eta (1 + \rho))$, has $\eta^2 (\omega^2 - \gamma^2) > 0$ for $x > (1 - \rho)^2/(2 (1 +
-\rho))$: that is its limit for $\rho \to 1$, and half of it at $\rho = 0$.
+Sums over classes do not feel the gradient, so $s$ and the buffer's sum obey $v' = \rho v +
+\lambda_2 s$, $s' = s - \eta v'$; with $\eta v_t = s_{t-1} - s_t$ that is the recursion. It swings
+where $(1 + \rho - x)^2 < 4 \rho$, $x > (1 - \sqrt \rho)^2$. The published oscillator, in the time
+$\eta t$, has the damping $\gamma = (1 - \rho)/(\eta (1 + \rho))$ and the frequency $\omega^2 = 2
+\lambda_2/(\eta (1 + \rho))$, and swings where $\omega > \gamma$, $x > (1 - \rho)^2/(2 (1 + \rho))$:
+that is the limit for $\rho \to 1$, and half of it at $\rho = 0$.
 
 Bound: the loss's backward pass and the update on numbers that carry their rounding error, and the
 rounding of $w_t$ in the step before.
 """,
-    erratum="Kunin et al. 2021, section 6: the oscillator of momentum swings for x > (1 - rho)^2/(2 "
-    "(1 + rho)) in its continuous form; the iteration does for x > (1 - sqrt rho)^2. At rho = 1/8, "
-    "x = 3/8 the first says that it swings, and measured it does not: roots 1/2 and 1/4.",
+    erratum="Kunin et al. 2021: the oscillator of momentum, in its continuous form, swings for x > "
+    "(1 - rho)^2/(2 (1 + rho)); the iteration does for x > (1 - sqrt rho)^2. At rho = 1/8, x = 3/8 "
+    "the first says that it swings; the recursion that is measured has the roots 1/2 and 1/4.",
     subjects=networks,
     unfit=((WORST_CASE, "float16"),),
     numpy_only="sums that carry bounds run through its lines alone",

@@ -96,13 +96,14 @@ class MuonFromAbove:
     derivation=r"""
 Where directions do not feel $|w|$ (Lion, Muon), $w_t = a^t w_0 - \eta \sum a^j o_{t-1-j}$, and as
 $o$ does not prefer $w_0$, $E|w_t|^2 = a^{2 t} |w_0|^2 + E|\ldots|^2$, whose second part misses its
-limit by a multiple of $a^{2 t}$ once the memory of $o$ is over: the rate is $-2 \ln a$, at any $x$.
-SGDP's steps fall as $1/|w|$: $|w|^4$, at $-4 \ln a$, up to $x/(1 - \rho)^2$, which is what its
+limit by a multiple of $a^{2 t}$ once the memory of $o$ is over: the rate is $-2 \log a$, at any
+$x$.
+SGDP's steps fall as $1/|w|$: $|w|^4$, at $-4 \log a$, up to $x/(1 - \rho)^2$, which is what its
 projection moves with $|w|$. Normalized steps with L2 in the gradient take $x_e = \eta
 \lambda_2/|p|$, $|p| = s/|w|$, from $w$: the equation and the clock of Adam with L2.
 
-Measured: how far $\ln(q^{2 + 2 \nu} - 1)$, $q = |w|$ over its limit, of the mean over chains
-falls, in four groups of chains; for normalized steps the clock.
+Measured: how far $\log(q^{2 + 2 \nu} - 1)$, $q = |w|$ over its limit, of the mean over chains
+falls, in six groups of chains; for normalized steps the clock.
 """,
     subjects=relaxation_subjects,
     unfit=(SAMPLED,),
@@ -254,14 +255,14 @@ def fast_subjects(options):
     statement=r"L(t) = L_\infty \left(1 + (G_0/G_\infty - 1) e^{-4 \lambda_e t}\right)^{-1/2}, \; "
     r"G = |w|^4, \; \lambda_e = \eta \lambda_2: \text{ the loss is at equilibrium after } "
     r"O(1/\lambda_e) \text{ steps}",
-    source="Li, Lyu & Arora 2020, section 5 (the fast equilibrium conjecture), measured",
+    source="Li, Lyu & Arora 2020 (the fast equilibrium conjecture), measured",
     cite="LLA20",
     assumptions=(
         "walk: SGD near a minimum of curvature h on the sphere, from twice the norm of equilibrium",
         "networks: batch norm, the digits, from w and 3 w with the same batches, t = 2/lambda_e",
     ),
-    control="walk: no dependence on |w_0|, L = L_infty from the first 1/eta steps on; networks: "
-    "the same comparison at t = 1/(5 lambda_e)",
+    control="walk: no dependence on |w_0|, the loss of equilibrium from the first 1/eta steps on; "
+    "networks: the same comparison at t = 1/(5 lambda_e)",
     derivation=r"""
 Where noise prevails the loss follows the effective rate: across the minimum $v' = (1 - \Phi h) v +
 \Phi \xi$ has $E|v|^2 = \Phi s^2/(2 h - \Phi h^2)$, $L = h E|v|^2/2$, after $1/(\Phi h)$ steps, of
