@@ -166,7 +166,7 @@ def coupled_equilibrium(
 
     >>> at = coupled_equilibrium("NormalizedSGD", 0.02, 0.05)
     >>> round(float(at.norm), 5), round(float(at.turn), 6)
-    (0.58486, 0.000585)
+    (0.58483, 0.000585)
     """
     if optimizer not in ("NormalizedSGD", "SignSGD"):
         raise ValueError(f"optimizer: got {optimizer!r}, expected NormalizedSGD or SignSGD")

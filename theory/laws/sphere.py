@@ -32,7 +32,7 @@ def jump_rate(start: Hyper) -> Number:
     start: floats or arrays, from above 0 to 2.  Raises ValueError for others.  Source: ours.
 
     >>> round(float(jump_rate(1.0)), 3)
-    4.814
+    5.504
     """
     start = np.asarray(start, dtype=float)
     if not np.all((start > 0) & (start <= 2)):
@@ -59,6 +59,6 @@ def decay_period(start: Hyper, x: float) -> Number:
     (the order 1/x); the form is ours.
 
     >>> round(float(decay_period(1.0, 0.001)))
-    785
+    852
     """
     return np.log(jump_rate(start) / start) / (-2 * np.log1p(-x))

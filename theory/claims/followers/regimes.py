@@ -196,7 +196,7 @@ x)^{-2 t}$: hence $T$, of order $1/(\eta \lambda)$. $\theta$ is multiplied by $1
 $\log \theta$ moves by $\sum \log |1 - z|$, which is $1/(2 x)$ times the integral of $\log |1 -
 z|/z$ from $z_0$ to $z_1$, or $\mathrm{Re} \, \mathrm{Li}_2(z_0) - \mathrm{Re} \,
 \mathrm{Li}_2(z_1)$: down where $z < 2$, up beyond, and the jump comes when it is back where it was.
-So a period does not end at the threshold $z = 2$, but well beyond it: from $z_0 = 1$ at 4.8. Up to
+So a period does not end at the threshold $z = 2$, but well beyond it: from $z_0 = 1$ at 5.5. Up to
 terms of relative order $x \log (1/x)$: the few steps of the jump itself, in which $\theta$ is not
 small.
 """,
