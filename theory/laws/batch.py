@@ -39,9 +39,9 @@ def batch_powers(optimizer: str) -> dict[str, Fraction]:
     r"""Return {hyper-parameter: the power of k that it takes where a batch is k times as large}.
 
     learning_rate: 1 for SGD, with momentum and projected (SGDP), 1/2 where the step does not feel
-    the gradient's length.  weight_decay (or l2): 0.  decoupled_weight_decay: what is left of 1, since
-    its product with the learning rate takes 1.  eps, which stands beside a gradient: -1/2; inside
-    the root -1.  See the module for what is assumed.
+    the gradient's length.  weight_decay (or l2): 0.  decoupled_weight_decay: what is left of 1,
+    since its product with the learning rate takes 1.  eps, which stands beside a gradient: -1/2;
+    inside the root -1.  See the module for what is assumed.
 
     Raises ValueError for another optimizer: Adagrad's statistics are of all steps since the first,
     and Adadelta's steps are set by no learning rate.  Sources: Goyal et al. 2017 (SGD); Malladi et

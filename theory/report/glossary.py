@@ -80,8 +80,6 @@ _MATRIX_WALK = {
 _TOY = {
     r"F": "the loss of sphere-threshold",
     r"a": "how much a pair counts: its curvature on the sphere",
-    r"x": "first weight of a pair; elsewhere η λ₂",
-    r"y": "second weight of a pair",
     r"\theta": "angle of a pair to the minimum",
 }
 _ERRORS = {r"e": "rounding errors of the update"}
@@ -221,21 +219,25 @@ OWN = {
     "decay-never-settles": {r"F": "the loss of sphere-threshold"},
     "sphere-regimes": {
         **_TOY,
-        r"\bar": "mean over steps",
-        r"\eta_0": "the threshold",
+        r"x": "first weight of a pair",
+        r"y": "second weight of a pair",
         r"\rho": "length of a pair of weights; i: which pair",
         r"z": "η aᵢ/ρᵢ²",
         r"t": "x/y of a pair",
     },
-    "period-edge": {**_TOY, r"t": "x/y of the pair, the tangent of θ"},
+    "period-edge": {**_TOY, r"t": "the tangent of θ"},
     "decay-period": {
-        **_TOY,
+        r"a": _TOY[r"a"],
+        r"\theta": _TOY[r"\theta"],
         r"z": "Φ a; with the indices 0 and 1 its smallest and next largest value",
         r"T": "steps from the one to the other",
     },
     "coupled-equilibrium": {r"d": "square of a step's length, over η²", r"o": "the step over −η"},
     "muon-polynomial": {
-        **_MATRIX_WALK,
+        **_DECAYED,
+        r"W": "a matrix of weights",
+        r"c": "correlation of steps",
+        r"k": "steps between two of them",
         r"m": "the smaller of W's two sizes",
         r"q": "E |O|²/m",
         r"O": "what the polynomial makes of the momentum",

@@ -43,9 +43,9 @@ def regime_subjects(options):
 
 @follower(
     id="sphere-regimes",
-    statement=r"\bar F = \tfrac14 \sum_i a_i \left(1 - \frac{\eta_0}{\eta}\right) \text{ above } "
-    r"\eta_0 = 2/\sum_i a_i; \; \rho_i^2 = a_i/\sum_j a_j \text{ just above}; \; \bar F \to "
-    r"\tfrac14 \sum_i a_i \text{, as at random, far above}",
+    statement=r"E F = \tfrac14 \left(\sum_i a_i - 2/\eta\right) \text{ above } \eta = 2/\sum_i "
+    r"a_i; \; \rho_i^2 = a_i/\sum_j a_j \text{ just above}; \; E F \to \tfrac14 \sum_i a_i \text{ "
+    r"far above, as at random}",
     source="Kodryan et al. 2022, section 4 (three regimes); the formula of the mean is ours",
     cite="KLV22",
     assumptions=("the toy of sphere-threshold", "1.1 and 300 times the threshold"),
