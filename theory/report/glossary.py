@@ -254,7 +254,7 @@ OWN = {
     "fast-equilibrium": {
         r"G": "|w|⁴; with the index 0 at the start, ∞ at equilibrium",
         r"L": "the loss; with the index ∞ at equilibrium",
-        r"\lambda_e": "η λ₂, the intrinsic rate",
+        r"\lambda": "with the index e η λ₂, the intrinsic rate",
         r"h": "curvature of the loss across its minimum on the sphere",
         r"v": "distance from the minimum",
         r"\xi": "noise of the gradient",
