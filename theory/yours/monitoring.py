@@ -83,6 +83,10 @@ class Track:
 
     def take(self, step: int, rule: Rule | None, seen: Seen) -> Sample:
         """Return the Sample of a step; rule: None where the optimizer has no law here."""
+        with np.errstate(all="ignore"):  # a run that is off must not end in what watches it
+            return self._take(step, rule, seen)
+
+    def _take(self, step, rule, seen):
         self.count += 1
         self.lost = None
         self.rule, self.why = rule, "no law of this optimizer" if rule is None else rule.without
@@ -98,8 +102,11 @@ class Track:
             rate, self.why = math.nan, EPS_IS_LARGE
         if self.first is None and norm > 0:
             self.first = norm, math.nan if rule is None else rule.learning_rate
-        rest, rate_at_rest, angle_at_rest = self._at_rest(rule)
-        steps = self._steps(norm, rest)
+        try:
+            rest, rate_at_rest, angle_at_rest = self._at_rest(rule)
+            steps = self._steps(norm, rest)
+        except ArithmeticError:  # of numbers beyond all weights'
+            rest = rate_at_rest = angle_at_rest = steps = math.nan
         self._look_back(step, norm, rest, steps)
         self.last = Sample(
             step=step,
@@ -155,7 +162,7 @@ class Track:
             off = abs(math.log(norm / expected)) > math.log(1 + _MISSED) if norm > 0 else True
             self.missed = (expected, norm, step - since) if off else None
             self.due = None
-        if self.due is None and not math.isnan(steps):
+        if self.due is None and math.isfinite(steps):
             self.due = step + math.ceil(2 * steps), rest, step
 
     def _at_rest(self, rule):
@@ -184,6 +191,8 @@ class Track:
         if not alive.any():
             return nothing
         norm = float(np.sqrt(np.mean(np.square(norms[alive])) * np.mean(alive)))
+        if not 0 < norm < math.inf:
+            return nothing
         if rule.hidden_by_eps(norm, self._s, self.dims):
             self.why = EPS_AT_REST
             return nothing
@@ -199,15 +208,14 @@ class Track:
         """Return |w| of each part at rest, by the laws of memory."""
         kind, rate, decay, means = rule.optimizer, rule.buffer_rate, rule.decay, self.means
         factor = laws.MEMORIES[kind](rate * decay, rule.memory)
-        with np.errstate(all="ignore"):
-            if kind in ("Adam", "AdamW"):
-                drive = means["weighted pushes"] + factor * means["weighted remembered"]
-                if kind == "Adam":
-                    return np.cbrt(laws.adam_weighted(rate, decay, drive))
-                weighted = laws.adamw_weighted(rate, decay, drive, rule.memory)
-                return np.sqrt(weighted / means["shares"])
-            s = np.sqrt(means["pushes"] + factor * means["remembered"])
-            return laws.equilibrium(kind, rate, decay, s=s, memory=rule.memory).norm
+        if kind in ("Adam", "AdamW"):
+            drive = means["weighted pushes"] + factor * means["weighted remembered"]
+            if kind == "Adam":
+                return np.cbrt(laws.adam_weighted(rate, decay, drive))
+            weighted = laws.adamw_weighted(rate, decay, drive, rule.memory)
+            return np.sqrt(weighted / means["shares"])
+        s = np.sqrt(means["pushes"] + factor * means["remembered"])
+        return laws.equilibrium(kind, rate, decay, s=s, memory=rule.memory).norm
 
     def _steps(self, norm, rest):
         """Return how many steps |w| needs to come near its rest, at the rate of its relaxation."""
@@ -229,7 +237,8 @@ class Track:
             memory=self.rule.memory,
         )
         clock = laws.adam_clock if kind == "Adam" else lambda q: laws.power_clock(q, kind)
-        return float((clock(q) - clock(near)) / rate)
+        steps = float((clock(q) - clock(near)) / rate)
+        return steps if 0 <= steps < math.inf else math.nan
 
     def remarks(self) -> tuple[str, ...]:
         """Return a sentence for each thing that is off with this group."""

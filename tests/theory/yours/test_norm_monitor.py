@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from minimal_nn.data import digits
 from theory import laws
 from theory.torch import NormMonitor, audit
-from theory.yours.monitoring import Seen, Track
+from theory.yours.monitoring import Seen, Track, table
 from theory.yours.rates import Rule
 
 
@@ -133,6 +133,34 @@ def test_gradients_that_fade_or_grow_within_the_time_to_rest_are_said(factor, si
 def test_gradients_that_fade_slowly_are_followed():
     _, remarked = walked(lambda step: math.exp(-step / 50 / 100), 1.0)
     assert remarked == []
+
+
+EXTREMES = (0.0, 0.0, 1e-70, 1e-30, 1e-12, 1.0, 1e12, 1e30, 1e70)  # squares of float32
+OPTIONS = {
+    "optimizer": tuple(SETTLED),
+    "learning_rate": (0.0, 1e-8, 0.1, 1.0, 1e8),
+    "decay": (0.0, 1e-12, 1e-3, 1.0, 30.0),
+    "memory": (0.0, 0.9, 0.999),
+    "dampening": (0.0, 0.9, 1.0),
+    "eps": (0.0, 1e-8),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", range(200))
+def test_no_run_however_odd_is_broken_by_its_monitor(seed):
+    """Gradients that vanish, weights that explode, rates of 0: it says what it knows."""
+    rng = np.random.default_rng(seed)
+    track = Track("w", 7, 5)
+    for step in range(4):
+        rule = Rule(**{key: values[rng.integers(len(values))] for key, values in OPTIONS.items()})
+        seen = Seen(*rng.choice(EXTREMES, (len(Seen._fields), 2)))
+        sign = rng.choice((-1, 1), 2)
+        seen = seen._replace(remembered=seen.remembered * sign, turns=np.minimum(seen.turns, 2.0))
+        sample = track.take(3 * step, rule, seen)
+        assert not sample.norm_at_rest <= 0 and not sample.steps_to_rest < 0
+        assert table([sample], track.remarks())
+        track.load_state_dict(json.loads(json.dumps(track.state_dict())))
 
 
 @pytest.mark.parametrize("kind", (ADAM, ADAMW))
