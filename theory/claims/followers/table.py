@@ -17,6 +17,7 @@ SAMPLED = (
     "float16 float32 longdouble",
 )
 NARROW = (UNDERFLOWS, "float16")
+OPEN = "open: terms of order 1/C"  # in a verdict's details, where the law leaves them out
 
 
 def follower(*, unfit=(), exact="", **about):
