@@ -67,7 +67,14 @@ def products(whose, threads):
     return {}, lambda _: [rate.measure() for rate in found]
 
 
-KINDS = (training, rates, memory_bound, products)
+def shapes(operation, seed, count):
+    """Answer [number of a shape, seconds] with the processor time of one call."""
+    from benchmarks.cpu import shapes as measured
+
+    return measured.serve(operation, seed, count)
+
+
+KINDS = (training, rates, memory_bound, products, shapes)
 
 
 def serve(kind, *arguments):
