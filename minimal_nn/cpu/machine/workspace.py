@@ -160,6 +160,13 @@ class Columns:
         return cls(array.shape, array.dtype)._with(Operand, array)
 
     @classmethod
+    def blank(cls, shape, dtype):
+        """Return panels of zeros in the layout, for reading."""
+        out = cls(shape, dtype)
+        out.operand = Operand(panels(out.rows, out.columns, dtype))
+        return out
+
+    @classmethod
     def copy_of(cls, array, program):
         """Return a copy that the program changes."""
         return cls(array.shape, array.dtype)._with(program.kept, array.copy())
