@@ -229,6 +229,21 @@ def store(typing, pointer, value):
 
 
 @intrinsic
+def stream(typing, pointer, value):
+    """stream(p, v): write the vector v at p, a whole vector's address, past the caches."""
+
+    def generate(context, builder, signature, arguments):
+        where = builder.bitcast(arguments[0], arguments[1].type.as_pointer())
+        instruction = builder.store(arguments[1], where)
+        instruction.align = VECTOR_BYTES
+        once = builder.module.add_metadata([constant(I32, 1)])
+        instruction.set_metadata("nontemporal", once)
+        return context.get_dummy_value()
+
+    return types.void(pointer, VECTORS[pointer.dtype]), generate
+
+
+@intrinsic
 def stack_rows(typing, like, count):
     """stack_rows(like, n): room on the stack for n (a literal) rows of the type of `like`."""
     if not isinstance(count, types.IntegerLiteral):

@@ -211,3 +211,9 @@ class Columns:
 
 
 DIRECT = 1 << 18
+BEYOND_CACHES = 1 << 25  # bytes of a result
+
+
+def beyond_caches(array):
+    """Return 1 for a result so large that it is not in a cache when it is read again, else 0."""
+    return int(array.nbytes >= BEYOND_CACHES)
