@@ -1,0 +1,64 @@
+"""What a preset would cost, from a few steps of one run of each figure."""
+
+import functools
+import os
+import time
+
+from figures import runs
+from figures.drawing import figure
+from figures.grid.executors import compute, processor
+
+STEPS = (2, 12)  # the difference of two short runs is the time of the steps between them
+
+
+def shortened(configuration, steps):
+    """Return the run with so many steps, recorded at its end, and one probe."""
+    return {
+        **configuration,
+        "steps": steps,
+        "moments": {"spacing": "even", "count": 1},
+        "probes": 1,
+    }
+
+
+def whole_cost(configuration):
+    """Return how many steps of training a run costs, its probes counted as a step each."""
+    probes = configuration["probes"] * configuration["moments"]["count"]
+    return configuration["steps"] + min(probes, configuration["steps"])
+
+
+def device(backend):
+    """Return the device that a wing computes on, in words."""
+    if backend != "cuda":
+        return processor()
+    from numba import cuda
+
+    name = cuda.get_current_device().name
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def dry_run(arguments, preset, wanted):
+    """Run a few steps of one run of each figure, print what all would take, and return 0."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("MINIMAL_NN_NUM_THREADS", "1")
+    measure = functools.partial(runs.run, folder=arguments.data)
+    print(f"preset {preset.name}, backend {arguments.backend}, {device(arguments.backend)}")
+    print(f"{'figure':18s} {'runs':>5s} {'steps':>6s} {'ms a step':>10s} {'h a run':>8s} {'h':>8s}")
+    total = 0.0
+    for name in wanted:
+        planned = [{**c, "backend": arguments.backend} for c in figure(name).configurations(preset)]
+        seconds = []
+        for steps in (STEPS[0], *STEPS):  # the first one compiles
+            start = time.perf_counter()
+            compute(measure, shortened(planned[0], steps), name)
+            seconds.append(time.perf_counter() - start)
+        step = max(seconds[2] - seconds[1], 0.0) / (STEPS[1] - STEPS[0])
+        all_hours = sum(map(whole_cost, planned)) * step / 3600
+        total += all_hours
+        one = whole_cost(planned[0])
+        print(
+            f"{name:18s} {len(planned):5d} {planned[0]['steps']:6d} {1000 * step:10.1f} "
+            f"{one * step / 3600:8.3f} {all_hours:8.1f}"
+        )
+    print(f"{'all':18s} {total:52.1f} hours on one process (tests of the network come on top)")
+    return 0
