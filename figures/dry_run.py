@@ -8,13 +8,15 @@ from figures import runs
 from figures.drawing import figure
 from figures.grid.executors import compute, processor
 
-STEPS = (2, 12)  # the difference of two short runs is the time of the steps between them
+STEPS = (1, 4)  # the difference of two short runs is the time of the steps between them
+IMAGES = {"train": 1000, "test": 100}
 
 
 def shortened(configuration, steps):
-    """Return the run with so many steps, recorded at its end, and one probe."""
+    """Return the run with so many steps, recorded at its end, with one probe, on few images."""
     return {
         **configuration,
+        "data": {**configuration["data"], **IMAGES},
         "steps": steps,
         "moments": {"spacing": "even", "count": 1},
         "probes": 1,
@@ -60,5 +62,5 @@ def dry_run(arguments, preset, wanted):
             f"{name:18s} {len(planned):5d} {planned[0]['steps']:6d} {1000 * step:10.1f} "
             f"{one * step / 3600:8.3f} {all_hours:8.1f}"
         )
-    print(f"{'all':18s} {total:52.1f} hours on one process (tests of the network come on top)")
+    print(f"{'all':18s} {total:52.1f} hours on one process (test errors come on top)")
     return 0

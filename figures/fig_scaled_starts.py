@@ -120,7 +120,8 @@ def compute(results, preset):
         "measured: the same bits at the end, in "
         + ", ".join(f"{s.short} runs ({s.text.split(':')[0]})" for s in exact)
         + ". Right: the effective rate; with penalty (solid) the start is forgotten, with "
-        f"lambda = 0 (dashed) it is not. {preset.start_seeds} seed(s): mean and range."
+        f"lambda = 0 (dashed) it is not. {preset.start_seeds} seeds: mean and range. "
+        f"Verdicts: {statements.tally(said)}."
     )
     return numbers
 
