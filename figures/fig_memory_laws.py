@@ -74,12 +74,13 @@ def plot(numbers):
                 _points(ax, index, len(row["ratios"][remembering]), l2, ratios, filled)
         ax.set_xticks(range(len(row["layers"])), row["layers"])
         ax.set_xlim(-0.5, max(len(row["layers"]), 1) - 0.5)
-        ax.set_title(rf"{style.label(optimizer)}, $\eta =$ {style.plain(row['eta'])}")
+        eta = style.equal(r"\eta", row["eta"])
+        ax.set_title(f"{style.label(optimizer)}, {eta}")
         handles = [
             Line2D([], [], color=style.COLORS[i], marker=style.MARKERS[i], linestyle="none")
             for i in range(len(row["ratios"][True]))
         ]
-        names = [rf"$\lambda =$ {style.plain(l2)}" for l2 in row["ratios"][True]]
+        names = [style.equal(r"\lambda", l2) for l2 in row["ratios"][True]]
         ax.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     axes[0, 0].set_ylabel(r"$E|w|^2$ over its law")
     return figure

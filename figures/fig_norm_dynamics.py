@@ -145,12 +145,13 @@ def plot(numbers):
     )
     for column, (optimizer, curves) in enumerate(columns):
         top, bottom = grid[0, column], grid[1, column]
+        above, below = [], []
         for index, curve in enumerate(curves):
             color = style.COLORS[index]
             step = np.maximum(curve["step"], 0.5)
-            name = rf"$\lambda = {style.plain(curve['l2']).strip('$')}$"
+            name = style.equal(r"\lambda", curve["l2"])
             style.band(top, step, curve["norm"], color)
-            style.label_end(top, step[-1], curve["norm"].mean(axis=0)[-1], name, color)
+            above.append((step[-1], curve["norm"].mean(axis=0)[-1], name, color))
             top.plot(
                 step,
                 curve["predicted"].mean(axis=0),
@@ -159,12 +160,13 @@ def plot(numbers):
                 dashes=(3, 2),
             )
             style.band(bottom, step[1:], curve["rate"][:, 1:], color)
-            style.label_end(bottom, step[-1], curve["rate"].mean(axis=0)[-1], name, color)
-        for ax in (top, bottom):
+            below.append((step[-1], curve["rate"].mean(axis=0)[-1], name, color))
+        for ax, labels in ((top, above), (bottom, below)):
             style.log_axis(ax.xaxis)
             ax.set_xlim(right=8 * step[-1])  # room for the names
             style.half_decades(ax.yaxis)
             style.log_axis(ax.yaxis)
+            style.label_ends(ax, labels)
         top.set_title(rf"{style.label(optimizer)}, $\eta = {curves[0]['eta']:g}$")
         bottom.set_xlabel("step")
     grid[0, 0].set_ylabel(r"$|w|$ (dashed: the law)")

@@ -253,7 +253,7 @@ def plot(numbers):
                 x,
                 difference[:, 1:],
                 style.COLORS[i % len(style.COLORS)],
-                rf"$\eta =$ {style.plain(eta)}",
+                style.equal(r"\eta", eta),
                 marker=style.MARKERS[i % len(style.MARKERS)],
                 markersize=2.5,
             )
@@ -264,7 +264,7 @@ def plot(numbers):
         bottom.set_ylim(-10, 20)
         bottom.text(1.25, -9.5, "$x = 1$", fontsize=7, va="bottom")
         bottom.set_xlabel(f"$x =$ {THRESHOLD[optimizer]}")
-        bottom.legend(loc="upper left", ncols=1)
+        bottom.legend(loc="lower right", ncols=1)
     grid[0, 0].set_ylabel(r"learning rate $\eta$")
     grid[1, 0].set_ylabel(r"error less that at $\lambda = 0$, points")
     return figure

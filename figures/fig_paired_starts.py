@@ -151,6 +151,7 @@ def plot(numbers):
         width_ratios=(1.5, 1),
     )
     for (optimizer, row), (left, right) in zip(rows, grid, strict=False):
+        labels = []
         for index, line in enumerate(row["lines"]):
             color = style.COLORS[index]
             step = np.maximum(line["step"], 1)[1:]
@@ -158,15 +159,16 @@ def plot(numbers):
                 curve = style.band(left, step, line["rates"][k][:, 1:], color)
                 if dashes:
                     curve.set_dashes(dashes)
-            name = rf"$\lambda =$ {style.plain(line['l2'])}"
-            style.label_end(left, step[-1], line["rates"][0][:, -1].mean(), name, color)
+            name = style.equal(r"\lambda", line["l2"])
+            labels.append((step[-1], line["rates"][0][:, -1].mean(), name, color))
             _interval(right, index, line["errors"], color)
         style.log_axis(left.xaxis)
         left.set_xlim(right=4 * step[-1])  # room for the names
         style.half_decades(left.yaxis)
         style.log_axis(left.yaxis)
-        eta = style.plain(row["eta"])
-        left.set_title(rf"{style.label(optimizer)}, $\eta =$ {eta}: $\eta_\mathrm{{eff}}$")
+        style.label_ends(left, labels)
+        eta = style.equal(r"\eta", row["eta"])
+        left.set_title(rf"{style.label(optimizer)}, {eta}: effective rate $\eta_\mathrm{{eff}}$")
         left.set_xlabel("step")
         margin = 100 * rules.ERROR_MARGIN
         right.axvspan(-margin, margin, color=style.BLACK, alpha=0.1, linewidth=0)
@@ -174,7 +176,7 @@ def plot(numbers):
         right.set_yticks(
             range(len(row["lines"])),
             [
-                rf"$\lambda =$ {style.plain(line['l2'])}" + ("" if line["whole"] else " (in part)")
+                style.equal(r"\lambda", line["l2"]) + ("" if line["whole"] else " (in part)")
                 for line in row["lines"]
             ],
         )

@@ -193,6 +193,7 @@ def _diagonals(ax, optimizer, etas, l2s):
 
 def _curves(ax, row, scale):
     """Draw the error over the product, a curve for each eta, its name at its right end."""
+    labels = []
     for i, eta in enumerate(row["etas"]):
         x = cells.product(row["optimizer"], eta, row["l2s"])
         errors = row["error"][:, i]
@@ -214,8 +215,8 @@ def _curves(ax, row, scale):
                 color=color,
                 markerfacecolor=color if settled else "white",
             )
-        name = rf"$\eta =$ {style.plain(eta)}" if i == 0 else style.plain(eta)
-        style.label_end(ax, x[there][-1], center[-1], name, color)
+        labels.append((x[there][-1], center[-1], style.equal(r"\eta", eta), color))
     style.percent(ax.yaxis, scale)
     low, high = ax.get_xlim()
-    ax.set_xlim(low, high + 0.08 * (high - low))  # room for the names
+    ax.set_xlim(low, high + 0.15 * (high - low))  # room for the names
+    style.label_ends(ax, labels)
