@@ -90,7 +90,10 @@ class Process:
             "BENCHMARK_OUT": str(write),
             "PYTHONPATH": os.pathsep.join([str(folder or ROOT), str(ROOT)]),
         }
-        code = f"from benchmarks.cpu.process import serve; serve(*{(kind, *arguments)!r})"
+        code = (
+            f"import os; os.sched_setaffinity(0, {cores!r}); "
+            f"from benchmarks.cpu.process import serve; serve(*{(kind, *arguments)!r})"
+        )
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code],
@@ -102,7 +105,6 @@ class Process:
             text=True,
             start_new_session=True,
             cwd=folder or ROOT,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
         os.close(write)
         self._answers = os.fdopen(read)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from guard_zones import ZONE, guarded
+from guard_zones import PROGRAMS, ZONE, guarded
 
 from minimal_nn import (
     LARS,
@@ -44,18 +44,24 @@ def written(shape, dtype, place):
 
 @pytest.mark.parametrize("place, side", ((8, "after"), (-1, "before"), (ZONE // 8 + 7, "after")))
 def test_a_write_beyond_an_array_is_found(place, side):
-    with guarded():
-        found = rf"8 bytes {side} the array float64\(2, 4\)"
-        with pytest.raises(pytest.fail.Exception, match=found):
-            written((2, 4), np.float64, place).run()
+    with guarded() as guards:
+        written((2, 4), np.float64, place).run()
+        with pytest.raises(
+            pytest.fail.Exception, match=rf"8 bytes {side} the array float64\(2, 4\)"
+        ):
+            guards.check()
         written((2, 4), np.float64, 7).run()
 
 
-def test_a_write_is_found_after_its_array_was_dropped():
+def test_a_write_is_found_while_programs_run_and_at_the_end_after_its_array_was_dropped():
+    found = pytest.raises(pytest.fail.Exception, match=r"the array float32\(3,\)")
     with guarded():
         program = written(3, np.float32, 3)
-        with pytest.raises(pytest.fail.Exception, match=r"the array float32\(3,\)"):
-            program.run()
+        with found:
+            for _ in range(PROGRAMS):
+                program.run()
+    with found, guarded():
+        written(3, np.float32, 3).run()
 
 
 @pytest.mark.parametrize("place", (-1, 4))

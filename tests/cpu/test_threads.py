@@ -161,6 +161,7 @@ def test_worker_processes_inherit_the_number():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where another test loaded it
 def test_a_forked_process_computes_with_threads_of_its_own(always_threaded):
     threads.set_num_threads(2)
     expected = outputs(np.random.default_rng(0))

@@ -1,5 +1,6 @@
 """The claims after 2017: each holds, faults break them, and their laws by second derivations."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import minimal_nn as nn
 from theory import CLAIMS, laws
 from theory.claim import FOLLOWERS, select
 from theory.claims.followers import tangent
-from theory.claims.followers.table import walked
+from theory.claims.followers.table import judge, together, walked
 from theory.laws import later
 from theory.report import outline
 from theory.subjects.networks import Options
@@ -18,7 +19,7 @@ from theory.subjects.networks import Options
 STATISTICAL = {id for id in FOLLOWERS if "sampling" in FOLLOWERS[id].unfit.get("float32", "")}
 BITS = {
     *("exponential-schedule", "any-schedule", "later-symmetry", "homogeneous-network"),
-    *("sphere-threshold", "decay-never-settles"),
+    *("sphere-threshold", "decay-never-settles", "period-edge", "effective-damping"),
 }
 DERIVED = [id for id in FOLLOWERS if id not in STATISTICAL | BITS]
 # Bounded from above alone: where the claim holds with room there is no residual.
@@ -127,6 +128,8 @@ def test_a_wrong_power_is_found(monkeypatch, power):
         ("exponential-schedule", "equivalent_rate", 1 + 2.0**-40),
         ("any-schedule", "equivalent_rate", 1 - 2.0**-40),
         ("schedule-law", "schedule_growth", 1 + 1e-9),
+        ("sgd-as-adam", "next_sphere_moment", 1 - 1e-9),
+        ("period-edge", "direction_rate", 1 + 1e-2),
     ],
 )
 def test_a_wrong_law_is_found(monkeypatch, id, law, factor):
@@ -142,11 +145,29 @@ def test_a_wrong_law_is_found(monkeypatch, id, law, factor):
         ("lion-norm", "directions_balance"),
         ("lion-turn", "directions_turn"),
         ("projected-norm", "projected_balance"),
+        ("muon-polynomial", "directions_balance"),
+        ("later-relaxation", "later_equilibrium"),
+        ("decay-period", "decay_period"),
+        ("fast-equilibrium", "equilibrium_rate"),
     ],
 )
-def test_a_law_that_is_off_by_three_percent_is_found(monkeypatch, id, law):
-    subject, right = first(id), getattr(later, law)
-    monkeypatch.setattr(later, law, lambda *given: 1.03 * right(*given))
+def test_a_law_that_is_off_is_found(monkeypatch, id, law):
+    """By 3 % where it is told to 1 or 2 %, by 20 % where to 3 % of a rate, or to 8 %."""
+    subject = first(id)
+    off = {"later-relaxation": 1.2, "fast-equilibrium": 1.2}.get(id, 1.03)
+
+    def wrong(right):
+        def law(*given, **named):
+            found = right(*given, **named)
+            if isinstance(found, laws.Equilibrium):
+                return found._replace(norm=off * found.norm)
+            return off * found
+
+        return law
+
+    for module in (later, laws):
+        if hasattr(module, law):
+            monkeypatch.setattr(module, law, wrong(getattr(module, law)))
     verdict = FOLLOWERS[id].verify(subject)
     assert not verdict.verified, verdict
 
@@ -205,6 +226,69 @@ def test_along_the_schedule_of_b_equal_to_one_nothing_grows():
         B = laws.schedule_growth(rate, 1 - rate, after, 1 - after)
         assert abs(B - 1) < 1e-15 and after < rate
         rate = after
+
+
+@pytest.mark.parametrize("z", [0.3, 1.0, 1.7, 2.5, 4.8, 12.0])
+def test_the_dilogarithm_is_its_integral(z):
+    """By a substitution that leaves no singularity: the integral of ln|1 - t|/t from 0 to z."""
+    from scipy.integrate import quad
+
+    parts = [(0, min(z, 1)), (1, z)] if z > 1 else [(0, z)]
+    total = sum(quad(lambda t: -np.log(abs(1 - t)) / t, *part, limit=200)[0] for part in parts)
+    assert laws.dilogarithm(z) == pytest.approx(total, abs=1e-7)
+
+
+def test_the_jump_comes_when_the_angle_is_back():
+    """The product of |1 - z_t| along z_t = z_0 (1 - x)^(-2 t), for small x."""
+    x, z0 = 1e-5, 0.7
+    z = z0 * (1 - x) ** (-2.0 * np.arange(int(laws.decay_period(z0, x)) + 1))
+    path = np.cumsum(np.log(np.abs(1 - z)))
+    assert abs(path[-1]) < 1e-3 * np.max(np.abs(path))
+    assert z[-1] == pytest.approx(laws.jump_rate(z0), rel=1e-4)
+    with pytest.raises(ValueError, match="start: got .* expected rates above 0 and up to 2"):
+        laws.jump_rate(2.5)
+
+
+@pytest.mark.parametrize("name, dims", [("NormalizedSGD", 7), ("SignSGD", 64)])
+def test_the_equilibrium_of_coupled_steps_is_the_recursions_fixed_point(name, dims):
+    """|w'|^2 = |w|^2 - 2 eta <w, step> + eta^2 d, iterated, against the root of the cubic."""
+    eta, decay, s = 0.3, 0.8, 1.7
+    share, d = (np.sqrt(2 / np.pi), dims) if name == "SignSGD" else (1.0, 1)
+    square = 1.0
+    for _ in range(20000):
+        length = np.sqrt(s * s / square + decay**2 * square)  # of p
+        square += eta * eta * d - 2 * eta * share * decay * square * np.sqrt(d) / length
+    at = laws.coupled_equilibrium(name, eta, decay, s=s, dims=dims)
+    assert at.norm**2 == pytest.approx(square, rel=1e-9)
+    assert at.turn == pytest.approx(eta * eta * d / (2 * square), rel=1e-9)
+    length = np.sqrt(s * s / square + decay**2 * square)
+    assert at.small == pytest.approx(eta * decay * np.sqrt(d) / length, rel=1e-9)
+    with pytest.raises(ValueError, match="optimizer: got 'Adam', expected NormalizedSGD"):
+        laws.coupled_equilibrium("Adam", eta, decay)
+
+
+def test_the_moment_on_the_sphere_is_the_norm():
+    """v' of the recursion is |w'|^4/(2 eta^2 sqrt(beta)), |w'|^2 by Pythagoras."""
+    eta, decay, norm, g = 0.25, 0.6, 1.3, 0.9
+    a = 1 - eta * decay
+    beta = a**4
+
+    def moment(norm):
+        return laws.sphere_moment(laws.direction_rate(norm, eta, decay), beta)
+
+    assert moment(norm) == pytest.approx(norm**4 / (2 * eta**2 * np.sqrt(beta)), rel=1e-14)
+    after = np.sqrt((a * norm) ** 2 + (eta * g) ** 2)
+    found = laws.next_sphere_moment(moment(norm), (norm * g) ** 2, beta)
+    assert found == pytest.approx(moment(after), rel=1e-14)
+
+
+def test_a_claim_of_several_parts_fails_where_one_does():
+    """The worst is told, and the controls of all must fail."""
+    right, wrong = (judge([x, x * 1.0001, x * 0.9999], 1.0, 2.0) for x in (1.0, 1.1))
+    assert together(right, wrong).measured == wrong.measured > wrong.bound
+    assert together(right, right).control_as_predicted
+    blind = dataclasses.replace(right, control=0.0)
+    assert not together(right, blind).control_as_predicted
 
 
 def test_a_thorough_run_is_longer():

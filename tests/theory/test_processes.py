@@ -106,19 +106,24 @@ COMMAND = (sys.executable, "-m", "theory", "--processes", "2", "--only")
 LONG = ("loss-is-a-mean", "equilibrium-in-training", "relaxation-time")
 
 
-def start(*arguments, code=None, **options):
-    """Start the command, or a program that changes theory before it, in a group of its own."""
-    command = [*COMMAND, *arguments] if code is None else [sys.executable, "-c", code]
+# What a shell starts in the background has Ctrl-C ignored, and hands that on.  Another program ends
+# it: a fork of this process is what JAX warns of, where a test has loaded it.
+HEARS_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def start(*arguments):
+    """Start the command in a group of its own."""
     return subprocess.Popen(
-        command,
+        [sys.executable, "-c", HEARS_CTRL_C, *COMMAND, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         start_new_session=True,
-        # What a shell starts in the background has Ctrl-C ignored, and hands that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        **options,
     )
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from theory.claim import CLAIMS
-from theory.claims.second_order.curvature import curvatures, second_order_steps
+from theory.claims.second_order.curvature import second_order_steps
 from theory.claims.second_order.newton import newton_step
 from theory.measures.derivatives import (
     bounded_directional,
+    curvatures,
     directional,
     hessian,
     hessian_error,

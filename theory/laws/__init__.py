@@ -18,6 +18,7 @@ does not.  Times are steps.  No quantity has a unit but the powers of w's that `
     remedies      |w| held at 1: the rate that is left, and the threshold
     later         equilibria of Lion, Muon, SGDP, AdamP: the optimizers after the paper
     schedules     schedules that are decay, and how decay and schedule move the effective rate
+    sphere        without noise: the period of decay
     batch         what becomes of hyper-parameters where the batch's size changes
 
 Every formula is made of + - * /, np.sqrt, np.log and np.abs, so that it takes floats, arrays, balls
@@ -51,6 +52,7 @@ from theory.laws.batch import batch_powers
 from theory.laws.finite import Correction, adam_correction, adamw_correction
 from theory.laws.later import (
     correlation_sum,
+    coupled_equilibrium,
     directions_balance,
     directions_turn,
     later_equilibrium,
@@ -105,8 +107,11 @@ from theory.laws.schedules import (
     equivalent_rate,
     momentum_schedule,
     next_rate,
+    next_sphere_moment,
     schedule_growth,
+    sphere_moment,
 )
+from theory.laws.sphere import decay_period, dilogarithm, jump_rate
 
 __all__ = [
     "BALANCES",
@@ -140,6 +145,9 @@ __all__ = [
     "batch_powers",
     "circle_angle",
     "correlation_sum",
+    "coupled_equilibrium",
+    "decay_period",
+    "dilogarithm",
     "direction_rate",
     "directions_balance",
     "directions_turn",
@@ -151,6 +159,7 @@ __all__ = [
     "fixed_norm_rate",
     "fixed_norm_share",
     "growth",
+    "jump_rate",
     "later_equilibrium",
     "limit",
     "lion_correlation",
@@ -167,6 +176,7 @@ __all__ = [
     "nesterov_store",
     "nesterov_turn",
     "next_rate",
+    "next_sphere_moment",
     "norm_exponent",
     "norm_power",
     "power_clock",
@@ -180,4 +190,5 @@ __all__ = [
     "schedule_growth",
     "sgd_fourth_moment",
     "sgd_store",
+    "sphere_moment",
 ]

@@ -9,7 +9,8 @@ Decay per step is k times as large too: one that is a part of the gradient stays
 
 First order in the learning rate and in k (1 - beta), and as long as noise prevails: the squared
 mean of the gradient far below its variance over the larger batch.  Momentum stays, whose 1/(1 -
-rho) steps must be few.
+rho) steps must be few; so do Lion's betas: a sign is taken of their average, and a step grows with
+the average's mean over its root mean square, which they would change.
 """
 
 from fractions import Fraction
@@ -27,16 +28,20 @@ _RATES = {
     "SignSGD": Fraction(1, 2),
     "NormalizedSGD": Fraction(1, 2),
     "LARS": Fraction(1, 2),
+    "Lion": Fraction(1, 2),
+    "SGDP": Fraction(1),
+    "AdamP": Fraction(1, 2),
+    "Muon": Fraction(1, 2),
 }
 
 
 def batch_powers(optimizer: str) -> dict[str, Fraction]:
     r"""Return {hyper-parameter: the power of k that it takes where a batch is k times as large}.
 
-    learning_rate: 1 for SGD with and without momentum, 1/2 where the step does not feel the
-    gradient's length.  weight_decay (or l2): 0.  decoupled_weight_decay: what is left of 1, since
-    its product with the learning rate takes 1.  eps, which stands beside a gradient: -1/2; inside
-    the root -1.  See the module for what is assumed.
+    learning_rate: 1 for SGD, with momentum and projected (SGDP), 1/2 where the step does not feel
+    the gradient's length.  weight_decay (or l2): 0.  decoupled_weight_decay: what is left of 1,
+    since its product with the learning rate takes 1.  eps, which stands beside a gradient: -1/2;
+    inside the root -1.  See the module for what is assumed.
 
     Raises ValueError for another optimizer: Adagrad's statistics are of all steps since the first,
     and Adadelta's steps are set by no learning rate.  Sources: Goyal et al. 2017 (SGD); Malladi et

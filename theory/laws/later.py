@@ -141,3 +141,41 @@ def later_equilibrium(
         square = learning_rate**2 * dims * shorter * projected_balance(x, memory)
         return Equilibrium(np.sqrt(square), x, x)
     raise ValueError(f"optimizer: got {optimizer!r}, expected one of Lion, SGDP, AdamP")
+
+
+def coupled_equilibrium(
+    optimizer: str,
+    learning_rate: float,
+    weight_decay: float,
+    *,
+    s: float = 1.0,
+    dims: int = 1,
+) -> Equilibrium:
+    r"""Return the Equilibrium under NormalizedSGD or SignSGD with decay in the gradient.
+
+    Steps eta p/|p|, or eta sign(p), p = g + weight_decay w: |w| stays where 2 eta E<w, step> =
+    eta^2 d, d = 1, or dims for signs.  <w, p> = weight_decay |w|^2, and for Gaussian w and p
+    E<w, sign p> = sqrt(2/pi) <w, p> sqrt(dims)/|p|.  With |p|^2 = s^2/|w|^2 + weight_decay^2 |w|^2
+    and c = 1, or sqrt(2/pi), |w|^2 = r_0^2 q, r_0^3 = eta sqrt(d) s/(2 c weight_decay),
+    q^3 = 1 + (weight_decay r_0^2/s)^2 q^2.  The turn is eta^2 d/(2 |w|^2), small is x_e =
+    eta weight_decay sqrt(d)/|p| = turn/c.
+
+    Floats.  Exact for normalized steps up to 1/dims; for signs to first order in x_e, as w is not
+    Gaussian.  Raises ValueError for another optimizer.  Source: ours; decoupled, they are Lion's at
+    beta1 = beta2 = 0 (later_equilibrium).
+
+    >>> at = coupled_equilibrium("NormalizedSGD", 0.02, 0.05)
+    >>> round(float(at.norm), 5), round(float(at.turn), 6)
+    (0.58483, 0.000585)
+    """
+    if optimizer not in ("NormalizedSGD", "SignSGD"):
+        raise ValueError(f"optimizer: got {optimizer!r}, expected NormalizedSGD or SignSGD")
+    signs = optimizer == "SignSGD"
+    share, d = (np.sqrt(2 / np.pi), dims) if signs else (1.0, 1)
+    start = np.cbrt(learning_rate * np.sqrt(d) * s / (2 * share * weight_decay)) ** 2
+    p, q = (weight_decay * start / s) ** 2, 1.0
+    for _ in range(200):  # a contraction, by 2 p/(3 q) < 2/3
+        q = np.cbrt(1 + p * q * q)
+    square = start * q
+    turn = learning_rate * learning_rate * d / (2 * square)
+    return Equilibrium(np.sqrt(square), turn, turn / share)

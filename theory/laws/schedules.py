@@ -64,3 +64,28 @@ def next_rate(rate: Number, weight_decay: Number) -> Number:
     0.2
     """
     return 1 / (1 / (rate * (1 - rate * weight_decay)) + weight_decay)
+
+
+def sphere_moment(rate: Number, beta: Number) -> Number:
+    r"""Return v for which the effective rate Phi = `rate` is (2 beta)^(-1/2)/sqrt(v).
+
+    1/(2 beta Phi^2) = |w|^4/(2 eta^2 sqrt(beta)): SGD with decay is a variant of Adam on the
+    sphere, with one second moment for each group and beta = (1 - x)^4.
+    Source: Roburin et al. 2022 (AdamG*).
+
+    >>> sphere_moment(0.5, 0.5)
+    4.0
+    """
+    return 1 / (2 * beta * rate * rate)
+
+
+def next_sphere_moment(moment: Number, square: Number, beta: Number) -> Number:
+    r"""Return v' = beta v + square + square^2/(4 beta v), square = |w|^2 |g|^2, exactly.
+
+    The square of |w'|^2 = (1 - x)^2 |w|^2 + eta^2 |g|^2, in units of v.  Sources: Roburin et al.
+    2022, without the last term; that is ours.
+
+    >>> next_sphere_moment(4.0, 2.0, 0.5)
+    4.5
+    """
+    return beta * moment + square + square * square / (4 * beta * moment)

@@ -57,6 +57,28 @@ def jacobian(network, X):
     return complex_step(scores, vector(network, network.parameters, names), step=STEP)
 
 
+def curvatures(network, X, targets):
+    """Return the Gauss-Newton matrix, the empirical Fisher matrix (P, P), and the gradient (P,).
+
+    G = 1/N sum_i J_i^T (diag p_i - p_i p_i^T) J_i and F = 1/N sum_i g_i g_i^T with g_i = J_i^T
+    (p_i - e_{t_i}), p the softmax of the scores.
+    """
+    return curvatures_of(network, X, targets, jacobian(network, X))
+
+
+def curvatures_of(network, X, targets, J):
+    """Return the same, given the scores' derivatives J (N, classes, P), of any arithmetic."""
+    N, last = len(X), network.names[-1]
+    trace = network.trace(X, targets)
+    residual = N * trace.layers[last].dy  # p - e_t
+    p = residual.copy()
+    p[np.arange(N), targets] += 1
+    weighted = p[:, :, None] * (J - (p[:, :, None] * J).sum(axis=1, keepdims=True))
+    G = np.tensordot(J, weighted, axes=((0, 1), (0, 1))) / N
+    each = (residual[:, :, None] * J).sum(axis=1)
+    return (G + G.T) / 2, each.T @ each / N, vector(network, trace.gradients)
+
+
 def pseudo_inverse(A, rank=None):
     """Return the pseudo-inverse of a symmetric matrix.
 

@@ -77,6 +77,11 @@ _MATRIX_WALK = {
     r"k": "steps between two of them",
     r"r": "a correlation",
 }
+_TOY = {
+    r"F": "the loss of sphere-threshold",
+    r"a": "how much a pair counts: its curvature on the sphere",
+    r"\theta": "angle of a pair to the minimum",
+}
 _ERRORS = {r"e": "rounding errors of the update"}
 OWN = {
     "gradient-of-loss": {
@@ -212,6 +217,66 @@ OWN = {
         r"y": "second weight of a pair",
     },
     "decay-never-settles": {r"F": "the loss of sphere-threshold"},
+    "sphere-regimes": {
+        **_TOY,
+        r"x": "first weight of a pair",
+        r"y": "second weight of a pair",
+        r"\rho": "length of a pair of weights; i: which pair",
+        r"z": "η aᵢ/ρᵢ²",
+        r"t": "x/y of a pair",
+    },
+    "period-edge": {**_TOY, r"t": "the tangent of θ"},
+    "decay-period": {
+        r"a": _TOY[r"a"],
+        r"\theta": _TOY[r"\theta"],
+        r"z": "Φ a; with the indices 0 and 1 its smallest and next largest value",
+        r"T": "steps from the one to the other",
+    },
+    "coupled-equilibrium": {r"d": "square of a step's length, over η²", r"o": "the step over −η"},
+    "muon-polynomial": {
+        **_DECAYED,
+        r"W": "a matrix of weights",
+        r"c": "correlation of steps",
+        r"k": "steps between two of them",
+        r"m": "the smaller of W's two sizes",
+        r"q": "E |O|²/m",
+        r"O": "what the polynomial makes of the momentum",
+        r"S": "sum of the correlations over the memory",
+        r"p": "Jordan's polynomial",
+        r"s": "a singular value",
+    },
+    "later-relaxation": {
+        **_DECAYED,
+        r"t": "time in steps",
+        r"o": "an optimizer's direction",
+        r"q": "|w| over its limit",
+    },
+    "fast-equilibrium": {
+        r"G": "|w|⁴; with the index 0 at the start, ∞ at equilibrium",
+        r"L": "the loss; with the index ∞ at equilibrium",
+        r"\lambda": "with the index e η λ₂, the intrinsic rate",
+        r"h": "curvature of the loss across its minimum on the sphere",
+        r"v": "distance from the minimum",
+        r"\xi": "noise of the gradient",
+        r"t": "time in steps",
+        r"e": "Euler's number",
+        r"O": "of the order of",
+    },
+    "effective-damping": {r"\mu": "damping", r"I": "the identity matrix"},
+    "sgd-as-adam": {
+        r"\tilde": "|w| times the gradient",
+        r"\beta": "(1 − x)⁴, the memory of v",
+        r"v": "second moment of the group",
+        r"N": "puts w to the length 1",
+        r"u": "w/|w|, the direction",
+    },
+    "translation-oscillator": {
+        r"s": "sum over the classes of an input's weights",
+        r"v": "the same sum of momentum's buffer",
+        r"k": "a class",
+        r"\gamma": "damping of the published oscillator",
+        r"\omega": "its frequency",
+    },
     "hessian-indefinite": {r"u": "w/|w|, the direction", r"h": "the curvature along g"},
     "translation-law": {r"h": "inputs of the layer", r"k": "a unit"},
     "lion-norm": _SIGN_WALK,

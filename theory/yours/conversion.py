@@ -18,6 +18,7 @@ from theory.numbers import Number
 _DECOUPLED = ("decoupled_weight_decay", "independent_weight_decay")
 DECAYS = (*PENALTIES, *_DECOUPLED)
 _AVERAGES = ("beta1", "beta2", "decay")
+_SIGNED = ("Lion",)  # whose averages stay: see theory.laws.batch
 
 
 def convert(
@@ -187,7 +188,7 @@ def _of_batch(optimizer, hyper, batch):
     powers = _with_other_names(laws.batch_powers(optimizer))
     changed = {}
     for name, value in hyper.items():
-        if name in _AVERAGES:
+        if name in _AVERAGES and optimizer not in _SIGNED:
             kept = 1 - _times(name, 1 - value, k, 1)
             if any(x < 0 for x in _reals(kept)):
                 most = 1 / (1 - float(np.min(value)))

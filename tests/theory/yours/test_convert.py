@@ -18,7 +18,7 @@ from theory.numbers.symbols import Symbols
 from theory.yours.conversion import DECAYS
 
 COUPLED, DECOUPLED = DECAYS[:2], DECAYS[2:]
-BATCHED = ("SGD", "Momentum", "Nesterov", "RMSprop", "Adam", "AdamW", "SignSGD", "LARS")
+BATCHED = tuple(name for name in laws.DEGREES if name not in ("Adagrad", "Adadelta"))
 DEFAULTS = {name: getattr(nn, name).defaults for name in laws.DEGREES}
 DECOUPLES = [name for name in DEFAULTS if "decoupled_weight_decay" in DEFAULTS[name]]
 fractions = st.fractions(min_value=Fraction(1, 1000), max_value=4)
@@ -230,10 +230,16 @@ def walked(name, hyper, batch, examples=12_800, dims=4000):
     return -w.mean(), w.var()
 
 
-@pytest.mark.parametrize("name", ("SGD", "Momentum", "Adam", "RMSprop", "SignSGD"))
+@pytest.mark.parametrize(
+    "name",
+    ("SGD", "Momentum", "Adam", "RMSprop", "SignSGD", "Lion", "SGDP", "AdamP", "Muon"),
+)
 def test_weights_go_as_far_per_example(name):
     """The mean to its sampling error, some 2 %, the variance to the batch's growth of 1 - beta."""
-    own = {"Adam": {"beta1": 0.9, "beta2": 0.99}, "RMSprop": {"decay": 0.998}}
+    adam = {"beta1": 0.9, "beta2": 0.99}
+    own = {"Adam": adam, "AdamP": adam, "RMSprop": {"decay": 0.998}}
+    own["Lion"] = {"beta1": 0.5, "beta2": 0.8}
+    own["Muon"] = {"learning_rate": 0.1, "momentum": 0.8}  # of one unit, the whole vector
     hyper = {"learning_rate": 1e-3, **own.get(name, {})}
     one, other = (walked(name, convert(name, batch=(4, size), **hyper), size) for size in (4, 16))
     np.testing.assert_allclose(other, one, rtol=0.1)
@@ -241,7 +247,14 @@ def test_weights_go_as_far_per_example(name):
     assert unconverted[0] < 0.7 * one[0] and unconverted[1] < 0.5 * one[1]
 
 
+@pytest.mark.parametrize("name", ("Adagrad", "Adadelta"))
+def test_a_step_that_remembers_all_steps_has_no_batch(name):
+    with pytest.raises(ValueError, match=f"got '{name}', expected one whose step depends on the"):
+        convert(name, learning_rate=0.1, batch=(1, 4))
+
+
 def test_averages_are_over_as_many_examples():
+    assert convert("Lion", beta1=0.9, beta2=0.99, batch=(1, 4)) == {"beta1": 0.9, "beta2": 0.99}
     after = convert("Adam", learning_rate=0.1, beta1=0.9, beta2=Fraction(999, 1000), batch=(1, 4))
     assert after["beta1"] == pytest.approx(0.6) and after["beta2"] == Fraction(996, 1000)
     with pytest.raises(ValueError, match="batch: got .1, 16., expected at most 10 times"):

@@ -4,11 +4,14 @@ r"""The papers after 2017: `python -m theory --chapter followers`; not run witho
     schedules     schedules that are decay; how decay and schedule move the effective rate
     equilibria    Lion, sign, SGDP and AdamP on the random walk
     muon          Muon on a walk of matrices
+    relaxation    how fast equilibrium comes, of norms and of the loss
     published     published approximations beside the exact forms
     averages      AdamW's weights as an average
     tangent       steps orthogonal to w: momentum's sum, projections, steps on the sphere
+    mechanisms    transplanted norms, damping, SGD as Adam on the sphere
     conservation  what symmetries conserve, in discrete steps
     sphere        the threshold of the effective rate; decay that never settles; the Hessian
+    regimes       above the threshold; the period of decay without noise
 
 Claims run minimal_nn's own optimizers; where a source's constant does not hold as printed, the
 claim has an erratum with what was measured (`python -m theory --errata`).
@@ -16,16 +19,21 @@ claim has an erratum with what was measured (`python -m theory --errata`).
 
 # The registry's order
 # isort: off
-from theory.claims.followers import schedules, equilibria, muon, published, averages
-from theory.claims.followers import tangent, conservation, sphere
+from theory.claims.followers import schedules, equilibria, muon, relaxation
+from theory.claims.followers import published, averages
+from theory.claims.followers import tangent, mechanisms, conservation
+from theory.claims.followers import sphere, regimes
 # isort: on
 
 __all__ = [
     "averages",
     "conservation",
     "equilibria",
+    "mechanisms",
     "muon",
     "published",
+    "regimes",
+    "relaxation",
     "schedules",
     "sphere",
     "tangent",

@@ -82,15 +82,114 @@ def translation_law(subject):
 
 
 def _squared_error_step(network, X, targets):
-    """Return the parameters after a step on the mean squared error to one-hot targets, from 1/2 on.
+    """Return the parameters after a step on the mean squared error."""
+    other = _with_squared_error(network)
+    return _step(other, _squared_gradients(other, X, targets))
 
-    Their sum over classes is not that of the scores.
-    """
+
+def _with_squared_error(network):
+    """Return the network with the mean squared error for a loss."""
     other = nn.Network(
-        network.layers, X.shape[1:], loss="mean_squared_error", dtype=network.dtype
-    ).with_parameters(to_numpy(network, network.parameters))
+        network.layers, network.input_shape, loss="mean_squared_error", dtype=network.dtype
+    )
+    return other.with_parameters(to_numpy(network, network.parameters))
+
+
+def _squared_gradients(network, X, targets):
+    """Return the gradients on one-hot targets from 1/2 on, whose sum is not that of the scores."""
     wanted = np.eye(network.shapes[-1][0], dtype=network.dtype)[targets] + network.dtype.type(0.5)
-    return _step(other, other.loss_and_gradients(X, wanted).gradients)
+    return network.loss_and_gradients(X, wanted).gradients
+
+
+_RHO, _SWING = 0.125, 1.5  # at eta decay = 3/8 both roots are real: 1/2 and 1/4
+
+
+@follower(
+    id="translation-oscillator",
+    statement=r"s_{t+1} - (1 + \rho - x) s_t + \rho s_{t-1} = 0, \quad s = \sum_k w_{ik}",
+    source="Kunin et al. 2021 (momentum as a damped oscillator), in discrete form",
+    cite="KSG21",
+    assumptions=("those of translation-law, with heavy ball: rho = 1/8, x = 3/8",),
+    control="the mean squared error, which is not invariant under translations of all scores",
+    derivation=r"""
+Sums over classes do not feel the gradient, so $s$ and the buffer's sum obey $v' = \rho v +
+\lambda_2 s$, $s' = s - \eta v'$; with $\eta v_t = s_{t-1} - s_t$ that is the recursion. It swings
+where $(1 + \rho - x)^2 < 4 \rho$, $x > (1 - \sqrt \rho)^2$. The published oscillator, in the time
+$\eta t$, has the damping $\gamma = (1 - \rho)/(\eta (1 + \rho))$ and the frequency $\omega^2 = 2
+\lambda_2/(\eta (1 + \rho))$, and swings where $\omega > \gamma$, $x > (1 - \rho)^2/(2 (1 + \rho))$:
+that is the limit for $\rho \to 1$, and half of it at $\rho = 0$.
+
+Bound: the loss's backward pass and the update on numbers that carry their rounding error, and the
+rounding of $w_t$ in the step before.
+""",
+    erratum="Kunin et al. 2021: the oscillator of momentum, in its continuous form, swings for x > "
+    "(1 - rho)^2/(2 (1 + rho)); the iteration does for x > (1 - sqrt rho)^2. At rho = 1/8, x = 3/8 "
+    "the first says that it swings; the recursion that is measured has the roots 1/2 and 1/4.",
+    subjects=networks,
+    unfit=((WORST_CASE, "float16"),),
+    numpy_only="sums that carry bounds run through its lines alone",
+)
+def translation_oscillator(subject):
+    """|s'' - (1 + rho - x) s' + rho s| of the row and step that come closest to their bound."""
+    closest, control = Closest(), 0.0
+    for network in subject.states:
+        for residual, bound, squared in _swings(subject, network):
+            closest.offer(residual, bound)
+            control = max(control, float(np.max(squared)))
+    x, trace = _ETA * _SWING, 1 + _RHO - _ETA * _SWING
+    published = 2 * x / (1 + _RHO) > ((1 - _RHO) / (1 + _RHO)) ** 2
+    return closest.measurement(
+        how="running error of the loss's backward pass and of the update, and rho times that of "
+        "the update before",
+        control=control,
+        control_as_predicted=bool(published and trace * trace > 4 * _RHO),
+    )
+
+
+def _swings(subject, network):
+    """Yield residuals, bounds and the residuals of the squared error, along a run."""
+    loss, last = backend.get("reference").loss, network.names[-1]
+    names = (f"{last}.W", f"{last}.b")
+    runs = [network.with_parameters(), _with_squared_error(network)]
+    optimizers = [nn.Momentum(_ETA, momentum=_RHO, weight_decay=_SWING) for _ in runs]
+    sums, rounded = [], None
+    for step in range(subject.steps(5)):
+        X, targets = subject.batch(step, _BATCH)
+        trace = runs[0].trace(X, targets)
+        gradients = [trace.gradients, _squared_gradients(runs[1], X, targets)]
+        w = to_numpy(network, {n: runs[0].parameters[n] for n in names})
+        buffers = {n: optimizers[0].state.get(n, {"buffer": 0 * w[n]})["buffer"] for n in names}
+        for run, optimizer, g in zip(runs, optimizers, gradients, strict=True):
+            optimizer.step(run, g)
+        layer = trace.layers[last]
+        h, z = (network.backend.to_numpy(a) for a in (layer.x, layer.y))
+        dz = loss.backward(1, loss.forward(Bounded(z), targets, "cross_entropy")[1])
+        each = {names[0]: Bounded(h.T) @ dz, names[1]: dz.sum(axis=0)}
+        new = to_numpy(network, {n: runs[0].parameters[n] for n in names})
+        sums.append([w, to_numpy(network, {n: runs[1].parameters[n] for n in names})])
+        errors = {}
+        for n in names:
+            v = Bounded(network.backend.to_numpy(buffers[n]))
+            penalized = UPDATE.add_penalty(each[n], Bounded(w[n]), _SWING)
+            errors[n] = UPDATE.momentum(Bounded(w[n]), penalized, v, _ETA, _RHO)[0].error
+        if len(sums) > 1:
+            other = sums[-3:] if len(sums) > 2 else None
+            for n in names:
+                residual, size = _three(new[n], w[n], sums[-2][0][n])
+                bound = errors[n].sum(axis=-1) + _RHO * rounded[n].sum(axis=-1) + size
+                squared = _three(*(o[1][n] for o in reversed(other)))[0] if other else 0 * residual
+                yield residual.astype(float), bound.astype(float), squared.astype(float)
+        moved = to_numpy(network, {n: optimizers[0].state[n]["buffer"] for n in names})
+        rounded = {n: UPDATE.sgd(Bounded(w[n]), Bounded(moved[n]), _ETA).error for n in names}
+
+
+def _three(after, now, before):
+    """Return |s'' - (1 + rho - x) s' + rho s| of sums over classes, and what summing rounds."""
+    trace = _WIDE(1 + _RHO - _ETA * _SWING)
+    sums = [array.astype(_WIDE).sum(axis=-1) for array in (after, now, before)]
+    size = sum(np.abs(array).sum(axis=-1) for array in (after, now, before))
+    rounding = gamma(after.shape[-1] + 4, unit_roundoff(_WIDE)) * 2 * size
+    return np.abs(sums[0] - trace * sums[1] + _WIDE(_RHO) * sums[2]), rounding
 
 
 @follower(

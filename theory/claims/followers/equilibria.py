@@ -5,7 +5,15 @@ import numpy as np
 import minimal_nn as nn
 from theory import laws
 from theory.claim import TOO_LONG
-from theory.claims.followers.table import SAMPLED, follower, judge, squares, turns, walked
+from theory.claims.followers.table import (
+    SAMPLED,
+    follower,
+    judge,
+    squares,
+    together,
+    turns,
+    walked,
+)
 
 _DIMS = 256
 
@@ -125,12 +133,68 @@ $w$ does not attract. The leading form leaves out $1 - x/2$.
     too_long=TOO_LONG,
 )
 def sign_equilibrium(subject):
-    """E|w|^2 against the law, relative, with its interval; the turn must keep to 1 % as well."""
+    """E|w|^2, or the turn, against the law, relative, with its interval."""
     at = _law(subject)
-    turn = judge(turns(subject.path), at.small, at.small / 2)
     leading = subject["learning_rate"] * subject.dims / (2 * subject["decoupled_weight_decay"])
-    details = {"x": at.small, "turn": turn.details["mean"]}
-    return judge(squares(subject.path)[0], at.norm**2, leading, **details)
+    return together(
+        judge(squares(subject.path)[0], at.norm**2, leading, x=at.small),
+        judge(turns(subject.path), at.small, at.small / 2, x=at.small),
+    )
+
+
+def coupled_subjects(options):
+    """Return normalized and sign steps with the penalty in the gradient."""
+    found = []
+    for name, kind, eta, decay in (
+        ("normalized + L2", nn.NormalizedSGD, 0.3, 0.8),
+        ("sign + L2", nn.SignSGD, 0.02, 0.25),
+    ):
+        hyper = {"learning_rate": eta, "weight_decay": decay}
+        norm = laws.coupled_equilibrium(kind.__name__, eta, decay, dims=_DIMS).norm
+        settings = {"hyper": hyper, "skip": 300, "steps": 2500, "chains": 16}
+        found.append(walked(options, name, kind, norm, **settings))
+    return found
+
+
+@follower(
+    id="coupled-equilibrium",
+    statement=r"4 c^2 \lambda_2^2 r^6 = \eta^2 d (s^2 + \lambda_2^2 r^4), \; 1 - \cos(w, w') = "
+    r"\frac{\eta^2 d}{2 r^2}: \; c = d = 1 \text{ (normalized)}, \; c = \sqrt{2/\pi}, d = C "
+    r"\text{ (sign)}",
+    source="the rule of van Laarhoven 2017, section 5, for normalized and sign steps; ours",
+    cite="ours",
+    assumptions=(
+        "the penalty is a part of the gradient that is normalized",
+        "gradients without memory; signs: w Gaussian, x_e = 0.1",
+    ),
+    control="|w|^2 of decoupled decay, eta d/(2 decay), as tables of equilibria give it; the turn "
+    "eta decay",
+    derivation=r"""
+$|w'|^2 = |w|^2 - 2 \eta \langle w, o \rangle + \eta^2 d$ with $o = p/|p|$ or $\mathrm{sign}(p)$,
+$p = g + \lambda_2 w$: $\langle w, p \rangle = \lambda_2 r^2$, as $\langle w, g \rangle = 0$, and
+for Gaussian entries $E \langle w, \mathrm{sign}(p) \rangle = \sqrt{2/\pi} \, \langle w, p \rangle
+\sqrt C/|p|$. So $2 c \lambda_2 r^2 = \eta \sqrt d |p|$, $|p|^2 = s^2/r^2 + \lambda_2^2 r^2$. For
+small $x_e$ $r^3 = \eta \sqrt d s/(2 c \lambda_2)$: the exponent of Adam with L2, not the square
+root of decoupled decay. The turn is $E|w' - w|^2/(2 r^2)$. Of order $1/C$: $E|p|^{-1}$ exceeds
+$1/\sqrt{E|p|^2}$ by $3/(4 C)$, which makes $|w|^2$ smaller by $1/(2 C)$, 0.2 % at $C = 256$.
+""",
+    erratum="Tables of equilibria give normalized and sign steps |w|^2 = eta d/(2 decay) and 1 - "
+    "cos = eta decay, which holds for decoupled decay alone. With the penalty in the gradient, as "
+    "SignSGD and NormalizedSGD have it, |w| goes as the cube root of eta/decay.",
+    subjects=coupled_subjects,
+    unfit=(SAMPLED,),
+    too_long=TOO_LONG,
+)
+def coupled_equilibrium(subject):
+    """E|w|^2, or the turn, against the law, relative, with its interval."""
+    kind, hyper = subject.optimizer, dict(subject.hyper)
+    eta, decay = hyper["learning_rate"], hyper["weight_decay"]
+    at = laws.coupled_equilibrium(kind.__name__, eta, decay, dims=subject.dims)
+    decoupled = eta * (subject.dims if kind is nn.SignSGD else 1) / (2 * decay)
+    return together(
+        judge(squares(subject.path)[0], at.norm**2, decoupled, **{"x_e": float(at.small)}),
+        judge(turns(subject.path), at.turn, eta * decay, **{"x_e": float(at.small)}),
+    )
 
 
 # Projected steps

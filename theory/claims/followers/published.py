@@ -5,7 +5,15 @@ import numpy as np
 import minimal_nn as nn
 from theory import laws
 from theory.claim import TOO_LONG
-from theory.claims.followers.table import SAMPLED, follower, judge, squares, turns, walked
+from theory.claims.followers.table import (
+    SAMPLED,
+    follower,
+    judge,
+    squares,
+    together,
+    turns,
+    walked,
+)
 
 _KINDS = {"sgd": nn.SGD, "momentum": nn.Momentum, "adamw": nn.AdamW}
 _MEMORY = 0.9
@@ -260,5 +268,5 @@ def intrinsic_rate(subject):
         return left * first + (1 - left) * limit
 
     times = (30, 60, 120)
-    found = [judge(subject.path.norms[t] ** 4, solution(t, 4), solution(t, 2), t=t) for t in times]
-    return max(found, key=lambda m: m.measured)
+    norms = subject.path.norms
+    return together(*(judge(norms[t] ** 4, solution(t, 4), solution(t, 2), t=t) for t in times))

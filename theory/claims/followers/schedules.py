@@ -319,7 +319,7 @@ def _norms(arrays, group):
     return group_sum(squares, group.per_unit)
 
 
-def _phi_steps(subject, network, rates, decay):
+def effective_rates(subject, network, rates, decay):
     """Yield (Phi, Phi', |w|^2 |g|^2, relative bound on |w'|^2, step) of groups along a run."""
     current = network
     for step, (rate, after_rate) in enumerate(zip(rates, rates[1:], strict=False)):
@@ -384,7 +384,7 @@ def schedule_law(subject):
     cosine = Cosine(6, final=0.1)
     rates = [ETA * cosine(t) for t in range(subject.steps(5) + 1)]
     for network in subject.states:
-        for phi, new, square, bound, step in _phi_steps(subject, network, rates, decay):
+        for phi, new, square, bound, step in effective_rates(subject, network, rates, decay):
             a, next_a = (1 - rate * decay for rate in rates[step : step + 2])
             B = laws.schedule_growth(rates[step], a, rates[step + 1], next_a)
             law = phi / (1 + phi * phi * square)
@@ -419,10 +419,10 @@ def rate_cannot_grow(subject):
         rates.append(laws.next_rate(rates[-1], decay))
     closest, control = Closest(), 0.0
     for network in subject.states:
-        for phi, new, _, bound, _ in _phi_steps(subject, network, rates, decay):
+        for phi, new, _, bound, _ in effective_rates(subject, network, rates, decay):
             excess = np.maximum(new / phi - 1, 0).astype(float)
             closest.offer(excess, bound.astype(float))
-        for phi, new, _, _, _ in _phi_steps(subject, network, [ETA] * (steps + 1), decay):
+        for phi, new, _, _, _ in effective_rates(subject, network, [ETA] * (steps + 1), decay):
             control = max(control, float(np.max(new / phi - 1)))
     return closest.measurement(how="running error of |w'|^2, relative", control=control)
 

@@ -19,7 +19,7 @@ from theory.subjects.smooth import float_subjects
 # F(w) = 1/2 sum_i a_i x_i^2/(x_i^2 + y_i^2), w = (x_1, y_1, x_2, y_2, ...): groups that are
 # scale-invariant each, trained together.
 _CHAINS, _GROUPS = 12, 3
-_COUNTED = (
+COUNTED = (
     "it counts runs, whose fate no digit decides: float64 will do",
     "float16 float32 longdouble",
 )
@@ -62,13 +62,18 @@ def loss_and_gradient(w, a):
     return 0.5 * (a * x * x / square).sum(axis=0), g
 
 
-def descend(subject, optimizer, steps, last):
-    """Run an optimizer from the start; return the losses (last, chains) of the last steps."""
+def descend(subject, optimizer, steps, last, each=lambda w: None):
+    """Run an optimizer from the start; return the losses (last, chains) of the last steps.
+
+    each: what is told w before each step.
+    """
     wing, a = backend.get(subject.backend), subject.curvatures
     model = SimpleNamespace(parameters={"w": wing.asarray(subject.start)}, backend=wing)
     losses = []
     for step in range(steps):
-        loss, g = loss_and_gradient(wing.to_numpy(model.parameters["w"]), a)
+        w = wing.to_numpy(model.parameters["w"])
+        each(w)
+        loss, g = loss_and_gradient(w, a)
         if step >= steps - last:
             losses.append(loss)
         optimizer.step(model, {"w": wing.asarray(g)})
@@ -91,7 +96,7 @@ swings: the chaotic equilibrium. Scale-invariant groups share one norm, and the 
 their sum.
 """,
     subjects=toy_subjects,
-    unfit=(_COUNTED,),
+    unfit=(COUNTED,),
     too_long=TOO_LONG,
 )
 def sphere_threshold(subject):
@@ -105,13 +110,13 @@ def sphere_threshold(subject):
         settled = losses.max(axis=0) < 1e-4
         wrong += int(np.count_nonzero(settled != (share < 1)))
         control += int(np.count_nonzero(settled != (rates < sharpest)))
-    return _counted(wrong, control)
+    return counted(wrong, control, draws=_CHAINS)
 
 
-def _counted(wrong, control):
-    """Return the Measurement of counted runs: none may end otherwise than the claim says."""
-    how = "0: runs are counted, each far on one side of the line"
-    return Measurement(wrong, 0, how, control=control, control_least=1, details={"draws": _CHAINS})
+def counted(wrong, control, **details):
+    """Return the Measurement of what is counted: none may be otherwise than the claim says."""
+    how = "0: what is counted lies far on one side of the line, so that no rounding decides"
+    return Measurement(wrong, 0, how, control=control, control_least=1, details=details)
 
 
 @follower(
@@ -132,7 +137,7 @@ sphere-threshold: then $F$ jumps, $|w|$ grows, and a new period begins. So decay
 together do not converge, where each alone does.
 """,
     subjects=toy_subjects,
-    unfit=(_COUNTED,),
+    unfit=(COUNTED,),
     too_long=TOO_LONG,
 )
 def decay_never_settles(subject):
@@ -143,7 +148,7 @@ def decay_never_settles(subject):
         settled = losses.max(axis=0) < 1e-6
         counts.append(int(np.count_nonzero(settled)))
     wrong, control = counts
-    return _counted(wrong, control)
+    return counted(wrong, control, draws=_CHAINS)
 
 
 # The Hessian

@@ -8,6 +8,8 @@ from theory.measures.bits import Search, differing
 from theory.measures.closest import Closest
 from theory.measures.derivatives import (
     along_groups,
+    curvatures,
+    curvatures_of,
     enclosed_hessian,
     enclosed_jacobian,
     hessian,
@@ -23,28 +25,6 @@ from theory.numbers.jet import Jet
 from theory.subjects.exact import EPS, FACTOR, exact_subjects
 from theory.subjects.networks import invariant_weights, rescaled, weight_groups, weights_of
 from theory.subjects.smooth import ball_subjects, float_subjects
-
-
-def curvatures(network, X, targets):
-    """Return the Gauss-Newton matrix, the empirical Fisher matrix (P, P), and the gradient (P,).
-
-    G = 1/N sum_i J_i^T (diag p_i - p_i p_i^T) J_i and F = 1/N sum_i g_i g_i^T with g_i = J_i^T
-    (p_i - e_{t_i}), p the softmax of the scores.
-    """
-    return curvatures_of(network, X, targets, jacobian(network, X))
-
-
-def curvatures_of(network, X, targets, J):
-    """Return the same, given the scores' derivatives J (N, classes, P), of any arithmetic."""
-    N, last = len(X), network.names[-1]
-    trace = network.trace(X, targets)
-    residual = N * trace.layers[last].dy  # p - e_t
-    p = residual.copy()
-    p[np.arange(N), targets] += 1
-    weighted = p[:, :, None] * (J - (p[:, :, None] * J).sum(axis=1, keepdims=True))
-    G = np.tensordot(J, weighted, axes=((0, 1), (0, 1))) / N
-    each = (residual[:, :, None] * J).sum(axis=1)
-    return (G + G.T) / 2, each.T @ each / N, vector(network, trace.gradients)
 
 
 def _scores_along(network, direction, X):
