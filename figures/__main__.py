@@ -271,7 +271,7 @@ def compute_and_draw(arguments, preset, out):
     _write(out / "captions.md", "\n".join(captions))
     rounded = [{key: _rounded(value) for key, value in s._asdict().items()} for s in said]
     _write_json(out / "statements.json", rounded)
-    facts = manifest(arguments, preset, everything, kept, code, report, data)
+    facts = manifest(arguments, preset, wanted, everything, kept, code, report, data)
     _write_json(out / "manifest.json", facts)
     if len(facts["computed_on"]) > 1:
         print(f"\ncomputed on {' and '.join(facts['computed_on'])}: their last bits may differ")

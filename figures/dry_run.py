@@ -7,6 +7,8 @@ import time
 from figures import runs
 from figures.drawing import figure
 from figures.grid.executors import compute, processor
+from minimal_nn.backend import get as wing
+from minimal_nn.errors import CudaUnavailableError
 
 STEPS = (1, 4)  # the difference of two short runs is the time of the steps between them
 IMAGES = {"train": 1000, "test": 100}
@@ -31,12 +33,11 @@ def whole_cost(configuration):
 
 def device(backend):
     """Return the device that a wing computes on, in words."""
-    if backend != "cuda":
-        return processor()
-    from numba import cuda
-
-    name = cuda.get_current_device().name
-    return name.decode() if isinstance(name, bytes) else str(name)
+    current = getattr(wing(backend).package, "current_device", None)
+    try:
+        return str(current().require()) if current else processor()
+    except CudaUnavailableError as error:
+        raise SystemExit(f"--backend {backend}: {error}") from None
 
 
 def dry_run(arguments, preset, wanted):
@@ -44,16 +45,18 @@ def dry_run(arguments, preset, wanted):
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("MINIMAL_NN_NUM_THREADS", "1")
     measure = functools.partial(runs.run, folder=arguments.data)
+    clock = time.perf_counter if arguments.backend == "cuda" else time.process_time
     print(f"preset {preset.name}, backend {arguments.backend}, {device(arguments.backend)}")
+    print("time of the " + ("device" if arguments.backend == "cuda" else "processor, one thread"))
     print(f"{'figure':18s} {'runs':>5s} {'steps':>6s} {'ms a step':>10s} {'h a run':>8s} {'h':>8s}")
     total = 0.0
     for name in wanted:
         planned = [{**c, "backend": arguments.backend} for c in figure(name).configurations(preset)]
         seconds = []
         for steps in (STEPS[0], *STEPS):  # the first one compiles
-            start = time.perf_counter()
+            start = clock()
             compute(measure, shortened(planned[0], steps), name)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
         step = max(seconds[2] - seconds[1], 0.0) / (STEPS[1] - STEPS[0])
         all_hours = sum(map(whole_cost, planned)) * step / 3600
         total += all_hours

@@ -222,11 +222,10 @@ def plot(numbers):
     for column, (optimizer, row) in enumerate(rows):
         top, bottom = grid[0, column], grid[1, column]
         l2s = row["l2s"][1:]
-        with np.errstate(all="ignore"):
-            there = np.isfinite(row["error"]).any(axis=(1, 2))
-            error = row["error"][there][:, :, 1:].mean(axis=0)
-        if not np.isfinite(error).any():
+        there = np.isfinite(row["error"]).any(axis=(1, 2))
+        if not there.any():
             continue
+        error = row["error"][there][:, :, 1:].mean(axis=0)
         scale = style.error_scale(error)
         mesh = style.plane(top, row["etas"], l2s, error, scale)
         bar = figure.colorbar(mesh, ax=top, pad=0.02, aspect=14)

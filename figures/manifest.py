@@ -14,7 +14,7 @@ from figures import rules
 from figures.grid.executors import cores, processor
 
 
-def manifest(arguments, preset, configurations, kept, code, report, data):
+def manifest(arguments, preset, figures, configurations, kept, code, report, data):
     """Return what a reader needs to judge the results by: versions, devices, seeds, time.
 
     device: where it was drawn;  computed_on: the processors that the journal names for the runs;
@@ -28,6 +28,7 @@ def manifest(arguments, preset, configurations, kept, code, report, data):
             packages[name] = importlib.import_module(name).__version__
     return {
         "preset": preset.name,
+        "figures": list(figures),
         "data": data,
         "backend": arguments.backend,
         "code": code,

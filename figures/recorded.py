@@ -132,7 +132,8 @@ def trajectory(result, remembering=True):
     """Return the predicted |w| at the recorded moments, per layer, from measured gradients.
 
     Growth and balance of the module's text, solved from one moment to the next with the means
-    between them: exactly for SGD and momentum at small steps, by small steps for Adam.
+    between them: exactly for SGD and momentum at small steps, by small steps for Adam.  The laws
+    hold after 1/(1 - memory) steps: there it starts, from the measured |w|; before it is NaN.
     """
     values = result.values
     steps = np.diff(values["step"], prepend=0)
@@ -140,9 +141,11 @@ def trajectory(result, remembering=True):
     power = laws.rate_power(name(result))  # of r^2, in which growth is linear
     growth = grown(result, steps, remembering)
     limit = limits(result, remembering) if penalized else None
-    x = values["w2"][0].astype(float) ** power
-    predicted = [x]
-    for i in range(1, len(steps)):
+    filled = 1 / (1 - hyper(result)[2])  # steps after which the buffer is
+    first = int(np.argmax(values["step"] > filled - 1e-9))
+    x = values["w2"][first].astype(float) ** power
+    predicted = [np.full_like(x, np.nan)] * first + [x]
+    for i in range(first + 1, len(steps)):
         if not penalized:
             x = x + growth[i]
         elif adam(result):

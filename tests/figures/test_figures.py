@@ -135,7 +135,7 @@ def test_a_dry_run_tells_the_time_of_each_grid_and_keeps_nothing(folder, capsys)
     assert call(folder, "dry", "--dry-run", "--only", "paired_starts", "rate_plane") == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("preset quick, backend reference, ")
-    assert [line.split()[:3] for line in printed[2:4]] == [
+    assert [line.split()[:3] for line in printed[3:5]] == [
         ["paired_starts", "12", "60"],
         ["rate_plane", "48", "60"],
     ]

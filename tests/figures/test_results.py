@@ -25,7 +25,7 @@ def archive(request):
 def test_statements_follow_from_the_runs(archive, tmp_path, monkeypatch):
     facts = json.loads((archive.parent / "manifest.json").read_text())
     preset = presets.ALL[facts["preset"]]._replace(seeds=facts["seeds"])
-    drawn = [name for name in command.FIGURES if (archive.parent / f"{name}.png").exists()]
+    drawn = facts["figures"]
     kept_runs = archives.read_archive(archive).values()
     if any(run["configuration"]["experiment"] == "precision" for run in kept_runs):
         pytest.importorskip("flint")
