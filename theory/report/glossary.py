@@ -158,6 +158,12 @@ OWN = {
     },
     "equilibrium-norm": {**_STATIONARY, r"A": "⟨w, v′⟩", r"m": "Adam's first moment"},
     "equilibrium-angle": _STATIONARY,
+    "equilibrium-rate": {
+        r"u": "w/|w|, the direction",
+        r"k": "steps after a gradient, 20",
+        r"q": "the raw step that g asks for at |w| = 1",
+        r"\psi": "what w has of a gradient's step k steps later",
+    },
     "relaxation-time": {
         r"e": "Euler's number",
         r"q": "|w| over its limit",
