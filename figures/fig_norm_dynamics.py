@@ -52,7 +52,7 @@ def compute(results, preset):
         "during training. Claimed: without penalty |w| grows for ever, |w|^4 - |w_0|^4 = 2 eta^2 "
         "integral of L for SGD and, with eta/(1 - m) for eta, momentum m, L = |w|^2 (|g|^2 + c <b, "
         "g>) with the gradients' memory, and |w|^2 for Adam; with it |w| reaches its equilibrium. "
-        "Dashed: the law with the measured gradients, nothing fitted, from where the buffer is full. "
+        "Dashed: the law with the measured gradients, nothing fitted, once the buffer is full. "
         "Bands: range over seeds. "
         f"Verdicts: {statements.tally(said)}."
     )

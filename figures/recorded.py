@@ -133,7 +133,8 @@ def trajectory(result, remembering=True):
 
     Growth and balance of the module's text, solved from one moment to the next with the means
     between them: exactly for SGD and momentum at small steps, by small steps for Adam.  The laws
-    hold after 1/(1 - memory) steps: there it starts, from the measured |w|; before it is NaN.
+    hold once the buffer is full: it starts memory/(1 - memory) steps, the age of what is in the
+    buffer, after the run, from the measured |w|, and is NaN before.
     """
     values = result.values
     steps = np.diff(values["step"], prepend=0)
@@ -141,8 +142,8 @@ def trajectory(result, remembering=True):
     power = laws.rate_power(name(result))  # of r^2, in which growth is linear
     growth = grown(result, steps, remembering)
     limit = limits(result, remembering) if penalized else None
-    filled = 1 / (1 - hyper(result)[2])  # steps after which the buffer is
-    first = int(np.argmax(values["step"] > filled - 1e-9))
+    memory = hyper(result)[2]
+    first = int(np.argmax(values["step"] > memory / (1 - memory) - 1e-9))
     x = values["w2"][first].astype(float) ** power
     predicted = [np.full_like(x, np.nan)] * first + [x]
     for i in range(first + 1, len(steps)):

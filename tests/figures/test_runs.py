@@ -96,11 +96,11 @@ def test_a_dead_unit_has_no_part_in_the_means_of_the_second_half():
 
 def test_growth_of_the_norm_is_the_recorded_gradient():
     """|w|^2 grows by eta^2 |g|^2 a step: with a probe at each step, s2/|w|^2 is that |g|^2."""
-    chosen = configuration(l2=0.0, eta=0.01, steps=4, probes=1)
+    chosen = configuration(l2=0.0, eta=0.1, steps=4, probes=1)
     chosen["moments"] = {"spacing": "even", "count": 4}
     _, values = measure(chosen)
     w4 = np.array(values["w2"], dtype=float)[:, 0] ** 2
-    growth = 2 * 0.01**2 * np.array(values["s2"], dtype=float)[1:, 0]
+    growth = 2 * 0.1**2 * np.array(values["s2"], dtype=float)[1:, 0]
     # The mean over units of |w|^4 is a little above the square of the mean of |w|^2.
     np.testing.assert_allclose(np.diff(w4), growth, rtol=0.3)
 
