@@ -69,8 +69,12 @@ def test_manifest_says_where_the_runs_come_from(archive):
 
 
 def test_the_rules_are_older_than_the_runs(archive):
-    """Whoever changes a margin or an exclusion runs anew."""
+    """Whoever changes a margin or an exclusion runs anew; where nothing is judged none is needed."""
     facts = json.loads((archive.parent / "manifest.json").read_text())
+    if "rules" not in facts:
+        said = json.loads((archive.parent / "statements.json").read_text())
+        assert {s["verdict"] for s in said} == {statements.REPORTED}
+        return
     rule, first = facts["rules"], facts["first_run"].replace("Z", "+00:00")
     assert datetime.fromisoformat(rule["committed"]) < datetime.fromisoformat(first)
     assert rule["sha256"] == hashlib.sha256(Path(rules.__file__).read_bytes()).hexdigest()
