@@ -69,7 +69,7 @@ def test_manifest_says_where_the_runs_come_from(archive):
 
 
 def test_the_rules_are_older_than_the_runs(archive):
-    """Whoever changes a margin or an exclusion runs anew; where nothing is judged none is needed."""
+    """Whoever changes a margin or an exclusion runs anew; what is not judged needs no rules."""
     facts = json.loads((archive.parent / "manifest.json").read_text())
     if "rules" not in facts:
         said = json.loads((archive.parent / "statements.json").read_text())
