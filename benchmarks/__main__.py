@@ -9,7 +9,7 @@ import sys
 
 from benchmarks import table
 from benchmarks.cpu import machine
-from benchmarks.cpu.compare import compare, memory_bound
+from benchmarks.cpu.compare import compare, memory_bound, products_beside_mkl
 from benchmarks.cpu.configurations import CONFIGURATIONS
 
 
@@ -69,11 +69,18 @@ def main(arguments=None):
             name: _version(name) for name in ("numpy", "numba", "llvmlite", "torch", "jax")
         },
         "memory_bound": [],
+        "products": [],
         "comparisons": [],
     }
     for threads in options.threads:
         record["memory_bound"].append(memory_bound(threads, options.rounds))
         print(table.printed_memory(record["memory_bound"][-1]), flush=True)
+        try:
+            record["products"].append(products_beside_mkl(threads, options.rounds))
+        except RuntimeError as error:  # no PyTorch, or one without MKL
+            print(f"products beside MKL: {error}", flush=True)
+        else:
+            print(table.printed_products(record["products"][-1]), flush=True)
     for configuration in CONFIGURATIONS:
         if options.only and configuration.name not in options.only:
             continue

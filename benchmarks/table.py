@@ -74,19 +74,38 @@ def printed(comparison):
 def printed_memory(found):
     """Return the line of batch norm's share of the bandwidth."""
     low, high = found["ratio_quartiles"]
-    disturbed = f", disturbed: {found['disturbed']}" if found["disturbed"] else ""
     return (
         f"threads: {found['threads']}: bandwidth {found['bandwidth_gb']:.1f} GB/s, batch norm at "
-        f"{found['ratio']:.2f} of it ({low:.2f} to {high:.2f}){disturbed}"
+        f"{found['ratio']:.2f} of it ({low:.2f} to {high:.2f}){_verdict(found)}"
     )
 
 
-def _verdict(comparison):
-    if comparison["disturbed"]:
-        return f", no verdict: {comparison['disturbed']}"
-    if comparison["verdict"] is None:
+FORMULAS = {"forward": "x W", "gradient": "x^T dz"}
+
+
+def printed_products(found):
+    """Return the lines of products beside MKL's."""
+    lines = [f"products, threads: {found['threads']}"]
+    for row in found["rows"]:
+        low, high = row["ratio_quartiles"]
+        lines.append(
+            f"  {_product(row):22} {row['gflops']:5.0f} GFLOP/s, {row['ratio']:.2f} times MKL's "
+            f"({low:.2f} to {high:.2f}), {row['of_peak']:.2f} of the peak"
+            f"{_verdict({**row, 'aim': '{} and {}'.format(*row['aims'])})}"
+        )
+    return "\n".join(lines)
+
+
+def _product(row):
+    return f"{FORMULAS[row['kind']]} {row['rows']} x {row['depth']} x {row['columns']}"
+
+
+def _verdict(row):
+    if row["disturbed"]:
+        return f", no verdict: {row['disturbed']}"
+    if row["verdict"] is None:
         return ""
-    return f", aim {comparison['aim']}: {comparison['verdict']}"
+    return f", aim {row['aim']}: {row['verdict']}"
 
 
 COLUMNS = (
@@ -101,33 +120,69 @@ COLUMNS = (
 )
 
 
+PRODUCT_COLUMNS = (
+    "a product",
+    "processor",
+    "threads",
+    "ours",
+    "times MKL's (quartiles)",
+    "of the peak",
+)
+MEMORY_COLUMNS = ("beyond the cache", "processor", "threads", "bandwidth", "of it (quartiles)")
+
+
 def markdown(*records):
-    """Return the guide's table of cpu records, a row for each comparison and processor.
+    """Return the guide's tables of cpu records, a row for each comparison and processor.
 
     A row that was disturbed is told as such and not in bold; a record from before rows had a
-    roofline has none to show.
+    roofline, or products were compared, has none to show.
     """
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    steps, products, memory = [], [], []
     for record in records:
-        for comparison in record["comparisons"]:
-            lines.append(_row(comparison, record.get("processor", record["machine"])))
-    lines.append("")
+        processor = record.get("processor", record["machine"])
+        steps += [_row(each, processor) for each in record["comparisons"]]
+        for found in record.get("products", ()):
+            products += [_product_row(row, processor, found["threads"]) for row in found["rows"]]
+        memory += [_memory_row(found, processor) for found in record.get("memory_bound", ())]
+    tables = (COLUMNS, steps), (PRODUCT_COLUMNS, products), (MEMORY_COLUMNS, memory)
+    lines = []
+    for columns, rows in tables:
+        if rows:
+            lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows, ""]
     lines += [_origin(record) for record in records]
     return "\n".join(lines)
+
+
+def _told(row):
+    """Return a row's ratio, in bold where it may be believed, and its quartiles."""
+    low, high = row["ratio_quartiles"]
+    if row.get("disturbed"):
+        return f"disturbed: {low:.2f} to {high:.2f}"
+    return f"**{row['ratio']:.2f}** ({low:.2f} to {high:.2f})"
+
+
+def _product_row(row, processor, threads):
+    return (
+        f"| {_product(row)} | {processor} | {threads} | {row['gflops']:.0f} GFLOP/s | "
+        f"{_told(row)} | {row['of_peak']:.2f} |"
+    )
+
+
+def _memory_row(found, processor):
+    return (
+        f"| batch norm | {processor} | {found['threads']} | {found['bandwidth_gb']:.1f} GB/s | "
+        f"{_told(found)} |"
+    )
 
 
 def _row(comparison, processor):
     mine = comparison["contestants"]["ours"]["seconds"]
     best = comparison["best_peer"]
     theirs = comparison["contestants"][best]["seconds"]
-    low, high = comparison["ratio_quartiles"]
-    faster = f"**{comparison['ratio']:.2f}** ({low:.2f} to {high:.2f})"
-    if comparison.get("disturbed"):
-        faster = f"disturbed: {low:.2f} to {high:.2f}"
     roof = f"{comparison['roofline']['fraction']:.2f}" if "roofline" in comparison else ""
     return (
         f"| {comparison['title']} | {processor} | {comparison['threads']} | {seconds(mine)} | "
-        f"{NAMES.get(best, best)} | {seconds(theirs)} | {faster} | {roof} |"
+        f"{NAMES.get(best, best)} | {seconds(theirs)} | {_told(comparison)} | {roof} |"
     )
 
 

@@ -70,7 +70,7 @@ class Guards:
 def guarded():
     """Within the block, arrays of the cpu wing lie between zones; all are checked at its end."""
     from minimal_nn import cpu
-    from minimal_nn.cpu.machine import program, workspace
+    from minimal_nn.cpu.machine import prepared, program, workspace
 
     # All modules first: one that is imported within the block would keep the guarded function.
     modules = [
@@ -91,7 +91,11 @@ def guarded():
             if getattr(module, "aligned", None) == plain:  # a method is a new object each time
                 patch.setattr(module, "aligned", guards.aligned)
         patch.setattr(program.Program, "run", checked)
-        yield guards
+        prepared.forget()  # programs whose arrays have no zones
+        try:
+            yield guards
+        finally:
+            prepared.forget()
     guards.check()
 
 

@@ -22,6 +22,7 @@ from minimal_nn.command import suggestion
 from minimal_nn.files import check_new, path_of, whole_file
 
 SCHEMA = 1  # of --json: raised where a key changes its meaning or goes
+_LENGTHS = (16, 8, 32)  # of sequences that are tried out
 _OPTIMIZERS = ("SGD", "Adam", "AdamW")
 
 
@@ -67,8 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     print(f"{options.target}: {batch.text}")
     print(report)
-    for finding in findings:
-        print(f"{finding.kind}: {finding}")
+    print("\n".join(_in_words(findings)))
     if options.json:
         try:
             with whole_file(path_of("--json", options.json), "w") as file:
@@ -77,6 +77,17 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"minimal-nn audit: --json: {error}", file=sys.stderr)
             return 2
     return 0
+
+
+def _in_words(findings):
+    """Yield the lines of findings, those of one sentence together."""
+    together: dict[tuple[str, str], list[str]] = {}
+    for finding in findings:
+        names = together.setdefault((finding.kind, finding.sentence), [])
+        names.append(" with ".join(finding.parameters))
+    for (kind, sentence), names in together.items():
+        yield f"{kind}: {sentence}"
+        yield f"    {', '.join(names)}"
 
 
 def _check(options):
@@ -267,13 +278,19 @@ def _likely(model, options):
     """Return the (shape, tokens) that a model may take, by its first layer, small ones first."""
     import torch
 
+    if options.tokens:
+        if not any(isinstance(part, torch.nn.Embedding) for part in model.modules()):
+            raise ValueError(
+                f"--tokens: got {options.tokens}, but {options.target} has no torch.nn.Embedding, "
+                "expected one, or --input beside it, such as --input 16 for 16 integers"
+            )
+        return [((length,), options.tokens) for length in _LENGTHS]
     config = getattr(model, "default_cfg", None) or {}
     declared = [config["input_size"]] if "input_size" in config else []
     images = [(32, 32), (64, 64), (224, 224), (299, 299)]
     for part in model.modules():
         if isinstance(part, torch.nn.Embedding):
-            tokens = options.tokens or part.num_embeddings
-            return [((16,), tokens), ((8,), tokens), ((32,), tokens)]
+            return [((length,), part.num_embeddings) for length in _LENGTHS]
         if isinstance(part, torch.nn.Conv2d):
             return [((part.in_channels, *size), None) for size in images] + [
                 (tuple(shape), None) for shape in declared

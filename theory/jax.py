@@ -16,7 +16,7 @@ except ImportError as error:
     ) from error
 
 from theory.yours.jax_layers import layer_verdicts
-from theory.yours.layer_verdict import LayerVerdict
+from theory.yours.layer_verdict import EPS_NAMES, LayerVerdict
 
 __all__ = ["LayerVerdict", "verify"]
 
@@ -26,8 +26,9 @@ def verify(model: Any, loss: Callable[[Any], Any]) -> tuple[LayerVerdict, ...]:
 
     y(2^k z; 4^k eps) = y(z; eps) bit for bit, dz 2^k times the same, and <z, dz> = -2 eps dL/deps:
     of batch, layer, group, instance and RMS norm of Equinox and Flax (linen and nnx), of objects of
-    your own with a number `eps` or `epsilon`, and of functions.  Each is asked where it stands in
-    the loss, under vmap or not, with a random cotangent; what is jitted runs step by step.
+    your own with a number `eps`, `epsilon` or `variance_epsilon`, and of functions.  Each is asked
+    where it stands in the loss, under vmap or not, with a random cotangent; what is jitted runs
+    step by step.
 
     model: an Equinox or Flax module, or a function (z, eps, ...) -> y.  loss: model -> a scalar, in
     which the model is called as often as the claims are to be asked.  Raises TypeError for a loss
@@ -47,6 +48,6 @@ def verify(model: Any, loss: Callable[[Any], Any]) -> tuple[LayerVerdict, ...]:
     if not found:
         raise ValueError(
             f"model: got {type(model).__name__}, of which no layer with an eps was called in the "
-            "loss, expected one with a number eps or epsilon, or a function (z, eps) -> y"
+            f"loss, expected one with a number {', '.join(EPS_NAMES)}, or a function (z, eps) -> y"
         )
     return found

@@ -23,6 +23,7 @@ from minimal_nn.optimizers import SGD
 from theory.yours import rates
 from theory.yours.auditing import Audit, audit_model
 from theory.yours.evaluation import Model
+from theory.yours.layer_verdict import EPS_NAMES, LayerVerdict
 from theory.yours.modules import (
     arrays_of,
     called,
@@ -34,7 +35,7 @@ from theory.yours.modules import (
 )
 from theory.yours.optimizers.modules import module_problem
 from theory.yours.optimizers.problems import Problem
-from theory.yours.real_layers import LayerVerdict, layer_verdicts
+from theory.yours.real_layers import layer_verdicts
 from theory.yours.torch_monitor import NormMonitor
 
 __all__ = [
@@ -87,8 +88,9 @@ def verify(
 
     y(2^k z; 4^k eps) = y(z; eps) bit for bit, dz 2^k times the same, and <z, dz> = -2 eps dL/deps:
     of batch, layer, group, instance and RMS norm, of weight norm (whose v has no eps), and of
-    layers of your own with a number `eps`.  Each is asked on the input that it has in the module,
-    with a random cotangent.
+    layers of your own with a number `eps`, `epsilon` or `variance_epsilon`.  Each is asked on the
+    input that it has in the module, with a random cotangent; what goes through float32 is judged as
+    float32.
 
     module: in the mode that is meant; it is not changed.  loss: (outputs, y) -> a scalar.  X, y: as
     for audit.  Raises TypeError and ValueError for what has no normalizing layer.  Source: the
@@ -106,7 +108,7 @@ def verify(
     if not found:
         raise ValueError(
             f"module: got {type(module).__name__} without a normalizing layer, expected one with a "
-            "number eps, or with weight_norm"
+            f"number {', '.join(EPS_NAMES)}, or with weight_norm"
         )
     return found
 

@@ -14,8 +14,11 @@ import statistics
 from benchmarks.cpu import contestants, quiet, roofline
 from benchmarks.cpu.configurations import BATCHES
 from benchmarks.cpu.process import Process
+from benchmarks.cpu.products import products
 
 TARGET = 0.3  # seconds of one measurement
+MEMORY_AIM = 0.8  # of the bandwidth, for batch norm beyond the cache
+PRODUCT_AIMS = (1.0, 0.8)  # of MKL's rate, and of the peak
 TOLERANCE = 2e-3  # relative: rounding of float32, amplified by a few steps of training
 
 
@@ -88,13 +91,61 @@ def memory_bound(threads, rounds):
         pairs = process.ask(rounds)
         during = watch.others()
     ratio, low, high = quartiles([ours / limit for limit, ours in pairs])
+    disturbed = quiet.disturbance(before, during, ratio, (low, high))
     return {
         "threads": threads,
         "bandwidth_gb": max(limit for limit, _ in pairs),
         "ratio": ratio,
         "ratio_quartiles": [low, high],
         "others": {"before": before, "during": during},
-        "disturbed": quiet.disturbance(before, during, ratio, (low, high)),
+        "aim": MEMORY_AIM,
+        "disturbed": disturbed,
+        "verdict": verdict(MEMORY_AIM, ratio, disturbed),
+    }
+
+
+def products_beside_mkl(threads, rounds):
+    """Return a record of the MLPs' products: ours, MKL's and the peak, in turn."""
+    before = quiet.idle_check()
+    with contextlib.ExitStack() as stack:
+        ours, mkl, yardstick = (
+            stack.enter_context(Process(*arguments, threads=threads))
+            for arguments in (
+                ("products", "ours", threads),
+                ("products", "mkl", threads),
+                ("rates", threads, 1 << 16),
+            )
+        )
+        watch = quiet.Watch([each.session for each in (ours, mkl, yardstick)])
+        found = []
+        for index in range(rounds):
+            order = (ours, mkl) if index % 2 == 0 else (mkl, ours)
+            rates = {each: each.ask(None) for each in order}
+            found.append((yardstick.ask(None)["peak_gflops"], rates[ours], rates[mkl]))
+        during = watch.others()
+    rows = [
+        _product(product, [(peak, a[i], b[i]) for peak, a, b in found], before, during)
+        for i, product in enumerate(products())
+    ]
+    return {"threads": threads, "others": {"before": before, "during": during}, "rows": rows}
+
+
+def _product(product, rates, before, during):
+    """Return the record of a product, given its rates (peak, ours, MKL's) of each round."""
+    ratio, low, high = quartiles([ours / mkl for _, ours, mkl in rates])
+    of_peak = statistics.median(ours / peak for peak, ours, _ in rates)
+    disturbed = quiet.disturbance(before, during, ratio, (low, high))
+    met = min(ratio / PRODUCT_AIMS[0], of_peak / PRODUCT_AIMS[1])
+    return {
+        **product._asdict(),
+        "gflops": statistics.median(ours for _, ours, _ in rates),
+        "mkl_gflops": statistics.median(mkl for *_, mkl in rates),
+        "ratio": ratio,
+        "ratio_quartiles": [low, high],
+        "of_peak": of_peak,
+        "aims": PRODUCT_AIMS,
+        "disturbed": disturbed,
+        "verdict": verdict(1.0, met, disturbed),
     }
 
 

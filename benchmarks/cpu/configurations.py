@@ -41,14 +41,14 @@ CONFIGURATIONS = (
         "MLP 784-256-256-10, Nesterov",
         (784, 256, 256, 10),
         "nesterov",
-        aims=((1, 1.3), (2, 1.9)),
+        aims=((1, 1.5), (2, 1.9)),
     ),
     Configuration(
         "mlp-adam",
         "MLP 784-256-256-10, Adam",
         (784, 256, 256, 10),
         "adam",
-        aims=((1, 1.3), (2, 1.9)),
+        aims=((1, 1.5), (2, 1.9)),
     ),
     Configuration(
         "small",
@@ -88,7 +88,7 @@ CONFIGURATIONS = (
         (64, 64, 64, 10),
         "nesterov",
         copies=64,
-        aims=((2, 2.0),),
+        aims=((2, 3.0),),
     ),
     Configuration(
         "grid-large",
@@ -96,7 +96,7 @@ CONFIGURATIONS = (
         (784, 256, 256, 10),
         "nesterov",
         copies=16,
-        aims=((2, 1.25),),
+        aims=((2, 1.5),),
     ),
 )
 CHANNELS = (3, 32, 32, 64, 64)

@@ -51,17 +51,29 @@ def triad_kernel(step, thread, unit, a, a_step, b, b_step, c, c_step, count):
 
 
 class Rate:
-    """Something that can be measured again and again: work done by a program, a second."""
+    """Something that can be measured again and again: work done, a second.
 
-    def __init__(self, work, threads, *programs):
-        self.work, self.threads, self.programs = work, threads, programs
+    work: of one step; run(steps) does so many.
+    """
+
+    def __init__(self, work, run):
+        self.work, self._run = work, run
         self._seconds(1)  # the first run finds its pages and wakes the threads
         self.steps = max(1, round(SECONDS / self._seconds(1)))
 
+    @classmethod
+    def of(cls, work, threads, *programs):
+        """Return that of programs, which do the work together."""
+
+        def run(steps):
+            for program in programs:
+                program.run(steps, thread_count=threads)
+
+        return cls(work, run)
+
     def _seconds(self, steps):
         start = time.perf_counter()
-        for program in self.programs:
-            program.run(steps, thread_count=self.threads)
+        self._run(steps)
         return time.perf_counter() - start
 
     def measure(self):
@@ -74,7 +86,7 @@ def peak(threads, dtype=np.float32):
     lanes = workspace.lanes(dtype)
     program = Program(threads, max_steps=MOST_STEPS).phase(threads)
     program.call(multiply_add_kernel, program.made(threads * lanes, dtype), STEPS)
-    return Rate(2 * CHAINS * lanes * STEPS * threads, threads, program)
+    return Rate.of(2 * CHAINS * lanes * STEPS * threads, threads, program)
 
 
 def bandwidth(threads, size):
@@ -91,7 +103,7 @@ def bandwidth(threads, size):
         array[...] = 0
     numbers = elements(b, columns), elements(c, columns)
     program.call(triad_kernel, out.at(row=1, step=columns), *numbers, columns)
-    return Rate(3 * b.nbytes, threads, program)
+    return Rate.of(3 * b.nbytes, threads, program)
 
 
 def batchnorm_rate(threads, rows=1 << 16, columns=256):
@@ -105,7 +117,7 @@ def batchnorm_rate(threads, rows=1 << 16, columns=256):
     dy = rng.standard_normal((rows, columns), dtype=np.float32)
     gamma, beta = np.ones(columns, np.float32), np.zeros(columns, np.float32)
     (forward, _), (backward, _) = batchnorm.programs(z, gamma, beta, 1e-5, dy)
-    return Rate(8 * z.nbytes, threads, forward, backward)
+    return Rate.of(8 * z.nbytes, threads, forward, backward)
 
 
 def processor():

@@ -2,7 +2,7 @@
 
 A process is pinned to as many cores as it has threads.  It answers questions: a number of steps
 with the seconds that a step took (`training`), or anything with the machine's rates (`rates`,
-`memory_bound`).  While it is not asked it waits for its input and uses no core.
+`memory_bound`, `products`).  While it is not asked it waits for its input and uses no core.
 """
 
 import json
@@ -59,10 +59,28 @@ def memory_bound(threads):
     return {}, lambda rounds: [measure() for _ in range(rounds)]
 
 
+def products(whose, threads):
+    """Answer each time with the rates of the MLPs' products, ours or MKL's."""
+    from benchmarks.cpu import products as measured
+
+    found = [measured.BY_NAME[whose](each, threads) for each in measured.products()]
+    return {}, lambda _: [rate.measure() for rate in found]
+
+
+def shapes(operation, seed, count):
+    """Answer [number of a shape, seconds] with the processor time of one call."""
+    from benchmarks.cpu import shapes as measured
+
+    return measured.serve(operation, seed, count)
+
+
+KINDS = (training, rates, memory_bound, products, shapes)
+
+
 def serve(kind, *arguments):
     """Be such a process: greet, then answer each line of the input with a line."""
     out = os.fdopen(int(os.environ["BENCHMARK_OUT"]), "w")
-    greeting, answer = {f.__name__: f for f in (training, rates, memory_bound)}[kind](*arguments)
+    greeting, answer = {f.__name__: f for f in KINDS}[kind](*arguments)
     print(json.dumps(greeting), file=out, flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), file=out, flush=True)

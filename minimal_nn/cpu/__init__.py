@@ -16,6 +16,7 @@ behind two doors:
         workspace.py    the layouts: panels of columns, aligned and padded with zeros
         compiler.py     compiles kernels on first use; the cache on disk
         program.py      lists of kernel calls, run by one compiled loop on any number of threads
+        prepared.py     programs of small arrays, kept for the next call of their form
         footprints.py   what kernels declare that they read and write; spans.py, operands.py
         checks.py       what makes a program right, checked when it is built
         threads.py      how many threads, and why results do not depend on it

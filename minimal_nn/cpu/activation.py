@@ -17,6 +17,7 @@ from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.elementary import hyperbolic_tangent
 from minimal_nn.cpu.machine.footprints import each, reads, writes
 from minimal_nn.cpu.machine.operands import elements
+from minimal_nn.cpu.machine.prepared import prepared
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import fill, fma, load, store, where_above
 from minimal_nn.cpu.machine.workspace import round_up
@@ -103,13 +104,21 @@ def forward(z, kind):
     _check(kind)
     if kind == "identity":
         return z, Cache(kind, z)
-    source = workspace.flat(z)
-    program = Program().phase(1)
-    out = program.made(source.size, z.dtype).at(step=0)
-    emit_forward(program, kind, elements(source, 0), out, source.size)
-    program.run()
-    y = out.array[: z.size].reshape(z.shape)
+    with _forward_program(kind, z.size, z.dtype) as (program, source, result):
+        source[: z.size] = np.ravel(z)
+        program.run()
+        y = program.taken(result[: z.size].reshape(z.shape))
     return y, Cache(kind, y)
+
+
+@prepared
+def _forward_program(kind, size, dtype):
+    """Return the program, z and y."""
+    source = workspace.padded(size, dtype)
+    program = Program().phase(1)
+    out = program.made(source.size, dtype).at(step=0)
+    emit_forward(program, kind, elements(source, 0), out, source.size)
+    return program, source, out.array
 
 
 def backward(dy, cache):
@@ -118,9 +127,17 @@ def backward(dy, cache):
     expect_shape("dy", dy, cache.y.shape)
     if cache.kind == "identity":
         return dy
-    y, source = workspace.flat(cache.y), workspace.flat(dy)
+    with _backward_program(cache.kind, dy.size, dy.dtype) as (program, y, source, result):
+        y[: dy.size], source[: dy.size] = np.ravel(cache.y), np.ravel(dy)
+        program.run()
+        return program.taken(result[: dy.size].reshape(dy.shape))
+
+
+@prepared
+def _backward_program(kind, size, dtype):
+    """Return the program, y, dy and dz."""
+    y, source = workspace.padded(size, dtype), workspace.padded(size, dtype)
     program = Program().phase(1)
-    out = program.made(source.size, dy.dtype).at(step=0)
-    emit_backward(program, cache.kind, elements(y, 0), elements(source, 0), out, source.size)
-    program.run()
-    return out.array[: dy.size].reshape(dy.shape)
+    out = program.made(source.size, dtype).at(step=0)
+    emit_backward(program, kind, elements(y, 0), elements(source, 0), out, source.size)
+    return program, y, source, out.array

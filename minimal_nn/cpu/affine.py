@@ -25,6 +25,7 @@ from minimal_nn.cpu.machine.footprints import (
 )
 from minimal_nn.cpu.machine.microkernel import TILE_ROWS, tile, tile_transposed, transposed_rows
 from minimal_nn.cpu.machine.operands import Operand
+from minimal_nn.cpu.machine.prepared import prepared
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import BLOCK, fill, load, store, transpose_square
 from minimal_nn.cpu.machine.workspace import padded_rows, round_up
@@ -188,17 +189,30 @@ class Cache(NamedTuple):
     has_bias: bool
 
 
+@prepared
+def _product_program(rows, depth, columns, dtype, has_bias):
+    """Return the program of x W + b, x, W, b and the product."""
+    program = Program()
+    z = program.panels(rows, columns, dtype)
+    program.phase(len(z.array))
+    x = workspace.panels(rows, depth, dtype)
+    W = workspace.panels(depth, columns, dtype, tiles=False)
+    bias = workspace.panel_vector(np.zeros(columns, dtype)) if has_bias else None
+    emit_forward(program, x, W, z, rows, depth, bias)
+    return program, x, W, bias, z.array
+
+
 def _product(x, W, b=None):
     """Return x W + b for matrices, through panels."""
     (rows, depth), columns = x.shape, W.shape[1]
-    program = Program()
-    z = program.panels(rows, columns, x.dtype)
-    program.phase(len(z.array))
-    left, right = workspace.pack(x), workspace.pack(W, tiles=False)
-    bias = None if b is None else workspace.panel_vector(b)
-    emit_forward(program, left, right, z, rows, depth, bias)
-    program.run(thread_count=thread_count(rows * depth * columns))
-    return workspace.unpack(z.array, rows, columns)
+    with _product_program(rows, depth, columns, x.dtype, b is not None) as built:
+        program, left, right, bias, z = built
+        workspace.pack(x, left)
+        workspace.pack(W, right)
+        if b is not None:
+            bias[:columns] = b
+        program.run(thread_count=thread_count(rows * depth * columns))
+        return workspace.unpack(z, rows, columns)
 
 
 def forward(x, W, b=None):
@@ -220,16 +234,25 @@ def backward(dy, cache):
     (rows, depth), columns = cache.x.shape, cache.W.shape[1]
     expect_shape("dy", dy, (rows, columns))
     dx = _product(dy, np.ascontiguousarray(cache.W.T))
-    x, dz = workspace.pack(cache.x), workspace.pack(dy)
+    with _gradient_program(rows, depth, columns, dy.dtype, cache.has_bias) as built:
+        program, x, dz, gradient, sums = built
+        workspace.pack(cache.x, x)
+        workspace.pack(dy, dz)
+        program.run(thread_count=thread_count(rows * depth * columns))
+        dW = workspace.unpack(gradient, depth, columns)
+        return dx, dW, program.taken(sums[:columns]) if cache.has_bias else None
+
+
+@prepared
+def _gradient_program(rows, depth, columns, dtype, has_bias):
+    """Return the program of dW and db, x, dz, dW and db."""
+    x, dz = workspace.panels(rows, depth, dtype), workspace.panels(rows, columns, dtype)
     panels, _, wide = dz.shape
     program = Program().phase(panels)
-    gradient = program.made((panels, len(x) * x.shape[2], wide), dy.dtype)
+    gradient = program.made((panels, len(x) * x.shape[2], wide), dtype)
     emit_backward(program, Operand(x), Operand(dz), gradient, rows)
-    db = None
-    if cache.has_bias:
-        sums = program.made(panels * wide, dy.dtype)
+    sums = None
+    if has_bias:
+        sums = program.made(panels * wide, dtype)
         emit_bias_gradient(program, dz, sums, rows)
-        db = sums.array[:columns]
-    program.run(thread_count=thread_count(rows * depth * columns))
-    dW = workspace.unpack(gradient.array, depth, columns)
-    return dx, dW, db
+    return program, x, dz, gradient.array, sums and sums.array

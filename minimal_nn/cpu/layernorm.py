@@ -25,6 +25,7 @@ from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.footprints import each, flags, panel_rows, reads, shared_out, writes
 from minimal_nn.cpu.machine.operands import Operand
+from minimal_nn.cpu.machine.prepared import prepared
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import (
     BLOCK,
@@ -218,17 +219,27 @@ def forward(z, gamma, beta, eps):
     shape, columns = z.shape, z.shape[-1]
     z = z.reshape(-1, columns)
     rows = len(z)
-    packed = workspace.pack(z)
-    program = Program()
-    y = program.panels(rows, columns, z.dtype)
-    mean, inverse = (program.made(rows, z.dtype) for _ in range(2))
-    gamma, beta = workspace.panel_vector(gamma), workspace.panel_vector(beta)
-    emit_forward(program, Operand(packed), y, gamma, beta, mean, inverse, eps, rows, columns)
-    inverse = inverse.array
-    program.run(thread_count=thread_count(8 * z.size))
+    with _forward_program(rows, columns, z.dtype, float(eps)) as built:
+        program, packed, scale, shift, y, mean, inverse = built
+        workspace.pack(z, packed)
+        scale[:columns], shift[:columns] = gamma, beta
+        program.run(thread_count=thread_count(8 * z.size))
+        taken = (program.taken(each) for each in (packed, scale, mean, inverse))
+        y = workspace.unpack(y, rows, columns).reshape(shape)
+    packed, gamma, mean, inverse = taken
     check_inverses(inverse, eps, "examples")
-    y = workspace.unpack(y.array, rows, columns).reshape(shape)
-    return y, Cache(packed, shape, gamma, mean.array, inverse)
+    return y, Cache(packed, shape, gamma, mean, inverse)
+
+
+@prepared
+def _forward_program(rows, columns, dtype, eps):
+    """Return the program, z, gamma, beta, y, the means and 1 / sqrt(var + eps)."""
+    program = Program()
+    z, y = workspace.panels(rows, columns, dtype), program.panels(rows, columns, dtype)
+    gamma, beta = (workspace.panel_vector(np.zeros(columns, dtype)) for _ in range(2))
+    mean, inverse = (program.made(rows, dtype) for _ in range(2))
+    emit_forward(program, Operand(z), y, gamma, beta, mean, inverse, eps, rows, columns)
+    return program, z, gamma, beta, y.array, mean.array, inverse.array
 
 
 def backward(dy, cache):
@@ -237,12 +248,26 @@ def backward(dy, cache):
     expect_shape("dy", dy, cache.shape)
     columns = dy.shape[-1]
     rows = dy.size // columns
+    with _backward_program(rows, columns, dy.dtype) as (program, dy_panels, given, results):
+        workspace.pack(dy.reshape(rows, columns), dy_panels)
+        saved = cache.z, cache.gamma, cache.mean, cache.inverse
+        for array, values in zip(given, saved, strict=True):
+            array[...] = values
+        program.run(thread_count=thread_count(8 * dy.size))
+        dz, dgamma, dbeta = results
+        dz = workspace.unpack(dz, rows, columns).reshape(dy.shape)
+        return dz, program.taken(dgamma[:columns]), program.taken(dbeta[:columns])
+
+
+@prepared
+def _backward_program(rows, columns, dtype):
+    """Return the program, dy, what the forward pass has left, and dz, dgamma and dbeta."""
     program = Program()
-    dz = program.panels(rows, columns, dy.dtype)
-    dgamma, dbeta = (program.made(cache.gamma.size, dy.dtype) for _ in range(2))
-    z, dy_panels = Operand(cache.z), Operand(workspace.pack(dy.reshape(rows, columns)))
-    given = cache.gamma, cache.mean, cache.inverse, dgamma, dbeta
-    emit_backward(program, z, dy_panels, dz, *given, rows, columns)
-    program.run(thread_count=thread_count(8 * dy.size))
-    dz = workspace.unpack(dz.array, rows, columns).reshape(dy.shape)
-    return dz, dgamma.array[:columns], dbeta.array[:columns]
+    z, dy = (workspace.panels(rows, columns, dtype) for _ in range(2))
+    gamma = workspace.panel_vector(np.zeros(columns, dtype))
+    mean, inverse = (workspace.aligned(rows, dtype) for _ in range(2))
+    dz = program.panels(rows, columns, dtype)
+    dgamma, dbeta = (program.made(gamma.size, dtype) for _ in range(2))
+    given = gamma, mean, inverse, dgamma, dbeta
+    emit_backward(program, Operand(z), Operand(dy), dz, *given, rows, columns)
+    return program, dy, (z, gamma, mean, inverse), (dz.array, dgamma.array, dbeta.array)

@@ -27,6 +27,7 @@ from minimal_nn.cpu.machine.footprints import (
     writes,
 )
 from minimal_nn.cpu.machine.operands import Operand
+from minimal_nn.cpu.machine.prepared import prepared
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import (
     fill,
@@ -188,17 +189,35 @@ def forward(scores, targets, kind):
     expect_shape("targets", targets, scores.shape)
     shape, columns = scores.shape, scores.shape[-1] if scores.ndim else 1
     scores, targets = (array.reshape(-1, columns) for array in (scores, targets))
-    return _forward(kind, scores, workspace.pack(targets), shape)
+    return _forward(kind, scores, targets, shape)
 
 
 def _forward(kind, scores, targets, shape):
     rows, columns = scores.shape
+    with _forward_program(kind, rows, columns, scores.dtype) as built:
+        program, panels, room, losses, ds = built
+        workspace.pack(scores, panels)
+        if kind == "cross_entropy":
+            room[:] = targets
+        else:
+            workspace.pack(targets, room)
+        program.run(thread_count=thread_count(16 * scores.size))
+        ds = workspace.unpack(ds, rows, columns).reshape(shape)
+        return losses[0], Cache(ds)
+
+
+@prepared
+def _forward_program(kind, rows, columns, dtype):
+    """Return the program, scores, targets, the loss and its gradient."""
     program = Program()
-    ds = program.panels(rows, columns, scores.dtype)
-    losses = program.made(1, scores.dtype)
-    emit_forward(program, kind, Operand(workspace.pack(scores)), targets, ds, losses, rows, columns)
-    program.run(thread_count=thread_count(16 * scores.size))
-    return losses.array[0], Cache(workspace.unpack(ds.array, rows, columns).reshape(shape))
+    ds, losses = program.panels(rows, columns, dtype), program.made(1, dtype)
+    scores = workspace.panels(rows, columns, dtype)
+    if kind == "cross_entropy":
+        targets = workspace.aligned(rows, np.int64)
+    else:
+        targets = workspace.panels(rows, columns, dtype)
+    emit_forward(program, kind, Operand(scores), targets, ds, losses, rows, columns)
+    return program, scores, targets, losses.array, ds.array
 
 
 def backward(dvalue, cache):

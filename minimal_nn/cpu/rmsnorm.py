@@ -15,6 +15,7 @@ from minimal_nn.cpu.batchnorm.statistics import check_inverses
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.operands import Operand
+from minimal_nn.cpu.machine.prepared import prepared
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.reference.extremes import MEAN_SQUARE
 
@@ -54,15 +55,26 @@ def forward(z, gamma, eps):
         raise ValueError(f"gamma: got shape {gamma.shape}, expected {(columns,)}")
     z = z.reshape(-1, columns)
     rows = len(z)
-    packed = workspace.pack(z)
+    with _forward_program(rows, columns, z.dtype, float(eps)) as built:
+        program, packed, scale, y, inverse = built
+        workspace.pack(z, packed)
+        scale[:columns] = gamma
+        program.run(thread_count=thread_count(8 * z.size))
+        packed, gamma, inverse = (program.taken(each) for each in (packed, scale, inverse))
+        y = workspace.unpack(y, rows, columns).reshape(shape)
+    check_inverses(inverse, eps, "examples", MEAN_SQUARE)
+    return y, Cache(packed, shape, gamma, inverse)
+
+
+@prepared
+def _forward_program(rows, columns, dtype, eps):
+    """Return the program, z, gamma, y and 1 / sqrt(q + eps)."""
     program = Program()
-    y, inverse = program.panels(rows, columns, z.dtype), program.made(rows, z.dtype)
+    z, gamma = workspace.panels(rows, columns, dtype), np.zeros(columns, dtype)
+    y, inverse = program.panels(rows, columns, dtype), program.made(rows, dtype)
     gamma = workspace.panel_vector(gamma)
-    emit_forward(program, Operand(packed), y, Operand(gamma), inverse, eps, rows, columns)
-    program.run(thread_count=thread_count(8 * z.size))
-    check_inverses(inverse.array, eps, "examples", MEAN_SQUARE)
-    y = workspace.unpack(y.array, rows, columns).reshape(shape)
-    return y, Cache(packed, shape, gamma, inverse.array)
+    emit_forward(program, Operand(z), y, Operand(gamma), inverse, eps, rows, columns)
+    return program, z, gamma, y.array, inverse.array
 
 
 def backward(dy, cache):
@@ -72,12 +84,26 @@ def backward(dy, cache):
         raise ValueError(f"dy: got shape {dy.shape}, expected {cache.shape}")
     columns = dy.shape[-1]
     rows = dy.size // columns
+    with _backward_program(rows, columns, dy.dtype) as (program, dy_panels, given, results):
+        workspace.pack(dy.reshape(rows, columns), dy_panels)
+        for array, values in zip(given, (cache.z, cache.gamma, cache.inverse), strict=True):
+            array[...] = values
+        program.run(thread_count=thread_count(8 * dy.size))
+        dz, dgamma = results
+        dz = workspace.unpack(dz, rows, columns).reshape(dy.shape)
+        return dz, program.taken(dgamma[:columns])
+
+
+@prepared
+def _backward_program(rows, columns, dtype):
+    """Return the program, dy, what the forward pass has left, and dz and dgamma."""
     program = Program()
-    dz = program.panels(rows, columns, dy.dtype)
-    dgamma = program.made(cache.gamma.size, dy.dtype)
-    z, dy_panels = Operand(cache.z), Operand(workspace.pack(dy.reshape(rows, columns)))
-    given = cache.gamma, cache.inverse, dgamma
-    emit_backward(program, z, dy_panels, dz, *given, rows, columns)
-    program.run(thread_count=thread_count(8 * dy.size))
-    dz = workspace.unpack(dz.array, rows, columns).reshape(dy.shape)
-    return dz, dgamma.array[:columns]
+    z, dy = (workspace.panels(rows, columns, dtype) for _ in range(2))
+    gamma, inverse = (
+        workspace.panel_vector(np.zeros(columns, dtype)),
+        workspace.aligned(rows, dtype),
+    )
+    dz, dgamma = program.panels(rows, columns, dtype), program.made(gamma.size, dtype)
+    given = gamma, inverse, dgamma
+    emit_backward(program, Operand(z), Operand(dy), dz, *given, rows, columns)
+    return program, dy, (z, gamma, inverse), (dz.array, dgamma.array)

@@ -14,6 +14,7 @@ from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, writes
 from minimal_nn.cpu.machine.norms import column_square, rescales, scale_of
+from minimal_nn.cpu.machine.prepared import prepared_for_columns
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import BLOCK, fill, fma, load, store, where_greater, where_zero
 from minimal_nn.cpu.machine.workspace import Columns
@@ -133,14 +134,23 @@ def forward(v, g, eps):
     v, g = floating(v=v, g=g)
     expect_shape("g", g, v.shape[-1:])
     source = Columns.of(v)
-    program = Program().phase(source.count)
-    w, room = source.empty(program), source.room(program)
-    matrices = source.operand, source.vector(g), w.operand
-    emit_forward(program, *matrices, room, eps, source.rows, source.columns)
-    program.run(thread_count=thread_count(8 * v.size))
-    inverse = room.array
+    with _forward_program([source], float(eps)) as (program, factors, w, inverse):
+        factors[: source.columns] = g
+        program.run(thread_count=thread_count(8 * v.size))
+        inverse, w = program.taken(inverse), w.result()
     check_inverses(inverse[: source.columns])
-    return w.result(), Cache(source, g, inverse)
+    return w, Cache(source, g, inverse)
+
+
+@prepared_for_columns
+def _forward_program(matrices, eps):
+    """Return the program, g, W and 1 / sqrt(|v|^2 + eps)."""
+    (source,) = matrices
+    program = Program().phase(source.count)
+    w, inverse, g = source.empty(program), source.room(program), source.vector(0)
+    size = source.rows, source.columns
+    emit_forward(program, source.operand, g, w.operand, inverse, eps, *size)
+    return program, g, w, inverse.array
 
 
 def backward(dW, cache):
@@ -151,9 +161,19 @@ def backward(dW, cache):
     _, dW = floating(g=cache.g, dW=dW)
     source = cache.v
     expect_shape("dW", dW, source.shape)
+    with _backward_program([source, Columns.of(dW)]) as (program, g, inverse, dv, dg):
+        g[: source.columns], inverse[:] = cache.g, cache.inverse
+        program.run(thread_count=thread_count(8 * dW.size))
+        return dv.result(), program.taken(dg[: source.columns])
+
+
+@prepared_for_columns
+def _backward_program(matrices):
+    """Return the program, g and 1 / sqrt(|v|^2 + eps), dv and dg."""
+    source, dw = matrices
     program = Program().phase(source.count)
     dv, dg = source.empty(program), source.room(program)
-    matrices = (matrix.operand for matrix in (source, Columns.of(dW), dv))
-    emit_backward(program, *matrices, source.vector(cache.g), cache.inverse, dg, source.rows)
-    program.run(thread_count=thread_count(8 * dW.size))
-    return dv.result(), dg.array[: source.columns]
+    g, inverse = source.vector(0), source.vector(0)
+    operands = source.operand, dw.operand, dv.operand
+    emit_backward(program, *operands, g, inverse, dg, source.rows)
+    return program, g, inverse, dv, dg.array

@@ -84,6 +84,40 @@ def test_table_names_the_processor_in_each_row_and_marks_what_was_disturbed():
     assert sum("interleaved rounds" in line for line in lines) == 2
 
 
+def test_table_has_products_and_batch_norm_where_they_were_measured():
+    product = {
+        "kind": "gradient",
+        "rows": 128,
+        "depth": 64,
+        "columns": 10,
+        "gflops": 97.6,
+        "ratio": 1.25,
+        "ratio_quartiles": [1.2, 1.3],
+        "of_peak": 0.81,
+        "disturbed": None,
+    }
+    told = table.markdown(
+        {
+            **record(),
+            "products": [{"threads": 2, "rows": [product, {**product, "disturbed": "x"}]}],
+            "memory_bound": [
+                {
+                    "threads": 1,
+                    "bandwidth_gb": 20.06,
+                    "ratio": 0.8,
+                    "ratio_quartiles": [0.7, 0.9],
+                    "disturbed": None,
+                }
+            ],
+        }
+    ).splitlines()
+    row = "| x^T dz 128 x 64 x 10 | a processor | 2 | 98 GFLOP/s | {} | 0.81 |"
+    assert row.format("**1.25** (1.20 to 1.30)") in told
+    assert row.format("disturbed: 1.20 to 1.30") in told
+    assert "| batch norm | a processor | 1 | 20.1 GB/s | **0.80** (0.70 to 0.90) |" in told
+    assert sum(line.startswith("|---") for line in told) == 3
+
+
 def test_newest_record_of_each_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "RECORDS", tmp_path)
     for day, name in ((1, "one"), (2, "two"), (3, "one")):
@@ -138,10 +172,14 @@ def test_batch_norm_is_told_as_a_share_of_the_bandwidth(short, monkeypatch):
     found = compare.memory_bound(2, 3)
     assert (found["bandwidth_gb"], found["ratio"], found["threads"]) == (40.0, 0.5, 2)
     assert found["ratio_quartiles"] == [pytest.approx(0.45), pytest.approx(0.55)]
+    assert found["verdict"] is None  # quartiles too far apart
     told = table.printed_memory({**found, "disturbed": "other work"})
     assert told == (
         "threads: 2: bandwidth 40.0 GB/s, batch norm at 0.50 of it (0.45 to 0.55), "
-        "disturbed: other work"
+        "no verdict: other work"
+    )
+    assert table.printed_memory({**found, "disturbed": None, "verdict": "missed"}).endswith(
+        ", aim 0.8: missed"
     )
 
 

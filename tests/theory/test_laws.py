@@ -54,6 +54,10 @@ CASES = (
             0.375, 0.75, 0.9375, 64.0, 4.0))
         for law in (laws.adam_correction, laws.adamw_correction) for part in ("balance", "turn")
     ],
+    *[
+        (f"{name}'s response", lambda x, m, name=name: laws.response(name, x, m, 3), (0.375, 0.75))
+        for name in laws.BALANCES
+    ],
     ("adam's shift", lambda *a: laws.adam_shift(*a)[0], (0.375, 0.75, 0.125)),
     ("a direction", laws.direction_rate, (1.5, 0.25, 0.5)),
     ("a fixed norm", laws.fixed_norm_rate, (0.0625, 0.125, 0.75)),
@@ -205,9 +209,8 @@ MODULES = ("scaling", "finite", "balance", "motion", "memory", "remedies")
 # Where laws are valid, what guards a quotient, how an iteration converges, linear equations: no
 # constants of a law.
 NO_LAW = {"limit", "_check", "_ratio", "_exponent", "_solved"}
-# A number that no claim sees: where an iteration starts; t, on which Adam's step does not depend;
-# AdamW's exponent, which no walk is long enough for, and which is tested above.
-UNSEEN = {("circle_angle", 0), ("adam_exponent", 0), ("norm_exponent", 0), ("norm_exponent", 1)}
+# A number that no claim sees: where an iteration starts; t, on which Adam's step does not depend.
+UNSEEN = {("circle_angle", 0), ("adam_exponent", 0)}
 
 
 def functions(tree):
@@ -331,14 +334,16 @@ SEEN = {
     "direction_rate": [("direction-rate", of_claim("direction-rate", "batch norm"))],
     "repeated_step": [("step-on-one-gradient", steps)],
     "adam_exponent": [("adam-eps", networks)],
+    "response": [("equilibrium-rate", exact("equilibrium-rate"))],
     "adam_root": [(NORM, walks("adam + L2", large=True))],
     "_adam_equilibrium": [(NORM, walks("adam + L2", large=True))],
     "equilibrium": [(NORM, walks("sgd", "adamw", large=True))],
     "norm_exponent": [
-        ("equilibrium-exponents", of_claim("equilibrium-exponents", "sgd", "adam + L2")),
+        ("equilibrium-exponents", of_claim("equilibrium-exponents", "sgd", "adam + L2", "adamw")),
     ],
     "relaxation_rate": [(RELAXATION, of_claim(RELAXATION, "sgd", "adam + L2", "adamw"))],
     "adam_clock": [(RELAXATION, of_claim(RELAXATION, "adam + L2"))],
+    "finite_clock": [(RELAXATION, of_claim(RELAXATION, "adam + L2", "adamw"))],
     "power_clock": [(RELAXATION, of_claim(RELAXATION, "sgd", "adamw"))],
     "adam_weighted": [
         ("equilibrium-in-training", of_claim("equilibrium-in-training", "train: adam + L2")),

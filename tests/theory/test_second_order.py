@@ -8,11 +8,12 @@ from theory.claims.second_order.curvature import second_order_steps
 from theory.claims.second_order.newton import newton_step
 from theory.measures.derivatives import (
     bounded_directional,
+    bounded_hessian,
     curvatures,
     directional,
     hessian,
-    hessian_error,
     jacobian,
+    pseudo_inverse,
     vector,
 )
 from theory.numbers import arithmetic
@@ -47,7 +48,7 @@ def test_claims_hold_and_their_controls_fail(id):
 
 def test_the_hessian_is_symmetric(subject):
     H = hessian(subject.network, subject.X, subject.targets)
-    _, E = hessian_error(subject.network, subject.X, subject.targets, H)
+    E = bounded_hessian(subject.network, subject.X, subject.targets)[1].error
     assert np.all(np.abs(H - H.T) <= E + E.T)
 
 
@@ -58,7 +59,7 @@ def ball_network(subject, balls):
 def test_the_hessian_agrees_with_an_enclosure(subject):
     balls = arithmetic.Balls(200)
     H = hessian(subject.network, subject.X, subject.targets)
-    _, E = hessian_error(subject.network, subject.X, subject.targets, H)
+    E = bounded_hessian(subject.network, subject.X, subject.targets)[1].error
     (name,) = invariant_weights(subject.network)
     with balls.working():
         network, X = ball_network(subject, balls)
@@ -75,7 +76,7 @@ def test_the_hessian_agrees_with_an_enclosure(subject):
 def test_the_hessian_agrees_with_central_differences_of_the_loss_in_balls(subject):
     balls = arithmetic.Balls(1000)
     H = hessian(subject.network, subject.X, subject.targets)
-    _, E = hessian_error(subject.network, subject.X, subject.targets, H)
+    E = bounded_hessian(subject.network, subject.X, subject.targets)[1].error
     (name,) = invariant_weights(subject.network)
     with balls.working():
         network, X = ball_network(subject, balls)
@@ -128,7 +129,7 @@ def test_the_newton_step_doubles_w_and_learns_nothing(subject):
     assert details["loss after"] == pytest.approx(details["loss before"], rel=1e-12)
     w = vector(network, network.parameters)
     rank = len(w) - subject.flat.shape[1]
-    step, _, _ = newton_step(network, *data, rank)
+    step, _ = newton_step(network, *data, rank)
     if not subject.flat.size:
         np.testing.assert_allclose(step, w, rtol=1e-9)
 
@@ -213,9 +214,30 @@ def test_a_dropped_variance_term_is_seen(monkeypatch):
     subject = smooth_subject("batch")
     monkeypatch.setattr(subject.network.backend.batchnorm, "backward", without_variance_term(-1))
     H = hessian(subject.network, subject.X, subject.targets)
-    _, E = hessian_error(subject.network, subject.X, subject.targets, H)
+    E = bounded_hessian(subject.network, subject.X, subject.targets)[1].error
     assert np.any(np.abs(H - H.T) > 100 * (E + E.T))
     assert not CLAIMS["newton-step"].verify(subject).holds
+
+
+def test_a_bound_does_not_grow_with_the_number_that_it_judges(monkeypatch):
+    """A Hessian or a solver that is wrong alone: the backward pass, and so the bound, is right."""
+
+    def lopsided(*given):
+        H = hessian(*given)
+        H[0, 1] *= 1 + 2.0**-32
+        return H
+
+    symmetric, newton = CLAIMS["hessian-symmetric"], CLAIMS["newton-step"]
+    subject = smooth_subject("batch")
+    bounds = [claim.verify(subject).measurement.bound for claim in (symmetric, newton)]
+    monkeypatch.setattr("theory.claims.derivative.hessian", lopsided)
+    monkeypatch.setattr(
+        "theory.claims.second_order.newton.pseudo_inverse",
+        lambda *given: (1 + 2.0**-32) * pseudo_inverse(*given),
+    )
+    for claim, bound in zip((symmetric, newton), bounds, strict=True):
+        verdict = claim.verify(subject)
+        assert verdict.word == "FAILS" and verdict.measurement.bound < 10 * bound, verdict
 
 
 def test_jets_of_bounded_numbers_bound_the_rounding(subject):

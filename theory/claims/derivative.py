@@ -10,9 +10,9 @@ from theory.claim import WORST_CASE, claim
 from theory.measures.closest import Closest
 from theory.measures.derivatives import (
     bounded_gradients,
+    bounded_hessian,
     directional,
     hessian,
-    hessian_error,
     with_direction,
 )
 from theory.measures.identity import Identity, size_of
@@ -188,9 +188,9 @@ Homogeneity says nothing of it: a field that is orthogonal to $w$ and of degree 
 a gradient by the angle; from three on a random one is not.) A factor that one parameter's gradient
 has and another's has not shows in the mixed blocks.
 
-$H$ is a complex step of the backward pass, column by column. Bound: of each entry the distance to
-the same lines run on jets that carry their rounding error, and that error, of $H_{ij}$ and of
-$H_{ji}$, relative to $|H|$.
+$H$ is a complex step of the backward pass, column by column. Bound: the rounding errors of $H_{ij}$
+and of $H_{ji}$ in the same lines run on jets that carry them, four times, as complex numbers round
+more often, relative to $|H|$.
 """,
     subjects=float_subjects,
     unfit=(("complex steps are taken in complex128, which is float64", "float16 float32"),),
@@ -204,7 +204,7 @@ def hessian_symmetric(subject):
     names, fields, mixed, factor = tuple(network.parameters), [], [], _too_long("float64")
     for X, targets in subject.batches[:2]:
         H = hessian(network, X, targets, names)
-        _, error = hessian_error(network, X, targets, H, names)
+        error = bounded_hessian(network, X, targets, names)[1].error
         size = np.linalg.norm(H)
         fields.append(_asymmetry(_derivative_of_field(network, rng)))
         first = sum(network.parameters[name].size for name in invariant_weights(network))

@@ -109,10 +109,13 @@ def _differing_runs(group, original, scaled, a):
 The output of the layer is $\gamma \hat z + \beta$; multiplied by $c > 0$ it passes ReLU
 (positively homogeneous of degree 1) and a linear map, and the next normalization divides by $c$
 again. So $(\gamma_l, \beta_l)$ is a scale-invariant group like the weights: its penalty can be
-made as small as one likes at the same loss, it sets an effective learning rate, and all laws of
-equilibrium hold for it. After the last normalization nothing divides: there $\lambda$ does
-restrict the function. $\gamma$ alone is no such group, and under weight norm, which normalizes
-weights and not activations, there is none.
+made as small as one likes at the same loss, it sets an effective learning rate, and step by step it
+obeys norm-with-memory, which is measured for it too: that is the law of equilibrium with memory for
+the mean over any stretch at whose ends the same is stored. That training comes to such a stretch,
+or that its gradients are without memory ($s^2$ alone), is not said of so few numbers, on which the
+layers before and after act as they learn. After the last normalization nothing divides: there
+$\lambda$ does restrict the function. $\gamma$ alone is no such group, and under weight norm, which
+normalizes weights and not activations, there is none.
 
 Measured: scores at $c = 2^k$, and whole runs with $(c^2 \eta, \lambda/c^2)$ for the group, must
 agree bit by bit.

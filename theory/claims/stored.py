@@ -17,7 +17,7 @@ from theory.measures.orthogonality import orthogonality
 from theory.numbers.bounded import Bounded
 from theory.numbers.symbols import Symbols
 from theory.subjects.exact import exact_subjects
-from theory.subjects.networks import to_numpy, weight_groups
+from theory.subjects.networks import to_numpy
 
 _MEMORY, _BETA2 = 0.75, 0.9375  # exact in every dtype, as all that follows
 # eta and decay: large enough for the term of memory to be felt
@@ -110,7 +110,7 @@ def _residuals(network, name, eta, decay, batches):
         exact[2] = exact[2] / Bounded(1 - np.longdouble(_MEMORY) ** 2)
     convert = network.backend.to_numpy
     rows = []
-    for group in weight_groups(before):
+    for group in before.invariance_groups():
         change, memory, size = 0, 0, 0
         for parameter in group.parameters:
             w, g, new = (
@@ -175,8 +175,9 @@ Adam: each weight counts $\sqrt{v_i}$ times, and with L2 $p = g + \lambda_2 w$ t
 $g$, and $\frac{2 \lambda_2}{\eta} |w|^2$, without $\sqrt{v}$, that of the last term. As $v$ makes
 its own step $Y$ changes too: that is all that a finite $\beta_2$ adds.
 
-Measured: the second step from the start, of five optimizers, with decay and without. Bound: the
-running error of the step and of the sums, and that of $\langle w, g \rangle$.
+Measured: the second step from the start, of five optimizers, with decay and without, for every
+invariance group, $(\gamma, \beta)$ of an inner layer among them. Bound: the running error of the
+step and of the sums, and that of $\langle w, g \rangle$.
 """,
     unfit=((WORST_CASE, "float16"),),
 )
@@ -254,7 +255,7 @@ def _(subject):
         for name, (rate, decay) in _SETTINGS.items():
             for penalty in (decay, 0.0):
                 numbers = [number(value) for value in (rate * penalty, penalty, rate, _MEMORY)]
-                for group in weight_groups(network):
+                for group in network.invariance_groups():
                     totals = _of_group(subject, network, gradients, group, name, numbers)
                     identity.vanishes(totals[0])
                     if name != "SGD":

@@ -80,6 +80,7 @@ from theory.laws.motion import (
     SHRINKS,
     adam_clock,
     adam_relaxation,
+    finite_clock,
     growth,
     momentum_shrink,
     nesterov_shrink,
@@ -102,6 +103,7 @@ from theory.laws.scaling import (
     powers,
     rate_power,
     repeated_step,
+    response,
 )
 from theory.laws.schedules import (
     equivalent_rate,
@@ -155,6 +157,7 @@ __all__ = [
     "equilibrium",
     "equilibrium_rate",
     "equivalent_rate",
+    "finite_clock",
     "fixed_norm_adam_share",
     "fixed_norm_rate",
     "fixed_norm_share",
@@ -186,6 +189,7 @@ __all__ = [
     "rate_power",
     "relaxation_rate",
     "repeated_step",
+    "response",
     "reversed_by_decay",
     "schedule_growth",
     "sgd_fourth_moment",

@@ -3,6 +3,7 @@ r"""Motion of |w|: its growth without decay, and how fast it comes to its equili
 import numpy as np
 
 from theory.laws.balance import equilibrium
+from theory.laws.finite import adam_correction, adamw_correction
 from theory.laws.scaling import rate_power
 from theory.numbers import Number
 
@@ -162,3 +163,48 @@ def power_clock(q: Number, optimizer: str) -> Number:
     2.708050201
     """
     return np.log(np.abs(q ** norm_power(optimizer) - 1))
+
+
+def finite_clock(
+    q: Number,
+    optimizer: str,
+    small: Number,
+    memory: Number,
+    beta2: Number,
+    dims: Number = np.inf,
+) -> Number:
+    r"""Return Adam's adam_clock or AdamW's power_clock as v lags and fluctuates, to first order.
+
+    While |w|^2 falls by the part d per step |g|^2 rises, and v, a mean over gradients that are
+    tau = beta2/(1 - beta2) steps old, lags behind.  A gradient's step goes on for b = beta1/(1 -
+    beta1) steps, so that growth is larger by (tau - b) d.  It is smaller by what adamw_correction
+    gives for fluctuations, e < 0, say.  AdamW, y = q^2, d = 2 x (1 - 1/y):
+
+        log|y - 1| - e/(y - 1) + 2 x (tau - b) log|1 - 1/y|.
+
+    Adam's decay is divided by sqrt(v) too: it is larger by (tau - b) d/2, d = 2 x_e (q - 1/q^2),
+    and by e - f, as growth over decay is larger by adam_correction's f; and as it acts on the w of
+    some steps ago, all goes faster by 2 b x_e.  With F = adam_clock(q) and p = q^3:
+
+        (1 - e + f) F - f (q^2/(p - 1) + F/3) + x_e ((tau - 3 b) log|p - 1| - 2 (tau - b) log p).
+
+    Both by dF/dq dq/dt = -rate (see adam_clock).  q: |w| over its limit at beta2 -> 1, floats or
+    arrays.  small: x, or Adam's x_e at the limit.  Source: ours.
+
+    >>> late, early = (finite_clock(q, "AdamW", 1e-4, 0.9, 0.99) for q in (2.0, 4.0))
+    >>> round(float((early - late) / np.log(5) - 1), 5)
+    0.00108
+    """
+    fluctuating = adamw_correction(small, memory, beta2, dims).balance
+    steps = memory / (1 - memory)
+    lag = beta2 / (1 - beta2) - steps
+    if optimizer == "AdamW":
+        y = q * q
+        behind = 2 * small * lag * np.log(np.abs(1 - 1 / y))
+        return power_clock(q, "AdamW") - fluctuating / (y - 1) + behind
+    limit = adam_correction(small, memory, beta2, dims).balance
+    clock, p = adam_clock(q), q * q * q
+    shifted = limit * (q * q / (p - 1) + clock / 3)
+    away = np.log(np.abs(p - 1))
+    behind = lag * (away - 2 * np.log(p)) - 2 * steps * away
+    return (1 - fluctuating + limit) * clock - shifted + small * behind

@@ -112,6 +112,41 @@ def direction_rate(norm: Number, learning_rate: Number, weight_decay: Number) ->
     return learning_rate / ((1 - learning_rate * weight_decay) * norm**2)
 
 
+def response(optimizer: str, x: Number, memory: Number, steps: int) -> Number:
+    r"""Return which part of learning_rate/(1 - rho) times a gradient w has moved `steps` later.
+
+    Each gradient enters the buffer once, and decay shrinks what it did: after k steps w has moved
+    by -learning_rate psi_k p, p the raw step, and (1 - rho) psi_k is returned (rho = 0 but for
+    momentum and Nesterov).  psi_(k+1) = T psi_k - D psi_(k-1), T and D the trace and determinant of
+    a step without gradients:
+
+        momentum    psi_0 = 0      psi_1 = 1      T = 1 + rho - x                  D = rho
+        Nesterov    1/a            1 + rho        (1 + rho) a, a = 1 - x           rho a
+        AdamW       0              1 - beta1      a + beta1                        a beta1
+        Adam        0              1 - beta1      1 + beta1 - (1 - beta1) x_e      beta1
+
+    Near 1 where 1/(1 - memory) << steps << 1/x.  As <w, g> = 0, E<w', g> = -learning_rate psi_k
+    E<p, g> for w' after k steps: that is how the effective rate is seen in directions alone.
+    x: Adam's is x_e.  steps >= 1.  Source: ours.
+
+    >>> response("SGD", 0.25, 0.0, 3), response("Momentum", 0.0, 0.5, 2)
+    (0.5625, 0.75)
+    """
+    memory = 0 * memory if optimizer == "SGD" else memory
+    a, new = 1 - x, 1 - memory
+    momentum = 0, new, 1 + memory - x, memory
+    before, psi, trace, determinant = {
+        "SGD": momentum,
+        "Momentum": momentum,
+        "Nesterov": (new / a, new * (1 + memory), (1 + memory) * a, memory * a),
+        "AdamW": (0, new, a + memory, a * memory),
+        "Adam": (0, new, 1 + memory - new * x, memory),
+    }[optimizer]
+    for _ in range(steps - 1):
+        before, psi = psi, trace * psi - determinant * before
+    return psi
+
+
 def repeated_step(
     optimizer: str,
     g: Array,

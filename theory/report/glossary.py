@@ -158,6 +158,12 @@ OWN = {
     },
     "equilibrium-norm": {**_STATIONARY, r"A": "⟨w, v′⟩", r"m": "Adam's first moment"},
     "equilibrium-angle": _STATIONARY,
+    "equilibrium-rate": {
+        r"u": "w/|w|, the direction",
+        r"k": "steps after a gradient, 20",
+        r"q": "the raw step that g asks for at |w| = 1",
+        r"\psi": "what w has of a gradient's step k steps later",
+    },
     "relaxation-time": {
         r"e": "Euler's number",
         r"q": "|w| over its limit",
@@ -231,6 +237,11 @@ OWN = {
         r"\theta": _TOY[r"\theta"],
         r"z": "Φ a; with the indices 0 and 1 its smallest and next largest value",
         r"T": "steps from the one to the other",
+    },
+    "rotational-variant": {
+        r"N": "puts a vector to the length 1",
+        r"\eta": "learning rate; with the index r, length of a step over |w|",
+        r"\varphi": "angle of a step",
     },
     "coupled-equilibrium": {r"d": "square of a step's length, over η²", r"o": "the step over −η"},
     "muon-polynomial": {

@@ -44,12 +44,25 @@ def columns_norm(w):
     return np.sqrt((w * w).sum(axis=0))
 
 
-def walk(optimizer, start, *, dims, steps, seed, skip=0, s=1.0, wing="reference", schedule=None):
+def walk(
+    optimizer,
+    start,
+    *,
+    dims,
+    steps,
+    seed,
+    skip=0,
+    s=1.0,
+    wing="reference",
+    schedule=None,
+    watch=None,
+):
     """Run chains of the process from norms `start` (chains,); return the `Path` after `skip` steps.
 
     optimizer: an Optimizer of minimal_nn for the parameter "w".  s: the root of E |r g|^2, a number
     or one for each chain.  schedule: recorded step -> {hyper-parameter: what multiplies it}; before
-    the first one it stays as it is there.
+    the first one it stays as it is there.  watch: called at every recorded step with w, g and the v
+    that the step divided by (1 without one).
     """
     rng = np.random.default_rng(seed)
     w = rng.standard_normal((dims, len(start)))
@@ -77,6 +90,8 @@ def walk(optimizer, start, *, dims, steps, seed, skip=0, s=1.0, wing="reference"
             weighted = g / moment
             share = (buffer * weighted).sum(axis=0) / (g * weighted).sum(axis=0)
             path.remembered[step] = share * path.gradients[step]
+            if watch is not None:
+                watch(before, g, second_moment(optimizer, "w"))
     return path
 
 

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from minimal_nn.optimizers import SGD, Optimizer
 from theory.yours.evaluation import Model
 from theory.yours.parts import sums, whole
-from theory.yours.rates import rules_of
+from theory.yours.rates import EPS_IS_LARGE, rules_of
 from theory.yours.search import UNCLEAR, groups_of
 
 
@@ -171,6 +171,8 @@ def _row(model, here, names, word, found, rules):
     if found is not None and all(own):
         if len(set(own)) > 1:
             note = "its parameters are in groups with other settings"
+        elif norm > 0 and own[0].hidden_by_eps(norm, s, dims):
+            note = EPS_IS_LARGE
         elif norm > 0:
             rate = own[0].effective_rate(norm)
             rest, note = own[0].at_rest(s, dims)

@@ -89,6 +89,8 @@ def _growth(row, rule):
     if not (row.norm > 0 and row.s > 0):
         return text
     norm = rule.grown(row.norm, _STEPS, row.s, row.dims)
+    if rule.hidden_by_eps(norm, row.s, row.dims):
+        return text
     fall = rule.effective_rate(row.norm) / rule.effective_rate(norm)
     return (
         f"{text}: in {_STEPS} steps, with gradients as now, |w| goes from {row.norm:.3g} to "

@@ -23,12 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from theory.yours.layer_verdict import POWERS, LayerVerdict
-
-_NAMES = ("eps", "epsilon")
-# The step in eps, relative, of the difference quotient, by the rounding of the numbers.
-_WIDE, _NARROW = 2.0**-53, 2.0**-24
-_STEPS = {_WIDE: 2.0**-10, _NARROW: 2.0**-3}
+from theory.yours.layer_verdict import (
+    NARROW,
+    POWERS,
+    STEPS,
+    WIDE,
+    LayerVerdict,
+    eps_name,
+    shortened,
+)
 
 
 class _Call(NamedTuple):
@@ -229,7 +232,7 @@ def _noted(layer, attribute, name, args, kwargs, y):
     if not hasattr(y, "shape"):
         refused = "its output is no array"
     elif not isinstance(eps, numbers.Real) or not 0 <= eps < math.inf:
-        refused = f"its eps is {eps!r}, expected a finite number >= 0"
+        refused = f"its eps is {shortened(eps)}, expected a finite number >= 0"
     elif _running(layer, kwargs):
         refused = "it normalizes with running statistics"
     return _Call(name, kind, z.shape, getattr(y, "shape", ()), z.dtype, eps, refused)
@@ -251,7 +254,8 @@ class _Function:
     """A function (z, eps, ...) -> y as a layer."""
 
     def __init__(self, function):
-        self.kind = getattr(function, "__name__", type(function).__name__)
+        named = function.func if isinstance(function, functools.partial) else function
+        self.kind = getattr(named, "__name__", type(named).__name__)
         self.function, self.eps = function, 0.0
 
     def __call__(self, z, eps, *others, **kwargs):
@@ -288,6 +292,8 @@ def _watched(model: Any, probe: _Probe) -> Iterator[Any]:
 
 def _is_plain(model):
     """Return whether a model is a function, not an object that has layers."""
+    if isinstance(model, functools.partial):
+        return _is_plain(model.func)
     return type(model).__name__ in ("function", "PjitFunction", "builtin_function_or_method")
 
 
@@ -299,7 +305,7 @@ def _linen():
 def _interceptor(probe):
     def intercept(following, args, kwargs, context):
         layer = context.module
-        attribute = _attribute(layer)
+        attribute = eps_name(layer)
         weights = hasattr(layer, "layer_instance")  # SpectralNorm and WeightNorm, around a layer
         if context.method_name != "__call__" or attribute is None or weights:
             return following(*args, **kwargs)
@@ -317,10 +323,6 @@ def _interceptor(probe):
     return intercept
 
 
-def _attribute(layer):
-    return next((name for name in _NAMES if hasattr(layer, name)), None)
-
-
 def _layers(model, linen, path="", seen=None):
     """Yield (id, (name, layer)) of the objects with an eps in a model, Flax's linen left out."""
     seen = set() if seen is None else seen
@@ -334,7 +336,7 @@ def _layers(model, linen, path="", seen=None):
     elif hasattr(model, "__dict__") and not isinstance(model, type(contextlib)):
         if linen is not None and isinstance(model, linen.Module):
             return
-        if _attribute(model) is not None and callable(model):
+        if eps_name(model) is not None and callable(model):
             yield id(model), (path or type(model).__name__, model)
         children = list(vars(model).items())
     else:
@@ -352,7 +354,7 @@ def _patched(cls, probe, names):
     def __call__(self, *args, **kwargs):
         name, _ = names.get(id(self), (f"{type(self).__name__} {len(probe.calls)}", self))
         call = original.__get__(self, type(self))
-        return probe.around(self, _attribute(self), name, call, args, kwargs)
+        return probe.around(self, eps_name(self), name, call, args, kwargs)
 
     type.__setattr__(cls, "__call__", __call__)
     try:
@@ -380,11 +382,19 @@ def layer_verdicts(model: Any, loss: Callable[[Any], Any]) -> tuple[LayerVerdict
         asked = {number: call for number, call in calls.items() if not call.refused}
         ask = functools.partial(_answers, model, loss)
         bits = _each(ask, asked, _RESCALED)
-        wide = _each(ask, asked, _of_eps(_STEPS[_WIDE]), wide=True)
+        wide = _each(ask, asked, _of_eps(STEPS[WIDE]), wide=True)
+        reached = {call.name for number, call in asked.items() if _reaches(bits[number])}
         return tuple(
             _verdict(ask, number, call, bits.get(number), wide.get(number))
             for number, call in calls.items()
+            # What is traced for its shapes, as Flax's scan does, is no call of its own.
+            if call.refused or call.name not in reached or _reaches(bits[number])
         )
+
+
+def _reaches(answers):
+    """Return whether the output of a call was seen to reach the loss, or no answer tells."""
+    return isinstance(answers, str) or float(answers[0]["input"]["z"]) != 0
 
 
 def _each(ask, calls, variants, **options):
@@ -419,9 +429,9 @@ def _verdict(ask, number, call, bits, wide):
     )
     # What rounds to float32 inside, or does not run in float64, is judged as float32.
     narrow = isinstance(wide, str) or bool(np.all(_y(wide[1]) == _y(wide[0])))
-    u = _NARROW if narrow else _WIDE
+    u = NARROW if narrow else WIDE
     if narrow:
-        wide = _each(ask, {number: call}, _of_eps(_STEPS[u]))[number]
+        wide = _each(ask, {number: call}, _of_eps(STEPS[u]))[number]
     radial, bound = _radial(wide, u, call.eps)
     return LayerVerdict(
         call.name, call.kind, differing, (len(bits) - 1) * (dz.size + y.size), radial, bound
@@ -460,7 +470,7 @@ def _answers(model, loss, calls, variants, wide=False):
 
 def _radial(answers, u, eps):
     """Return how far <z, dz> is off its law, and what may be left, both in |z| |dz|."""
-    h = _STEPS[u]
+    h = STEPS[u]
     found, total = answers[0]["input"], float(answers[0]["output"]["absolute"])
     losses = [float(answer["output"]["loss"]) for answer in answers[2:]]
     slopes = (losses[0] - losses[1]) / h, (losses[2] - losses[3]) / (2 * h)

@@ -4,6 +4,24 @@ import html
 from typing import NamedTuple
 
 POWERS = (-3, 1, 4, 10)  # of two, by which inputs are scaled
+EPS_NAMES = ("eps", "epsilon", "variance_epsilon")  # as PyTorch, Flax and Transformers call it
+# The rounding of layers that compute in float64, and of those that go through float32, with the
+# step in eps, relative, of their difference quotient.
+WIDE, NARROW = 2.0**-53, 2.0**-24
+STEPS = {WIDE: 2.0**-10, NARROW: 2.0**-3}
+
+
+def eps_name(layer):
+    """Return how a layer calls its eps, None where it has none."""
+    return next((name for name in EPS_NAMES if hasattr(layer, name)), None)
+
+
+def shortened(value):
+    """Return how a value prints, in a line: of an array its shape."""
+    shape = getattr(value, "shape", ())
+    if shape:
+        return f"an array of shape {tuple(shape)}"
+    return " ".join(f"{value!r}".split())[:60]
 
 
 class LayerVerdict(NamedTuple):

@@ -166,6 +166,7 @@ def rule_of(optimizer, group):
             decay,
             memory=float(group["betas"][0]),
             without="no law for amsgrad" if group["amsgrad"] else "",
+            eps=float(group["eps"]),
         )
     if type(optimizer) is torch.optim.SGD:
         if group["momentum"] == 0:

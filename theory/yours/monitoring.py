@@ -3,7 +3,8 @@ r"""What a monitor says of one invariance group at a step, and where the laws ta
 Measured: |w|, the effective rate, the angle of the step.  Predicted: the same where growth and
 decay balance, and how many steps |w| needs to come within 5 % of it.  The laws of memory
 (theory.laws) take the gradients as they come, with what buffers remember, and for Adam and AdamW
-weight by weight; what does not depend on |w| is averaged over the last samples.
+weight by weight; what does not depend on |w| is averaged over the last samples.  All of it is for
+gradients that stay as they are; where |w| was not where it was to be by now, a remark says so.
 """
 
 import math
@@ -12,11 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from theory import laws
-from theory.yours.rates import Rule
+from theory.yours.rates import EPS_AT_REST, EPS_IS_LARGE, Rule
 
 NEAR = 0.05  # of |w| at rest: where it counts as reached
 _FALLEN = 10.0  # times, of an effective rate that collapses
 _SILENT = 5  # samples without a gradient: a dead unit
+_FORGOTTEN = 0.05  # of a moment: what may be left of its start
+_MISSED = 0.15  # of |w|: by which it is not where it was to be
 
 
 class Seen(NamedTuple):
@@ -67,7 +70,7 @@ class Track:
 
     def __init__(self, name: str, dims: int, window: int) -> None:
         self.name, self.dims, self.window = name, dims, window
-        self.count = 0
+        self.count = self.turns = 0
         self.means: dict[str, np.ndarray] = {}
         self.silent: np.ndarray | None = None
         self.first: tuple[float, float] | None = None  # |w| and the learning rate, to begin with
@@ -75,9 +78,15 @@ class Track:
         self.lost: int | None = None  # the step, if the last one measured was not finite
         self.rule: Rule | None = None
         self.why = ""  # there is no prediction
+        self.due: tuple[int, float, int] | None = None  # the step, |w| then, when this was said
+        self.missed: tuple[float, float, int] | None = None  # |w| predicted and found, after steps
 
     def take(self, step: int, rule: Rule | None, seen: Seen) -> Sample:
         """Return the Sample of a step; rule: None where the optimizer has no law here."""
+        with np.errstate(all="ignore"):  # a run that is off must not end in what watches it
+            return self._take(step, rule, seen)
+
+    def _take(self, step, rule, seen):
         self.count += 1
         self.lost = None
         self.rule, self.why = rule, "no law of this optimizer" if rule is None else rule.without
@@ -85,11 +94,20 @@ class Track:
         silent = np.where(seen.slopes > 0, 0, 1)
         self.silent = silent if self.silent is None else (self.silent + 1) * silent
         self._average(seen)
+        if rule is not None and rule.optimizer in ("Adam", "AdamW"):
+            self._average_turns(seen, step, rule.memory)
         angle = math.sqrt(np.mean(np.square(_angle(seen.turns))))
         rate = math.nan if rule is None or norm == 0 else rule.effective_rate(norm)
+        if rule is not None and rule.hidden_by_eps(norm, self._s, self.dims):
+            rate, self.why = math.nan, EPS_IS_LARGE
         if self.first is None and norm > 0:
             self.first = norm, math.nan if rule is None else rule.learning_rate
-        rest, rate_at_rest, angle_at_rest = self._at_rest(rule)
+        try:
+            rest, rate_at_rest, angle_at_rest = self._at_rest(rule)
+            steps = self._steps(norm, rest)
+        except ArithmeticError:  # of numbers beyond all weights'
+            rest = rate_at_rest = angle_at_rest = steps = math.nan
+        self._look_back(step, norm, rest, steps)
         self.last = Sample(
             step=step,
             name=self.name,
@@ -99,7 +117,7 @@ class Track:
             norm_at_rest=rest,
             rate_at_rest=rate_at_rest,
             angle_at_rest=angle_at_rest,
-            steps_to_rest=self._steps(norm, rest),
+            steps_to_rest=steps,
             dead=int(np.count_nonzero(self.silent >= _SILENT)),
         )
         return self.last
@@ -120,6 +138,33 @@ class Track:
             old = self.means.get(key, value)
             self.means[key] = old + weight * (value - old)
 
+    def _average_turns(self, seen, step, memory):
+        """Average how far Adam's steps turn w where |w| = 1, from when its first ones are over.
+
+        Those are longer: a moment of few gradients is no mean of many.
+        """
+        if memory**step > _FORGOTTEN:
+            return
+        new = seen.squares * seen.turns
+        self.turns += 1
+        old = self.means.get("turned", new)
+        self.means["turned"] = old + max(1 / self.turns, 1 / self.window) * (new - old)
+
+    @property
+    def _s(self):
+        """The root mean square of |w| |g|, over parts and samples."""
+        return math.sqrt(float(np.mean(self.means["slopes"])))
+
+    def _look_back(self, step, norm, rest, steps):
+        """Note whether |w| is where it was to be by now, and where it is to be later."""
+        if self.due is not None and step >= self.due[0]:
+            at, expected, since = self.due
+            off = abs(math.log(norm / expected)) > math.log(1 + _MISSED) if norm > 0 else True
+            self.missed = (expected, norm, step - since) if off else None
+            self.due = None
+        if self.due is None and math.isfinite(steps):
+            self.due = step + math.ceil(2 * steps), rest, step
+
     def _at_rest(self, rule):
         """Return |w|, the effective rate and the angle where growth and decay balance."""
         nothing = math.nan, math.nan, math.nan
@@ -127,15 +172,14 @@ class Track:
             return nothing
         if rule.fixed_norm is not None:
             return float(rule.fixed_norm), rule.effective_rate(rule.fixed_norm), math.nan
-        slope = float(np.mean(self.means["slopes"]))
-        if not slope > 0:
+        if not self._s > 0 or self.why == EPS_IS_LARGE:
             return nothing
         try:
             at = laws.equilibrium(
                 rule.optimizer,
                 rule.buffer_rate,
                 rule.decay,
-                s=math.sqrt(slope),
+                s=self._s,
                 dims=self.dims,
                 memory=rule.memory,
             )
@@ -147,22 +191,31 @@ class Track:
         if not alive.any():
             return nothing
         norm = float(np.sqrt(np.mean(np.square(norms[alive])) * np.mean(alive)))
+        if not 0 < norm < math.inf:
+            return nothing
+        if rule.hidden_by_eps(norm, self._s, self.dims):
+            self.why = EPS_AT_REST
+            return nothing
         angle = float(_angle(np.asarray(at.turn)))
+        if "turned" in self.means:
+            # A step is as long at rest.  The law of the angle knows nothing of weights whose
+            # gradients are unlike, or of gradients that turn back.
+            turns = self.means["turned"][alive] / np.square(norms[alive])
+            angle = math.sqrt(np.mean(np.square(_angle(turns))) * np.mean(alive))
         return norm, rule.effective_rate(norm), angle
 
     def _norms(self, rule):
         """Return |w| of each part at rest, by the laws of memory."""
         kind, rate, decay, means = rule.optimizer, rule.buffer_rate, rule.decay, self.means
         factor = laws.MEMORIES[kind](rate * decay, rule.memory)
-        with np.errstate(all="ignore"):
-            if kind in ("Adam", "AdamW"):
-                drive = means["weighted pushes"] + factor * means["weighted remembered"]
-                if kind == "Adam":
-                    return np.cbrt(laws.adam_weighted(rate, decay, drive))
-                weighted = laws.adamw_weighted(rate, decay, drive, rule.memory)
-                return np.sqrt(weighted / means["shares"])
-            s = np.sqrt(means["pushes"] + factor * means["remembered"])
-            return laws.equilibrium(kind, rate, decay, s=s, memory=rule.memory).norm
+        if kind in ("Adam", "AdamW"):
+            drive = means["weighted pushes"] + factor * means["weighted remembered"]
+            if kind == "Adam":
+                return np.cbrt(laws.adam_weighted(rate, decay, drive))
+            weighted = laws.adamw_weighted(rate, decay, drive, rule.memory)
+            return np.sqrt(weighted / means["shares"])
+        s = np.sqrt(means["pushes"] + factor * means["remembered"])
+        return laws.equilibrium(kind, rate, decay, s=s, memory=rule.memory).norm
 
     def _steps(self, norm, rest):
         """Return how many steps |w| needs to come near its rest, at the rate of its relaxation."""
@@ -179,12 +232,13 @@ class Track:
             kind,
             self.rule.buffer_rate,
             self.rule.decay,
-            s=math.sqrt(float(np.mean(self.means["slopes"]))),
+            s=self._s,
             dims=self.dims,
             memory=self.rule.memory,
         )
         clock = laws.adam_clock if kind == "Adam" else lambda q: laws.power_clock(q, kind)
-        return float((clock(q) - clock(near)) / rate)
+        steps = float((clock(q) - clock(near)) / rate)
+        return steps if 0 <= steps < math.inf else math.nan
 
     def remarks(self) -> tuple[str, ...]:
         """Return a sentence for each thing that is off with this group."""
@@ -218,6 +272,13 @@ class Track:
                     f"|w| went from {start:.3g} to {last.norm:.3g}, which made the effective rate "
                     f"{1 / power:.3g} times as large: gradients fade while decay goes on"
                 )
+        if self.missed is not None:
+            expected, norm, steps = self.missed
+            found.append(
+                f"|w| is {norm:.3g} where {steps} steps ago it was to be {expected:.3g} by now: "
+                "gradients, learning rate or decay do not stay as they are, and predictions change "
+                "with them"
+            )
         if self.why and self.why != "no law of this optimizer":
             found.append(self.why)
         if last.dead and self.silent is not None:
@@ -234,19 +295,24 @@ class Track:
         last = None if self.last is None else list(self.last)
         return {
             "count": self.count,
+            "turns": self.turns,
             "means": means,
             "silent": silent,
             "first": self.first,
             "last": last,
+            "due": self.due,
+            "missed": self.missed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what state_dict returned."""
-        self.count = state["count"]
+        self.count, self.turns = state["count"], state["turns"]
         self.means = {key: np.array(value) for key, value in state["means"].items()}
         self.silent = None if state["silent"] is None else np.array(state["silent"])
         self.first = None if state["first"] is None else tuple(state["first"])
         self.last = None if state["last"] is None else Sample(*state["last"])
+        self.due = None if state["due"] is None else tuple(state["due"])
+        self.missed = None if state["missed"] is None else tuple(state["missed"])
 
 
 def _angle(turn):

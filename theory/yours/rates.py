@@ -6,6 +6,10 @@ from typing import NamedTuple
 from minimal_nn.optimizers import SGD, Adam, AdamW, Momentum, Nesterov
 from theory import laws
 
+_LITTLE = 0.05  # of the gradient's numbers: an eps beside which steps are as without
+EPS_IS_LARGE = "eps is not small beside its gradients"
+EPS_AT_REST = "eps is not small beside gradients at rest"
+
 
 class Rule(NamedTuple):
     """How one parameter is updated, as far as the laws of its norm take it.
@@ -13,7 +17,8 @@ class Rule(NamedTuple):
     optimizer: its name in theory.laws.  decay: the weight decay that the laws take: decoupled for
     AdamW, else in the gradient, 2 l2.  memory: the momentum, or beta1.  dampening: the share of the
     gradient that does not enter the buffer.  fixed_norm: |w| is set to it at every step.  without:
-    why there is no law of |w| at rest, "" if there is one.
+    why there is no law of |w| at rest, "" if there is one.  eps: what Adam's divisor has beside the
+    gradient's root mean square, of which the laws know nothing.
     """
 
     optimizer: str
@@ -23,6 +28,7 @@ class Rule(NamedTuple):
     dampening: float = 0.0
     fixed_norm: float | None = None
     without: str = ""
+    eps: float = 0.0
 
     def effective_rate(self, norm):
         """Return the effective learning rate at |w| = norm."""
@@ -36,15 +42,26 @@ class Rule(NamedTuple):
         """
         if self.fixed_norm is not None:
             return float(self.fixed_norm), ""
-        if not self.rests or not s > 0:
+        if not self.rests:
             return math.nan, self.without
+        if not s > 0:
+            return math.nan, "its gradient is 0 here"
         try:
             rest = laws.equilibrium(
                 self.optimizer, self.buffer_rate, self.decay, s=s, dims=dims, memory=self.memory
             )
         except ValueError:
             return math.nan, "learning rate times decay is too large"
+        if self.hidden_by_eps(rest.norm, s, dims):
+            return math.nan, EPS_AT_REST
         return float(rest.norm), ""
+
+    def hidden_by_eps(self, norm, s, dims):
+        """Return whether at |w| = norm the eps is so large that a step is not as the laws say.
+
+        A number of the gradient there is s/(|w| sqrt(dims)), its root mean square.
+        """
+        return self.eps * norm * math.sqrt(dims) > _LITTLE * s
 
     def grown(self, norm, steps, s, dims):
         """Return |w| after some steps without decay, from |w| = norm; s and dims as for at_rest."""
@@ -97,4 +114,5 @@ def _rule(optimizer, name):
         memory=float(hyper.get("momentum", hyper.get("beta1", 0.0))),
         fixed_norm=hyper["fixed_norm"],
         without="no law for coupled and decoupled decay together" if both else "",
+        eps=float(hyper.get("eps", 0.0)) + math.sqrt(hyper.get("eps_inside_root", 0.0)),
     )

@@ -15,15 +15,21 @@ from typing import Any
 import torch
 from torch.nn.utils.parametrizations import _WeightNorm
 
-from theory.yours.layer_verdict import POWERS, LayerVerdict
-
-_H = 2.0**-10  # of eps, for its difference quotient
+from theory.yours.layer_verdict import (
+    NARROW,
+    POWERS,
+    STEPS,
+    WIDE,
+    LayerVerdict,
+    eps_name,
+    shortened,
+)
 
 
 def layer_verdicts(module: torch.nn.Module, call: Any) -> tuple[LayerVerdict, ...]:
     """Return the LayerVerdict of each normalizing layer of a module.
 
-    A layer normalizes if it has an `eps` (None, as RMSNorm's default, is one) and no layer in it
+    A layer normalizes if it has an eps (None, as RMSNorm's default, is one) and no layer in it
     does, or if its weight is parametrized by torch's weight_norm.  call: module -> anything, which
     runs it on a batch.
     """
@@ -66,7 +72,7 @@ def _keeper(inputs, name):
 
 def _found(part):
     within = (inner for inner in part.modules() if inner is not part)
-    return _weight_normed(part) or (hasattr(part, "eps") and not any(map(_found, within)))
+    return _weight_normed(part) or (eps_name(part) is not None and not any(map(_found, within)))
 
 
 def _weight_normed(part):
@@ -95,9 +101,10 @@ def _verdict(name, part, given):
         v = part.parametrizations.weight.original1.detach()
         function, z, eps = _of_weights(part, z), v.float() if half else v, 0.0
     else:
-        eps = torch.finfo(given[0].dtype).eps if part.eps is None else part.eps
+        eps = getattr(part, eps_name(part))
+        eps = torch.finfo(given[0].dtype).eps if eps is None else eps
         if not isinstance(eps, numbers.Real) or not 0 <= eps < math.inf:
-            return refused(f"its eps is {eps!r}, expected a finite number >= 0")
+            return refused(f"its eps is {shortened(eps)}, expected a finite number >= 0")
         function, eps = _of_inputs(part), float(eps)
     try:
         return _judged(name, kind, function, z, eps)
@@ -110,7 +117,7 @@ def _of_inputs(part):
 
     def function(z, eps):
         layer = copy.deepcopy(part).to(z.dtype)
-        layer.eps = eps
+        setattr(layer, eps_name(layer), eps)
         return layer(z.clone())  # which a layer may change in place
 
     return function
@@ -143,7 +150,7 @@ def _judged(name, kind, function, z, eps):
             other, turned = _both(function, z * 2.0**k, eps * 4.0**k, cotangent)
             differing += int((other != output).sum() + (turned * 2.0**k != gradient).sum())
             compared += output.numel() + gradient.numel()
-        radial, bound = _radial(function, z.double(), eps, cotangent)
+        radial, bound = _radial(function, z, eps, cotangent)
     return LayerVerdict(name, kind, differing, compared, radial, bound)
 
 
@@ -157,18 +164,23 @@ def _both(function, z, eps, cotangent):
 def _radial(function, z, eps, cotangent):
     """Return how far <z, dz> is off its law, and what may be left, both in |z| |dz|.
 
-    The difference quotient is off by its third derivative, h^2 of eps dL/deps to some 15 times,
-    and by the rounding of the losses over h; <z, dz> by the rounding of its terms.
+    In float64, where an input that is off by 2^-40 is felt; else the layer goes through float32.
     """
-    u = 2.0**-53
+    wide, signs = z.double(), torch.sign(cotangent.new_empty(z.shape).uniform_(-1, 1))
+    try:
+        felt = not torch.equal(function(wide * (1 + 2.0**-40 * signs), eps), function(wide, eps))
+    except RuntimeError:  # of a layer that takes no float64
+        felt = False
+    u, z = (WIDE, wide) if felt else (NARROW, z.float())
     _, dz = _both(function, z, eps, cotangent)
-    size = float(z.norm() * dz.norm())
-    step = slope = 0.0
+    product, size = wide * dz, float(wide.norm() * dz.double().norm())
+    left = 32 * u * (float(product.abs().sum()) + size * cotangent.numel() ** 0.5)
+    near = far = 0.0
     if eps:
-        losses = [(function(z, eps * (1 + s)) * cotangent).detach() for s in (_H, -_H)]
-        slopes = (losses[0] - losses[1]) / _H
-        slope = float(slopes.sum())
-        step = 32 * u * float(losses[0].abs().sum()) / _H + 15 * _H**2 * float(slopes.abs().sum())
-    off = abs(float((z * dz).sum()) + slope)
-    rounding = 32 * u * (float((z.abs() * dz.abs()).sum()) + size * cotangent.numel() ** 0.5)
-    return off / size, (step + rounding) / size
+        h = STEPS[u]
+        steps = (h, -h, 2 * h, -2 * h)
+        losses = [(function(z, eps * (1 + s)) * cotangent).detach() for s in steps]
+        near = float((losses[0] - losses[1]).sum()) / h
+        far = float((losses[2] - losses[3]).sum()) / (2 * h)
+        left += abs(far - near) + 32 * u * float(losses[0].abs().sum()) / h
+    return abs(float(product.sum()) + near) / size, left / size

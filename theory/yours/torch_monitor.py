@@ -12,6 +12,7 @@ from theory.yours.monitoring import Sample, Seen, Track, drawn, table
 from theory.yours.parts import Partition
 from theory.yours.sinks import writers_of
 
+_STATE = {"step", "skipped", "samples", "groups"}
 _SHARDED = ("DTensor", "FlatParameter", "FullyShardedDataParallel", "FSDPModule")
 
 
@@ -28,13 +29,13 @@ class NormMonitor:
     r"""Norms, effective rates and angles while a PyTorch model trains, and where they will rest.
 
     module, optimizer: as the loop uses them; the monitor sees each `optimizer.step()` through
-    hooks, so gradients count as they are then: accumulated, clipped, unscaled by AMP.  Steps that a
-    GradScaler skips are not seen.  Each parameter's own group's learning rate and decay count, as
-    they are at that step.  groups: an Audit of the module, whose invariant groups are watched, or
-    {name: the axis of its units, or None for the whole}.  every: how often a step is measured, the
-    first one and each `every`-th.  window: over how many samples predictions average.  sinks: where
-    samples go, see theory.yours.sinks: paths of CSV files, TensorBoard's writer, a run of Weights &
-    Biases, functions.
+    hooks, so gradients count as they are then: accumulated, clipped, unscaled by AMP.  Steps that
+    a GradScaler skips are neither seen nor counted.  Each parameter's own group's learning rate and
+    decay count, as they are at that step.  groups: an Audit of the module, whose invariant groups
+    are watched, or {name: the axis of its units, or None for the whole}.  every: how often a step
+    is measured, the first one and each `every`-th.  window: over how many samples predictions
+    average.  sinks: where samples go, see theory.yours.sinks: paths of CSV files, TensorBoard's
+    writer, a run of Weights & Biases, functions.
 
     `samples` holds all of them, `print(monitor)` the last; `remarks()` says what is off, `plot()`
     draws.  What is predicted, and by which laws: theory.yours.monitoring.  Raises ValueError for
@@ -66,7 +67,10 @@ class NormMonitor:
         _check(module, optimizer, every, window)
         self.optimizer, self.every, self.window = optimizer, every, window
         self.samples: list[Sample] = []
-        self.step = 0
+        # What is measured next is looked up at a call, as it takes waiting for the device to know
+        # how many steps a GradScaler has skipped.
+        self._calls, self._skipped = 0, torch.zeros(())
+        self._next_call = self._next_step = 0
         named = dict(module.named_parameters())
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._groups = [
@@ -91,12 +95,20 @@ class NormMonitor:
         for hook in self._hooks:
             hook.remove()
 
+    @property
+    def step(self) -> int:
+        """How many steps were taken; those that a GradScaler skipped are none."""
+        return self._calls - int(self._skipped)
+
     # The hooks
 
     @torch.no_grad()
     def _see(self, optimizer, args, kwargs):
         self._before = None
-        if self.step % self.every:
+        if self._calls < self._next_call:
+            return
+        self._next_call += self._next_step - self.step
+        if self._calls < self._next_call:
             return
         if any(value is not None for value in (*args[1:], *kwargs.values())):
             raise ValueError(
@@ -130,10 +142,15 @@ class NormMonitor:
     @torch.no_grad()
     def _take(self, optimizer, args, kwargs):
         before, self._before = self._before, None
-        step, self.step = self.step, self.step + 1
-        skipped = getattr(optimizer, "found_inf", None)
+        self._calls += 1
+        skipped = getattr(optimizer, "found_inf", None)  # by AMP, for fused optimizers
+        if skipped is not None:  # added up on its device, where nothing waits for it
+            self._skipped = self._skipped.to(skipped.device) + (skipped > 0).squeeze()
         if before is None or skipped is not None and float(skipped) > 0:
             return
+        step = self.step - 1
+        self._next_step = (step // self.every + 1) * self.every
+        self._next_call = self._calls + self._next_step - self.step
         pairs = [
             (group, self._seen(group, *measured))
             for group, measured in zip(self._groups, before, strict=True)
@@ -210,13 +227,14 @@ class NormMonitor:
         """Return step, averages and samples, of numbers, strings and lists alone."""
         return {
             "step": self.step,
+            "skipped": int(self._skipped),
             "samples": [list(sample) for sample in self.samples],
             "groups": {group.track.name: group.track.state_dict() for group in self._groups},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what state_dict returned: of a monitor of the same groups."""
-        if not isinstance(state, Mapping) or not {"step", "samples", "groups"} <= set(state):
+        if not isinstance(state, Mapping) or not _STATE <= set(state):
             raise ValueError(f"state: got {state!r:.40}, expected what state_dict returned")
         own, given = {group.track.name for group in self._groups}, set(state["groups"])
         if own != given:
@@ -224,7 +242,10 @@ class NormMonitor:
                 f"state: got the groups {', '.join(sorted(given))}, expected "
                 f"{', '.join(sorted(own))}"
             )
-        self.step = state["step"]
+        self._skipped = torch.tensor(float(state["skipped"]))
+        self._calls = state["step"] + state["skipped"]
+        self._next_step = -(-state["step"] // self.every) * self.every
+        self._next_call = self._calls
         self.samples = [Sample(*row) for row in state["samples"]]
         for group in self._groups:
             group.track.load_state_dict(state["groups"][group.track.name])

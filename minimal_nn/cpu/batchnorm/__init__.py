@@ -36,6 +36,7 @@ from minimal_nn.cpu.batchnorm.panels import (
 from minimal_nn.cpu.batchnorm.statistics import BLOCK_ROWS, Statistics, check_inverses
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.operands import Operand
+from minimal_nn.cpu.machine.prepared import prepared_for_columns
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.workspace import Columns, panel_vector
 from minimal_nn.reference.arguments import expect_each_unit, expect_shape
@@ -99,18 +100,19 @@ def _blocks(source, group):
     return (source.rows // pixels, pixels) if source.rows % pixels == 0 else None
 
 
-def _forward_program(source, gamma, beta, eps, group):
-    """Return the program of the forward pass, y, and the padded statistics."""
+def _build_forward(matrices, eps, group):
+    """Return the program of the forward pass of a matrix, y, the padded statistics, gamma, beta."""
+    (source,) = matrices
     program = Program()
     y = source.empty(program)
     statistics = Statistics(*(source.room(program) for _ in range(3)))
-    gamma, beta = source.vector(gamma), source.vector(beta)
+    gamma, beta = source.vector(0), source.vector(0)
     blocks = _blocks(source, group)
     if blocks is None:
         program.phase(source.count if source.rows else 0)
         given = source.operand, y.operand, gamma, beta, statistics, eps
         emit_forward(program, *given, source.rows, group, source.columns)
-        return program, y, statistics
+        return program, y, statistics, gamma, beta
     images, pixels = blocks
     rows, out = source.row_blocks(pixels), y.row_blocks(pixels)
     parts = Parts.room(program, images, pixels, source.columns, source.dtype)
@@ -120,7 +122,10 @@ def _forward_program(source, gamma, beta, eps, group):
     program.phase(images, check=True)
     mean, _, inverse = statistics
     emit_image_forward(program, rows, out, gamma, beta, mean, inverse, pixels)
-    return program, y, statistics
+    return program, y, statistics, gamma, beta
+
+
+_forward_program = prepared_for_columns(_build_forward)
 
 
 def forward(z, gamma, beta, eps):
@@ -133,29 +138,32 @@ def forward(z, gamma, beta, eps):
     """
     z, gamma, beta = floating(z=z, gamma=gamma, beta=beta)
     expect_each_unit(z, gamma=gamma, beta=beta)
-    source, group = Columns.of(z), _group(z.shape)
-    program, y, statistics = _forward_program(source, gamma, beta, eps, group)
-    program.run(thread_count=thread_count(8 * z.size))
-    mean, var, inverse = (operand.array for operand in statistics)
-    units = source.columns
+    source, group, units = Columns.of(z), _group(z.shape), z.shape[-1]
+    with _forward_program([source], float(eps), group) as (program, y, statistics, *vectors):
+        for vector, given in zip(vectors, (gamma, beta), strict=True):
+            vector[:units] = given
+        program.run(thread_count=thread_count(8 * z.size))
+        mean, var, inverse = (program.taken(operand.array) for operand in statistics)
+        y = y.result()
     check_variance(var[:units] + z.dtype.type(eps), eps, "units")
-    return y.result(), Cache(source, gamma, inverse, mean, group, mean[:units], var[:units])
+    return y, Cache(source, gamma, inverse, mean, group, mean[:units], var[:units])
 
 
-def _backward_program(cotangent, cache):
-    """Return the program of the backward pass, dz, dgamma and dbeta."""
-    source, gamma = cache.z, cache.z.vector(cache.gamma)
+def _build_backward(matrices, group, training):
+    """Return the program of the backward pass of a matrix and its cotangent; dz, dgamma, dbeta; and
+    gamma, the means and 1 / sqrt(var + eps)."""
+    source, cotangent = matrices
     program = Program()
     dz, dgamma, dbeta = source.empty(program), source.room(program), source.room(program)
-    moments = cache.padded_mean, cache.inverse
-    blocks = _blocks(source, cache.group)
-    training = not isinstance(cache, RunningCache)
+    gamma, *moments = (source.vector(0) for _ in range(3))
+    built = program, dz, dgamma, dbeta, gamma, *moments
+    blocks = _blocks(source, group)
     if blocks is None or not training:
         program.phase(source.count if source.rows else 0)
         matrices = (matrix.operand for matrix in (source, cotangent, dz))
-        given = gamma, *moments, dgamma, dbeta, source.rows, cache.group, int(training)
+        given = gamma, *moments, dgamma, dbeta, source.rows, group, int(training)
         emit_backward(program, *matrices, *given)
-        return program, dz, dgamma, dbeta
+        return built
     images, pixels = blocks
     rows, dy, out = (matrix.row_blocks(pixels) for matrix in (source, cotangent, dz))
     parts = Parts.room(program, images, pixels, source.columns, source.dtype)
@@ -166,17 +174,30 @@ def _backward_program(cotangent, cache):
     emit_image_backward(
         program, rows, dy, out, gamma, *moments, dgamma, dbeta, images * pixels, pixels
     )
-    return program, dz, dgamma, dbeta
+    return built
+
+
+_backward_program = prepared_for_columns(_build_backward)
 
 
 def _backward(dy, cache):
     _, dy = floating(gamma=cache.gamma, dy=dy)
     source = cache.z
     expect_shape("dy", dy, source.shape)
-    program, dz, dgamma, dbeta = _backward_program(Columns.of(dy), cache)
-    program.run(thread_count=thread_count(8 * dy.size))
-    units = source.columns
-    return dz.result(), dgamma.array[:units], dbeta.array[:units]
+    units, training = source.columns, not isinstance(cache, RunningCache)
+    with _backward_program([source, Columns.of(dy)], cache.group, training) as built:
+        program, dz, dgamma, dbeta, *vectors = built
+        _fill(vectors, cache)
+        program.run(thread_count=thread_count(8 * dy.size))
+        dgamma, dbeta = (program.taken(each.array[:units]) for each in (dgamma, dbeta))
+        return dz.result(), dgamma, dbeta
+
+
+def _fill(vectors, cache):
+    """Let a backward pass have gamma and the statistics."""
+    gamma, mean, inverse = vectors
+    gamma[: cache.gamma.size] = cache.gamma
+    mean[:], inverse[:] = cache.padded_mean, cache.inverse
 
 
 def backward(dy, cache):
@@ -193,11 +214,25 @@ def programs(z, gamma, beta, eps, dy):
     The first is the forward pass, whose result is y, the second the backward pass for dy and dz.
     """
     source, group = Columns.of(z), _group(z.shape)
-    forward, y, statistics = _forward_program(source, gamma, beta, eps, group)
+    forward, y, statistics, *vectors = _build_forward([source], eps, group)
+    for vector, given in zip(vectors, (gamma, beta), strict=True):
+        vector[: source.columns] = given
     mean, var, inverse = (operand.array for operand in statistics)
     cache = Cache(source, gamma, inverse, mean, group, mean, var)
-    backward, dz, _, _ = _backward_program(Columns.of(dy), cache)
+    backward, dz, _, _, *vectors = _build_backward([source, Columns.of(dy)], group, True)
+    forward.run()
+    _fill(vectors, cache)
     return (forward, y), (backward, dz)
+
+
+@prepared_for_columns
+def _forward_running_program(matrices):
+    """Return the program of the forward pass with given statistics, y, and the four vectors."""
+    (source,) = matrices
+    program = Program().phase(source.count if source.rows else 0)
+    y, vectors = source.empty(program), [source.vector(0) for _ in range(4)]
+    emit_forward_running(program, source.operand, y.operand, *vectors, source.rows)
+    return program, y, vectors
 
 
 def forward_running(z, gamma, beta, mean, var, eps):
@@ -210,12 +245,13 @@ def forward_running(z, gamma, beta, mean, var, eps):
     std = standard_deviation(var, eps, "units (running variance)")
     source = Columns.of(z)
     padded_mean, inverse = source.vector(mean), source.vector(1 / std)
-    program = Program().phase(source.count if source.rows else 0)
-    y = source.empty(program)
-    given = source.vector(gamma), source.vector(beta), padded_mean, inverse
-    emit_forward_running(program, source.operand, y.operand, *given, source.rows)
-    program.run(thread_count=thread_count(8 * z.size))
-    return y.result(), RunningCache(source, gamma, inverse, padded_mean, _group(z.shape))
+    with _forward_running_program([source]) as (program, y, vectors):
+        given = gamma, beta, mean, 1 / std
+        for vector, values in zip(vectors, given, strict=True):
+            vector[: source.columns] = values
+        program.run(thread_count=thread_count(8 * z.size))
+        y = y.result()
+    return y, RunningCache(source, gamma, inverse, padded_mean, _group(z.shape))
 
 
 def backward_running(dy, cache):

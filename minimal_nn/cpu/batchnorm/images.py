@@ -23,8 +23,9 @@ from minimal_nn.cpu.machine.vectors import (
     load,
     stack_rows,
     store,
+    stream,
 )
-from minimal_nn.cpu.machine.workspace import lanes
+from minimal_nn.cpu.machine.workspace import beyond_caches, lanes
 
 NEIGHBOURS = 256  # numbers side by side, in as many rows, that are normalized together
 MOST_COLUMNS = 1 << 13  # that kernels which go row by row keep sums for, on the stack
@@ -246,9 +247,10 @@ def join_sums_kernel(step, thread, unit, betas, gammas, dbeta, dgamma, images, p
 )
 def image_input_gradient_kernel(
     step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, gamma, mean, inverse, dgamma, dbeta,
-    total, pixels,
+    total, pixels, beyond,
 ):  # fmt: skip # a group of arguments a line
-    """`pixels` of an image of dz; total: the batch's numbers for each channel."""
+    """`pixels` of an image of dz; total: the batch's numbers for each channel; beyond: whether dz
+    goes past the caches."""
     n = fill(z, total)
     factor = stack_rows(z, 1)
     mean_dy, mean_dyh = stack_rows(z, 1), stack_rows(z, 1)
@@ -268,7 +270,11 @@ def image_input_gradient_kernel(
                 load(mean_dy + column),
                 load(mean_dyh + column),
             )
-            store(target + column, gradient)
+            # A store reads the line that it writes into; one past the caches does not.
+            if beyond != 0:
+                stream(target + column, gradient)
+            else:
+                store(target + column, gradient)
 
 
 @kernel(
@@ -343,9 +349,8 @@ def emit_join_sums(program, parts, dbeta, dgamma, images, pixels):
 
 def emit_image_backward(program, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, total, pixels):
     """Emit `pixels` of an image of dz; total: the batch's numbers for each channel."""
-    program.call(
-        image_input_gradient_kernel, z, dy, dz, gamma, mean, inverse, dgamma, dbeta, total, pixels
-    )
+    given = gamma, mean, inverse, dgamma, dbeta, total, pixels, beyond_caches(dz.array)
+    program.call(image_input_gradient_kernel, z, dy, dz, *given)
 
 
 def emit_image_backward_running(program, dy, dz, gamma, inverse, pixels):

@@ -2,7 +2,6 @@
 
 import math
 
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -14,6 +13,7 @@ from minimal_nn.cpu.machine.vectors import (
     fill,
     fma,
     maximum,
+    multiply_add,
     power_of_two,
     round_down,
     where_beats,
@@ -38,6 +38,29 @@ _SMALLEST = {types.float32: -87.0, types.float64: -708.0}
 _LARGEST = {types.float32: 88.0, types.float64: 709.0}
 
 
+def _power_series(coefficients):
+    """Make an intrinsic for a polynomial by Horner's scheme, with coefficients for each dtype, the
+    highest power's first."""
+
+    @intrinsic
+    def polynomial(typing, x):
+        first, *rest = coefficients[x.dtype]
+
+        def generate(context, builder, signature, arguments):
+            (x,) = arguments
+            total = constant(x.type, first)
+            for coefficient in rest:
+                total = multiply_add(builder, total, x, constant(x.type, coefficient))
+            return total
+
+        return x(x), generate
+
+    return polynomial
+
+
+_taylor = _power_series(_TAYLOR)
+
+
 def exponential(x):
     """exponential(v): e^x by its Taylor sum on |r| <= ln(2)/2, x = q ln 2 + r; about 1 ulp."""
     raise NotImplementedError("only inside compiled code")
@@ -49,8 +72,6 @@ def _overload_exponential(x):
         return None
     high, low = _LN2_HIGH[x.dtype], _LN2_LOW[x.dtype]
     smallest, largest = _SMALLEST[x.dtype], _LARGEST[x.dtype]
-    coefficients = _TAYLOR[x.dtype]
-    first, rest = coefficients[0], coefficients[1:]
 
     def evaluate(x):
         clamped = maximum(x, fill(x, smallest))
@@ -58,10 +79,7 @@ def _overload_exponential(x):
         exponent = round_down(fma(clamped, fill(x, _LOG2_E), fill(x, 0.5)))
         r = fma(exponent, fill(x, -high), clamped)
         r = fma(exponent, fill(x, -low), r)
-        total = fill(x, first)
-        for coefficient in numba.literal_unroll(rest):
-            total = fma(total, r, fill(x, coefficient))
-        value = total * power_of_two(exponent)
+        value = _taylor(r) * power_of_two(exponent)
         # x - x is 0 unless x is NaN or infinite: keeps a NaN alive through the clamping.
         return where_positive(fill(x, smallest) - x, fill(x, 0.0), value)
 
@@ -73,6 +91,9 @@ _ATANH = {
     dtype: tuple(2.0 / (2 * n + 1) for n in range(terms, -1, -1))
     for dtype, terms in ((types.float32, 5), (types.float64, 10))
 }
+
+
+_atanh = _power_series(_ATANH)
 
 
 @intrinsic
@@ -103,7 +124,6 @@ def _overload_logarithm(x):
     if not isinstance(x, VectorType):
         return None
     high, low = _LN2_HIGH[x.dtype], _LN2_LOW[x.dtype]
-    first, rest = _ATANH[x.dtype][0], _ATANH[x.dtype][1:]
 
     def evaluate(x):
         exponent, m = _exponent_and_mantissa(x)
@@ -113,10 +133,7 @@ def _overload_logarithm(x):
         m = where_greater(m, root, m * fill(x, 0.5), m)
         s = (m - one) / (m + one)
         z = s * s
-        total = fill(x, first)
-        for coefficient in numba.literal_unroll(rest):
-            total = fma(total, z, fill(x, coefficient))
-        value = fma(exponent, fill(x, high), fma(exponent, fill(x, low), s * total))
+        value = fma(exponent, fill(x, high), fma(exponent, fill(x, low), s * _atanh(z)))
         return where_beats(x, x, x, value)  # NaN stays NaN
 
     return evaluate

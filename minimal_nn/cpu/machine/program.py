@@ -141,14 +141,24 @@ class Program:
         self._memory = set()  # by id: that of the program's arrays
         self._checked = False
         self._tables = {}  # by the number of threads
+        self.reused = False  # whether it is kept for other calls of its form, see prepared.py
         self.state = np.zeros(STATE_SLOTS, dtype=np.int64)
         self._status = None
 
     @property
     def max_threads(self):
         if self._max_threads is None:  # asked when it matters: asking takes as long as a small call
-            self._max_threads = threads.get_num_threads()
+            return threads.get_num_threads()
         return self._max_threads
+
+    def taken(self, array):
+        """Return one of the program's arrays for good: a copy, where another call writes it."""
+        return array.copy() if self.reused else array
+
+    @property
+    def bytes(self):
+        """Of the arrays of all operands, those that are given too."""
+        return sum(room.array.nbytes for room in self._rooms)
 
     # Arrays
 
@@ -169,7 +179,8 @@ class Program:
 
     def local(self, shape, dtype, valid=None):
         """Return an operand for scratch space of which every thread has its own."""
-        return self._own(aligned((self.max_threads, *shape), dtype), OWN, valid)
+        self._max_threads = self.max_threads  # from now on
+        return self._own(aligned((self._max_threads, *shape), dtype), OWN, valid)
 
     def panels(self, rows, columns, dtype):
         """Return an operand for the panels of a matrix."""

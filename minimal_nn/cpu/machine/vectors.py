@@ -24,11 +24,17 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, errors
+from numba.core.typing.templates import (
+    AbstractTemplate,
+    AttributeTemplate,
+    infer_getattr,
+    infer_global,
+)
 from numba.extending import (
     intrinsic,
+    lower_builtin,
+    lower_getattr,
     models,
-    overload,
-    overload_attribute,
     register_model,
 )
 
@@ -131,76 +137,71 @@ def aligned_store(builder, value, where, dtype):
 # --- pointers -------------------------------------------------------------------------------------
 
 
-@intrinsic
-def _advance(typing, pointer, count):
-    if not isinstance(pointer, PointerType):
-        return None
+def _typed(symbol, signature_of):
+    """Let `symbol` of such arguments have the type of signature_of(*types), or None."""
 
-    def generate(context, builder, signature, arguments):
-        offset = builder.mul(arguments[1], constant(I64, _SIZE[pointer.dtype]))
-        return builder.gep(arguments[0], [offset])
-
-    return pointer(pointer, types.int64), generate
+    @infer_global(symbol)
+    class _Typed(AbstractTemplate):
+        def generic(self, args, kws):
+            return signature_of(*args)
 
 
-@overload(operator.add)
-def _pointer_add(pointer, count):
-    if isinstance(pointer, PointerType) and isinstance(count, types.Integer):
-        return lambda pointer, count: _advance(pointer, count)
+def _is_place(pointer, index):
+    return isinstance(pointer, PointerType) and isinstance(index, types.Integer)
+
+
+_typed(operator.add, lambda p, n: p(p, types.int64) if _is_place(p, n) else None)
+_typed(operator.getitem, lambda p, n: p.dtype(p, types.int64) if _is_place(p, n) else None)
+_typed(
+    operator.setitem,
+    lambda p, n, value: types.void(p, types.int64, p.dtype) if _is_place(p, n) else None,
+)
+
+
+@lower_builtin(operator.add, PointerType, types.Integer)
+def _advance(context, builder, signature, arguments):
+    size = _SIZE[signature.args[0].dtype]
+    return builder.gep(arguments[0], [builder.mul(arguments[1], constant(I64, size))])
+
+
+@lower_builtin(operator.getitem, PointerType, types.Integer)
+def _read(context, builder, signature, arguments):
+    dtype = signature.args[0].dtype
+    return aligned_load(builder, address(builder, *arguments, dtype, _SCALAR[dtype]), dtype)
+
+
+@lower_builtin(operator.setitem, PointerType, types.Integer, types.Any)
+def _write(context, builder, signature, arguments):
+    dtype = signature.args[0].dtype
+    where = address(builder, *arguments[:2], dtype, _SCALAR[dtype])
+    aligned_store(builder, arguments[2], where, dtype)
+    return context.get_dummy_value()
+
+
+# What is known of a pointer from its type.
+_ATTRIBUTES = {
+    "row": lambda kind: kind.row,
+    "span": lambda kind: min(kind.row, 2 * LANES[kind.dtype]),
+    "lanes": lambda kind: LANES[kind.dtype],
+}
+
+
+@infer_getattr
+class _PointerAttributes(AttributeTemplate):
+    key = PointerType
+
+    def generic_resolve(self, pointer, name):
+        return types.int64 if name in _ATTRIBUTES else None
 
 
 def _attribute(name, value_of):
-    """Give pointers an attribute that is known from their type."""
-
-    @overload_attribute(PointerType, name)
-    def typed(pointer):
-        value = value_of(pointer)
-        return lambda pointer: value
+    @lower_getattr(PointerType, name)
+    def get(context, builder, kind, value):
+        return constant(I64, value_of(kind))
 
 
-_attribute("row", lambda pointer: pointer.row)
-_attribute("span", lambda pointer: min(pointer.row, 2 * LANES[pointer.dtype]))
-_attribute("lanes", lambda pointer: LANES[pointer.dtype])
-
-
-@intrinsic
-def _read(typing, pointer, index):
-    if not isinstance(pointer, PointerType):
-        return None
-
-    def generate(context, builder, signature, arguments):
-        kind = _SCALAR[pointer.dtype]
-        where = address(builder, *arguments, pointer.dtype, kind)
-        return aligned_load(builder, where, pointer.dtype)
-
-    return pointer.dtype(pointer, types.int64), generate
-
-
-@intrinsic
-def _write(typing, pointer, index, value):
-    if not isinstance(pointer, PointerType):
-        return None
-
-    def generate(context, builder, signature, arguments):
-        kind = _SCALAR[pointer.dtype]
-        where = address(builder, *arguments[:2], pointer.dtype, kind)
-        aligned_store(builder, arguments[2], where, pointer.dtype)
-        return context.get_dummy_value()
-
-    return types.void(pointer, types.int64, pointer.dtype), generate
-
-
-@overload(operator.getitem)
-def _pointer_getitem(pointer, index):
-    if isinstance(pointer, PointerType) and isinstance(index, types.Integer):
-        return lambda pointer, index: _read(pointer, index)
-
-
-@overload(operator.setitem)
-def _pointer_setitem(pointer, index, value):
-    if isinstance(pointer, PointerType) and isinstance(index, types.Integer):
-        dtype = pointer.dtype
-        return lambda pointer, index, value: _write(pointer, index, dtype(value))
+for _name, _value_of in _ATTRIBUTES.items():
+    _attribute(_name, _value_of)
 
 
 @intrinsic
@@ -222,6 +223,21 @@ def store(typing, pointer, value):
     def generate(context, builder, signature, arguments):
         where = builder.bitcast(arguments[0], arguments[1].type.as_pointer())
         aligned_store(builder, arguments[1], where, pointer.dtype)
+        return context.get_dummy_value()
+
+    return types.void(pointer, VECTORS[pointer.dtype]), generate
+
+
+@intrinsic
+def stream(typing, pointer, value):
+    """stream(p, v): write the vector v at p, a whole vector's address, past the caches."""
+
+    def generate(context, builder, signature, arguments):
+        where = builder.bitcast(arguments[0], arguments[1].type.as_pointer())
+        instruction = builder.store(arguments[1], where)
+        instruction.align = VECTOR_BYTES
+        once = builder.module.add_metadata([constant(I32, 1)])
+        instruction.set_metadata("nontemporal", once)
         return context.get_dummy_value()
 
     return types.void(pointer, VECTORS[pointer.dtype]), generate
@@ -291,7 +307,10 @@ def transpose_square(typing, source, target):
 
 
 @intrinsic
-def _fill(typing, like, scalar):
+def fill(typing, like, scalar):
+    """fill(like, s): a vector, of the type of `like`'s numbers, with s in every lane."""
+    if not isinstance(like, PointerType | VectorType):
+        return None
     vector = VECTORS[like.dtype]
 
     def generate(context, builder, signature, arguments):
@@ -300,28 +319,16 @@ def _fill(typing, like, scalar):
     return vector(like, like.dtype), generate
 
 
-def fill(like, scalar):
-    """fill(like, s): a vector, of the type of `like`'s numbers, with s in every lane."""
-    raise NotImplementedError("only inside compiled code")
-
-
-@overload(fill)
-def _overload_fill(like, scalar):
-    if isinstance(like, PointerType | VectorType):
-        dtype = like.dtype
-        return lambda like, scalar: _fill(like, dtype(scalar))
-
-
-def scalar(like, value):
+@intrinsic
+def scalar(typing, like, value):
     """scalar(like, s): s converted to the type of `like`'s numbers."""
-    raise NotImplementedError("only inside compiled code")
+    if not isinstance(like, PointerType | VectorType):
+        return None
 
+    def generate(context, builder, signature, arguments):
+        return arguments[1]
 
-@overload(scalar)
-def _overload_scalar(like, value):
-    if isinstance(like, PointerType | VectorType):
-        dtype = like.dtype
-        return lambda like, value: dtype(value)
+    return like.dtype(like, like.dtype), generate
 
 
 def _elementwise(emit):
@@ -349,17 +356,11 @@ def _elementwise(emit):
 
 def _operator(symbol, method):
     """Let an operator of two vectors be a method of LLVM's builder."""
+    _typed(symbol, lambda a, b: a(a, b) if isinstance(a, VectorType) and a == b else None)
 
-    def emit(builder, a, b):
-        return getattr(builder, method)(a, b)
-
-    emit.__name__ = method
-    function = _elementwise(emit)
-
-    @overload(symbol)
-    def typed(a, b):
-        if isinstance(a, VectorType) and a == b:
-            return lambda a, b: function(a, b)
+    @lower_builtin(symbol, VectorType, VectorType)
+    def emit(context, builder, signature, arguments):
+        return getattr(builder, method)(*arguments)
 
 
 _operator(operator.add, "fadd")

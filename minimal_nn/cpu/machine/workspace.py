@@ -160,6 +160,13 @@ class Columns:
         return cls(array.shape, array.dtype)._with(Operand, array)
 
     @classmethod
+    def blank(cls, shape, dtype):
+        """Return panels of zeros in the layout, for reading."""
+        out = cls(shape, dtype)
+        out.operand = Operand(panels(out.rows, out.columns, dtype))
+        return out
+
+    @classmethod
     def copy_of(cls, array, program):
         """Return a copy that the program changes."""
         return cls(array.shape, array.dtype)._with(program.kept, array.copy())
@@ -204,3 +211,9 @@ class Columns:
 
 
 DIRECT = 1 << 18
+BEYOND_CACHES = 1 << 25  # bytes of a result
+
+
+def beyond_caches(array):
+    """Return 1 for a result so large that it is not in a cache when it is read again, else 0."""
+    return int(array.nbytes >= BEYOND_CACHES)

@@ -24,6 +24,7 @@ from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, steps, updates
 from minimal_nn.cpu.machine.norms import column_norm, vector_norm
 from minimal_nn.cpu.machine.operands import Operand, elements
+from minimal_nn.cpu.machine.prepared import prepared
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import (
     fill,
@@ -329,10 +330,30 @@ def normalize_vector_kernel(step, thread, unit, w, norm, count, status):
 
 def _elementwise(formula, w, g, *states, row):
     """Run an elementwise formula on copies; return the new weights and states."""
-    gradient = workspace.flat(g)
-    block = workspace.aligned((1 + len(states), gradient.size), w.dtype)
-    for line, array in zip(block, (w, *states), strict=True):
-        line[: w.size] = np.ravel(array)
+    size, each = w.size, any(np.ndim(value) for value in row)
+    with _program(formula, size, len(states), len(row), each, w.dtype) as built:
+        program, block, gradient, table = built
+        gradient[:size] = np.ravel(g)
+        for line, array in zip(block, (w, *states), strict=True):
+            line[:size] = np.ravel(array)
+        for line, value in zip(table, row, strict=True):
+            if each:
+                line[:size] = np.ravel(np.broadcast_to(value, w.shape))
+            else:
+                line[:] = value
+        program.run()
+        return [program.taken(line[:size].reshape(w.shape)) for line in block]
+
+
+@prepared
+def _program(formula, size, states, hypers, each, dtype):
+    """Return the program, weights and states, gradient and hyper-parameters.
+
+    each: whether there is a hyper-parameter for each weight.
+    """
+    gradient = workspace.padded(size, dtype)
+    block = workspace.aligned((1 + states, gradient.size), dtype)
+    table = workspace.aligned((hypers, gradient.size if each else workspace.lanes(dtype)), dtype)
     program = Program().phase(1)
     emit_step(
         program,
@@ -340,11 +361,10 @@ def _elementwise(formula, w, g, *states, row):
         program.kept(block).at(row=1, step=0),
         gradient.size,
         elements(gradient, 0),
-        hyper_table(row, w.shape, w.dtype),
+        Table.of(table, element_step=int(each)),
         gradient.size,
     )
-    program.run()
-    return [line[: w.size].reshape(w.shape) for line in block]
+    return program, block, gradient, table
 
 
 def hyper_table(row, shape, dtype, pack=workspace.flat):

@@ -79,6 +79,17 @@ def test_the_figures_are_those_of_the_audit_and_json_is_all_that_is_printed(caps
     assert {finding["kind"] for finding in found["findings"]} == {"penalized", "timm"}
 
 
+def test_findings_of_one_sentence_stand_together(capsys):
+    _, out, _ = run(capsys, f"{OWN}:ResNet", "--input", "3x6x6", "--weight-decay", "1e-3")
+    lines = out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("penalized: a gain or a bias"))
+    assert lines[at + 1].split(", ") == [
+        "    bn.weight",
+        *("bn.bias", "block.bn2.weight", "block.bn2.bias", "head.bias"),
+    ]
+    assert out.count("penalized: ") == 1 and "    block.bn1.weight with block.bn1.bias" in lines
+
+
 def test_a_file_gets_the_same_figures(capsys, tmp_path):
     path = tmp_path / "audit.json"
     arguments = (f"{OWN}:ResNet", "--input", "3x6x6", "--json")
@@ -156,6 +167,10 @@ def test_a_library_that_is_not_there_is_named_with_a_command(capsys, monkeypatch
         ((f"{OWN}:ResNet", "--batch", "1"), "--batch: got 1, expected at least 2 examples"),
         ((OWN, "--tokens", "-3", "--input", "4"), "--tokens: got -3, expected an integer >= 1"),
         ((OWN, "--tokens", "0"), "--tokens: got 0, expected an integer >= 1"),
+        (
+            (f"{OWN}:ResNet", "--tokens", "7"),
+            f"--tokens: got 7, but {OWN}:ResNet has no torch.nn.Embedding, expected one, or --inp",
+        ),
         ((OWN, "--lr", "nan"), "--lr: got nan, expected a finite number >= 0"),
         ((OWN, "--lr", "-1"), "--lr: got -1, expected a finite number >= 0"),
         ((OWN, "--weight-decay", "inf"), "--weight-decay: got inf, expected a finite number"),
@@ -204,6 +219,10 @@ def test_inputs_are_tried_out_for_every_kind_of_first_layer():
         ("gelu into layer norm", "8x16 integers below 11, tried out"),
     ):
         assert command.batch_of(make(name, 0, torch.float32)[0], options).text.startswith(text)
+    options.tokens = 5
+    text = command.batch_of(make("transformer", 0, torch.float32)[0], options).text
+    assert text.startswith("8x16 integers below 5, tried out")
+    options.tokens = None
     for part, text in (
         (torch.nn.Conv1d(2, 3, 5), "8x2x32"),
         (torch.nn.Conv3d(2, 3, 3), "8x2x8x16x16"),

@@ -126,6 +126,57 @@ def test_amsgrad_has_no_law_and_it_is_said():
     assert math.isnan(row.equilibrium) and row.note == "no law for amsgrad"
 
 
+@pytest.mark.parametrize("factor", [10.0**k for k in range(0, 13, 2)])
+@pytest.mark.parametrize("kind", (torch.optim.Adam, torch.optim.AdamW))
+def test_a_rate_is_told_only_where_eps_is_small_beside_the_gradients(kind, factor):
+    """By the first step, which is as long as the learning rate in each number, less what eps takes.
+
+    |g| falls as 1/|w|, so that large weights feel eps.
+    """
+    module = plain()
+    with torch.no_grad():
+        module[0].weight.mul_(factor)
+    row = first(module, kind([module[0].weight], lr=1e-3, weight_decay=1e-3))
+    X, y = draw(48, 6)
+    module.double()
+    CROSS_ENTROPY(module(X.double()), y).backward()
+    g = module[0].weight.grad.abs()
+    shorter = 1 - float((g / (g + 1e-8)).square().mean().sqrt())
+    told = not math.isnan(row.effective_rate)
+    assert told == (row.note != "eps is not small beside its gradients")
+    assert told if shorter < 0.01 else not told if shorter > 0.1 else True
+    assert told or math.isnan(row.equilibrium)
+
+
+def test_an_equilibrium_is_told_only_where_eps_is_small_there():
+    module = plain()
+    near, far = (
+        first(module, torch.optim.AdamW(module.parameters(), lr=1e-2, weight_decay=decay))
+        for decay in (1e-2, 1e-15)
+    )
+    assert near.equilibrium > 0 and near.note == ""
+    assert far.effective_rate > 0 and math.isnan(far.equilibrium)
+    assert far.note == "eps is not small beside gradients at rest"
+
+
+def test_a_gradient_of_0_has_no_equilibrium_and_it_is_said():
+    """As behind a gamma that starts at 0, at the end of a residual branch."""
+    module = plain()
+    nn.init.zeros_(module[1].weight)
+    row = first(module, torch.optim.SGD(module.parameters(), lr=0.1, weight_decay=1e-3))
+    assert row.invariant == "per unit" and row.effective_rate > 0
+    assert math.isnan(row.equilibrium) and row.note == "its gradient is 0 here"
+
+
+def test_minimal_nns_own_eps_counts_inside_the_root_too():
+    function, parameters = layer_normed(("W", "b"))
+    notes = [
+        audit(function, parameters, optimizer=minimal_nn.Adam(0.1, **eps)).rows[0].note
+        for eps in ({"eps": 1e-8}, {"eps": 1.0}, {"eps": 0.0, "eps_inside_root": 1.0})
+    ]
+    assert notes == ["", *["eps is not small beside its gradients"] * 2]
+
+
 def test_frozen_parameters_are_named():
     module = plain()
     module[0].weight.requires_grad_(False)

@@ -1,6 +1,7 @@
 """theory.jax.verify: JAX's own layers hold bit for bit, under vmap or not; mutated ones do not."""
 
 import contextlib
+import functools
 
 import pytest
 
@@ -62,6 +63,12 @@ def test_what_rounds_inside_and_half_precision_are_judged_as_float32():
     assert 1e-7 < asked(inside).bound < 1e-3
 
 
+def test_a_partial_function_is_a_function():
+    for fault in ("", FAULTS[0]):
+        verdict = asked(functools.partial(normalize, axis=0, fault=fault))
+        assert verdict.kind == "normalize" and bool(verdict) == (not fault), str(verdict)
+
+
 class Layer:
     """Layer norm of one example: an object with an eps."""
 
@@ -70,6 +77,26 @@ class Layer:
 
     def __call__(self, z):
         return normalize(z, self.eps, -1, self.fault)
+
+
+class Named:
+    """The same, its eps by another name."""
+
+    def __init__(self, name, fault):
+        setattr(self, name, 1e-3)
+        self.name, self.fault = name, fault
+
+    def __call__(self, z):
+        return normalize(z, getattr(self, self.name), -1, self.fault)
+
+
+@pytest.mark.parametrize("name", ("eps", "epsilon", "variance_epsilon"))
+def test_an_eps_is_found_by_any_of_its_names(name):
+    for fault in ("", FAULTS[0]):
+        (verdict,) = theory.jax.verify(
+            Named(name, fault), lambda layer: jnp.sum(layer(jnp.asarray(Z)))
+        )
+        assert bool(verdict) == (not fault) and not verdict.refused, str(verdict)
 
 
 class Model:
@@ -112,6 +139,7 @@ def test_what_was_compiled_before_is_asked_all_the_same():
     (
         (Layer(eps=-1.0), "its eps is -1.0, expected a finite number >= 0"),
         (Layer(eps="1"), "its eps is '1'"),
+        (Layer(eps=np.ones(6)), "its eps is an array of shape (6,), expected a finite number"),
     ),
 )
 def test_what_cannot_be_asked_is_refused_in_a_sentence(layer, words):
@@ -128,6 +156,17 @@ def test_an_output_that_does_not_reach_the_loss_tells_nothing():
 
     (verdict,) = theory.jax.verify(Layer(), loss)
     assert not verdict and "its output does not reach the loss" in verdict.refused
+
+
+def test_a_call_for_its_shape_alone_is_none():
+    """As Flax's scan makes one; a layer of which no call reaches the loss is still refused."""
+
+    def loss(layer):
+        jax.eval_shape(layer, jnp.asarray(Z))
+        return jnp.sum(layer(jnp.asarray(Z)))
+
+    (verdict,) = theory.jax.verify(Layer(), loss)
+    assert verdict, str(verdict)
 
 
 def test_losses_and_models_that_do_not_fit_are_refused():

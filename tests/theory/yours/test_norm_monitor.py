@@ -19,13 +19,15 @@ from torch.nn import functional as F
 from minimal_nn.data import digits
 from theory import laws
 from theory.torch import NormMonitor, audit
+from theory.yours.monitoring import Seen, Track, table
+from theory.yours.rates import Rule
 
 
 def classifier(norm=nn.BatchNorm1d):
     return nn.Sequential(nn.Linear(64, 12, bias=False), norm(12), nn.ReLU(), nn.Linear(12, 10))
 
 
-def trained(make_optimizer, steps, every=10, seed=0, module=None, **options):
+def trained(make_optimizer, steps, every=10, seed=0, module=None, noise=0.3, batch=32, **options):
     """The monitor of a run on the digits with fresh random labels, whose gradients do not fade."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -35,8 +37,8 @@ def trained(make_optimizer, steps, every=10, seed=0, module=None, **options):
         optimizer = make_optimizer(module)
         monitor = NormMonitor(module, optimizer, {"0.weight": 0}, every=every, **options)
         for _ in range(steps):
-            rows = torch.randint(0, len(X), (32,))
-            y, noisy = Y[rows].clone(), torch.rand(32) < 0.3
+            rows = torch.randint(0, len(X), (batch,))
+            y, noisy = Y[rows].clone(), torch.rand(batch) < noise
             y[noisy] = torch.randint(0, 10, (int(noisy.sum()),))
             optimizer.zero_grad()
             F.cross_entropy(module(X[rows]), y).backward()
@@ -72,12 +74,114 @@ def test_the_prediction_meets_the_norm_of_a_settled_run(name):
     monitor = trained(SETTLED[name], 2500)
     late = [sample for sample in monitor.samples if sample.step >= 1000]
     norm, rest, angle = (
-        math.sqrt(np.mean([getattr(sample, field) ** 2 for sample in late]))
-        for field in ("norm", "norm_at_rest", "angle")
+        root_mean_square(late, field) for field in ("norm", "norm_at_rest", "angle")
     )
     assert rest == pytest.approx(norm, rel=0.05)
     assert angle == pytest.approx(late[-1].angle_at_rest, rel=0.06)
     assert monitor.remarks() == () and late[-1].steps_to_rest < 100
+
+
+def root_mean_square(samples, field):
+    return math.sqrt(np.mean([getattr(sample, field) ** 2 for sample in samples]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ("Adam", "AdamW"))
+def test_the_angle_is_told_where_weights_have_unlike_gradients(kind):
+    """In large batches without noise, where the law of the angle, for like ones, is far off."""
+    monitor = trained(SETTLED[kind], 800, noise=0.0, batch=512)
+    late = [sample for sample in monitor.samples if sample.step >= 400]
+    angle, norm = (root_mean_square(late, field) for field in ("angle", "norm"))
+    told, rest = (root_mean_square(late, f"{field}_at_rest") for field in ("angle", "norm"))
+    assert told * rest == pytest.approx(angle * norm, rel=0.1)  # a step is as long at any |w|
+    if kind == "AdamW":
+        turn = laws.equilibrium("AdamW", 0.02, 1.0, dims=64, memory=0.9).turn
+        assert angle < 0.75 * math.acos(1 - turn)
+
+
+def walked(s_of, norm, steps=4000, every=20):
+    """A Track along the law of SGD's |w| itself, with s = s_of(step), and how often it remarks."""
+    rule, track, remarked = Rule("SGD", 0.1, 0.05), Track("w", 10, 50), []
+    square = norm * norm
+    for step in range(steps):
+        slope = s_of(step) ** 2 / square
+        if step % every == 0:
+            turn = 1 - 1 / math.sqrt(1 + (0.1 / (1 - 0.1 * 0.05)) ** 2 * slope / square)
+            ones = np.ones(3)
+            seen = (square, slope, slope, 0.0, square, turn)
+            track.take(step, rule, Seen(*(ones * number for number in seen)))
+            remarked += [text for text in track.remarks() if "it was to be" in text]
+        square = (1 - 0.1 * 0.05) ** 2 * square + 0.1**2 * slope
+    return track, remarked
+
+
+@pytest.mark.parametrize("norm", (0.1, 1.0, 8.0))
+def test_gradients_that_stay_are_no_remark(norm):
+    track, remarked = walked(lambda step: 1.0, norm)
+    assert remarked == [] and track.last.norm_at_rest == pytest.approx(track.last.norm, rel=1e-6)
+    assert track.last.angle == pytest.approx(track.last.angle_at_rest, rel=1e-6)
+
+
+@pytest.mark.parametrize("factor, sign", ((1, -1), (1, 1), (0.3, -1)))
+def test_gradients_that_fade_or_grow_within_the_time_to_rest_are_said(factor, sign):
+    """|w| cannot follow: 1/(4 eta decay) = 50 steps against 50/factor in which s changes."""
+    _, remarked = walked(lambda step: math.exp(sign * factor * step / 50), 1.0, steps=600)
+    assert len(remarked) > 3
+    assert "steps ago it was to be" in remarked[-1] and "do not stay as they are" in remarked[-1]
+
+
+def test_gradients_that_fade_slowly_are_followed():
+    _, remarked = walked(lambda step: math.exp(-step / 50 / 100), 1.0)
+    assert remarked == []
+
+
+EXTREMES = (0.0, 0.0, 1e-70, 1e-30, 1e-12, 1.0, 1e12, 1e30, 1e70)  # squares of float32
+OPTIONS = {
+    "optimizer": tuple(SETTLED),
+    "learning_rate": (0.0, 1e-8, 0.1, 1.0, 1e8),
+    "decay": (0.0, 1e-12, 1e-3, 1.0, 30.0),
+    "memory": (0.0, 0.9, 0.999),
+    "dampening": (0.0, 0.9, 1.0),
+    "eps": (0.0, 1e-8),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", range(200))
+def test_no_run_however_odd_is_broken_by_its_monitor(seed):
+    """Gradients that vanish, weights that explode, rates of 0: it says what it knows."""
+    rng = np.random.default_rng(seed)
+    track = Track("w", 7, 5)
+    for step in range(4):
+        rule = Rule(**{key: values[rng.integers(len(values))] for key, values in OPTIONS.items()})
+        seen = Seen(*rng.choice(EXTREMES, (len(Seen._fields), 2)))
+        sign = rng.choice((-1, 1), 2)
+        seen = seen._replace(remembered=seen.remembered * sign, turns=np.minimum(seen.turns, 2.0))
+        sample = track.take(3 * step, rule, seen)
+        assert not sample.norm_at_rest <= 0 and not sample.steps_to_rest < 0
+        assert table([sample], track.remarks())
+        track.load_state_dict(json.loads(json.dumps(track.state_dict())))
+
+
+@pytest.mark.parametrize("kind", (ADAM, ADAMW))
+def test_an_eps_beside_which_gradients_are_small_hides_the_laws(kind):
+    """|g| falls as 1/|w|: at 10^8 |w| the default eps is not small, and no law knows of it."""
+
+    def large(module):
+        with torch.no_grad():
+            module[0].weight.mul_(1e8)
+        return kind([module[0].weight], lr=0.01, weight_decay=0.1)
+
+    monitor = trained(large, 2, every=1)
+    sample = monitor.samples[-1]
+    assert math.isnan(sample.rate) and math.isnan(sample.norm_at_rest) and sample.norm > 0
+    assert monitor.remarks() == ("0.weight: eps is not small beside its gradients",)
+    ordinary = trained(lambda m: kind([m[0].weight], lr=0.01, weight_decay=0.1), 2, every=1)
+    assert ordinary.samples[-1].rate > 0 and ordinary.samples[-1].norm_at_rest > 0
+    own = {"lr": 1e-2, "weight_decay": 1e-15, "eps": 1e-7}
+    far = trained(lambda m: kind([m[0].weight], **own), 2, every=1)
+    assert far.samples[-1].rate > 0 and math.isnan(far.samples[-1].norm_at_rest)
+    assert far.remarks() == ("0.weight: eps is not small beside gradients at rest",)
 
 
 def test_each_number_is_what_it_says(rng):
@@ -177,19 +281,34 @@ def test_a_fused_optimizer_under_amp_is_seen_unscaled():
     assert_same(steps_of(scaled, optimizer=fused), steps_of(plain, optimizer=fused))
 
 
-def test_steps_that_amp_skips_are_not_seen():
-    for fused in (False, True):
+@pytest.mark.parametrize("fused", (False, True))
+@pytest.mark.parametrize(
+    "bad_steps, every, steps",
+    (
+        ((False, True, False), 1, [0, 1]),
+        ((True, True, False, False, False, False), 2, [0, 2]),  # as a scale that is too large
+        ((False, True, False, False, False), 2, [0, 2]),
+    ),
+)
+def test_steps_that_amp_skips_are_neither_seen_nor_counted(fused, bad_steps, every, steps):
+    """A step that was to be measured and is skipped is made up for by the next."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
         module = classifier()
         optimizer = ADAMW(module.parameters(), lr=0.1, fused=fused)
-        monitor = NormMonitor(module, optimizer, {"0.weight": 0}, every=1)
+        monitor = NormMonitor(module, optimizer, {"0.weight": 0}, every=every)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-        for bad in (False, True, False):
+        for bad in bad_steps:
             optimizer.zero_grad()
             loss = F.cross_entropy(module(torch.randn(32, 64)), torch.arange(32) % 10)
             scaler.scale(loss * (math.inf if bad else 1)).backward()
             scaler.step(optimizer)
             scaler.update()
-        assert len(monitor.samples) == 2
+    assert [sample.step for sample in monitor.samples] == steps
+    assert monitor.step == bad_steps.count(False) == monitor.state_dict()["step"]
+    again = NormMonitor(module, optimizer, {"0.weight": 0}, every=every)
+    again.load_state_dict(json.loads(json.dumps(monitor.state_dict())))
+    assert again.step == monitor.step and again.state_dict() == monitor.state_dict()
 
 
 def test_clipped_gradients_count_as_they_are():

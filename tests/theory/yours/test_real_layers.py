@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from foreign_models import NAMES, make
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 import theory.torch
@@ -135,6 +136,57 @@ def test_half_precision_is_asked_in_float32(build, dtype):
         torch.manual_seed(seed)
         (verdict,) = verdicts(nn.Sequential(nn.Linear(6, 5), build()), (32, 6), dtype)
         assert verdict, str(verdict)
+
+
+class Transformers(nn.Module):
+    """RMS norm as Hugging Face's Llama has it: through float32, eps by another name."""
+
+    def __init__(self, eps, name, detached=False):
+        super().__init__()
+        self.weight, self.name, self.detached = nn.Parameter(torch.ones(5)), name, detached
+        setattr(self, name, eps)
+
+    def forward(self, h):
+        wide = h.to(torch.float32)
+        square = wide.pow(2).mean(-1, keepdim=True)
+        square = square.detach() if self.detached else square
+        return self.weight * (wide * torch.rsqrt(square + getattr(self, self.name))).to(h.dtype)
+
+
+class Float32Alone(nn.Module):
+    """Layer norm that takes no other numbers."""
+
+    eps = 1e-5
+
+    def forward(self, z):
+        if z.dtype != torch.float32:
+            raise RuntimeError("expected float32")
+        return F.layer_norm(z, z.shape[-1:], eps=self.eps)
+
+
+@pytest.mark.parametrize("eps", (1e-6, 1e-2))
+@pytest.mark.parametrize("name", ("eps", "epsilon", "variance_epsilon"))
+def test_a_layer_that_goes_through_float32_is_judged_as_float32(name, eps):
+    """By any name of its eps: with another norm beside it would be passed over in silence."""
+    right, wrong = (
+        verdicts(
+            nn.Sequential(nn.Linear(6, 5), Transformers(eps, name, detached), nn.LayerNorm(5)),
+            (32, 6),
+        )
+        for detached in (False, True)
+    )
+    assert [v.kind for v in right] == ["Transformers", "LayerNorm"] and all(right), str(right[0])
+    assert 1e-7 < right[0].bound < 1e-3 and right[1].bound < 1e-10
+    assert [bool(v) for v in wrong] == [False, True] and wrong[0].differing == 0
+    assert wrong[0].radial > 100 * wrong[0].bound
+    module = nn.Sequential(nn.Linear(6, 5, bias=False), Transformers(eps, name))
+    X, y = torch.randn(32, 6, generator=torch.Generator().manual_seed(1)), torch.arange(32) % 5
+    assert theory.torch.problem_of(module, F.cross_entropy, X, y).absorbed == {"0.weight": "1"}
+
+
+def test_a_layer_that_takes_float32_alone_is_asked_in_it():
+    (verdict,) = verdicts(nn.Sequential(nn.Linear(6, 5), Float32Alone()), (32, 6))
+    assert verdict and 1e-7 < verdict.bound < 1e-3, str(verdict)
 
 
 class Calls(nn.Module):

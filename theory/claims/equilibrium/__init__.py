@@ -5,7 +5,8 @@ training runs.
 
     table        every optimizer with its settings on the walk, and laws that are wrong
     recursion    the laws' derivation: second moments in balls and symbols
-    stationary   |w|, the angle between successive w and the effective rate at equilibrium
+    stationary   |w| and the angle between successive w at equilibrium
+    rate         the effective rate there, as far as gradients move the direction
     relaxation   how fast |w| gets there
     exponents    which powers of eta and lambda the effective rate goes with
     growth       |w| without decay
@@ -13,7 +14,7 @@ training runs.
 
 # The registry's order
 # isort: off
-from theory.claims.equilibrium import stationary, relaxation, exponents, growth
+from theory.claims.equilibrium import stationary, rate, relaxation, exponents, growth
 # isort: on
 
-__all__ = ["exponents", "growth", "relaxation", "stationary"]
+__all__ = ["exponents", "growth", "rate", "relaxation", "stationary"]

@@ -14,17 +14,23 @@ _GRID = ((1.0, 1.0), (3.0, 1.0), (1 / 3, 1.0), (1.0, 5.0), (1.0, 0.2))
 _SETTINGS = {  # eta, decay in the middle; skip, steps
     "sgd": (0.05, 0.05, 2000, 4000),
     "adam + L2": (0.01, 0.012, 4000, 5000),
+    "adamw": (0.01, 0.25, 6000, 5000),
 }
+# d log F/dx = 1/2 - 2 beta1/(1 - beta1^2) at x = 0, F AdamW's balance: -0.03 here, -10 at 0.9
+_BETA1 = {"adamw": {"beta1": 0.25}}
 _FIT_DIMS, _COPIES, _BETA2 = 64, 12, 0.998
 
 
 @claim(
     id="equilibrium-exponents",
     statement=r"\eta_{eff} \propto \sqrt{\eta \lambda} \text{ (SGD)}, \; (\eta^2 \lambda)^{1/3} "
-    r"\text{ (Adam + L2)}",
+    r"\text{ (Adam + L2)}, \; \sqrt{\eta \lambda_{dec}} \text{ (AdamW)}",
     source="van Laarhoven 2017, sec. 5",
     cite="vL17 s5",
-    assumptions=("those of equilibrium-norm", "eta and lambda over a decade"),
+    assumptions=(
+        "those of equilibrium-norm",
+        "eta and lambda over a decade; AdamW: x far below 1 - beta1, here beta1 = 0.25",
+    ),
     control="lambda with the inverse exponent; for Adam + L2 that is the cube root of "
     "eta^2/lambda, as "
     "printed",
@@ -33,7 +39,9 @@ By the exact symmetry of optimizer-symmetry, $(\eta, \lambda) \to (a \eta, \lamb
 \to a w_0$, Adam's effective rate $\eta/|w|$ is a function of $\eta^2 \lambda$ alone;
 $\eta^2/\lambda$ changes by $a^4$ under it, and no law can depend on it. The balance of
 equilibrium-norm then fixes the power: $2 x_e r^2 = \eta^2 C$ gives $r^3 \propto \eta/\lambda$, so
-$\eta/r \propto (\eta^2 \lambda)^{1/3}$.
+$\eta/r \propto (\eta^2 \lambda)^{1/3}$. AdamW's decay is not divided, its symmetry is $(a \eta,
+\lambda_{dec}/a)$, and $r^2 = \eta C/(2 \lambda_{dec})$ for small $x/(1 - \beta_1)$: the exponents
+of SGD.
 
 Measured: $\log \eta_{eff}$ against $\log \eta$ and $\log \lambda$ on a cross of five settings,
 fitted for each set of independent chains: each exponent's error relative to the law's, with its
@@ -71,7 +79,7 @@ def _norms(subject):
     etas, decays = (np.tile(column, _COPIES) for column in np.array(_GRID).T * [[eta], [decay]])
     start = rule.law(etas, decays, dims=_FIT_DIMS).norm
     path = walk(
-        rule.make(etas, decays, _BETA2),
+        rule.make(etas, decays, _BETA2, **_BETA1.get(rule.name, {})),
         start * np.where(np.arange(len(start)) // len(_GRID) % 2, 1.25, 0.8),
         dims=_FIT_DIMS,
         steps=int(steps * subject.longer),

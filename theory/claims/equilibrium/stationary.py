@@ -1,4 +1,4 @@
-r"""|w|, the turn between successive w and the effective rate at equilibrium."""
+r"""|w| and the turn between successive w at equilibrium."""
 
 import dataclasses
 
@@ -14,7 +14,6 @@ from theory.claims.equilibrium.table import (
     S,
     equilibrium_path,
     equilibrium_subjects,
-    walk_subjects,
 )
 from theory.measures.identity import Identity
 from theory.measures.statistics import chain_means, judged
@@ -246,52 +245,3 @@ def _(subject):
         identity.vanishes(np.array([again.turn - correction.turn]))
     identity.remains(np.array([1 - inner / R - 2 * law]), law)
     return identity
-
-
-@claim(
-    id="equilibrium-rate",
-    statement=r"\eta_{eff} = \frac{\eta}{(1 - \rho) |w|^{1 + \nu}}: \; \frac{2}{s} "
-    r"\sqrt{\frac{\eta \lambda}{1 - \rho}} \text{ (SGD, momentum)}, \; "
-    r"\left(\frac{4 \eta^2 \lambda}{\sqrt{C} s}\right)^{1/3} \text{ (Adam + L2)}, \; "
-    r"\sqrt{2 \eta \lambda_{dec} / C} \text{ (AdamW)}",
-    source="van Laarhoven 2017, sec. 4 and 5",
-    cite="vL17 s5",
-    assumptions=("those of equilibrium-norm, at a small x", "mean over steps of the rate itself"),
-    control="the rate at the wrong norms of equilibrium-norm",
-    derivation=r"""
-Insert the norms of equilibrium-norm in $\eta/|w|^{1 + \nu}$, with the accumulated step $1/(1 -
-\rho)$ of momentum. For SGD only the product $\eta \lambda$ is left, and for Adam with L2 only
-$\eta^2 \lambda$, as the exact symmetries demand: $(\eta, \lambda) \to (a^2 \eta, \lambda/a^2)$ and
-$(a \eta, \lambda/a^2)$ change $|w|$ alone. For small $x$ that leaves the closed forms above.
-""",
-    subjects=walk_subjects,
-    unfit=(
-        SAMPLED,
-        ("it is equilibrium-norm, inserted in the rate's definition", "ball symbol"),
-    ),
-    too_long=TOO_LONG,
-    runs_of="equilibrium-norm",
-)
-def equilibrium_rate(subject):
-    """The mean effective rate after burn-in against the law, relative, with its interval."""
-    rule = subject.rule
-
-    def rate(norm):
-        return laws.effective_rate(rule.optimizer, norm, subject.eta, rule.momentum)
-
-    samples, tau = chain_means(rate(equilibrium_path(subject).norms), subject.slowest)
-    return judged(
-        samples,
-        laws.equilibrium_rate(
-            rule.optimizer,
-            subject.eta,
-            subject.decay,
-            s=S,
-            dims=DIMS,
-            memory=MEMORY,
-            beta2=subject.beta2,
-        ),
-        rate(rule.wrong_norm(subject.eta, subject.decay)),
-        how=f"1 % {HOW}",
-        details={**subject.settings, "autocorrelation time": tau},
-    )

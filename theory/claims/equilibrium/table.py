@@ -24,7 +24,8 @@ S = 1.0
 class Rule:
     """An optimizer on the walk.
 
-    name: in the table.  optimizer: minimal_nn's.  make: (eta, decay, beta2) -> Optimizer.
+    name: in the table.  optimizer: minimal_nn's.  make: (eta, decay, beta2) -> Optimizer; AdamW's
+    takes a beta1 too.
     wrong_norm, wrong_turn: (eta, decay) -> |w|, 1 - cos by a law that is in use and wrong, after
     which the controls are called.  wrong_rate: (eta, decay) -> the rate of relaxation by one.
     relaxation: eta, decay, beta2, skip, steps of the runs towards the equilibrium.
@@ -108,8 +109,8 @@ RULES = (
     Rule(
         name="adamw",
         optimizer="AdamW",
-        make=lambda eta, decay, beta2: nn.AdamW(
-            eta, beta1=MEMORY, beta2=beta2, eps=0.0, decoupled_weight_decay=decay
+        make=lambda eta, decay, beta2, beta1=MEMORY: nn.AdamW(
+            eta, beta1=beta1, beta2=beta2, eps=0.0, decoupled_weight_decay=decay
         ),
         wrong_norm=lambda eta, decay: math.sqrt(
             eta * DIMS / (2 * decay) * (1 - MEMORY) / (1 + MEMORY)
@@ -215,13 +216,19 @@ def equilibrium_path(subject):
 
 @functools.lru_cache(maxsize=32)
 def _path(subject, norm):
+    return walk_of(subject, *([4] if subject.label else []))
+
+
+def walk_of(subject, *stream, watch=None):
+    """Run a subject's chains, of a stream of random numbers of its own; return the `Path`."""
     return walk(
         subject.rule.make(subject.eta, subject.decay, subject.beta2),
-        norm * np.where(np.arange(CHAINS) % 2, 1.25, 0.8),
+        subject.law.norm * np.where(np.arange(CHAINS) % 2, 1.25, 0.8),
         dims=DIMS,
         steps=int(subject.steps * subject.longer),
         skip=int(subject.skip * min(subject.longer, 1.0)),
-        seed=[subject.seed, RULES.index(subject.rule), *([4] if subject.label else [])],
+        seed=[subject.seed, RULES.index(subject.rule), *stream],
         s=S,
         wing=subject.backend,
+        watch=watch,
     )

@@ -5,9 +5,9 @@ import numpy as np
 from theory.claim import claim
 from theory.measures.closest import Closest
 from theory.measures.derivatives import (
+    bounded_hessian,
     enclosed_hessian,
     hessian,
-    hessian_error,
     pseudo_inverse,
     solve,
     vector,
@@ -25,53 +25,55 @@ def newton_subjects(options):
 
 
 def newton_step(network, X, targets, rank=None):
-    """Return the undamped Newton step -H^+ grad L in the invariant weights, and H and grad L.
+    """Return the undamped Newton step -H^+ grad L in the invariant weights, and grad L.
 
     H and grad L are computed in longdouble and rounded to float64 once, so that what is judged is
     the step and not the sum of all roundings on the way to H.  The pseudo-inverse is that of
-    (H + H^T)/2; H is returned as it was computed.
+    (H + H^T)/2.
     """
     wide = network.astype(np.longdouble)
     X = X.astype(np.longdouble)
     gradient = vector(wide, wide.loss_and_gradients(X, targets).gradients).astype(np.float64)
     H = hessian(wide, X, targets).astype(np.float64)
-    return -pseudo_inverse((H + H.T) / 2, rank) @ gradient, H, gradient
+    return -pseudo_inverse((H + H.T) / 2, rank) @ gradient, gradient
 
 
 _NEWTON_BATCHES, _SMALL_EPS = 4, 2.0**-20
 
 
-def _newton_bound(subject, batch, step, H, gradient):
-    """Return the bound on |step - (w - P w)| / |w| from the errors of H and of the gradient.
+def _newton_bound(subject, batch, predicted):
+    """Return the bound on |step - d|/|w|, d = w - P w the predicted step.
 
-    On the complement B of the flat directions, B^T H B is nonsingular, so the exact step d = w - P
-    w and the computed one differ by (B^T H B)^{-1} B^T (H step + grad), of which the computed
-    residual and the errors E of H and e of grad are known: |r| + E |step| + e.  The eigenvectors
-    turn out of B by at most (|H flat| + P u |H|)/sigma_min (Davis & Kahan).
+    Of the gradient and the Hessian by jets alone: no number that is judged enters.  With H's errors
+    E and the gradient's e, and B spanning the complement of the flat directions, the step differs
+    by (B^T H B)^{-1} B^T (E |d| + e); the solver, a pseudo-inverse by eigenvectors, is exact for a
+    matrix that is P u |H| away, and rounds (|V| / |values|) |V^T| |grad|, at most P |grad|/sigma,
+    2 (P + 1) times: sigma is the least |eigenvalue| on B.  The eigenvectors turn out of B by at
+    most (E |flat| + 2 P u |H|)/sigma (Davis & Kahan).
     """
     network, wide = subject.network, np.longdouble
     X, targets = batch
-    exact, E = hessian_error(network.astype(wide), X.astype(wide), targets, H.astype(wide))
-    e = (np.abs(exact.value - gradient) + exact.error).astype(np.float64)
-    H, E = (H + H.T) / 2, ((E + E.T) / 2).astype(np.float64)
-    E = E + unit_roundoff(H.dtype) * np.abs(H)  # the sum is rounded
-    residual = np.abs(H.astype(wide) @ step + gradient).astype(np.float64)
-    residual = residual + E @ np.abs(step) + e
-    P = len(H)
+    gradient, H = bounded_hessian(network.astype(wide), X.astype(wide), targets)
+    u, P = unit_roundoff(np.float64), len(predicted)
+    e = (gradient.error + u * np.abs(gradient.value)).astype(np.float64)
+    E = H.error + 2 * u * np.abs(H.value)  # rounded, and its sum with the transpose
+    H, E = ((A + A.T).astype(np.float64) / 2 for A in (H.value, E))
     rank = P - subject.flat.shape[1]
     basis = np.linalg.svd(np.eye(P) - subject.flat @ subject.flat.T)[0][:, :rank]
     inverse = np.linalg.inv(basis.T @ H @ basis)
-    lift = basis @ inverse @ basis.T
-    rho = np.linalg.norm(np.abs(lift) @ E, 2)
+    lift = np.abs(basis @ inverse @ basis.T)
+    rho = np.linalg.norm(lift @ (2 * E), 2)
     if rho >= 1:
         return np.inf
+    size, per_sigma = np.linalg.norm(predicted), np.linalg.norm(inverse, 2)
+    rounding = P * u * np.linalg.norm(H, 2)
+    slope = 2 * (P + 1) * P * u * np.linalg.norm(gradient.value.astype(np.float64))
+    solver = (rounding * size + slope) * per_sigma
     turned = 0.0
     if subject.flat.shape[1]:
-        least = 1 / np.linalg.norm(inverse, 2)
-        rounding = P * unit_roundoff(H.dtype) * np.linalg.norm(H, 2)
-        shift = np.linalg.norm(H @ subject.flat, 2) + 2 * rounding
-        turned = np.linalg.norm(step) * shift / least
-    bound = np.linalg.norm(np.abs(lift) @ residual) / (1 - rho) + turned
+        shift = np.linalg.norm(E @ np.abs(subject.flat), 2) + 2 * rounding
+        turned = size * shift * per_sigma
+    bound = (np.linalg.norm(lift @ (E @ np.abs(predicted) + e)) + solver) / (1 - rho) + turned
     return float(bound / np.linalg.norm(vector(network, network.parameters)))
 
 
@@ -111,9 +113,9 @@ always 0, or, under layer norm, from adding the same weights to all units, is no
 output, so $2 w - P w$ is the same function too. The paper says that second-order methods remove
 the effect of the scale; the sharper statement is that undamped and alone on $w$ they remove the
 learning as well. In a joint step with the output layer the mixed block of $H$ turns the step
-away from $w$. Measured in float64, with $H$ and $\nabla L$ from longdouble. Bound: the residual
-$H d + \nabla L$ and the errors of $H$ and of $\nabla L$ (running error), through the inverse of
-$H$.
+away from $w$. Measured in float64, with $H$ and $\nabla L$ from longdouble. Bound: the errors of
+$H$, times $|d|$, and of $\nabla L$ (running error of the same lines on jets), through the inverse
+of $H$, and the rounding of the solver, by its backward error.
 """,
     subjects=newton_subjects,
     unfit=(
@@ -131,8 +133,8 @@ def newton_is_radial(subject):
     predicted = w - subject.flat @ (subject.flat.T @ w)
     closest, bounds = Closest(), []
     for batch in subject.batches[:_NEWTON_BATCHES]:
-        step, H, gradient = newton_step(network, *batch, rank)
-        bounds.append(_newton_bound(subject, batch, step, H, gradient))
+        step, _ = newton_step(network, *batch, rank)
+        bounds.append(_newton_bound(subject, batch, predicted))
         nearly = newton_step(network.with_eps(_SMALL_EPS), *batch, rank)[0]
         off, wrong = (np.linalg.norm(p - predicted) / np.linalg.norm(w) for p in (step, nearly))
         closest.offer(off, bounds[-1], wrong / _SMALL_EPS)
@@ -140,13 +142,13 @@ def newton_is_radial(subject):
     (name,) = invariant_weights(network)
     after = network.with_parameters({name: (w + step).reshape(network.parameters[name].shape)})
     leaky = subject.with_eps(EPS).network
-    leaky_step, _, _ = newton_step(leaky, *data, rank)
+    leaky_step, _ = newton_step(leaky, *data, rank)
     controls = {
         "joint step off the radius": _off_radius(joint_step(network, *data), predicted),
         "eps = 0.5": float(np.linalg.norm(leaky_step - predicted) / np.linalg.norm(w)),
     }
     return closest.measurement(
-        how="|H^-1| (|H d + grad| + error(H) |d| + error(grad)), relative to |w|",
+        how="|H^-1| (error(H) |d| + error(grad)) and the solver's own rounding, relative to |w|",
         control=min(controls.values()),
         control_least=100 * max(bounds),
         details={

@@ -59,7 +59,7 @@ def _newton():
     """
     subject = _smooth()
     network, names = subject.network, invariant_weights(subject.network)
-    step, _, gradient = newton_step(network, subject.X, subject.targets)
+    step, gradient = newton_step(network, subject.X, subject.targets)
     w, t = vector(network, network.parameters), np.linspace(0, 1, 21)
 
     def along(d):
