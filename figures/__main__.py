@@ -241,7 +241,8 @@ def compute_and_draw(arguments, preset, out):
             numbers = figure(name).compute([r for r in found if r is not None], preset)
             drawings.append(pool.submit(draw, name, numbers, out))
             said += numbers["statements"]
-            captions.append(f"**{name}.** {numbers['caption']} Data: {data}.\n")
+            about = "" if name in LATER else f" Data: {data}."  # walks have none
+            captions.append(f"**{name}.** {numbers['caption']}{about}\n")
         for name, drawing in zip(wanted, drawings, strict=True):
             print(f"{out / name}.svg .pdf .png  ({drawing.result():.1f} s)")
     print()

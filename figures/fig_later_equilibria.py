@@ -12,11 +12,14 @@ SEEDS = 3
 DIMS, MEMORY = 256, 0.9
 SHARES = (0.03, 0.1, 0.3, 0.8)  # of w that decay takes away in a step, x
 RATES = {"SGD": 0.1, "Momentum": 0.02, "Nesterov": 0.02, "Adam": 0.03, "SGDP": 0.02}
+RATES |= {"NormalizedSGD": 0.3, "SignSGD": 0.02}
 FOURTH = ("SGD", "Momentum", "Nesterov", "SGDP")  # whose |w|^4 is E|w|^2/E|g|^2 at s = 1
 PAPER = ("SGD", "Momentum", "Nesterov", "Adam", "AdamW")
 BETA2 = {"Adam": 0.9995, "AdamW": 0.998, "AdamP": 0.998}
 SKIP = {"Adam": 5000, "AdamW": 2500, "AdamP": 2500}
 LATER = ("Lion", "SGDP", "AdamP")
+COUPLED = ("NormalizedSGD", "SignSGD")  # with decay in the gradient: x is their x_e
+ALL = (*PAPER, *LATER, *COUPLED)
 
 
 def _decay(name, x):
@@ -24,6 +27,11 @@ def _decay(name, x):
     eta = RATES.get(name, 0.01)
     if name == "Adam":
         return {"weight_decay": 5 * x}
+    if name in COUPLED:
+        # |w|^2 = eta^2 d/(2 c x), and |p|^2 = 1/|w|^2 + decay^2 |w|^2 solved for decay
+        share, d = (np.sqrt(2 / np.pi), DIMS) if name == "SignSGD" else (1.0, 1)
+        square = eta * eta * d / (2 * share * x)
+        return {"weight_decay": float(1 / (square * np.sqrt(2 * share / x - 1)))}
     if name in PAPER[:3]:
         return {"weight_decay": x / eta}
     more = {"SGDP": 10 * (1 - MEMORY), "AdamP": 10.0}.get(name, 1.0)
@@ -34,6 +42,8 @@ def _law(name, x):
     """Return the Equilibrium by the law."""
     eta, decay = RATES.get(name, 0.01), _decay(name, x)
     (value,) = decay.values()
+    if name in COUPLED:
+        return laws.coupled_equilibrium(name, eta, value, dims=DIMS)
     if name in PAPER:
         return laws.equilibrium(name, eta, value, dims=DIMS, memory=MEMORY)
     return laws.later_equilibrium(name, eta, value, dims=DIMS, memory=MEMORY)
@@ -42,7 +52,7 @@ def _law(name, x):
 def configurations(preset):
     """Return the runs: optimizers x shares of decay x seeds, and schedules."""
     runs = []
-    for name in (*PAPER, *LATER):
+    for name in ALL:
         eta = RATES.get(name, 0.01)
         hyper = {"name": name, "learning_rate": eta}
         if name in BETA2:
@@ -79,7 +89,7 @@ def compute(results, preset):
     """Return measured over predicted by optimizer, the schedule, and errors of published forms."""
     said, points = [], {}
     walks = [r for r in results if "schedule" not in r.configuration]
-    for name in (*PAPER, *LATER):
+    for name in ALL:
         own = [r for r in walks if r.configuration["optimizer"]["name"] == name]
         at = [_law(name, r.configuration["x"]) for r in own]
         square = np.array([r.values["square"] for r in own])
@@ -109,7 +119,9 @@ def compute(results, preset):
         "caption": (
             "Left: measured over predicted |w| (filled) and 1 - cos of a step (open) at "
             "equilibrium on the random walk, by optimizer, over x, the share of w that decay takes "
-            f"away in a step (Adam: x_e); {SEEDS} seeds each. Claimed: 1. Middle: |w| with decay, "
+            f"away in a step (Adam, normalized and sign steps: x_e); {SEEDS} seeds each. Claimed: "
+            "1; of Lion and signs up to terms of order 1/C, C = 256 weights, and of signs to first "
+            "order in x_e. Middle: |w| with decay, "
             "and without it at the exponential schedule that is decay, times (1 - eta decay)^t: "
             f"measured apart by at most {max(apart):.0e}. Right: relative error of "
             "published forms of 1 - cos over x, beside the exact ones."

@@ -13,7 +13,7 @@ from myst_parser.parsers.sphinx_ import MystParser
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from theory.report import play  # noqa: E402
+from theory.report import ask, play  # noqa: E402
 from theory.report.page import FONTS, mathematics  # noqa: E402
 
 project = "L2 regularization versus normalization"
@@ -80,6 +80,12 @@ def all_modules(app, docname, source):
             source[0] += f"{title}\n```{{eval-rst}}\n{body}```\n"
 
 
+def all_questions(app, docname, source):
+    """Add what practitioners ask, with the answers of `python -m theory --ask`, to their page."""
+    if docname == "questions":
+        source[0] += f"\n{ask.markdown()}"
+
+
 def as_it_is_written(app, what, name, obj, options, lines):
     """Show a docstring as the plain text that it is."""
     lines[:] = ["::", "", *(f"    {line}" for line in lines), ""] if lines else []
@@ -111,6 +117,7 @@ def setup(app):
     app.add_source_parser(Percent)
     app.add_html_math_renderer("mathml", (inline, None), (displayed, None))
     app.connect("source-read", all_modules)
+    app.connect("source-read", all_questions)
     app.connect("autodoc-process-docstring", as_it_is_written)
     app.connect("html-page-context", fonts)
     app.connect("build-finished", page_to_play_with)

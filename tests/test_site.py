@@ -11,6 +11,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from browser import WIDTHS, with_browser
 
+from theory.report import ask
+
 ROOT = Path(__file__).parents[1]
 MISSING = [
     name for name in ("sphinx", "myst_parser", "furo") if importlib.util.find_spec(name) is None
@@ -101,6 +103,13 @@ def test_docstrings_are_shown_as_they_are_written(site):
     folder, _ = site
     text = (folder / "api.html").read_text(encoding="utf-8")
     assert "dz = (a - mean(a) - h mean(a h)) / s with a = gamma dy" in text
+
+
+def test_every_question_is_a_section_of_its_page(site):
+    folder, _ = site
+    text = (folder / "questions.html").read_text(encoding="utf-8")
+    assert text.count("<h2>") == len(ask.QUESTIONS)
+    assert "|w|^2" in text and "\\|" not in text
 
 
 @with_browser

@@ -19,7 +19,7 @@ except ImportError as error:
         "install torch"
     ) from error
 
-from minimal_nn.optimizers import SGD
+from minimal_nn.optimizers import SGD, Optimizer
 from theory.yours import rates
 from theory.yours.auditing import Audit, audit_model
 from theory.yours.evaluation import Model
@@ -75,6 +75,11 @@ def audit(
             rules, text = rules_of(optimizer, module), _text(optimizer)
         else:
             optimizer = SGD(0.1) if optimizer is None else optimizer
+            if not isinstance(optimizer, Optimizer):
+                raise TypeError(
+                    f"optimizer: got {type(optimizer).__name__}, expected torch.optim.SGD, Adam or "
+                    "AdamW, or an optimizer of minimal_nn"
+                )
             rules, text = rates.rules_of(optimizer, model.parameters), repr(optimizer)
             frozen = {n for n, p in module.named_parameters() if not p.requires_grad}
             rules = {name: rule for name, rule in rules.items() if name not in frozen}

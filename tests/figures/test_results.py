@@ -23,7 +23,11 @@ def archive(request):
 def test_statements_follow_from_the_runs(archive, tmp_path, monkeypatch):
     facts = json.loads((archive.parent / "manifest.json").read_text())
     preset = presets.ALL[facts["preset"]]._replace(seeds=len(facts["seeds"]))
-    drawn = [name for name in command.FIGURES if (archive.parent / f"{name}.png").exists()]
+    drawn = [
+        name
+        for name in (*command.FIGURES, *command.LATER)
+        if (archive.parent / f"{name}.png").exists()
+    ]
     kept_runs = archives.read_archive(archive).values()
     if any(run["configuration"]["experiment"] == "precision" for run in kept_runs):
         pytest.importorskip("flint")

@@ -1,6 +1,7 @@
 """The answers to practitioners: every claim is one, every number is computed, by a second way."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -38,6 +39,16 @@ def test_numbers_by_hand(number, expected):
     text = " ".join(ask.lines([number]))
     for figure in expected:
         assert figure in text, (figure, text)
+
+
+def test_the_page_is_what_the_command_prints():
+    """Section by section, once the backslashes of Markdown are taken away."""
+    sections = ask.markdown().split("## ")[1:]
+    assert len(sections) == len(ask.QUESTIONS)
+    for number, section in enumerate(sections, 1):
+        plain = re.sub(r"\\(.)", r"\1", section).replace("`", "").replace("Claims:", "claims:")
+        assert " ".join(plain.split()) == " ".join(" ".join(ask.lines([number])).split())
+        assert not re.search(r"(?<!\\)[*_<$|]", section.rpartition("Claims:")[0])
 
 
 def test_the_command_answers(capsys):

@@ -10,7 +10,7 @@ import pytest
 import minimal_nn as nn
 from theory import CLAIMS, laws
 from theory.claim import FOLLOWERS, select
-from theory.claims.followers import tangent
+from theory.claims.followers import exactly, tangent
 from theory.claims.followers.table import judge, together, walked
 from theory.laws import later
 from theory.report import outline
@@ -93,6 +93,42 @@ def test_the_command_verifies_a_chapter():
     command = [sys.executable, "-m", "theory", *command]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "After 2017" in text and "2 claims" in text
+
+
+EXACT = [id for id in FOLLOWERS if FOLLOWERS[id].exact]
+IN_SYMBOLS = [id for id in EXACT if "symbol" not in FOLLOWERS[id].unfit]
+
+
+@pytest.mark.parametrize(
+    "id, arithmetic",
+    [(id, "ball") for id in EXACT]
+    + [pytest.param(id, "symbol", marks=pytest.mark.slow) for id in IN_SYMBOLS],
+)
+def test_it_holds_exactly(id, arithmetic):
+    """In enclosures of 300 bits, and in symbols: two of the four networks."""
+    claim = FOLLOWERS[id]
+    subjects = claim.subjects(Options(arithmetic=arithmetic, bits=300))
+    assert subjects and arithmetic not in claim.unfit
+    for subject in subjects[::3] if arithmetic == "symbol" else subjects:
+        verdict = claim.verify(subject)
+        assert verdict.verified, verdict
+
+
+def test_what_has_an_exact_form_says_so():
+    assert len(EXACT) == 13 and len(IN_SYMBOLS) == 8
+    for id, claim in FOLLOWERS.items():
+        assert bool(claim.exact) == ("ball" not in claim.unfit), id
+        assert claim.exact or claim.unfit["symbol"], id
+
+
+@pytest.mark.parametrize(
+    "id, name, wrong",
+    [("any-schedule", "_SHRINK", 0.75 + 2.0**-50), ("momentum-schedule", "_ALPHA", 0.5 + 2.0**-50)],
+)
+def test_a_wrong_constant_is_found_exactly(id, name, wrong, monkeypatch):
+    monkeypatch.setattr(exactly, name, wrong)
+    subject = FOLLOWERS[id].subjects(Options(arithmetic="ball", bits=300))[0]
+    assert not FOLLOWERS[id].verify(subject).holds
 
 
 # Faults

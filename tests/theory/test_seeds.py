@@ -37,6 +37,11 @@ def test_exponents_have_a_bias_each_and_other_claims_none():
     assert seeds.pooled(both) == "-"
 
 
+def test_what_a_law_leaves_open_stands_beside_its_bias():
+    both = [verdict(2.02, **{"open: terms of order 1/C": 0.004})] * 2
+    assert seeds.pooled(both) == "+1.00% +- 0.00% (open: terms of order 1/C, 0.40%)"
+
+
 def test_the_command_counts_over_seeds(capsys):
     assert main(["--seeds", "3", "--only", "running-statistics", "--dtype", "float64"]) == 0
     *_, vectors, images = capsys.readouterr().out.splitlines()

@@ -1,8 +1,10 @@
-r"""`python -m theory --ask`: what practitioners ask, answered by claims and computed by the laws.
+r"""`python -m theory --ask`, and a page of the guide: what practitioners ask, answered by claims.
 
-The questions are those of issues and forums of PyTorch, Keras, timm, transformers and others.
+Numbers are computed by the laws.  The questions are those of issues and forums of PyTorch, Keras,
+timm, transformers and others.
 """
 
+import re
 import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
@@ -273,3 +275,13 @@ def lines(numbers=()):
             options = {"initial_indent": "    ", "subsequent_indent": "    "}
             found += textwrap.wrap(text, WIDTH, break_on_hyphens=False, **options)
     return found
+
+
+def markdown():
+    """Return the questions as sections of a page in Markdown, with their answers and claims."""
+    sections = []
+    for number, asked in enumerate(QUESTIONS, 1):
+        ids = ", ".join(f"`{id}`" for id in asked.claims)
+        text = re.sub(r"([\\`*_<>$\[\]|#~])", r"\\\1", asked.answer())
+        sections.append(f"## {number}. {asked.question}\n\n{text}\n\nClaims: {ids}\n")
+    return "\n".join(sections)

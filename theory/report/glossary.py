@@ -238,6 +238,11 @@ OWN = {
         r"z": "Φ a; with the indices 0 and 1 its smallest and next largest value",
         r"T": "steps from the one to the other",
     },
+    "rotational-variant": {
+        r"N": "puts a vector to the length 1",
+        r"\eta": "learning rate; with the index r, length of a step over |w|",
+        r"\varphi": "angle of a step",
+    },
     "coupled-equilibrium": {r"d": "square of a step's length, over η²", r"o": "the step over −η"},
     "muon-polynomial": {
         **_DECAYED,

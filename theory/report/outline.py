@@ -83,6 +83,7 @@ SENTENCES = {
     "fast-equilibrium": "the loss settles within 1/(eta decay) steps",
     "published-turns": "published angles hold for small x alone",
     "published-norms": "and so do published norms",
+    "rotational-variant": "a rotation that is set falls short of SGD's",
     "gradient-weight-ratio": "|g|/|w| is set by decay over rate",
     "adamw-covariance": "AdamW's average is not orthogonal to w",
     "layers-turn": "AdamW turns layers alike, Adam + L2 does not",

@@ -47,12 +47,17 @@ def biases(verdicts):
 
 
 def pooled(verdicts):
-    """Return the pooled bias with its standard error, as text; "-" where there is no law."""
+    """Return the pooled bias with its standard error, as text; "-" where there is no law.
+
+    With what the law leaves open, where the claim's details name it.
+    """
     samples = biases(verdicts)
     if samples is None or len(samples) < 2:
         return "-"
     means, errors = samples.mean(axis=0), samples.std(axis=0, ddof=1) / math.sqrt(len(samples))
-    return ", ".join(f"{m:+.2%} +- {e:.2%}" for m, e in zip(means, errors, strict=True))
+    text = ", ".join(f"{m:+.2%} +- {e:.2%}" for m, e in zip(means, errors, strict=True))
+    left = {k: v for k, v in verdicts[0].measurement.details.items() if k.startswith("open: ")}
+    return text + "".join(f" ({name}, {size:.2%})" for name, size in left.items())
 
 
 def lines(found):

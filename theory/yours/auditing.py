@@ -129,7 +129,7 @@ def audit_model(model, rules, optimizer, unit_axis, mode=()):
     shapes = {name: array.shape for name, array in model.parameters.items()}
     groups = {
         series.partition.parameters: (series.partition, _meant(series))
-        for _, word, series in found
+        for _, word, series, _ in found
         if series is not None and word != UNCLEAR
     }
     return Audit(rows, optimizer, tuple(mode), rules, shapes, groups)
@@ -140,9 +140,8 @@ def _meant(found):
     return found.obeys | (found.whole & ~found.alive)
 
 
-def _row(model, here, names, word, found, rules):
+def _row(model, here, names, word, found, why, rules):
     """Return the row of a group, its figures at the present parameters."""
-    hidden = found is not None and found.hidden
     if word == UNCLEAR:
         found = None
     if found is None:
@@ -163,9 +162,7 @@ def _row(model, here, names, word, found, rules):
     own = [rules.get(name) for name in partition.parameters]
     rate = rest = nan
     note = "" if all(own) else "frozen"
-    if word == UNCLEAR:
-        better = ": let the function compute in float64" if model.dtype != np.float64 else ""
-        note = "an eps that is not small hides it" if hidden else f"rounding hides it{better}"
+    note = why or note
     s = float(np.sqrt(np.mean(np.square(w * g)[alive]))) if alive.any() else nan
     dims = partition.size(model.parameters)
     if found is not None and all(own):

@@ -36,7 +36,8 @@ class FitMonitor:
     root mean square over its parts), the effective rate, |w| where growth and decay balance, and
     the steps until it is within 5 % of that.  The prediction needs two epochs, compares |w| with
     that of one relaxation time ago, and is as noisy as |w| is; a learning rate that the schedule
-    changes gives none.  It is left out where an optimizer has no law, or no decay.
+    changes gives none.  It is left out where an optimizer has no law, or no decay.  Adam's
+    eps, of which no law knows, is taken to be small beside gradients, which are not seen here.
 
     optimizer: that of fit.  schedule: that of fit, as a function of the step.  sinks: see
     theory.yours.sinks.

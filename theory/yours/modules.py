@@ -24,6 +24,11 @@ def arrays_of(module):
     """Return {name: array} of a module's parameters; half precision as float32, exactly."""
     arrays = {}
     for name, tensor in module.named_parameters():
+        if isinstance(tensor, torch.nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"module: {name!r} has no shape yet, expected numbers: run the lazy module on a "
+                "batch first"
+            )
         if tensor.is_meta:
             raise ValueError(
                 f"module: {name!r} is on the device meta, expected numbers: module.to_empty(...) "

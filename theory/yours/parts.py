@@ -4,6 +4,7 @@ A partition takes some arrays together: each unit along an axis, each block of n
 (the channels of a group norm's group, the rows of an attention head), or the whole.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -59,18 +60,18 @@ def partitions(arrays, names, unit_axis):
     """Return the partitions of the arrays of `names`, from the finest to the whole.
 
     unit_axis: the axis that comes first where two are as fine.  Arrays are taken together along an
-    axis of the first, where the others are vectors of that length.
+    axis of the first, where the others are vectors of that length, of shape (6, 1, 1), say.
     """
     shape = arrays[names[0]].shape
     others = [arrays[name].shape for name in names[1:]]
     found = []
     for axis, length in enumerate(shape):
-        if any(other != (length,) for other in others):
+        if any(math.prod(other) != length or length not in other for other in others):
             continue
         blocks = _divisors(length)
         if len(shape) == 1 and not others:
             blocks = blocks[1:]  # a part of one number is its sign
-        axes = (axis, *[0] * len(others))
+        axes = (axis, *(other.index(length) for other in others))
         found += [Partition(names, axes, block, length // block) for block in blocks]
     preferred = unit_axis % max(len(shape), 1)
     found.sort(key=lambda p: (-p.count, p.axes[0] != preferred))

@@ -22,9 +22,10 @@ _BIASES = ("bias", "b", "beta", "offset")
 
 
 def groups_of(model, unit_axis):
-    """Return (names, word, Series or None) for every group, in the order of the parameters.
+    """Return (names, word, Series or None, why) for every group, in the order of the parameters.
 
-    model: an evaluation.Model.  unit_axis: the axis that is named where two would do.
+    model: an evaluation.Model.  unit_axis: the axis that is named where two would do.  why: what
+    leaves one in doubt, where the word is UNCLEAR.
     """
     near = [model.point(model.generic(seed)) for seed in (5, 6)]
     points = [point for point in near if point is not None]
@@ -49,7 +50,7 @@ class _Search:
         self.arrays = near[0].parameters
 
     def groups(self):
-        """Return (names, word, Series or None) for every group, in the order of the parameters."""
+        """Return (names, word, Series or None, why) for every group, as the parameters stand."""
         cancelled = self._cancelled()
         groups = {}
         alone = [name for name in self.arrays if name not in cancelled]
@@ -62,7 +63,39 @@ class _Search:
             if name not in taken and groups[name][1] == NO:
                 found = self._some((name,))
                 groups[name] = groups[name][0], _word(found), found
-        return [groups[name] for name in self.arrays if groups[name][0]]
+        return [self._with_reason(*groups[name]) for name in self.arrays if groups[name][0]]
+
+    def _with_reason(self, names, word, found):
+        """Add why one cannot tell; what seems not to be invariant may have an eps outside a root.
+
+        The leak of that falls as 1/|w|, as what some functions leave that saturate.
+        """
+        if word == NO and all(self._slow(names, point) for point in self.near):
+            return names, UNCLEAR, None, "an eps outside a root may hide it, or a saturation"
+        if word != UNCLEAR:
+            return names, word, found, ""
+        if found is not None and found.hidden:
+            return names, word, found, "an eps that is not small hides it"
+        better = ": let the function compute in float64" if self.model.dtype != np.float64 else ""
+        return names, word, found, f"rounding hides it{better}"
+
+    def _slow(self, names, point):
+        """Return whether r is next to 0, and falls as 1/|w| while the gradient goes on as 1/|w|."""
+        every, look = whole(names), Look(names, point)
+        (noise,), _ = look.noise(every)
+        (r,), (size,) = look.radial(every)
+        if not 20 * noise < abs(r) <= LITTLE * size:
+            return False
+        fallen, lengths = [], []
+        for a in (4.0, 16.0):
+            changes = every.scaled(point.parameters, np.full(1, a))
+            evaluation = self.model.at(point.parameters, changes)
+            if evaluation is None:
+                return False
+            (further,), (length,) = look.radial(every, a, evaluation)
+            fallen.append(a * further / r)
+            lengths.append(length / size)
+        return np.allclose(fallen, 1, atol=0.1) and np.allclose(lengths, 1, atol=0.01)
 
     def _add_pairs(self, groups):
         """Find pairs that are invariant jointly among what is not so alone; return their names."""

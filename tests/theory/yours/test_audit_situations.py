@@ -257,6 +257,46 @@ def test_a_module_on_the_device_meta_is_refused():
         theory.torch.audit(plain().to("meta"), CROSS_ENTROPY, *draw(48, 6))
 
 
+def test_a_lazy_module_that_has_not_run_is_refused():
+    with pytest.raises(ValueError, match="'0.weight' has no shape yet, expected numbers: run"):
+        theory.torch.audit(nn.Sequential(nn.LazyLinear(4)), CROSS_ENTROPY, *draw(48, 6))
+
+
+def test_what_is_no_optimizer_is_refused():
+    module = plain()
+    scheduler = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(module.parameters(), lr=0.1), 3)
+    with pytest.raises(TypeError, match="optimizer: got StepLR, expected torch.optim.SGD, Adam or"):
+        first(module, scheduler)
+
+
+class Standardized(nn.Conv2d):
+    """Weight standardization, with its eps outside the root or inside it."""
+
+    outside = True
+
+    def forward(self, x):
+        centered = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        square = centered.square().mean((1, 2, 3), keepdim=True)
+        s = square.sqrt() + 1e-5 if self.outside else (square + 1e-5).sqrt()
+        return F.conv2d(x, centered / s, self.bias)
+
+
+@pytest.mark.parametrize("outside", (True, False))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_an_eps_outside_a_root_is_not_called_no(outside, dtype):
+    """Its leak falls as 1/|w|, as what a softsign leaves; only an eps inside is told apart."""
+    module = build(
+        lambda: Standardized(3, 6, 3), nn.ReLU, lambda: nn.AvgPool2d(3), nn.Flatten
+    ).append(nn.Linear(6, 4))
+    module[0].outside = outside
+    X, y = draw(16, 3, 5, 5)
+    report = rows(theory.torch.audit(module.to(dtype), CROSS_ENTROPY, X.to(dtype), y))
+    row = report["0.weight",]
+    assert row.invariant == ("unclear" if outside else "per unit")
+    assert row.note == ("an eps outside a root may hide it, or a saturation" if outside else "")
+    assert {report[n,].invariant for n in ("0.bias", "4.weight", "4.bias")} == {"no"}
+
+
 def test_what_is_no_module_is_refused():
     with pytest.raises(TypeError, match="module: got function, expected a torch.nn.Module"):
         theory.torch.audit(lambda x: x, CROSS_ENTROPY, *draw(48, 6))

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import random
 
 import numpy as np
 import pytest
@@ -113,6 +114,17 @@ def test_step_counters_that_are_shared():
     assert not report and report.reason.family == "step counter"
     report = check_optimizer(Clipped)
     assert report and report.parameters == habits.BY_VALUES and report.nu_words == "0"
+
+
+def test_what_draws_by_chance_draws_the_same_in_each_run():
+    """A step that is skipped now and then: else its verdict would change from call to call."""
+
+    def skipping(w, g, state, lr=1e-2):
+        return w - lr * g * (np.random.random() < 0.8) * (random.random() < 0.8), state
+
+    reports = [check_optimizer(skipping) for _ in range(2)]
+    assert all(reports) and reports[0].one_gradient == reports[1].one_gradient
+    assert "0 to" in reports[0].course
 
 
 COURSES = {
@@ -332,6 +344,10 @@ def test_a_function_of_parameters_is_rescaled_in_its_groups(torch):
     assert report and report.powers["eps"] == -1 and report.decay == habits.DECOUPLED
     report = check_optimizer(lambda parameters: None)
     assert "expected a torch optimizer" in report.refused
+    report = check_optimizer(
+        lambda parameters: torch.optim.AdamW([{"params": [p]} for p in parameters], lr=1e-2)
+    )
+    assert report and report.powers["eps"] == -1  # several groups with the same settings
     unlike = ({"weight_decay": 0.0}, {"weight_decay": 0.1})
     report = check_optimizer(
         lambda parameters: torch.optim.AdamW(

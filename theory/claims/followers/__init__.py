@@ -12,6 +12,7 @@ r"""The papers after 2017: `python -m theory --chapter followers`; not run witho
     conservation  what symmetries conserve, in discrete steps
     sphere        the threshold of the effective rate; decay that never settles; the Hessian
     regimes       above the threshold; the period of decay without noise
+    exactly       the identities among them in balls and symbols
 
 Claims run minimal_nn's own optimizers; where a source's constant does not hold as printed, the
 claim has an erratum with what was measured (`python -m theory --errata`).
@@ -22,13 +23,14 @@ claim has an erratum with what was measured (`python -m theory --errata`).
 from theory.claims.followers import schedules, equilibria, muon, relaxation
 from theory.claims.followers import published, averages
 from theory.claims.followers import tangent, mechanisms, conservation
-from theory.claims.followers import sphere, regimes
+from theory.claims.followers import sphere, regimes, exactly
 # isort: on
 
 __all__ = [
     "averages",
     "conservation",
     "equilibria",
+    "exactly",
     "mechanisms",
     "muon",
     "published",

@@ -17,6 +17,7 @@ from theory.subjects.networks import dtype_name, network_subject, to_numpy
 
 _ETA, _DECAY, _BATCH, _WIDE = 0.25, 0.5, 16, np.longdouble
 _SHRINK = 1 - _ETA * _DECAY
+_SOFTMAX = "sums of the softmax's exponentials do not simplify to 1", "symbol"
 
 
 def _step(network, gradients):
@@ -46,7 +47,8 @@ Bound: the loss's backward pass from the computed scores, and the update, on num
 their rounding error.
 """,
     subjects=networks,
-    unfit=((WORST_CASE, "float16"),),
+    exact="ball",
+    unfit=((WORST_CASE, "float16"), _SOFTMAX),
     numpy_only="sums that carry bounds run through its lines alone",
 )
 def translation_law(subject):
@@ -126,7 +128,8 @@ rounding of $w_t$ in the step before.
     "(1 - rho)^2/(2 (1 + rho)); the iteration does for x > (1 - sqrt rho)^2. At rho = 1/8, x = 3/8 "
     "the first says that it swings; the recursion that is measured has the roots 1/2 and 1/4.",
     subjects=networks,
-    unfit=((WORST_CASE, "float16"),),
+    exact="ball",
+    unfit=((WORST_CASE, "float16"), _SOFTMAX),
     numpy_only="sums that carry bounds run through its lines alone",
 )
 def translation_oscillator(subject):
@@ -210,6 +213,7 @@ Bound: both sums from the same $h$ and cotangent, on numbers that carry their ro
 the update's.
 """,
     subjects=lambda options: networks(options, "rms"),
+    exact="ball",
     unfit=((WORST_CASE, "float16"),),
     numpy_only="sums that carry bounds run through its lines alone",
 )

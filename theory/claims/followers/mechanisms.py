@@ -50,6 +50,7 @@ carry their rounding error, that of the norm, and $|w'|$'s own.
     erratum="Zhang et al. 2019 transplant the norms at the same learning rate, which recovers most "
     "of the effect: at eta decay = 1/4 the tangent of each turn is 3/4 of that with decay.",
     subjects=unit_networks,
+    exact="ball symbol",
     unfit=((WORST_CASE, "float16"),),
 )
 def transplanted_norms(subject):
@@ -173,7 +174,11 @@ schedule-law.
     erratum="Roburin et al. 2022: AdamG*, which SGD with L2 is on the sphere, has v' = beta v + "
     "|g|^2; exactly, |g|^4/(4 beta v) is added, measured up to 5 times the rest under weight norm.",
     subjects=networks,
-    unfit=((WORST_CASE, "float16"),),
+    exact="ball",
+    unfit=(
+        (WORST_CASE, "float16"),
+        ("the square of schedule-law's expression, whose simplification takes minutes", "symbol"),
+    ),
 )
 def sgd_as_adam(subject):
     """|v'/law - 1| of the group and step that come closest to their bound."""

@@ -101,6 +101,7 @@ By induction: $\tilde w = \alpha^{-t} w$ has the gradient $\alpha^t g$, and $\ti
 applied as $(1 - x) w$, every number of the two runs has the same bits, up to the power of two.
 """,
     subjects=networks,
+    exact="ball symbol",
     unfit=(NARROW,),
 )
 def exponential_schedule(subject):
@@ -129,6 +130,7 @@ The induction of exponential-schedule with $P_t$ in the place of $\alpha^t$: $w_
 rate steps down, the equivalent one has the ratio $(\eta_t/\eta_{t-1})/(a_{t-1} a_t)$.
 """,
     subjects=networks,
+    exact="ball symbol",
     unfit=(NARROW,),
 )
 def any_schedule(subject):
@@ -185,6 +187,7 @@ buffer on numbers that carry their rounding error.
     erratum="Exponential schedules are often quoted as decay with momentum as they stand: without "
     "the corrected buffer the first step is off by as much as decay moves w.",
     subjects=networks,
+    exact="ball symbol",
     unfit=((WORST_CASE, "float16"),),
 )
 def momentum_schedule(subject):
@@ -267,6 +270,7 @@ the running error of both steps.
     erratum="Hoffer et al. 2018: the learning-rate correction |w|^2/|w_WD|^2 lacks the factor 1/(1 "
     "- eta decay): at eta decay = 1/4 the turn's tangent is 3/4 of that with decay.",
     subjects=networks,
+    exact="ball symbol",
     unfit=((WORST_CASE, "float16"),),
 )
 def hoffer_correction(subject):
@@ -376,6 +380,7 @@ Measured along a half cosine at $x$ from 0.25 to 0.025. Bound: running error of 
 $\langle w, g \rangle$.
 """,
     subjects=networks,
+    exact="ball symbol",
     unfit=((WORST_CASE, "float16"),),
 )
 def schedule_law(subject):

@@ -175,6 +175,7 @@ Measured: both entries, relative to $|g|/|w|$; the inequality on full Hessians. 
 numbers that carry their rounding error, from $z = X w$ on.
 """,
     subjects=float_subjects,
+    exact="ball symbol",
     unfit=(("complex steps are taken in complex128, which is float64", "float16 float32"),),
     numpy_only="complex numbers, and sums that carry bounds, run through its lines alone",
 )

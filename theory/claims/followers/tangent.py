@@ -52,6 +52,7 @@ Bound: the errors of update, buffer and $\langle w, g \rangle$, sent through the
 $A$, $E' = \rho (E + |v| e_w) + |w| e_v + E_g$, and of $|w'|^2$, $2 \eta E + 2 |w'| e_w$.
 """,
     subjects=networks,
+    exact="ball",
     unfit=((WORST_CASE, "float16"),),
 )
 def momentum_sum(subject):
@@ -229,6 +230,7 @@ of $\langle w, g \rangle$.
     erratum="Steps of relative length eta are described as turning by eta (Hyperball's effective "
     "rate, EDM2's learning rate): it is arctan eta, 0.4636 for 0.5.",
     subjects=unit_networks,
+    exact="ball symbol",
     unfit=((WORST_CASE, "float16"),),
 )
 def projected_angle(subject):

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import math
+import random
 import sys
 from types import SimpleNamespace
 
@@ -87,14 +88,26 @@ class Maker:
         self.hyper = {n: v for n, v in known.items() if n in hyper or n in sites_by_name(known)}
         self.sites = sites_of(self.hyper)
         self.given = sites_of({**getattr(make, "keywords", {}), **hyper})
+        self.seed = 0
 
     def begin(self, sites, arrays, problem):
         """Return the optimizer of some arrays, begun anew with numbers at its sites."""
+        random.seed(self.seed)  # what foreign optimizers draw from
+        np.random.seed(self.seed)
+        if self.begins is _Torch:
+            sys.modules["torch"].manual_seed(self.seed)
         return self.begins(self.make, with_sites(self.hyper, sites), arrays, problem)
 
+    @contextlib.contextmanager
     def context(self):
-        """Return the context in which it is run: one thread, float64, its own chance."""
-        return _torch_context() if self.begins is _Torch else _jax_context()
+        """Run it within: one thread, float64, chance that is its own."""
+        states = random.getstate(), np.random.get_state()
+        try:
+            with _torch_context() if self.begins is _Torch else _jax_context():
+                yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 def sites_by_name(hyper):
@@ -250,7 +263,6 @@ class _Torch:
         import torch
 
         self.torch = torch
-        torch.manual_seed(0)
         self.loss_of = None
         self.tensors = {n: torch.nn.Parameter(torch.tensor(a)) for n, a in arrays.items()}
         parameters = inspect.signature(make).parameters
@@ -261,10 +273,11 @@ class _Torch:
             raise TypeError(
                 f"make: it made a {type(self.optimizer).__name__}, expected a torch optimizer"
             )
-        if len(self.optimizer.param_groups) != 1:
+        first, *others = self.optimizer.param_groups
+        if any(group.get(name) != first.get(name) for group in others for name in hyper):
             raise ValueError(
-                f"make: it made {len(self.optimizer.param_groups)} parameter groups, expected one: "
-                "each has hyper-parameters of its own; check one after the other"
+                f"make: it made {1 + len(others)} parameter groups, expected one: each has "
+                "hyper-parameters of its own; check one after the other"
             )
         for group in self.optimizer.param_groups:
             group.update({name: value for name, value in hyper.items() if name not in taken})
