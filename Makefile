@@ -23,8 +23,11 @@ guide: .venv/installed-guide
 	$(BIN)/python -m theory --report build/site/claims
 	@echo "the site: build/site/index.html"
 
+# From the kept results, in a minute or two; `python -m figures` computes them anew.
 figures: .venv/installed
-	$(BIN)/python -m figures
+	$(BIN)/python -m figures --archive figures/results/quick/runs.xz
+	$(BIN)/python -m figures --preset laptop --partial --archive figures/results/laptop/runs.xz \
+		--data-note "JPEG q75"
 
 # What every file keeps, whatever it does: style, types, the direction of imports.
 lint: .venv/installed-lint

@@ -1,8 +1,8 @@
 """The command: python -m figures [--preset quick|laptop|paper] [--only NAME ...] [--list].
 
 Computes what the store does not hold, draws every figure, and prints each claim with the number
-that was measured and its interval.  Writes to the output folder: each figure as SVG, PDF and PNG,
-captions.md, statements.json and manifest.json.
+that was measured, its interval and the verdict.  Writes to the output folder: each figure as SVG,
+PDF and PNG, captions.md, statements.md, statements.json and manifest.json.
 """
 
 import argparse
@@ -18,8 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from figures import presets, runs
-from figures.drawing import FIGURES, LATER, draw, figure
+from figures import presets, runs, statements
+from figures.drawing import FIGURES, LATER, TRAINED, draw, figure
+from figures.dry_run import dry_run
 from figures.grid import archive, executors, runner, store
 from figures.manifest import manifest
 from figures.runs.data import fingerprint
@@ -72,6 +73,17 @@ def parser():
         type=path,
         metavar="FILE",
         help="afterwards write the results that were used into one file",
+    )
+    p.add_argument(
+        "--partial",
+        action="store_true",
+        help="compute nothing: draw what the store or the archive holds of the preset so far; "
+        "statements whose runs are missing are not yet decided",
+    )
+    p.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="a few steps of one run of each figure: the time of a run and of all, on this device",
     )
     p.add_argument("--quiet", action="store_true", help="no progress bars")
     return p
@@ -159,12 +171,14 @@ def collect(arguments, preset, wanted):
     kept = opened_store(arguments, code)
     if arguments.archive:
         missing = [c for c in everything if kept.get(c) is None]
-        if missing:
+        if missing and not arguments.partial:
             raise SystemExit(
                 f"--archive: {arguments.archive} lacks {len(missing)} of {len(everything)} runs of "
                 f"preset {preset.name}; expected all: name the preset that it was written for, or "
-                "leave --archive out to compute them"
+                "leave --archive out to compute them, or add --partial to draw without them"
             )
+    if arguments.partial:
+        return by_figure, everything, runner.stored(everything, kept), code, kept
     with executor(arguments) as made:
         report = runner.run(
             functools.partial(runs.run, folder=arguments.data),
@@ -199,6 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    if arguments.dry_run:
+        return dry_run(arguments, preset, arguments.only or TRAINED)
     out = arguments.out or OUT / preset.name
     refuse_unwritable("--out", out)
     if arguments.write_archive:
@@ -224,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compute_and_draw(arguments, preset, out):
     """Compute what the store does not hold, draw into the folder, and say what was measured."""
     start = time.perf_counter()
-    wanted = arguments.only or FIGURES
+    wanted = arguments.only or (FIGURES if preset.name == "quick" else TRAINED)
     by_figure, everything, report, code, kept = collect(arguments, preset, wanted)
     for configuration, error in report.failures:
         print(
@@ -248,10 +264,15 @@ def compute_and_draw(arguments, preset, out):
     print()
     for statement in said:
         print(statement)
+    print(f"\n{len(said)} statements: {statements.tally(said)}")
+    missing = report.results.count(None)
+    if missing:
+        print(f"{len(everything) - missing} of {len(everything)} runs are there")
+    _write(out / "statements.md", statements.table(said))
     _write(out / "captions.md", "\n".join(captions))
     rounded = [{key: _rounded(value) for key, value in s._asdict().items()} for s in said]
     _write_json(out / "statements.json", rounded)
-    facts = manifest(arguments, preset, everything, kept, code, report, data)
+    facts = manifest(arguments, preset, wanted, everything, kept, code, report, data)
     _write_json(out / "manifest.json", facts)
     if len(facts["computed_on"]) > 1:
         print(f"\ncomputed on {' and '.join(facts['computed_on'])}: their last bits may differ")

@@ -5,14 +5,15 @@ import time
 
 from figures import style
 
-FIGURES = (
+TRAINED = (  # of a preset's data and network, in the order in which they are computed
+    "paired_starts",
+    "memory_laws",
     "rate_plane",
     "normalized_plane",
     "norm_dynamics",
-    "rate_exponents",
-    "precision_ladder",
     "scaled_starts",
 )
+FIGURES = (*TRAINED, "rate_exponents", "precision_ladder")
 LATER = ("later_equilibria",)  # of the papers after 2017: drawn when asked for by --only
 
 

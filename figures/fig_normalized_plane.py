@@ -16,7 +16,7 @@ import itertools
 import numpy as np
 from matplotlib import pyplot as plt
 
-from figures import presets, recorded, statements, style
+from figures import cells, presets, recorded, rules, statements, style
 from theory import laws
 
 TITLE = "weights normalized after each step: lambda has no effect, up to a threshold"
@@ -24,8 +24,6 @@ TITLE = "weights normalized after each step: lambda has no effect, up to a thres
 PROBES = 4
 MOMENTS = {"spacing": "even", "count": 8}
 NORM = 1.0
-SMALL = 0.1  # below this x the statement (iv) is tested
-CHANGE = 0.2  # of the logarithm of the test loss: where the threshold is said to be passed
 THRESHOLD = {
     "SGD": r"$2\eta\lambda$",
     "Momentum": r"$2\eta\lambda/(1-m)^2$",
@@ -45,7 +43,7 @@ def configurations(preset):
     runs = [
         _run(preset, optimizer, eta, l2, seed)
         for optimizer, etas in preset.normalized_etas.items()
-        for eta, l2, seed in itertools.product(etas, preset.normalized_l2s, range(preset.seeds))
+        for seed, eta, l2 in itertools.product(range(preset.seeds), etas, preset.normalized_l2s)
     ]
     return runs + [pair[1] for pair in _pairs(preset)]
 
@@ -72,14 +70,14 @@ def _pairs(preset):
     for eta, l2, seed in itertools.product(etas, preset.normalized_l2s, range(preset.seeds)):
         if 0.02 < laws.fixed_norm_share(eta, 2 * l2) < 0.9:
             rate = laws.fixed_norm_rate(eta, 2 * l2)
-            equal = _run(preset, "SGD", rate, 0.0, seed, rest_learning_rate=eta)
+            equal = _run(preset, "SGD", rate, 0.0, seed)
             pairs.append((_run(preset, "SGD", eta, l2, seed), equal))
     return pairs
 
 
 def _key(configuration):
     optimizer = configuration["optimizer"]
-    names = ("name", "learning_rate", "l2", "rest_learning_rate")
+    names = ("name", "learning_rate", "l2")
     return (*(optimizer.get(name) for name in names), configuration["seed"])
 
 
@@ -95,47 +93,15 @@ def compute(results, preset):
     """Return the tables by optimizer and the statements (iv)."""
     by_key = {_key(r.configuration): r for r in results}
     numbers = {"preset": preset.name, "optimizers": {}}
-    said = []
+    said, planned = [], configurations(preset)
     l2s = preset.normalized_l2s
     for optimizer, etas in preset.normalized_etas.items():
-        shape = (preset.seeds, len(etas), len(l2s))
-        error, loss, x = (np.full(shape, np.nan) for _ in range(3))
-        for place in itertools.product(*map(range, shape)):
-            seed, eta, l2 = place[0], etas[place[1]], l2s[place[2]]
-            result = by_key.get((optimizer, eta, l2, None, seed))
-            unpenalized = by_key.get((optimizer, eta, 0.0, None, seed))
-            if result is None or unpenalized is None or recorded.broken(unpenalized):
-                continue
-            x[place] = _threshold_variable(optimizer, eta, l2, unpenalized)
-            if not recorded.broken(result):
-                error[place], loss[place] = recorded.error(result), recorded.test_loss(result)
-        change = np.log(loss / loss[:, :, :1])
-        flat = (x > 0) & (x < SMALL) & np.isfinite(error)
-        difference = np.where(flat, error - error[:, :, :1], np.nan)
+        counts = len(cells.own(results, optimizer)), len(cells.own(planned, optimizer))
+        error, loss, x = _tables(by_key, preset, optimizer)
         with np.errstate(all="ignore"):
-            by_seed = [np.nanmean(d) if np.isfinite(d).any() else np.nan for d in difference]
-        title = style.label(optimizer)
-        said.append(
-            statements.mean(
-                "(iv)",
-                f"{title}: change of the test error with lambda where x < {SMALL:g}",
-                by_seed,
-                "0",
-            )
-        )
-        crossings = [
-            _crossing(x[:, i, 1:].mean(axis=0), change[:, i, 1:].mean(axis=0))
-            for i in range(len(etas))
-        ]
-        said.append(
-            statements.ratio(
-                "(iv)",
-                f"{title}: x = {IN_WORDS[optimizer]} where the test loss has changed by "
-                f"{CHANGE:.0%}",
-                crossings,
-                "of order 1",
-            )
-        )
+            change = np.log(loss / loss[:, :, :1])
+        own = [*_flat(optimizer, error, x), _threshold(optimizer, change, x)]
+        said += [s.after(*counts) for s in own]
         numbers["optimizers"][optimizer] = {
             "etas": np.array(etas),
             "l2s": np.array(l2s),
@@ -143,40 +109,88 @@ def compute(results, preset):
             "change": change,
             "x": x,
             "threshold": _threshold_lines(optimizer, etas, by_key, preset),
-            "crossing": said[-1].value,
         }
-    gaps = []
-    for one, other in _pairs(preset):
+    gaps, pairs = [], _pairs(preset)
+    for one, other in pairs:
         a, b = by_key.get(_key(one)), by_key.get(_key(other))
         if a is not None and b is not None and not (recorded.broken(a) or recorded.broken(b)):
             gaps.append(abs(np.log(a.values["loss"][1] / b.values["loss"][1])))
-    said.append(
-        statements.mean(
-            "(iv)",
-            "SGD: |log loss(eta, lambda)/loss(eta/(1 - 2 eta lambda), 0)|, first eighth, x < 0.9",
-            gaps,
-            "0 (one trajectory but for rounding)",
-        )
-    )
+    found = sum(_key(one) in by_key and _key(other) in by_key for one, other in pairs)
+    same = statements.mean(
+        "(iv)",
+        "SGD: |log loss(eta, lambda)/loss(eta/(1 - 2 eta lambda), 0)|, first eighth, x < 0.9",
+        gaps,
+        f"below {rules.LOSS_MARGIN:g} (one trajectory but for rounding)",
+    ).within(-np.inf, rules.LOSS_MARGIN)
+    said.append(same.after(found, len(pairs)))
     numbers["statements"] = said
     numbers["caption"] = (
         "The weights' norms are set back to 1 after each step. Claimed: lambda then has no effect "
         "until x, derived for each optimizer, is of order 1: x = 2 eta lambda for SGD, 2 eta "
         "lambda/(1 - m)^2 with momentum m, 2 lambda |w_i|/|g_i| for Adam (line at x = 1 in the "
-        "upper row). Measured, below: the change of the logarithm of the test loss against x; it "
-        f"passes {CHANGE:.0%} at x = "
-        + ", ".join(
-            f"{s.short} ({s.text.split(':')[0]})" for s in said if "test loss has" in s.text
-        )
-        + f". Star: the least error. Means and ranges of {preset.seeds} seeds; crossed cells "
-        "diverged or died (all units of a layer dead)."
+        "upper row). Below: the test error less that at lambda = 0 against x, same seed and "
+        f"batches; shaded: the margin of {100 * rules.ERROR_MARGIN:g} point. Star: the least error."
+        f" Means and ranges of up to {preset.seeds} seeds; crossed cells are broken or missing. "
+        f"Verdicts: {statements.tally(said)}."
     )
     return numbers
 
 
+def _tables(by_key, preset, optimizer):
+    """Return error, test loss and x by (seed, eta, lambda); NaN where a run is missing."""
+    etas, l2s = preset.normalized_etas[optimizer], preset.normalized_l2s
+    shape = (preset.seeds, len(etas), len(l2s))
+    error, loss, x = (np.full(shape, np.nan) for _ in range(3))
+    for place in itertools.product(*map(range, shape)):
+        seed, eta, l2 = place[0], etas[place[1]], l2s[place[2]]
+        result, unpenalized = (
+            by_key.get((optimizer, eta, l2, seed)),
+            by_key.get((optimizer, eta, 0.0, seed)),
+        )
+        if result is None or unpenalized is None or recorded.broken(unpenalized):
+            continue
+        x[place] = _threshold_variable(optimizer, eta, l2, unpenalized)
+        if not recorded.broken(result):
+            error[place], loss[place] = recorded.error(result), recorded.test_loss(result)
+    return error, loss, x
+
+
+def _flat(optimizer, error, x):
+    """Return the statement that the error is flat below the threshold, paired within a seed."""
+    flat = (x > 0) & (x < rules.FLAT) & np.isfinite(error)
+    difference = np.where(flat, error - error[:, :, :1], np.nan)
+    by_seed = [np.nanmean(d) if np.isfinite(d).any() else np.nan for d in difference]
+    margin = rules.ERROR_MARGIN
+    said = statements.mean(
+        "(iv)",
+        f"{style.label(optimizer)}: test error less that at lambda = 0, where x < {rules.FLAT:g}",
+        by_seed,
+        f"0 within {margin:g}",
+    )
+    return [said.within(-margin, margin)]
+
+
+def _threshold(optimizer, change, x):
+    """Return the statement of the x at which the test loss has changed, a number for each seed."""
+    crossings = [
+        [_crossing(x[s, i, 1:], change[s, i, 1:]) for i in range(x.shape[1])]
+        for s in range(len(x))
+        if np.isfinite(x[s]).all()
+    ]
+    by_seed = [np.exp(np.mean(np.log(c))) if np.isfinite(c).all() else np.nan for c in crossings]
+    said = statements.ratio(
+        "(iv)",
+        f"{style.label(optimizer)}: x = {IN_WORDS[optimizer]} where the test loss has changed by "
+        f"{rules.CHANGE:.0%}",
+        by_seed,
+        "of order 1",
+    )
+    return said.within(1 / rules.ORDER_ONE, rules.ORDER_ONE)
+
+
 def _crossing(x, change):
-    """Return where |change| passes CHANGE for good, by interpolation in log x; NaN if nowhere."""
-    within = np.abs(change) <= CHANGE  # a run that diverged or died (NaN) has changed
+    """Return where |change| passes CHANGE for good, interpolated in log x; NaN if nowhere."""
+    within = np.abs(change) <= rules.CHANGE  # a run that diverged or died (NaN) has changed
     if within[-1] or not np.isfinite(x).all():
         return np.nan
     if not within.any():
@@ -185,14 +199,14 @@ def _crossing(x, change):
     y0, y1 = abs(change[i]), abs(change[i + 1])
     if not np.isfinite(y1):
         return x[i + 1]
-    return np.exp(np.interp(CHANGE, [y0, y1], np.log([x[i], x[i + 1]])))
+    return np.exp(np.interp(rules.CHANGE, [y0, y1], np.log([x[i], x[i + 1]])))
 
 
 def _threshold_lines(optimizer, etas, by_key, preset):
     """Return lambda where x = 1, for each eta."""
     lines = []
     for eta in etas:
-        unpenalized = by_key.get((optimizer, eta, 0.0, None, 0))
+        unpenalized = by_key.get((optimizer, eta, 0.0, 0))
         usable = unpenalized is not None and not recorded.broken(unpenalized)
         per_l2 = _threshold_variable(optimizer, eta, 1.0, unpenalized) if usable else np.nan
         lines.append(1 / per_l2)
@@ -208,8 +222,10 @@ def plot(numbers):
     for column, (optimizer, row) in enumerate(rows):
         top, bottom = grid[0, column], grid[1, column]
         l2s = row["l2s"][1:]
-        with np.errstate(all="ignore"):
-            error = row["error"][:, :, 1:].mean(axis=0)
+        there = np.isfinite(row["error"]).any(axis=(1, 2))
+        if not there.any():
+            continue
+        error = row["error"][there][:, :, 1:].mean(axis=0)
         scale = style.error_scale(error)
         mesh = style.plane(top, row["etas"], l2s, error, scale)
         bar = figure.colorbar(mesh, ax=top, pad=0.02, aspect=14)
@@ -228,25 +244,26 @@ def plot(numbers):
         top.set_title(f"{style.label(optimizer)}: test error")
         top.set_xlabel(r"L2 coefficient $\lambda$")
         for i, eta in enumerate(row["etas"]):
-            x = row["x"][:, i, 1:].mean(axis=0)
-            color = style.COLORS[i % len(style.COLORS)]
-            change = row["change"][:, i, 1:]
+            with np.errstate(all="ignore"):
+                x = row["x"][there, i, 1:].mean(axis=0)
+            difference = 100 * (row["error"][there, i] - row["error"][there, i, :1])
             style.band(
                 bottom,
                 x,
-                change,
-                color,
-                style.plain(eta),
+                difference[:, 1:],
+                style.COLORS[i % len(style.COLORS)],
+                style.equal(r"\eta", eta),
                 marker=style.MARKERS[i % len(style.MARKERS)],
                 markersize=2.5,
             )
         bottom.axvline(1, color=style.BLACK, linewidth=0.6, linestyle=":")
-        bottom.axhline(0, color=style.BLACK, linewidth=0.4)
+        margin = 100 * rules.ERROR_MARGIN
+        bottom.axhspan(-margin, margin, color=style.BLACK, alpha=0.1, linewidth=0)
         style.log_axis(bottom.xaxis, 7)
-        bottom.set_ylim(-0.9, 2.1)
-        bottom.text(1.25, -0.85, "$x = 1$", fontsize=7, va="bottom")
+        bottom.set_ylim(-10, 20)
+        bottom.text(1.25, -9.5, "$x = 1$", fontsize=7, va="bottom")
         bottom.set_xlabel(f"$x =$ {THRESHOLD[optimizer]}")
-        bottom.legend(title=r"$\eta$", loc="upper left", ncols=1, title_fontsize=7)
+        bottom.legend(loc="lower right", ncols=1)
     grid[0, 0].set_ylabel(r"learning rate $\eta$")
-    grid[1, 0].set_ylabel("change of log test loss")
+    grid[1, 0].set_ylabel(r"error less that at $\lambda = 0$, points")
     return figure

@@ -11,6 +11,7 @@ from theory import laws
 TITLE = "exponent of the effective learning rate per optimizer, Adam's eps crossover"
 
 SEEDS = 5
+MARGIN = 0.01  # of an exponent
 EXPONENTS = tuple(range(-8, 41, 2))
 START = EXPONENTS.index(0)
 NARROW = tuple(range(-4, 7, 2))  # weights of ordinary size: where the exponent is read off
@@ -66,14 +67,15 @@ def compute(results, preset):
         slopes = [
             -np.polyfit(scales[narrow], np.log2(r.values["angle"][narrow]), 1)[0] for r in runs
         ]
-        said.append(
-            statements.mean(
-                "A5",
-                f"{style.label(hyper['name'])}: eta_eff ~ |w|^-p, p",
-                slopes,
-                "set by its own eps" if expected is None else f"{expected}",
-            )
+        measured = statements.mean(
+            "A5",
+            f"{style.label(hyper['name'])}: eta_eff ~ |w|^-p, p",
+            slopes,
+            "set by its own eps" if expected is None else f"{expected}",
         )
+        if expected is not None:
+            measured = measured.within(expected - MARGIN, expected + MARGIN)
+        said.append(measured)
         angle = np.exp(np.mean([np.log(r.values["angle"]) for r in runs], axis=0))
         norm = np.mean([r.values["norm"] for r in runs])
         lines.append(

@@ -34,6 +34,12 @@ class Preset(NamedTuple):
     network: dict
     batch_size: int
     seeds: int
+    line_seeds: int  # of the paired runs, on which (ii) is decided
+    rest: dict  # optimizer -> the learning rate of gamma, beta and the output layer
+    pair_steps: int
+    pairs: dict  # optimizer -> (eta, l2s)
+    law_steps: int
+    laws: dict  # optimizer -> (eta, l2s)
     plane_steps: int
     plane_etas: dict
     plane_l2s: tuple
@@ -43,11 +49,12 @@ class Preset(NamedTuple):
     curve_steps: int
     curves: dict  # optimizer -> (eta, l2s)
     start_steps: int
+    start_seeds: int
     starts: dict  # optimizer -> (eta, l2)
     dtype: str = "float32"
 
 
-DENSE = {"kind": "dense", "widths": [32, 32], "eps": 1e-5}
+DENSE = {"kind": "dense", "widths": [32, 32], "eps": 1e-5, "output_scale": 0.125}
 
 QUICK = Preset(
     name="quick",
@@ -56,68 +63,96 @@ QUICK = Preset(
     network=DENSE,
     batch_size=64,
     seeds=3,
-    plane_steps=1500,
-    plane_etas={"SGD": powers(-2, 0.5), "Nesterov": powers(-3, -0.5), "Adam": powers(-4, -1.5)},
-    plane_l2s=powers(-4, -1),
-    normalized_steps=800,
-    normalized_etas={
-        "SGD": powers(-1.5, 0),
-        "Momentum": powers(-2.5, -1),
-        "Adam": powers(-3.5, -2),
+    line_seeds=5,
+    rest={"SGD": 0.1, "Momentum": 0.01, "Nesterov": 0.01, "Adam": 0.001},
+    pair_steps=3000,
+    pairs={"SGD": (0.1, (10**-1.5, 0.01, 0.0))},
+    law_steps=3000,
+    laws={
+        "SGD": (0.1, (0.01, 10**-1.5)),
+        "Momentum": (0.01, (0.01, 10**-1.5)),
+        "Nesterov": (0.01, (0.01, 10**-1.5)),
+        "Adam": (0.01, (10**-2.5, 0.01)),
     },
-    normalized_l2s=(0.0, *powers(-4, 1)),
-    curve_steps=6000,
+    plane_steps=1500,
+    plane_etas={
+        "SGD": powers(-1, 0.5),
+        "Nesterov": powers(-2, -0.5),
+        "Adam": powers(-3, -1.5),
+    },
+    plane_l2s=powers(-3.5, -1.5),
+    normalized_steps=800,
+    normalized_etas={"SGD": decades(-1, 0), "Momentum": decades(-2, -1), "Adam": decades(-3, -2)},
+    normalized_l2s=(0.0, *powers(-3, 2)),
+    curve_steps=4000,
     curves={
         "SGD": (1.0, (0.0, 0.001, 0.01)),
         "Nesterov": (0.1, (0.0, 0.001, 0.01)),
         "Adam": (0.01, (0.0, 0.001, 0.01)),
     },
-    start_steps=1500,
+    start_steps=1000,
+    start_seeds=3,
     starts={"SGD": (0.1, 0.02), "Nesterov": (0.01, 0.02), "Adam": (0.003, 0.01)},
 )
 
-CONVOLUTIONAL = {"kind": "convolutional", "widths": [8, 8, 16, 16], "eps": 1e-5}
+CONVOLUTIONAL = {
+    "kind": "convolutional",
+    "widths": [16, 16, 32, 32],
+    "eps": 1e-5,
+    "output_scale": 0.125,
+    "algorithm": "winograd4",
+}
 
-# Learning rates stay where the rest of the network, which takes them too, lives: at an eta of 1 the
-# units of a layer, and with them all gradients, are dead within some hundred steps.
 LAPTOP = QUICK._replace(
     name="laptop",
-    about="5,000 images of CIFAR-10, a narrow convolutional network",
-    data={"name": "cifar10", "train": 5000, "test": 1000},
+    about="10,000 images of CIFAR-10, a convolutional network; about four hours on 2 cores",
+    data={"name": "cifar10", "train": 10000, "test": 2000},
     network=CONVOLUTIONAL,
     batch_size=32,
-    seeds=3,
-    plane_steps=1200,
-    plane_etas={
-        "SGD": powers(-2, -0.5),
-        "Nesterov": powers(-3, -1.5),
-        "Adam": powers(-3.5, -1.5),
+    seeds=5,
+    line_seeds=10,
+    pair_steps=3600,
+    law_steps=3000,
+    laws={
+        "SGD": (0.1, (0.01, 10**-1.5, 0.1)),
+        "Momentum": (0.01, (0.01, 10**-1.5, 0.1)),
+        "Nesterov": (0.01, (0.01, 10**-1.5, 0.1)),
+        "Adam": (0.01, (0.01, 10**-1.5, 0.1)),
     },
-    plane_l2s=decades(-4, -1),
-    normalized_steps=400,
+    plane_steps=2400,
+    plane_etas={
+        "SGD": powers(-1.5, 0),
+        "Nesterov": powers(-2.5, -1),
+        "Adam": powers(-3, -1.5),
+    },
+    plane_l2s=powers(-3.5, -1),
+    normalized_steps=1000,
     normalized_etas={"SGD": decades(-2, -1), "Momentum": decades(-3, -2), "Adam": decades(-3, -2)},
-    normalized_l2s=(0.0, *decades(-4, 1)),
-    curve_steps=3000,
+    normalized_l2s=(0.0, *decades(-3, 3)),
+    curve_steps=2400,
     curves={
         "SGD": (0.1, (0.0, 0.003, 0.03)),
         "Nesterov": (0.01, (0.0, 0.003, 0.03)),
         "Adam": (0.01, (0.0, 0.001, 0.01)),
     },
     start_steps=300,
+    start_seeds=5,
 )
 
 PAPER = LAPTOP._replace(
     name="paper",
     about="all of CIFAR-10, a wide convolutional network; for a GPU",
     data={"name": "cifar10", "train": None, "test": None},
-    network={"kind": "convolutional", "widths": [64, 64, 128, 128], "eps": 1e-5},
+    network={**CONVOLUTIONAL, "widths": [64, 64, 128, 128], "algorithm": "direct"},
     batch_size=128,
     plane_etas={
         "SGD": powers(-2.5, -0.5),
         "Nesterov": powers(-3.5, -1.5),
         "Adam": powers(-4, -1.5),
     },
-    plane_l2s=QUICK.plane_l2s,
+    plane_l2s=powers(-4, -1),
+    pair_steps=20000,
+    law_steps=20000,
     plane_steps=20000,
     curve_steps=20000,
     normalized_steps=10000,
@@ -132,13 +167,16 @@ MOMENTUM = {"Momentum": 0.9, "Nesterov": 0.9}
 def training(preset, optimizer, eta, l2, seed, steps, moments, probes, **changes):
     """Return the configuration of a training run (see figures.runs.training).
 
-    changes: entries of the optimizer (fixed_norm, rest_learning_rate, eps), and scale, symmetric,
-    network.
+    changes: entries of the optimizer (fixed_norm, rest_learning_rate: None where eta is that of all
+    parameters, eps), and scale, symmetric, network.
     """
     hyper = {"name": optimizer, "learning_rate": eta, "l2": l2}
     if optimizer in MOMENTUM:
         hyper["momentum"] = MOMENTUM[optimizer]
-    for key in ("fixed_norm", "rest_learning_rate", "eps"):
+    rest = changes.pop("rest_learning_rate", preset.rest.get(optimizer))
+    if rest is not None:
+        hyper["rest_learning_rate"] = rest
+    for key in ("fixed_norm", "eps"):
         if key in changes:
             hyper[key] = changes.pop(key)
     return {

@@ -1,22 +1,22 @@
 """What a recorded run says of norm, rate and error, beside what theory.laws says of its gradients.
 
-The laws are taken where steps are small, with what was measured of each layer, means over its
-units: growth and balance of r^4 for SGD and momentum, r = |w|, from s^2 = E |r g|^2; of r^2 and r^3
-for Adam, from S = sum_i rms(r g_i).  The first are exact up to terms of order (eta s/r^2)^4 and
-(eta lambda)^2, as <w, g> = 0; the second are for a gradient that is mostly noise.
+Laws are taken with what was measured of each layer, means over its units: growth of r^4, r = |w|,
+for SGD and momentum, of r^2 for Adam; balance of E|w|^2 with the mean squares of gradients.  In the
+place of |g|^2 stands |g|^2 + c <b, g> of `laws.MEMORIES`, b the buffer before g: gradients of real
+data remember.  remembering=False leaves that out.
 """
 
 import numpy as np
 
+from figures import rules
 from theory import laws
-
-SETTLED = 0.05  # the largest share that the start may still have in r^4 (r^3 for Adam)
 
 
 def hyper(result):
-    """Return the run's learning rate, weight decay (2 lambda) and momentum."""
+    """Return the run's learning rate, weight decay (2 lambda) and momentum (Adam: beta1)."""
     optimizer = result.configuration["optimizer"]
-    return optimizer["learning_rate"], 2 * optimizer["l2"], optimizer.get("momentum", 0.0)
+    memory = 0.9 if adam(result) else optimizer.get("momentum", 0.0)
+    return optimizer["learning_rate"], 2 * optimizer["l2"], memory
 
 
 def name(result):
@@ -51,54 +51,44 @@ def broken(result):
     return result.diverged or collapsed(result)
 
 
-def grown(result, s2, steps):
-    """Return by how much r^4 (Adam: r^2) grows in so many steps without penalty, per layer."""
-    learning_rate, _, momentum = hyper(result)
-    dims = np.asarray(result.values["inputs"])
-    norm = laws.growth(
-        name(result), 0.0, steps, learning_rate, s=np.sqrt(s2), dims=dims, memory=momentum
-    )
-    return norm ** laws.norm_power(name(result))
+def remembered(result, square, product, remembering=True):
+    """Return |g|^2 + c <b, g> from measured |g|^2 and <b, g>; c = 0 where not `remembering`."""
+    learning_rate, weight_decay, memory = hyper(result)
+    c = laws.MEMORIES[name(result)](learning_rate * weight_decay, memory)
+    return square + c * product * remembering
 
 
-def balance(result, s2, s1):
-    """Return the r^4 (Adam: r^3) at which growth and penalty balance, per layer, small steps."""
-    learning_rate, weight_decay, momentum = hyper(result)
-    if adam(result):
-        return laws.adam_weighted(learning_rate, weight_decay, s1)
-    return laws.balanced(name(result), learning_rate, weight_decay, momentum, x=0.0) * s2
+def grown(result, steps, remembering=True):
+    """Return by how much r^4 (Adam: r^2) grows without penalty, per moment and layer.
 
-
-def equilibrium(result):
-    """Return measured and predicted r^4 (Adam: r^3) per layer, means over the second half."""
-    half = late(result)
-    measured, s2, s1 = (
-        result.values[key][half].mean(axis=0)
-        for key in ("w3" if adam(result) else "w4", "s2", "s1")
-    )
-    return measured, balance(result, s2, s1)
-
-
-def finite_equilibrium(result):
-    """Return measured and predicted r^4 per layer of plain SGD, without taking steps for small."""
-    half, (eta, weight_decay, _) = late(result), hyper(result)
-    w4, s2, g4 = (result.values[key][half].mean(axis=0) for key in ("w4", "s2", "g4"))
-    return w4, laws.sgd_fourth_moment(eta, weight_decay, s2, g4)
-
-
-def settled(result):
-    """Return whether the run was long enough for its second half to have forgotten the start.
-
-    That is, longer than 3 relaxation times, and the start's share in r^4 (Adam: r^3) after half of
-    it, exp(-t/tau) (r_0/r)^4, at most SETTLED.
+    steps: (moments,), how many steps each moment's means are taken for.
     """
-    if broken(result) or result.configuration["optimizer"]["l2"] == 0:
-        return False
-    values, steps = result.values, result.configuration["steps"]
-    rate = relaxation_rate(result)
-    start = np.sqrt(values["w2"][0] / values["w2"][-1])  # |w| over its last
-    share = np.exp(-rate * steps / 2) * start ** (1 / laws.norm_exponent(name(result)))
-    return bool(np.all(share < SETTLED) and np.all(steps * rate > 3))
+    learning_rate, _, memory = hyper(result)
+    keys = ("grown", "grown_b") if adam(result) else ("s2", "sb")
+    drive = remembered(result, *(result.values[key] for key in keys), remembering)
+    one = laws.growth(name(result), 0.0, 1, learning_rate, memory=memory)  # from s = 1, dims = 1
+    return one ** laws.norm_power(name(result)) * np.asarray(steps)[:, None] * drive
+
+
+def limits(result, remembering=True):
+    """Return the r^4 (Adam: r^3) at which growth and penalty balance, per moment and layer."""
+    learning_rate, weight_decay, memory = hyper(result)
+    keys = ("drive", "drive_b") if adam(result) else ("s2", "sb")
+    drive = remembered(result, *(result.values[key] for key in keys), remembering)
+    if adam(result):
+        return laws.adam_weighted(learning_rate, weight_decay, drive)
+    return laws.balanced(name(result), learning_rate, weight_decay, memory) * drive
+
+
+def equilibrium(result, remembering=True):
+    """Return measured and predicted E|w|^2 per layer, over the second half and living units."""
+    learning_rate, weight_decay, memory = hyper(result)
+    square, product = result.values["late_g2"], result.values["late_gb"]
+    drive = remembered(result, square, product, remembering)
+    if adam(result):
+        return result.values["late_w2"], laws.adam_weighted(learning_rate, weight_decay, drive)
+    balance = laws.balanced(name(result), learning_rate, weight_decay, memory)
+    return result.values["late_w2"], balance * drive
 
 
 def relaxation_rate(result):
@@ -107,38 +97,67 @@ def relaxation_rate(result):
     For Adam near the norm at the end: there r^2 grows by G and shrinks by G (r/r_e)^3 a step, so
     that x_e is half of G/r_e^2.
     """
-    learning_rate, weight_decay, momentum = hyper(result)
+    learning_rate, weight_decay, memory = hyper(result)
     if adam(result):
-        growth = grown(result, result.values["s2"][-1], 1) / result.values["w2"][-1]
+        growth = learning_rate**2 * result.values["grown"][-1] / result.values["w2"][-1]
         return laws.adam_relaxation(growth / 2)
-    return laws.relaxation_rate(name(result), learning_rate, weight_decay, memory=momentum)
+    rate = laws.relaxation_rate(name(result), learning_rate, weight_decay, memory=memory)
+    return np.full(result.values["w2"].shape[1], rate)
 
 
-def trajectory(result):
-    """Return the predicted |w| at the recorded moments, per layer, from the measured s^2 or S.
+def settled_layers(result):
+    """Return which layers are settled, as figures/rules.py says."""
+    if broken(result) or result.configuration["optimizer"]["l2"] == 0:
+        return np.zeros(len(result.values["inputs"]), dtype=bool)
+    values, steps = result.values, result.configuration["steps"]
+    rate = relaxation_rate(result)
+    start = np.sqrt(values["w2"][0] / values["w2"][-1])  # |w| over its last
+    share = np.exp(-rate * steps / 2) * start ** (1 / laws.norm_exponent(name(result)))
+    return (share < rules.SETTLED) & (steps * rate > rules.RELAXATIONS)
 
-    Growth and penalty of the module's text, solved from one moment to the next with s^2, S as
-    measured between them: exactly for SGD, by small steps for Adam.
+
+def settled(result):
+    """Return whether all layers are settled."""
+    return bool(settled_layers(result).all())
+
+
+def living_layers(result):
+    """Return which layers are not dying, as figures/rules.py says."""
+    if broken(result):
+        return np.zeros(len(result.values["inputs"]), dtype=bool)
+    return result.values["living"] >= rules.DYING
+
+
+def trajectory(result, remembering=True):
+    """Return the predicted |w| at the recorded moments, per layer, from measured gradients.
+
+    Growth and balance of the module's text, solved from one moment to the next with the means
+    between them: exactly for SGD and momentum at small steps, by small steps for Adam.  The laws
+    hold once the buffer is full: it starts memory/(1 - memory) steps, the age of what is in the
+    buffer, after the run, from the measured |w|, and is NaN before.
     """
     values = result.values
-    step, penalized = values["step"], result.configuration["optimizer"]["l2"] > 0
+    steps = np.diff(values["step"], prepend=0)
+    penalized = result.configuration["optimizer"]["l2"] > 0
     power = laws.rate_power(name(result))  # of r^2, in which growth is linear
-    x = values["w2"][0].astype(float) ** power
-    predicted = [x]
-    for i in range(1, len(step)):
-        count, s2, s1 = step[i] - step[i - 1], values["s2"][i], values["s1"][i]
+    growth = grown(result, steps, remembering)
+    limit = limits(result, remembering) if penalized else None
+    memory = hyper(result)[2]
+    first = int(np.argmax(values["step"] > memory / (1 - memory) - 1e-9))
+    x = values["w2"][first].astype(float) ** power
+    predicted = [np.full_like(x, np.nan)] * first + [x]
+    for i in range(first + 1, len(steps)):
         if not penalized:
-            x = x + grown(result, s2, count)
+            x = x + growth[i]
         elif adam(result):
-            substeps = int(min(count, 1000))
-            growth, limit = grown(result, s2, count / substeps), balance(result, s2, s1)
+            substeps = int(min(steps[i], 1000))
             for _ in range(substeps):
-                x = np.maximum(x + growth * (1 - x**1.5 / limit), 1e-12)
+                x = np.maximum(x + growth[i] / substeps * (1 - x**1.5 / limit[i]), 1e-12)
         else:
-            limit = balance(result, s2, s1)
-            x = limit + (x - limit) * np.exp(-grown(result, s2, count) / limit)
+            x = limit[i] + (x - limit[i]) * np.exp(-relaxation_rate(result) * steps[i])
         predicted.append(x)
-    return np.sqrt(np.array(predicted) ** (1 / power))
+    with np.errstate(invalid="ignore"):  # a drive from few probes may be negative: no law there
+        return np.sqrt(np.array(predicted) ** (1 / power))
 
 
 def rate(result):
@@ -146,9 +165,11 @@ def rate(result):
     return float(np.exp(np.log(result.values["rate"][late(result)].mean(axis=0)).mean()))
 
 
-def norm(result):
-    """Return |w| (root mean square over units) at the end, the geometric mean over layers."""
-    return float(np.exp(np.log(result.values["w2"][-1]).mean() / 2))
+def end_rate(result):
+    """Return the effective rate over the last quarter: geometric mean over layers."""
+    step = result.values["step"]
+    last = result.values["rate"][step > 0.75 * step[-1]]
+    return float(np.exp(np.log(last.mean(axis=0)).mean()))
 
 
 def error(result):

@@ -173,11 +173,50 @@ def best(axes, etas, l2s, values):
     )
 
 
-def label_end(axes, x, y, text, color):
-    """Write a line's name at its right end, in its colour."""
-    axes.annotate(
-        text, (x, y), xytext=(4, 0), textcoords="offset points", color=color, va="center", size=7
-    )
+def equal(symbol, value):
+    r"""Return "symbol = value" as mathematics.
+
+    >>> equal(r"\eta", 0.1)
+    '$\\eta = 0.1$'
+    """
+    return f"${symbol} = {plain(value).strip('$')}$"
+
+
+def spread(places, gap):
+    """Return places, rising ones, moved apart to at least `gap`, as little as that asks for.
+
+    >>> spread([0.0, 1.0, 9.0], 3.0)
+    [-1.0, 2.0, 9.0]
+    """
+    blocks = []  # of neighbours that touch: [sum of where their first one would be, how many]
+    for place in places:
+        blocks.append([place, 1])
+        while len(blocks) > 1:
+            (low, n), (high, m) = blocks[-2:]
+            if low / n + n * gap <= high / m:
+                break
+            blocks[-2:] = [[low + high - m * n * gap, n + m]]
+    return [total / n + k * gap for total, n in blocks for k in range(n)]
+
+
+def label_ends(axes, labels):
+    """Write lines' names at their right ends (x, y, text, color), those apart that would touch.
+
+    Call it when the limits of the axes are as they will be.
+    """
+    labels = sorted(labels, key=lambda label: label[1])
+    points = axes.transData.transform([label[:2] for label in labels])[:, 1]
+    points = points * 72 / axes.figure.dpi
+    for (x, y, text, color), point, place in zip(labels, points, spread(points, 7.5), strict=True):
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(4, place - point),
+            textcoords="offset points",
+            color=color,
+            va="center",
+            size=7,
+        )
 
 
 def band(axes, x, curves, color, label=None, **options):

@@ -543,6 +543,6 @@ ALL = (
     NormalizedSGD,
     LARS,
 )
-# Those that came after it: reference and cpu wing.  Lion has a compiled loop, the others have not.
+# Those that came after it.  Lion has a compiled loop, and kernels in the cuda wing.
 LATER = (Lion, SGDP, AdamP, Muon)
 _BUILT_IN: dict[type[Optimizer], dict[str, Any]] = {cls: methods(cls) for cls in (*ALL, *LATER)}

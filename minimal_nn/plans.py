@@ -55,6 +55,7 @@ class StepByStep:
 
         factors: {parameter: {hyper-parameter: what multiplies it in each step, (steps,)}}.
         """
+        X, targets = (network.backend.to_numpy(array) for array in (X, targets))
         losses = np.empty(len(batches))
         for step, rows in enumerate(batches):
             loss, gradients, state = self._gradients(network, X, targets, rows)

@@ -114,7 +114,7 @@ def _rounded_product(rng):
 # What runs beside the checks: the tests (exact integers, pooling, loss, optimizers, plans) and the
 # claims.
 BESIDE = {
-    "tests": ["pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/cuda"],
+    "tests": ["pytest", "-q", "-m", "gpu", "-n", "8", "-p", "no:cacheprovider", "tests/cuda"],
     "theory": ["theory", "--backend", "cuda"],
 }
 

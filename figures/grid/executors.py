@@ -55,12 +55,13 @@ def _progress(key, steps):
 def compute(function, configuration, key):
     """Run one configuration in a worker, on one BLAS thread.
 
-    Returns status, values, and the facts for the journal: how long it took, and on what.
+    Returns status, values, and the facts for the journal: when, how long it took, and on what.
     """
-    start = time.perf_counter()
+    start, began = time.perf_counter(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with threadpoolctl.threadpool_limits(1):
         status, values = function(configuration, functools.partial(_progress, key))
-    facts = {"seconds": round(time.perf_counter() - start, 3), "processor": processor()}
+    seconds = round(time.perf_counter() - start, 3)
+    facts = {"began": began, "seconds": seconds, "processor": processor()}
     return status, values, facts
 
 

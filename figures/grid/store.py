@@ -141,6 +141,11 @@ class Store:
         known = self._journal.facts(map(self.key, configurations)).values()
         return sorted({facts["processor"] for facts in known if "processor" in facts})
 
+    def first_start(self, configurations):
+        """Return when the first of these runs began that the journal knows of (UTC), or None."""
+        known = self._journal.facts(map(self.key, configurations)).values()
+        return min((facts["began"] for facts in known if "began" in facts), default=None)
+
     def claim(self, configuration):
         """Return whether this process may compute the run now, no other runner being at it.
 

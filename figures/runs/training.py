@@ -8,6 +8,10 @@ is chosen here, and is ours:
                     the second and the fourth; flatten; a linear softmax layer; widths are given
     dense           the same with fully connected layers, for images of 8 x 8
     penalty         lambda |w|^2 on the normalized weights only: what the paper is about
+    output layer    its first weights times `output_scale`, small, so that the first loss is near
+                    ln 10: scores of no class stand out
+    learning rates  eta is that of the normalized weights; gamma, beta and the output layer have
+                    `rest_learning_rate`, so that eta and lambda are felt through the former alone
     pixels          shifted and scaled to mean 0 and variance 1 over the training set, by channel
 
 Seeds: the initial weights and the order of the batches each draw from their own generator, made
@@ -23,7 +27,15 @@ import numpy as np
 
 import minimal_nn
 from figures.runs.data import CLASSES, Batches, load
-from figures.runs.recording import Probe, Window, moments, parts, plan, unit_sums
+from figures.runs.recording import (
+    Probe,
+    Window,
+    moments,
+    parts,
+    plan,
+    second_half,
+    unit_sums,
+)
 from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, Group, MaxPool2d, Network, ReLU, moved
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 from theory import laws
@@ -35,25 +47,31 @@ EVALUATED = 0.25  # the last part of a run, in which the test set is looked at
 
 def build_network(configuration, input_shape, rng):
     """Return the network that a configuration describes."""
-    kind, widths = configuration["network"]["kind"], configuration["network"]["widths"]
-    eps = configuration["network"]["eps"]
+    chosen = configuration["network"]
+    kind, widths, eps = chosen["kind"], chosen["widths"], chosen["eps"]
+    algorithm = chosen.get("algorithm", "direct")
     layers = []
     for index, width in enumerate(widths):
         if kind == "convolutional":
-            layers += [Conv2d(width, bias=False), BatchNorm(eps), ReLU()]
+            layers += [Conv2d(width, bias=False, algorithm=algorithm), BatchNorm(eps), ReLU()]
             if index % 2:
                 layers += [MaxPool2d(2)]
         else:
             layers += [Dense(width, bias=False), BatchNorm(eps), ReLU()]
     if kind == "convolutional":
         layers += [Flatten()]
-    return Network(
+    network = Network(
         [*layers, Dense(CLASSES)],
         input_shape,
         rng=rng,
         dtype=configuration["dtype"],
         backend=configuration["backend"],
     )
+    output = network.weights()[-1]
+    scores = network.backend.to_numpy(network.parameters[output])
+    scaled = (scores * chosen.get("output_scale", 1.0)).astype(scores.dtype)
+    network.parameters[output] = network.backend.asarray(scaled, dtype=network.dtype)
+    return network
 
 
 def invariant_weights(network):
@@ -115,8 +133,9 @@ def measure(configuration, progress, folder=None):
     """Train as the configuration says; return (status, values), as figures.grid.runner wants it.
 
     values: "layers", their names; "step" and the network's curves (moments,); the layers' curves
-    (moments, layers); "inputs", the weights of a unit; "digest", a hash of the final parameters
-    with the normalized weights divided by `scale`.  A run whose loss or weights are no longer
+    (moments, layers); the layers' means of the second half (layers,); "inputs", the weights of a
+    unit; "first_loss"; "digest", a hash of the final parameters with the normalized weights divided
+    by `scale`.  A run whose loss or weights are no longer
     finite numbers, or in which a unit has become constant or its weights all 0, has diverged: its
     curves end before.
     """
@@ -137,18 +156,22 @@ def measure(configuration, progress, folder=None):
     values = {"layers": [n.split(".")[0] for n in names], "step": [], "loss": []}
     values["inputs"] = [int(np.prod(network.parameters[n].shape[:-1])) for n in names]
     values.update({key: [] for key in ("error", "test_loss")})
-    done, status = 0, "finished"
+    done, status, late = 0, "finished", []
     with np.errstate(all="ignore"):  # a run that diverges is a result, not a warning
         try:
             for moment in moments(configuration):
                 window = Window(network, names, effective_rate(configuration), probe)
                 losses = []
                 for part in parts(moment - done, configuration["probes"]):
-                    window.probe(X, y, stream.peek(1)[0])
+                    window.probe(X, y, stream.peek(1)[0], optimizer)
                     losses.extend(loop.run(network, optimizer, X, y, stream.take(part)).tolist())
                     done += part
                     progress(done)
                 record = window.record()
+                if moment > configuration["steps"] / 2:
+                    late.append(window)
+                if losses:
+                    values.setdefault("first_loss", _single(losses[0]))
                 if not np.all(np.isfinite([*losses, *sum(record.values(), [])])):
                     raise NonFiniteError("the weights are not finite")
                 error, test_loss = np.nan, np.nan
@@ -158,6 +181,7 @@ def measure(configuration, progress, folder=None):
                 record.update(error=error, test_loss=test_loss)
                 for key, value in record.items():
                     values.setdefault(key, []).append(_single(value))
+            values.update({key: _single(value) for key, value in second_half(late).items()})
         except (NonFiniteError, ZeroVarianceError, ZeroNormError) as problem:
             status = "diverged"
             values.update(diverged_after=done, reason=type(problem).__name__)

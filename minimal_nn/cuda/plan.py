@@ -111,6 +111,10 @@ class Placed:
         return self.host[rows]
 
 
+def _on_host(data):
+    return data.host if isinstance(data, Placed) else to_host(data)
+
+
 class Plan:
     """A network's training loop for batches of any size, each prepared on first use."""
 
@@ -451,7 +455,8 @@ class Step:
             if to_host(self.status).any():
                 self._restore(before)
                 self._save(network, optimizer)
-                gradients = network.step_gradients(X[rows], targets[rows]).gradients
+                part = (_on_host(data)[rows] for data in (X, targets))
+                gradients = network.step_gradients(*part).gradients
                 optimizer.step(network, gradients)
                 raise NonFiniteError("loss: got NaN or infinity, expected a finite number")
             optimizer.t += 1

@@ -107,7 +107,7 @@ FORMULAS = {
     name: formula(name)
     for name in (
         *("sgd", "sign_sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adadelta"),
-        *("adam", "adamw"),
+        *("adam", "adamw", "lion"),
     )
 }
 # Those that take a parameter unit by unit have their one number, and kernels of their own.

@@ -11,13 +11,16 @@ them; test_the_checks.py sees to it that every module is named somewhere.
 """
 
 import ast
+import importlib
 import inspect
 import itertools
+import pkgutil
 import re
 
 import pytest
 from numba import types
 
+from minimal_nn import cuda
 from minimal_nn.cuda.device import assembly
 from minimal_nn.cuda.parts import columns
 
@@ -48,6 +51,12 @@ def places(module):
             names = (f"{value.__name__}_{stage}" for stage in columns.stages(value))
             found |= {(module.__name__, name) for name in names}
     return found
+
+
+def every_place():
+    """Return the places of all kernels of the wing."""
+    found = pkgutil.walk_packages(cuda.__path__, f"{cuda.__name__}.")
+    return set().union(*(places(importlib.import_module(module.name)) for module in found))
 
 
 def words(kinds):

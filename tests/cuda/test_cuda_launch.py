@@ -18,6 +18,7 @@ from minimal_nn.cuda.device import arguments, arrays, errors, language, launch, 
 from minimal_nn.cuda.device.arrays import (
     address,
     asarray,
+    contiguous,
     empty,
     flat,
     is_contiguous,
@@ -222,6 +223,11 @@ def test_strided_arrays_are_gathered(shape):
         padded = (1,) * (4 - x.ndim) + x.shape, (0,) * (4 - x.ndim) + strides
         launch.launch(arrays.gather, -(-x.size // 256), 256, (memory, y, *padded))
     assert np.array_equal(y.reshape(shape), x)
+
+
+def test_a_strided_array_becomes_contiguous(place):
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert np.array_equal(to_host(contiguous(transposed(asarray(x)))), x.T)
 
 
 def test_zero_length_and_foreign_types_are_refused():

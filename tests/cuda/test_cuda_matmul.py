@@ -100,7 +100,7 @@ def taken(family):
 
 LARGE, OBLONG, MIDDLE, SMALL = taken("blocked")
 LARGE_TENSOR, SMALL_TENSOR = taken("reduced")
-LARGE_DOUBLE, MIDDLE_DOUBLE, SMALL_DOUBLE = taken("float64")
+LARGE_DOUBLE, SMALL_DOUBLE = taken("float64")
 LANES, *_ = (t for t, kind in choice.TILES["blocked"] if kind == "trial")
 (SQUARE_TENSOR,) = (t for t, kind in choice.TILES["reduced"] if kind == "trial")
 # What is compiled in every run.  The other variants come from the same text: every fourth is tried
@@ -113,7 +113,6 @@ KERNELS = [
     ("blocked", SMALL, "TN", False, None),
     ("float64", LARGE_DOUBLE, "NN", True, tensor.FLOAT64),
     ("float64", LARGE_DOUBLE, "NT", True, tensor.FLOAT64),
-    ("float64", MIDDLE_DOUBLE, "NN", True, tensor.FLOAT64),
     ("float64", SMALL_DOUBLE, "TN", False, tensor.FLOAT64),
     ("widened", LARGE_TENSOR, "NN", True, tensor.WIDENED),
     ("reduced", LARGE_TENSOR, "NN", True, tensor.TF32),
@@ -271,7 +270,7 @@ def test_the_table_of_variants():
     assert choice.choose("reduced", 4096, 4096, 64, matrices) == LARGE_TENSOR
     assert choice.TILES["widened"] == choice.TILES["reduced"][1:]
     assert choice.choose("float64", 4096, 4096, 64, matrices) == LARGE_DOUBLE
-    assert choice.choose("float64", 640, 1024, 64, ("any",)) == MIDDLE_DOUBLE
+    assert choice.choose("float64", 640, 640, 64, ("any",)) == SMALL_DOUBLE
     assert choice.parts(LARGE, 4096, 4096, 4096) == (1, 4096)
     assert choice.parts(LARGE, 1024, 1024, 1024) == (2, 512)
     assert choice.parts(SMALL, 128, 256, 4096) == (16, 256)

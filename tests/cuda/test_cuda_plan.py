@@ -6,7 +6,7 @@ import pytest
 import minimal_nn as nn
 from minimal_nn.cuda import plan
 from minimal_nn.cuda.device import launch
-from minimal_nn.cuda.device.arrays import to_host
+from minimal_nn.cuda.device.arrays import asarray, to_host
 from minimal_nn.cuda.device.current import choosing
 from minimal_nn.cuda.simulator.device import Simulator
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
@@ -206,12 +206,13 @@ def test_the_last_two_steps_are_kept(rng):
         assert len(loop._steps) == 2
 
 
-def test_a_failure_with_placed_data_is_named(rng):
-    with launch.simulation():
-        loop, network, optimizer, X, labels = planned(rng, "tanh", 4)
-        X[3] = np.nan
-        with pytest.raises(NonFiniteError):
-            loop.run(network, optimizer, loop.place(X), loop.place(labels), np.arange(4)[None])
+@pytest.mark.parametrize("where", ["host", "placed", "device"])
+def test_a_failure_is_named_wherever_the_data_lie(place, rng, where):
+    loop, network, optimizer, X, labels = planned(rng, "tanh", 4)
+    X[3] = np.nan
+    move = {"host": np.asarray, "placed": loop.place, "device": asarray}[where]
+    with pytest.raises(NonFiniteError):
+        loop.run(network, optimizer, move(X), move(labels), np.arange(4)[None])
 
 
 def test_what_has_no_plan():

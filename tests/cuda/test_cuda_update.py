@@ -28,6 +28,7 @@ HYPER = {
     "decoupled_weight_decay": 0.01,
 }
 FORMULAS = sorted(update.FORMULAS)
+DECOUPLED = ("adamw", "lion")  # which shrink the weights beside their step
 KINDS = pytest.mark.parametrize("kind", [np.float32, np.float64], ids=["float32", "float64"])
 EVERY_FORMULA = pytest.mark.parametrize("formula", FORMULAS)
 
@@ -106,7 +107,7 @@ def test_zero_over_zero_is_a_zero_step(place, formula):
     w = np.arange(1, 6, dtype=np.float32)
     zeros = [np.zeros(5, np.float32)] * (1 + update.FORMULAS[formula].states)
     got, *states = stepped(update, formula, (w, *zeros), **hyper)
-    shrink = np.float32(1 - 0.07 * 0.01) if formula == "adamw" else np.float32(1)
+    shrink = np.float32(1 - 0.07 * 0.01) if formula in DECOUPLED else np.float32(1)
     assert_same_bits(got, shrink * w, formula)
     assert not any(state.any() for state in states)
 
@@ -117,7 +118,9 @@ def test_a_hyper_parameter_for_each_unit(place, rng, formula):
     arrays = draw(rng, formula, np.float32, (5, 3))
     hyper = hyper_of(formula)
     rates = np.array([0.5, 0.25, 2.0], np.float32)
-    if formula == "adamw":  # 1 - rate decay is rounded to float32 in the array, once in the number
+    if (
+        formula in DECOUPLED
+    ):  # 1 - rate decay is rounded to float32 in the array, once in the number
         hyper["decoupled_weight_decay"] = 0.0
     got = stepped(update, formula, arrays, **{**hyper, "learning_rate": rates})
     for k in range(3):

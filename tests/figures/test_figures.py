@@ -20,6 +20,9 @@ TINY = presets.QUICK._replace(
     name="quick",
     network={"kind": "dense", "widths": [8, 8], "eps": 1e-5},
     seeds=2,
+    line_seeds=2,
+    pair_steps=60,
+    law_steps=60,
     plane_steps=60,
     plane_etas={"SGD": (0.1, 1.0), "Nesterov": (0.01, 0.1), "Adam": (0.001, 0.01)},
     plane_l2s=(0.001, 0.01, 0.1),
@@ -28,6 +31,7 @@ TINY = presets.QUICK._replace(
     normalized_l2s=(0.0, 0.01, 1.0),
     curve_steps=60,
     start_steps=30,
+    start_seeds=2,
 )
 
 
@@ -55,16 +59,25 @@ def test_all_figures_and_their_redrawing(folder, capsys):
     assert call(folder, "first", "--write-archive", str(archive)) == 0
     printed = capsys.readouterr().out
     for claim in ("(i)", "(ii)", "(iii)", "(iv)", "(v)"):
-        assert re.search(rf"^{re.escape(claim)} .*: .* \[.*\] \(n = \d+; claimed:", printed, re.M)
+        measured = r"(.*\[.*\]|\d+ of \d+)"  # with an interval, or counted
+        verdict = "(shown|not shown|refuted|reported)"
+        line = rf"^{re.escape(claim)} .*: {measured} \(n = \d+; claimed: .*\): {verdict}$"
+        assert re.search(line, printed, re.M)
     for name in command.FIGURES:
         for suffix in ("svg", "pdf", "png"):
             assert (folder / "first" / f"{name}.{suffix}").stat().st_size > 1000
     captions = (folder / "first" / "captions.md").read_text()
-    assert captions.count("Claimed") >= 5 and captions.count("easured") >= 5
+    assert captions.count("Claimed") >= 5 and captions.count("Verdicts: ") >= 6
     statements = json.loads((folder / "first" / "statements.json").read_text())
-    assert {"claim", "text", "value", "low", "high", "expected", "runs"} == set(statements[0])
+    assert {"claim", "text", "value", "low", "high", "expected", "runs", "verdict"} == set(
+        statements[0]
+    )
+    table = (folder / "first" / "statements.md").read_text()
+    assert len(table.splitlines()) == len(statements) + 2
     manifest = json.loads((folder / "first" / "manifest.json").read_text())
     assert manifest["backend"] == "reference" and manifest["seeds"] and manifest["failed"] == 0
+    assert manifest["planned"] == manifest["runs"] and manifest["first_run"].endswith("Z")
+    assert len(manifest["rules"]["sha256"]) == 64
 
     again = ("--only", "rate_plane", "scaled_starts")  # drawing takes most of the time
     assert call(folder, "again", *again) == 0
@@ -76,6 +89,57 @@ def test_all_figures_and_their_redrawing(folder, capsys):
         first = (folder / "first" / f"{name}.svg").read_bytes()
         assert first == (folder / "again" / f"{name}.svg").read_bytes()
         assert first == (folder / "archived" / f"{name}.svg").read_bytes()
+
+
+def test_a_grid_that_was_stopped_says_so_and_goes_on_to_the_same_numbers(
+    folder, capsys, monkeypatch
+):
+    """Stopped after half of its runs: those are kept, and no statement of the others is decided."""
+    only = ("--only", "paired_starts")
+    assert call(folder, "whole", *only, "--store", str(folder / "whole-store")) == 0
+    whole = capsys.readouterr().out
+    module = command.figure("paired_starts")
+    everything = module.configurations
+    store = ("--store", str(folder / "stopped-store"))
+    with monkeypatch.context() as stopped:
+        stopped.setattr(module, "configurations", lambda preset: everything(preset)[:5])
+        assert call(folder, "stopped", *only, *store) == 0
+    capsys.readouterr()
+    archive = folder / "partial.xz"
+    partial = ("--partial", "--write-archive", str(archive))
+    assert call(folder, "partial", *only, *store, *partial) == 0
+    printed = capsys.readouterr().out
+    assert "5 of 12 runs are there" in printed
+    assert printed.count("not yet decided (1 of 4 runs)") == 4  # the second lambda
+    assert printed.count("not yet decided (0 of 4 runs)") == 3  # the control
+    facts = json.loads((folder / "partial" / "manifest.json").read_text())
+    assert facts["planned"] == {"training": 12} and facts["runs"] == {"training": 5}
+    empty = ("--store", str(folder / "empty-store"), "--archive", str(archive))
+    with pytest.raises(SystemExit, match="lacks 7 of 12 runs .* or add --partial"):
+        call(folder, "x", *only, *empty)
+    assert call(folder, "drawn", *only, *empty, "--partial") == 0
+    assert "5 of 12 runs are there" in capsys.readouterr().out
+    assert call(folder, "resumed", *only, *store) == 0
+    resumed = capsys.readouterr().out
+    assert "5 runs from the store, 7 computed" in resumed
+    lines = [line for line in whole.splitlines() if line.startswith("(ii)")]
+    assert lines and lines == [line for line in resumed.splitlines() if line.startswith("(ii)")]
+    kept = [
+        {path.name: path.read_bytes() for path in (folder / name / "results").rglob("*.json")}
+        for name in ("whole-store", "stopped-store")
+    ]
+    assert kept[0] == kept[1] and len(kept[0]) == 12
+
+
+def test_a_dry_run_tells_the_time_of_each_grid_and_keeps_nothing(folder, capsys):
+    assert call(folder, "dry", "--dry-run", "--only", "paired_starts", "rate_plane") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("preset quick, backend reference, ")
+    assert [line.split()[:3] for line in printed[3:5]] == [
+        ["paired_starts", "12", "60"],
+        ["rate_plane", "48", "60"],
+    ]
+    assert printed[-1].startswith("all") and not (folder / "dry").exists()
 
 
 def test_archive_of_another_preset_is_refused(folder, monkeypatch):

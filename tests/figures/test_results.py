@@ -1,6 +1,8 @@
 """The committed results: the printed numbers are those of the committed runs."""
 
+import hashlib
 import json
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from processes import python
 
 import figures
 from figures import __main__ as command
-from figures import presets
+from figures import presets, rules, statements
 from figures.grid import archive as archives
 
 RESULTS = sorted((Path(figures.__file__).parent / "results").glob("*/runs.xz"))
@@ -22,30 +24,27 @@ def archive(request):
 
 def test_statements_follow_from_the_runs(archive, tmp_path, monkeypatch):
     facts = json.loads((archive.parent / "manifest.json").read_text())
-    preset = presets.ALL[facts["preset"]]._replace(seeds=len(facts["seeds"]))
-    drawn = [
-        name
-        for name in (*command.FIGURES, *command.LATER)
-        if (archive.parent / f"{name}.png").exists()
-    ]
+    preset = presets.ALL[facts["preset"]]._replace(seeds=facts["seeds"])
+    drawn = facts["figures"]
     kept_runs = archives.read_archive(archive).values()
     if any(run["configuration"]["experiment"] == "precision" for run in kept_runs):
         pytest.importorskip("flint")
     arguments = command.parser().parse_args(
         ["--archive", str(archive), "--store", str(tmp_path), "--quiet", "--only", *drawn]
+        + ["--partial"] * (facts["runs"] != facts["planned"])
     )
     by_figure, everything, report, code, kept = command.collect(arguments, preset, drawn)
     assert code == facts["code"] and report.computed == 0
     results = dict(zip(map(kept.key, everything), report.results, strict=True))
     said = []
     for name in drawn:
-        numbers = command.figure(name).compute(
-            [results[kept.key(c)] for c in by_figure[name]], preset
-        )
+        found = [results[kept.key(c)] for c in by_figure[name]]
+        numbers = command.figure(name).compute([r for r in found if r is not None], preset)
         said += numbers["statements"]
     kept.close()
     printed = json.loads((archive.parent / "statements.json").read_text())
-    assert [s.text for s in said] == [s["text"] for s in printed]
+    assert [(s.text, s.verdict) for s in said] == [(s["text"], s["verdict"]) for s in printed]
+    assert (archive.parent / "statements.md").read_text() == statements.table(said)
     for one, other in zip(said, printed, strict=True):
         for key in ("value", "low", "high"):
             expected = np.nan if other[key] is None else other[key]
@@ -64,8 +63,27 @@ def test_manifest_says_where_the_runs_come_from(archive):
         "device",
         "seeds",
         "run_seconds",
+        "planned",
     } <= set(facts)
     assert facts["failed"] == 0 and facts["run_seconds"] > 0
+
+
+def test_the_rules_are_older_than_the_runs(archive):
+    """Whoever changes a margin or an exclusion runs anew; what is not judged needs no rules."""
+    facts = json.loads((archive.parent / "manifest.json").read_text())
+    if "rules" not in facts:
+        said = json.loads((archive.parent / "statements.json").read_text())
+        assert {s["verdict"] for s in said} == {statements.REPORTED}
+        return
+    rule, first = facts["rules"], facts["first_run"].replace("Z", "+00:00")
+    assert datetime.fromisoformat(rule["committed"]) < datetime.fromisoformat(first)
+    assert rule["sha256"] == hashlib.sha256(Path(rules.__file__).read_bytes()).hexdigest()
+
+
+def test_every_statement_of_every_preset_is_on_the_page():
+    page = (Path(figures.__file__).parents[1] / "guide" / "results.md").read_text()
+    for archive in RESULTS:
+        assert f"{{include}} ../figures/results/{archive.parent.name}/statements.md" in page
 
 
 def test_there_are_results():

@@ -13,7 +13,7 @@ from figures.runs import data, ladder, recording, scaling, training
 from minimal_nn import SGD
 from theory import laws
 
-PRESET = presets.QUICK._replace(network={"kind": "dense", "widths": [12, 8], "eps": 1e-5})
+PRESET = presets.QUICK._replace(network={**presets.DENSE, "widths": [12, 8]})
 EVEN = {"spacing": "even", "count": 4}
 
 
@@ -44,15 +44,63 @@ def test_records_have_their_shapes():
     assert values["step"] == [0, 10, 20, 30, 40] and values["inputs"] == [64, 12]
     assert np.shape(values["s2"]) == (5, 2) and len(values["error"]) == 5
     assert np.isnan(values["error"][3]) and 0 <= values["error"][4] < 1  # the last quarter
+    assert np.shape(values["late_w2"]) == (2,) and np.all(values["living"] == 1)
+    assert values["first_loss"] == pytest.approx(np.log(10), abs=0.1)  # no score stands out
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Momentum", "Nesterov", "Adam"])
+def test_buffers_are_those_before_the_gradient(optimizer):
+    """Two steps by hand: what is recorded at the second is of the first one's buffer."""
+    chosen = configuration(optimizer, eta=0.01, l2=0.1, steps=2, probes=1)
+    chosen["moments"] = {"spacing": "even", "count": 2}
+    _, values = measure(chosen)
+    X, y, *_ = data.load("digits", None, None, True)
+    X = X.astype(np.float32)
+    start, order = (np.random.default_rng([0, stream]) for stream in range(2))
+    network = training.build_network(chosen, (64,), start)
+    rows = data.Batches(len(X), 64, order).take(2)
+    own = training.build_optimizer(chosen, network)
+    w0, g0 = (
+        network.parameters["dense1.W"].astype(float),
+        network.loss_and_gradients(X[rows[0]], y[rows[0]]).gradients["dense1.W"].astype(float),
+    )
+    own.step(network, network.step_gradients(X[rows[0]], y[rows[0]]).gradients)
+    w1 = network.parameters["dense1.W"].astype(float)
+    g1 = network.loss_and_gradients(X[rows[1]], y[rows[1]]).gradients["dense1.W"].astype(float)
+    p0, p1 = g0 + 0.2 * w0, g1 + 0.2 * w1
+    squares = (w1 * w1).sum(axis=0)
+    if optimizer == "Adam":
+        root = np.sqrt((0.001 * p1**2 + 0.999 * 0.001 * p0**2) / (1 - 0.999**2))
+        parts = np.divide(0.1 * p0 * p1, root, out=0 * root, where=root > 0).sum(axis=0)
+        found, expected = values["drive_b"], (np.sqrt(squares) * parts).mean()
+    else:
+        buffer = 0 if optimizer == "SGD" else p0
+        found, expected = values["sb"], (squares * (buffer * g1).sum(axis=0)).mean()
+    assert found[2][0] == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_dead_unit_has_no_part_in_the_means_of_the_second_half():
+    windows = []
+    for gradient in (1.0, 0.0):  # of the second unit, in two windows
+        window = recording.Window(None, ["conv1.W"], None, None)
+        window.count = 2
+        window.units["conv1.W"] = {
+            "w2": np.array([2.0, 100.0]),
+            "g2": np.array([4.0, gradient]),
+            "gb": np.array([6.0, 0.0]),
+        }
+        windows.append(window)
+    late = recording.second_half(windows)
+    assert late == {"living": [0.5], "late_w2": [1.0], "late_g2": [2.0], "late_gb": [3.0]}
 
 
 def test_growth_of_the_norm_is_the_recorded_gradient():
     """|w|^2 grows by eta^2 |g|^2 a step: with a probe at each step, s2/|w|^2 is that |g|^2."""
-    chosen = configuration(l2=0.0, eta=0.01, steps=4, probes=1)
+    chosen = configuration(l2=0.0, eta=0.1, steps=4, probes=1)
     chosen["moments"] = {"spacing": "even", "count": 4}
     _, values = measure(chosen)
     w4 = np.array(values["w2"], dtype=float)[:, 0] ** 2
-    growth = 2 * 0.01**2 * np.array(values["s2"], dtype=float)[1:, 0]
+    growth = 2 * 0.1**2 * np.array(values["s2"], dtype=float)[1:, 0]
     # The mean over units of |w|^4 is a little above the square of the mean of |w|^2.
     np.testing.assert_allclose(np.diff(w4), growth, rtol=0.3)
 
@@ -79,7 +127,7 @@ def test_penalty_and_its_symmetry_touch_the_normalized_weights_alone():
     optimizer = training.build_optimizer(chosen, network)
     own, rest = optimizer.hyper_parameters("dense1.W"), optimizer.hyper_parameters("dense3.W")
     assert (own["learning_rate"], own["weight_decay"], own["eps"]) == (0.04, 2 * 0.25 / 16, 2.5e-7)
-    assert (rest["learning_rate"], rest["weight_decay"], rest["eps"]) == (0.01, 0.0, 1e-6)
+    assert (rest["learning_rate"], rest["weight_decay"], rest["eps"]) == (0.001, 0.0, 1e-6)
     assert optimizer.hyper_parameters("batchnorm1.gamma")["weight_decay"] == 0
 
 
@@ -258,9 +306,14 @@ def test_unknown_data_and_missing_folder_are_named():
 
 
 def test_optimizer_of_the_group_is_what_the_configuration_says():
+    chosen = configuration(eta=0.5, l2=0.0)
+    assert chosen["optimizer"]["rest_learning_rate"] == PRESET.rest["SGD"] == 0.1
     chosen = configuration(eta=0.5, l2=0.0, rest_learning_rate=0.25)
     network = training.build_network(chosen, (64,), np.random.default_rng(0))
     optimizer = training.build_optimizer(chosen, network)
     assert isinstance(optimizer, SGD)
     assert optimizer.hyper_parameters("dense1.W")["learning_rate"] == 0.5
     assert optimizer.hyper_parameters("dense3.b")["learning_rate"] == 0.25
+    confounded = configuration(eta=0.5, l2=0.0, rest_learning_rate=None)
+    optimizer = training.build_optimizer(confounded, network)
+    assert optimizer.hyper_parameters("dense3.b")["learning_rate"] == 0.5

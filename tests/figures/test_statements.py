@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from figures import statements
+from figures import rules, statements
 
 
 def test_interval_of_a_mean_covers_as_often_as_it_says(rng):
@@ -31,16 +31,67 @@ def test_slope_of_a_power_law():
     assert s.low < 0.25 < s.high and s.high - s.low < 0.01
 
 
-def test_share_of_all_is_not_certain():
-    s = statements.share("", "", [True] * 20, "1")
-    assert s.value == 1 and s.high == 1 and s.low == pytest.approx(0.025 ** (1 / 20))
+def test_blocked_bootstrap_covers_as_often_as_it_says_with_five_seeds(rng, monkeypatch):
+    """Runs of one seed share a number: an interval over runs would be far too narrow."""
+    monkeypatch.setattr(rules, "DRAWS", 200)
+    covered = 0
+    for _ in range(400):
+        blocks = [rng.standard_normal() + 0.1 * rng.standard_normal(6) for _ in range(5)]
+        s = statements.blocked("", "", blocks, lambda found: np.mean(np.concatenate(found)), "0")
+        covered += s.low <= 0 <= s.high
+    assert 0.90 < covered / 400 < 0.99
 
 
-def test_dependence_sees_any_function_and_nothing_else(rng):
-    x = rng.standard_normal(200)
-    assert statements.dependence(x, (x - 0.3) ** 2) > 0.95  # not monotone
-    assert abs(statements.dependence(x, rng.standard_normal(200))) < 0.2
-    assert statements.dependence(np.repeat([1.0, 2.0, 3.0], 20), rng.standard_normal(60)) < 0.3
+def test_blocked_bootstrap_draws_whole_seeds():
+    """Two seeds that differ leave doubt, however many runs each of them has."""
+    blocks = [np.zeros(1000), np.ones(1000)]
+    s = statements.blocked("", "", blocks, lambda found: np.mean(np.concatenate(found)), "0")
+    assert s.value == 0.5 and s.low < -1 and s.high > 2 and s.runs == 2
+
+
+def test_a_count_has_no_interval_and_one_exception_refutes_it():
+    s = statements.every("(v)", "bits", [True] * 20, "all")
+    assert s.short == "20 of 20" and s.verdict == "shown"
+    assert statements.every("(v)", "bits", [True] * 19 + [False], "all").verdict == "refuted"
+    assert statements.every("(v)", "bits", [], "all").verdict == "not shown"
+
+
+VERDICTS = {
+    "inside": ([0.99, 1.0, 1.01], "shown", "refuted"),
+    "astride": ([0.9, 1.0, 1.1], "not shown", "not shown"),
+    "beyond": ([1.29, 1.3, 1.31], "refuted", "shown"),
+    "one number": ([1.0], "not shown", "not shown"),
+    "none": ([], "not shown", "not shown"),
+}
+
+
+@pytest.mark.parametrize("case", VERDICTS.values(), ids=VERDICTS)
+def test_verdicts_follow_from_interval_and_margin(case):
+    samples, within, outside = case
+    s = statements.mean("(i)", "x", samples, "1")
+    assert s.verdict == "reported"
+    assert s.within(0.95, 1.05).verdict == within
+    assert s.outside(0.95, 1.05).verdict == outside
+
+
+def test_above_is_judged_by_the_whole_interval():
+    assert statements.mean("", "", [1.0, 1.1, 1.2], "> 0").above(0).verdict == "shown"
+    assert statements.mean("", "", [-0.1, 1.1, 1.2], "> 0").above(0).verdict == "not shown"
+    assert statements.mean("", "", [-1.0, -1.1, -1.2], "> 0").above(0).verdict == "refuted"
+
+
+def test_nothing_is_decided_before_all_planned_runs_are_there():
+    s = statements.mean("(ii)", "x", [0.0, 0.0], "0").within(-1, 1)
+    assert s.after(20, 20).verdict == "shown"
+    assert s.after(19, 20).verdict == "not yet decided (19 of 20 runs)"
+    assert statements.tally([s, s.after(1, 2)]) == "1 shown, 1 not yet decided"
+
+
+def test_table_holds_every_statement():
+    said = [statements.mean("(i)", f"|w|^{k}", [1.0, 1.0], "1") for k in (2, 4)]
+    lines = statements.table(said).splitlines()
+    assert len(lines) == 4 and lines[2].count("\\|w\\|^2") == 1
+    assert all(line.replace("\\|", "").count("|") == 7 for line in lines)
 
 
 def test_statement_reads_as_a_line():
@@ -52,13 +103,4 @@ def test_what_was_not_measured_is_said_in_words():
     assert statements.mean("(i)", "x", [], "1").short == "not measured, no run tells"
     assert statements.mean("(i)", "x", [2.5], "1").short == "2.5 (without an interval)"
     told = str(statements.mean("(i)", "x", [2.0, 2.0], "1"))
-    assert told == "(i)   x: 2 [2, 2] (n = 2; claimed: 1)"
-
-
-def test_an_interval_shows_a_number_only_where_it_holds_it_and_is_narrow():
-    near = statements.mean("(i)", "near", [0.98, 1.0, 1.03], "1")
-    wide = statements.mean("(i)", "wide", [0.0, 1.0, 2.4], "1")
-    far = statements.mean("(i)", "far", [0.5, 0.51, 0.52], "1")
-    none = statements.mean("(i)", "none", [], "1")
-    assert near.shows(1, 0.5)
-    assert not any(statement.shows(1, 0.5) for statement in (wide, far, none))
+    assert told == "(i)   x: 2 [2, 2] (n = 2; claimed: 1): reported"

@@ -17,7 +17,7 @@ from theory.measures.derivatives import (
 )
 from theory.measures.identity import Identity, size_of
 from theory.numbers.jet import Jet
-from theory.subjects.networks import GROUPS, gradients_of, invariant_weights
+from theory.subjects.networks import GROUPS, gradients_of, invariant_weights, normalizations
 from theory.subjects.smooth import CLASSES, float_subjects, image_subject
 
 _BATCHES, _DIRECTIONS = 8, 2
@@ -34,7 +34,7 @@ def gradient_subjects(options):
     Also two with convolutions, but in a wing that has not all that they are made of.
     """
     wing = backends.get(options.backend)
-    subjects = float_subjects(options)
+    subjects = float_subjects(options, normalizations(options.backend))
     if wing.name != "cuda":
         kinds = ["weight", *([GROUPS] if wing.has("groupnorm") else [])]
         subjects += [

@@ -134,11 +134,11 @@ def image_subject(dtype="float64", seed=0, normalization="weight"):
     return SmoothSubject(name, network, tuple(batches), np.zeros((size, 0)))
 
 
-def float_subjects(options):
+def float_subjects(options, normalizations=NORMALIZATIONS):
     """Return the normalizations in each dtype."""
     return [
         smooth_subject(norm, dtype, options.seed)
-        for norm in NORMALIZATIONS
+        for norm in normalizations
         for dtype in options.dtypes
     ]
 

@@ -320,6 +320,7 @@ squared error's Gauss-Newton matrix $\theta^\top G \theta = M^2 E |f|^2$: decay 
 output, not the weights. With $a = 2^k$ both sides have the same bits.
 """,
     subjects=homogeneous_subjects,
+    exact="ball",
     unfit=(NARROW,),
 )
 def homogeneous_network(subject):
@@ -353,6 +354,7 @@ lets it die out.
 Bound: the running errors of the three products of each layer, from the last one down.
 """,
     subjects=homogeneous_subjects,
+    exact="ball",
     unfit=((WORST_CASE, "float16"),),
     numpy_only="sums that carry bounds run through its lines alone",
 )

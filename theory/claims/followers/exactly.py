@@ -4,12 +4,17 @@ What a claim measures along a run is here its induction step: from one network t
 hyper-parameters of which no factor is a power of two.
 """
 
+import dataclasses
+
 import numpy as np
 
 import minimal_nn as nn
 from theory import laws
 from theory.claims.followers.conservation import (
     gain_and_matrix,
+    homogeneous_network,
+    homogeneous_subjects,
+    layers_share_their_product,
     translation_law,
     translation_oscillator,
 )
@@ -22,12 +27,13 @@ from theory.claims.followers.schedules import (
     schedule_law,
 )
 from theory.claims.followers.sphere import hessian_indefinite
-from theory.claims.followers.tangent import momentum_sum, projected_angle
+from theory.claims.followers.tangent import momentum_sum, projected_angle, projected_steps
 from theory.measures.derivatives import directional
 from theory.measures.exact_runs import UPDATE
 from theory.measures.groups import group_sum
 from theory.measures.identity import Identity, size_of
-from theory.subjects.exact import EPS, ball_subject
+from theory.numbers.balls import Balls
+from theory.subjects.exact import EPS, FACTOR, ball_subject
 from theory.subjects.networks import times, weight_groups, weights_of
 
 _ETA, _DECAY = 0.25, 1.0
@@ -211,6 +217,29 @@ def _(subject):
     return identity
 
 
+@projected_steps.exactly(subjects=lambda options: _balls(options, "batch", "weight"))
+def _(subject):
+    """SGDP from a buffer that is not orthogonal to w; control: momentum from the same."""
+    identity, rng, rho = Identity(), np.random.default_rng(0), 0.75
+    hyper = {"delta": 0.1, "decay_ratio": 0.125, "decoupled_weight_decay": 1.0}
+    a = 1 - _ETA * 0.125 / (1 - rho)
+    for network in subject.states:
+        gradients = _gradients(subject, network)
+        for group in weight_groups(network):
+            (k,) = group.parameters
+            w, g = network.parameters[k], gradients[k]
+            v = subject.numbers.array(rng.integers(-3, 4, w.shape).astype(float))
+            size = size_of(subject, w)
+            projected, _ = UPDATE.sgdp(w, g, v, _ETA, rho, **hyper)
+            plain, _ = UPDATE.momentum(w, g, v, _ETA, rho)
+            for moved, judge in (
+                (projected - a * w, identity.vanishes),
+                (plain - w, identity.remains),
+            ):
+                judge((w * moved).sum(axis=tuple(range(w.ndim - 1))), size * size)
+    return identity
+
+
 @projected_angle.exactly
 def _(subject):
     """w and eta g are the legs of a right triangle, before w' is put back to its length."""
@@ -306,4 +335,59 @@ def _(subject):
         plain, size = D(new, gain, matrix) - _SHRINK**2 * before, size_of(subject, before)
         identity.vanishes(plain - _ETA**2 * pushed, size)
         identity.remains(plain, size)
+    return identity
+
+
+# Networks that are homogeneous as a whole
+
+
+@dataclasses.dataclass(frozen=True)
+class HomogeneousBalls:
+    """The network of matrices and ReLUs in balls, and its control with biases."""
+
+    network: nn.Network
+    control: nn.Network
+    X: np.ndarray
+    targets: np.ndarray
+    numbers: Balls
+    name: str = "relu, no bias"
+    exact = True
+
+    arithmetic = property(lambda self: f"ball {self.numbers.bits}")
+
+
+def _homogeneous(options):
+    (floats,) = homogeneous_subjects(dataclasses.replace(options, dtypes=("float64",)))
+    balls = Balls(options.bits)
+    networks = (each.converted(balls.array, object) for each in (floats.network, floats.control))
+    return [HomogeneousBalls(*networks, balls.array(floats.X[:6]), floats.targets[:6], balls)]
+
+
+@homogeneous_network.exactly(subjects=_homogeneous)
+def _(subject):
+    """f(3 theta) = 27 f(theta)."""
+    identity, a = Identity(), subject.numbers.number(FACTOR)
+    for network, judge in (
+        (subject.network, identity.vanishes),
+        (subject.control, identity.remains),
+    ):
+        scores = network.forward(subject.X)
+        scaled = times(network, tuple(network.parameters), a).forward(subject.X)
+        judge(scaled - a * a * a * scores, size_of(subject, scores))
+    return identity
+
+
+@layers_share_their_product.exactly(subjects=_homogeneous)
+def _(subject):
+    identity = Identity()
+    for network, judge in (
+        (subject.network, identity.vanishes),
+        (subject.control, identity.remains),
+    ):
+        trace = network.trace(subject.X, subject.targets)
+        last = trace.layers[network.names[-1]]
+        total = (last.y * last.dy).sum()
+        for k, w in network.parameters.items():
+            if k.endswith(".W"):
+                judge(np.array([(w * trace.gradients[k]).sum() - total]), abs(total))
     return identity

@@ -101,6 +101,7 @@ $x$.
 SGDP's steps fall as $1/|w|$: $|w|^4$, at $-4 \log a$, up to $x/(1 - \rho)^2$, which is what its
 projection moves with $|w|$. Normalized steps with L2 in the gradient take $x_e = \eta
 \lambda_2/|p|$, $|p| = s/|w|$, from $w$: the equation and the clock of Adam with L2.
+At $C = 256$ the mean of $1/|p|$, and the rate with it, are larger by $3/(4 C)$, 0.3 %.
 
 Measured: how far $\log(q^{2 + 2 \nu} - 1)$, $q = |w|$ over its limit, of the mean over chains
 falls, in six groups of chains; for normalized steps the clock.

@@ -125,7 +125,7 @@ def turns(path):
 def networks(options, *names):
     """Return the built-in networks (of some normalizations alone) in every dtype asked for.
 
-    In the cuda wing, which has not the later optimizers, there are none.
+    In the cuda wing, which of the later optimizers has Lion alone, there are none.
     """
     if options.backend == "cuda":
         return []

@@ -151,6 +151,7 @@ $w$, though every gradient was (momentum-sum).
 Bound: the formula on numbers that carry their rounding error, $\sum |w_i| e_i$.
 """,
     subjects=unit_networks,
+    exact="ball",
     unfit=((WORST_CASE, "float16"),),
 )
 def projected_steps(subject):
