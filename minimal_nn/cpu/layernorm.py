@@ -25,7 +25,7 @@ from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.footprints import each, flags, panel_rows, reads, shared_out, writes
 from minimal_nn.cpu.machine.operands import Operand
-from minimal_nn.cpu.machine.prepared import prepared
+from minimal_nn.cpu.machine.prepared import prepared, prepared_for
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import (
     BLOCK,
@@ -248,26 +248,21 @@ def backward(dy, cache):
     expect_shape("dy", dy, cache.shape)
     columns = dy.shape[-1]
     rows = dy.size // columns
-    with _backward_program(rows, columns, dy.dtype) as (program, dy_panels, given, results):
-        workspace.pack(dy.reshape(rows, columns), dy_panels)
-        saved = cache.z, cache.gamma, cache.mean, cache.inverse
-        for array, values in zip(given, saved, strict=True):
-            array[...] = values
+    panels = workspace.pack(dy.reshape(rows, columns))
+    given = cache.z, panels, cache.gamma, cache.mean, cache.inverse
+    with _backward_program(given, rows, columns) as (program, dz, dgamma, dbeta):
         program.run(thread_count=thread_count(8 * dy.size))
-        dz, dgamma, dbeta = results
         dz = workspace.unpack(dz, rows, columns).reshape(dy.shape)
         return dz, program.taken(dgamma[:columns]), program.taken(dbeta[:columns])
 
 
-@prepared
-def _backward_program(rows, columns, dtype):
-    """Return the program, dy, what the forward pass has left, and dz, dgamma and dbeta."""
+@prepared_for
+def _backward_program(given, rows, columns):
+    """Return the program, dz, dgamma and dbeta."""
+    z, dy, gamma, mean, inverse = given
     program = Program()
-    z, dy = (workspace.panels(rows, columns, dtype) for _ in range(2))
-    gamma = workspace.panel_vector(np.zeros(columns, dtype))
-    mean, inverse = (workspace.aligned(rows, dtype) for _ in range(2))
-    dz = program.panels(rows, columns, dtype)
-    dgamma, dbeta = (program.made(gamma.size, dtype) for _ in range(2))
-    given = gamma, mean, inverse, dgamma, dbeta
-    emit_backward(program, Operand(z), Operand(dy), dz, *given, rows, columns)
-    return program, dy, (z, gamma, mean, inverse), (dz.array, dgamma.array, dbeta.array)
+    dz = program.panels(rows, columns, dy.dtype)
+    dgamma, dbeta = (program.made(gamma.size, dy.dtype) for _ in range(2))
+    vectors = gamma, mean, inverse, dgamma, dbeta
+    emit_backward(program, Operand(z), Operand(dy), dz, *vectors, rows, columns)
+    return program, dz.array, dgamma.array, dbeta.array

@@ -15,7 +15,7 @@ from minimal_nn.cpu.batchnorm.statistics import check_inverses
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.operands import Operand
-from minimal_nn.cpu.machine.prepared import prepared
+from minimal_nn.cpu.machine.prepared import prepared, prepared_for
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.reference.extremes import MEAN_SQUARE
 
@@ -84,26 +84,18 @@ def backward(dy, cache):
         raise ValueError(f"dy: got shape {dy.shape}, expected {cache.shape}")
     columns = dy.shape[-1]
     rows = dy.size // columns
-    with _backward_program(rows, columns, dy.dtype) as (program, dy_panels, given, results):
-        workspace.pack(dy.reshape(rows, columns), dy_panels)
-        for array, values in zip(given, (cache.z, cache.gamma, cache.inverse), strict=True):
-            array[...] = values
+    given = cache.z, workspace.pack(dy.reshape(rows, columns)), cache.gamma, cache.inverse
+    with _backward_program(given, rows, columns) as (program, dz, dgamma):
         program.run(thread_count=thread_count(8 * dy.size))
-        dz, dgamma = results
         dz = workspace.unpack(dz, rows, columns).reshape(dy.shape)
         return dz, program.taken(dgamma[:columns])
 
 
-@prepared
-def _backward_program(rows, columns, dtype):
-    """Return the program, dy, what the forward pass has left, and dz and dgamma."""
+@prepared_for
+def _backward_program(given, rows, columns):
+    """Return the program, dz and dgamma."""
+    z, dy, gamma, inverse = given
     program = Program()
-    z, dy = (workspace.panels(rows, columns, dtype) for _ in range(2))
-    gamma, inverse = (
-        workspace.panel_vector(np.zeros(columns, dtype)),
-        workspace.aligned(rows, dtype),
-    )
-    dz, dgamma = program.panels(rows, columns, dtype), program.made(gamma.size, dtype)
-    given = gamma, inverse, dgamma
-    emit_backward(program, Operand(z), Operand(dy), dz, *given, rows, columns)
-    return program, dy, (z, gamma, inverse), (dz.array, dgamma.array)
+    dz, dgamma = program.panels(rows, columns, dy.dtype), program.made(gamma.size, dy.dtype)
+    emit_backward(program, Operand(z), Operand(dy), dz, gamma, inverse, dgamma, rows, columns)
+    return program, dz.array, dgamma.array

@@ -176,6 +176,8 @@ def labels(targets, scores):
 
 def expect_broadcast(name, value, w):
     """Refuse a hyper-parameter that is neither a number nor an array that broadcasts to w."""
+    if isinstance(value, (int, float)):
+        return
     try:
         fits = np.broadcast_shapes(np.shape(value), _shape(w)) == _shape(w)
     except ValueError:

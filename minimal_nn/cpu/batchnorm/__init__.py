@@ -36,7 +36,7 @@ from minimal_nn.cpu.batchnorm.panels import (
 from minimal_nn.cpu.batchnorm.statistics import BLOCK_ROWS, Statistics, check_inverses
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.operands import Operand
-from minimal_nn.cpu.machine.prepared import prepared_for_columns
+from minimal_nn.cpu.machine.prepared import prepared, prepared_for_columns
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.workspace import Columns, panel_vector
 from minimal_nn.reference.arguments import expect_each_unit, expect_shape
@@ -269,11 +269,20 @@ def update_running(running_mean, running_var, mean, var, count, momentum):
     for name, array in zip(("running_var", "mean", "var"), arrays[1:], strict=True):
         expect_shape(name, array, arrays[0].shape)
     units = arrays[0].size
+    with _running_program(units, arrays[0].dtype, count, float(momentum)) as (program, vectors):
+        for vector, values in zip(vectors, arrays, strict=True):
+            vector[:units] = values
+        program.run()
+        mean, var = (program.taken(vector[:units]) for vector in vectors[:2])
+        return mean, var
+
+
+@prepared
+def _running_program(units, dtype, count, momentum):
+    """Return the program, and running mean and variance with those of the batch."""
     program = Program().phase(1)
-    padded = [panel_vector(array) for array in arrays]
-    running = [program.kept(array) for array in padded[:2]]
-    emit_update_running(
-        program, *running, *map(Operand, padded[2:]), count, momentum, padded[0].size
-    )
-    program.run()
-    return padded[0][:units], padded[1][:units]
+    vectors = [panel_vector(np.zeros(units, dtype)) for _ in range(4)]
+    running = [program.kept(vector) for vector in vectors[:2]]
+    batch, size = map(Operand, vectors[2:]), vectors[0].size
+    emit_update_running(program, *running, *batch, count, momentum, size)
+    return program, vectors

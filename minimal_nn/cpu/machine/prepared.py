@@ -22,10 +22,10 @@ own.  It leaves nothing behind that a later call reads, as a step of a training 
 import contextlib
 import functools
 
-from minimal_nn.cpu.machine.workspace import Columns
+from minimal_nn.cpu.machine.workspace import Columns, aligned
 
-MOST_BYTES = 1 << 17  # of a program's arrays, that it is kept
-MOST_FORMS = 64  # of an operation, that programs are kept of
+MOST_BYTES = 1 << 18  # of a program's arrays, that it is kept
+MOST_FORMS = 32  # of an operation, that programs are kept of
 
 _forget = []
 
@@ -49,16 +49,34 @@ def prepared(build):
     return functools.wraps(build)(borrowed)
 
 
-def prepared_for_columns(build):
-    """The same for build(matrices, *options), given one or more `Columns` of one shape.
+def prepared_for(build):
+    """The same for build(given, *options), given arrays, which are copied into the program's own.
 
-    They are copied into the program's, unless they are too large for it to be kept.
+    Where these would not be kept, the program is built of the arrays themselves.
     """
+    waiting = _lists_of_those_that_wait()
+
+    def borrowed(given, *options):
+        if sum(array.nbytes for array in given) > MOST_BYTES // 4:  # results come to it
+            return contextlib.nullcontext(build(given, *options))
+
+        def make():
+            own = [aligned(array.shape, array.dtype) for array in given]
+            return build(own, *options), own
+
+        forms = tuple((array.shape, array.dtype) for array in given)
+        return _Borrowed(waiting(forms, *options), make).filled(given)
+
+    return functools.wraps(build)(borrowed)
+
+
+def prepared_for_columns(build):
+    """The same for build(matrices, *options), given one or more `Columns` of one shape."""
     waiting = _lists_of_those_that_wait()
 
     def borrowed(matrices, *options):
         first, count = matrices[0], len(matrices)
-        if count * first.operand.array.nbytes > MOST_BYTES:
+        if (1 + count) * first.operand.array.nbytes > MOST_BYTES // 2:
             return contextlib.nullcontext(build(matrices, *options))
 
         def make():
@@ -66,9 +84,7 @@ def prepared_for_columns(build):
             return build(own, *options), [matrix.operand.array for matrix in own]
 
         found = _Borrowed(waiting(count, first.shape, first.dtype, *options), make)
-        for array, matrix in zip(found.inputs, matrices, strict=True):
-            array[...] = matrix.operand.array
-        return found
+        return found.filled(matrix.operand.array for matrix in matrices)
 
     return functools.wraps(build)(borrowed)
 
@@ -93,6 +109,12 @@ class _Borrowed:
             program = self.built[0]
             program.reused = program.bytes <= MOST_BYTES
         self._waiting = waiting
+
+    def filled(self, given):
+        """Copy arrays into the inputs."""
+        for array, values in zip(self.inputs, given, strict=True):
+            array[...] = values
+        return self
 
     def __enter__(self):
         return self.built

@@ -104,7 +104,8 @@ def unpack(packed, rows, columns, out=None):
 def padded(size, dtype, value=0):
     """Return a vector of at least `size` numbers, whole vectors, all of them `value`."""
     out = aligned(round_up(max(size, 1), lanes(dtype)), dtype)
-    out[:] = value
+    if value:
+        out[:] = value
     return out
 
 

@@ -330,17 +330,17 @@ def normalize_vector_kernel(step, thread, unit, w, norm, count, status):
 
 def _elementwise(formula, w, g, *states, row):
     """Run an elementwise formula on copies; return the new weights and states."""
-    size, each = w.size, any(np.ndim(value) for value in row)
+    size, each = w.size, any(getattr(value, "ndim", 0) for value in row)
     with _program(formula, size, len(states), len(row), each, w.dtype) as built:
         program, block, gradient, table = built
-        gradient[:size] = np.ravel(g)
+        gradient[:size] = g.reshape(-1)
         for line, array in zip(block, (w, *states), strict=True):
-            line[:size] = np.ravel(array)
-        for line, value in zip(table, row, strict=True):
-            if each:
-                line[:size] = np.ravel(np.broadcast_to(value, w.shape))
-            else:
-                line[:] = value
+            line[:size] = array.reshape(-1)
+        if each:
+            for line, value in zip(table, row, strict=True):
+                line[:size] = np.broadcast_to(value, w.shape).reshape(-1)
+        else:
+            table.T[...] = row
         program.run()
         return [program.taken(line[:size].reshape(w.shape)) for line in block]
 
