@@ -1,6 +1,7 @@
 """The wheel is what people install: it is built, installed elsewhere and used from there."""
 
 import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -24,8 +25,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]
 
 
 def check(*command, **options):
-    """Run a command; its output when it succeeds, an AssertionError with its output else."""
-    found = subprocess.run(command, capture_output=True, text=True, **options)
+    """Run a command; its output when it succeeds, an AssertionError with its output else.
+
+    Without PYTHONPATH, by which the checkout would come along, and its benchmarks run.
+    """
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run(command, capture_output=True, text=True, env=own, **options)
     assert found.returncode == 0, found.stdout + found.stderr
     return found.stdout
 

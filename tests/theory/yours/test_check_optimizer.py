@@ -142,6 +142,18 @@ def test_how_steps_on_one_gradient_go_on(cls):
     assert check_optimizer(cls, expect={"course": COURSES[cls]}, steps=6)
 
 
+@pytest.mark.parametrize("still, words", ((1, "0 for 1 step, "), (3, "0 for 3 steps, ")))
+def test_first_steps_of_0_are_said(still, words):
+    """As ADOPT's, which only fills its second moment."""
+
+    def waiting(w, g, t, lr=1e-2):
+        t = 0 if t is None else t
+        return w - lr * g * (t >= still), t + 1
+
+    report = check_optimizer(waiting, expect={"course": f"{words}then constant"}, steps=6)
+    assert report and "nan" not in str(report), str(report)
+
+
 def test_a_step_counter_that_starts_too_late_is_named():
     def late(w, g, state, lr=1e-2):
         return adam(w, g, (0 * w, 0 * w, 1) if state is None else state, lr)

@@ -10,7 +10,7 @@ from theory.yours.optimizers.reasons import FAMILIES
 
 ROOT = Path(__file__).parents[3]
 STORED = table.read(ROOT / "guide")
-WORDS = ("verdict", "nu", "powers", "decay", "parameters", "family", "step")
+WORDS = ("verdict", "nu", "powers", "decay", "parameters", "course", "family", "step")
 
 
 def rows(library):

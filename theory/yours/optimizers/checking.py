@@ -32,7 +32,7 @@ class OptimizerReport:
     parting: where that is.  control: the least number of entries that differ after the last step
     where one hyper-parameter takes another power.  unfelt: hyper-parameters whose power no bit
     tells.
-    one_gradient: the lengths of steps at one w and gradient, of the first; course: the same in
+    one_gradient: the lengths of steps at one w and gradient, of the first > 0; course: the same in
     words, "constant" where moments are corrected for their start.  reason: why it fails.
     unexpected: sentences on what was expected otherwise.  refused: why nothing can be told.
     """

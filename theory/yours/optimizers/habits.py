@@ -109,9 +109,10 @@ CONSTANT = "constant"
 
 
 def on_one_gradient(runs, quiet):
-    """Return the lengths of the steps at one w and gradient, relative to the first."""
+    """Return the lengths of the steps at one w and gradient, relative to the first that moves w."""
     lengths = np.linalg.norm(runs.steps_held(quiet), axis=1)
-    return tuple(float(length) for length in lengths / lengths[0])
+    moving = lengths[lengths > 0]
+    return tuple(float(length) for length in (lengths / moving[0] if moving.size else lengths))
 
 
 def course_of(lengths):
@@ -120,6 +121,11 @@ def course_of(lengths):
     Constant: without memory, or with moments that are corrected for their start.
     """
     lengths = np.array(lengths)
+    still = int(np.argmax(lengths > 0))
+    if still:
+        return f"0 for {still} step{'s' * (still > 1)}, then {course_of(lengths[still:])}"
+    if len(lengths) < 2:
+        return "one"
     second = lengths[1]
     grown, fallen = second - 1, second**-2.0 - 1
     forms = {

@@ -117,6 +117,7 @@ def row_of(name, make, **options):
         "powers": {site: power for site, power in figures["powers"].items() if power},
         "decay": report.decay,
         "parameters": report.parameters,
+        "course": report.course,
         "family": report.reason.family if report.reason else "",
         "why": report.refused or (report.reason.sentence if report.reason else ""),
         "step": parting["step"] if parting else None,
@@ -159,8 +160,8 @@ def tables(stored):
             "",
             f"{len(part['rows'])} optimizers: {counted}.",
             "",
-            "| optimizer | nu | powers of a | decay | parameters | verdict |",
-            "|---|---|---|---|---|---|",
+            "| optimizer | nu | powers of a | decay | parameters | on one gradient | verdict |",
+            "|---|---|---|---|---|---|---|",
             *map(_line, part["rows"]),
         ]
     return "\n".join(lines) + "\n"
@@ -177,14 +178,15 @@ _COUNTS = (
 def _line(row):
     name = f"`{row['name']}`"
     if row["verdict"] == "refused":
-        return f"| {name} | | | | | refused: {_escaped(row['why'])} |"
+        return f"| {name} | | | | | | refused: {_escaped(row['why'])} |"
     powers = ", ".join(f"{site} {power:g}" for site, power in row["powers"].items()) or "none"
     verdict = row["verdict"]
     if row["family"]:
         step = f" (step {row['step']})" if row["step"] else ""
         verdict = f"{row['family']}{step}: {_escaped(row['why'])}"
-    cells = (name, row["nu"], powers if not row["family"] else "", row["decay"], row["parameters"])
-    return f"| {' | '.join(cells)} | {verdict} |"
+    powers = "" if row["family"] else powers
+    cells = name, row["nu"], powers, row["decay"], row["parameters"], row["course"], verdict
+    return f"| {' | '.join(cells)} |"
 
 
 def _escaped(text):
