@@ -45,6 +45,7 @@ class Absorbed(NamedTuple):
 
     eps: float
     training_only: bool  # batch norm with running statistics does not absorb anything
+    by: tuple[str, ...] = ()  # where each branch of a layer absorbs it: by these, in the network
 
 
 class Source(NamedTuple):
@@ -62,7 +63,8 @@ class InvarianceGroup(NamedTuple):
     blocks > 1, one for each of so many equal blocks of neighbouring units.
     absorbed_by: the layer whose normalization makes the rescaling invisible.  eps: that layer's;
     the invariance is exact at 0 (the largest one, where each branch of a layer absorbs by its own).
-    training_only: lost with running statistics.
+    training_only: lost with running statistics.  by: the normalizations in that layer's branches,
+    where each absorbs the rescaling by its own.
     """
 
     parameters: tuple[str, ...]
@@ -71,6 +73,7 @@ class InvarianceGroup(NamedTuple):
     eps: float
     training_only: bool
     blocks: int = 1
+    by: tuple[str, ...] = ()
 
 
 def groups(
@@ -129,6 +132,7 @@ def _finest(name, source, units, after):
                     absorbed.eps,
                     absorbed.training_only,
                     blocks=1 if blocks == units else max(blocks, 1),
+                    by=absorbed.by,
                 )
                 return
 
@@ -184,7 +188,9 @@ def _sum(name, ends):
         return None
     absorbed = [absorbed for _, absorbed in ends]
     return name, Absorbed(
-        max(each.eps for each in absorbed), any(each.training_only for each in absorbed)
+        max(each.eps for each in absorbed),
+        any(each.training_only for each in absorbed),
+        tuple(leaf for end, each in ends for leaf in each.by or (end,)),
     )
 
 

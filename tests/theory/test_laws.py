@@ -343,6 +343,7 @@ SEEN = {
     ],
     "relaxation_rate": [(RELAXATION, of_claim(RELAXATION, "sgd", "adam + L2", "adamw"))],
     "adam_clock": [(RELAXATION, of_claim(RELAXATION, "adam + L2"))],
+    "buffered_clock": [(RELAXATION, of_claim(RELAXATION, "momentum", "nesterov"))],
     "finite_clock": [(RELAXATION, of_claim(RELAXATION, "adam + L2", "adamw"))],
     "power_clock": [(RELAXATION, of_claim(RELAXATION, "sgd", "adamw"))],
     "adam_weighted": [

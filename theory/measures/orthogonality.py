@@ -1,5 +1,7 @@
 r"""<w, grad L> of an invariance group, what eps leaves of it, and what rounding may leave of it."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from minimal_nn import backend
@@ -11,27 +13,48 @@ from theory.measures.measurement import Refused
 from theory.numbers.bounded import Bounded, gamma, unit_roundoff
 
 
-def _sequences(prefix, sequence):
-    """Yield a sequence of layers, (name, layer) pairs, and those of the branches within them."""
-    yield [(f"{prefix}{name}", layer) for name, layer in sequence]
+def _in_a_row(prefix, sequence):
+    """Yield (full name, layer) of a sequence, with the parts of what is a sequence itself."""
     for name, layer in sequence:
+        branches = layer.branches()
+        if layer.composite and len(branches) == 1:
+            yield from _in_a_row(f"{prefix}{name}.", branches[0])
+        else:
+            yield f"{prefix}{name}", layer
+
+
+def _sequences(prefix, sequence):
+    """Yield a sequence of layers, (full name, layer) pairs, and those of the branches in them."""
+    row = list(_in_a_row(prefix, sequence))
+    yield row
+    for name, layer in row:
         for branch in layer.branches():
-            yield from _sequences(f"{prefix}{name}.", branch)
+            yield from _sequences(f"{name}.", branch)
 
 
 def between(network, group):
-    """Return the (name, layer) pairs from a group's source to the layer that absorbs it."""
+    """Return the (name, layer) pairs from a group's source to the layer that absorbs it.
+
+    That is a normalization, or a layer each of whose branches has one (group.by).
+    """
     source = group.parameters[0].rpartition(".")[0]
-    for sequence in _sequences("", network.named_layers()):
-        names = [name for name, _ in sequence]
+    for row in _sequences("", network.named_layers()):
+        names = [name for name, _ in row]
         if {source, group.absorbed_by} <= set(names):
-            if sequence[names.index(group.absorbed_by)][1].composite:
-                break
-            return sequence[names.index(source) : names.index(group.absorbed_by) + 1]
+            return row[names.index(source) : names.index(group.absorbed_by) + 1]
     raise Refused(
         f"{source} and the normalization in {group.absorbed_by} that absorbs its scale do not "
         "stand in one sequence of layers, which a pass that carries bounds could follow"
     )
+
+
+def _to_absorbing(name, branch, group):
+    """Return the layers of a branch of the layer `name` up to the one that absorbs a group."""
+    row = list(_in_a_row(f"{name}.", branch))
+    ends = [
+        any(leaf == full or leaf.startswith(f"{full}.") for leaf in group.by) for full, _ in row
+    ]
+    return row[: ends.index(True) + 1]
 
 
 def layer_traces(network, trace):
@@ -71,49 +94,79 @@ def _leaking(name, layer, x, y, own):
     return y, layer.beside_eps(x, own)
 
 
-def _bounded_group_pass(network, group, trace):
-    """Run the layers from the group's to the absorbing one on `Bounded` numbers, forward and back.
+class _Absorbed(NamedTuple):
+    """What a pass to the absorbing layers and back gives, all with their rounding errors.
 
-    Returns the gradients of the source layer's parameters given dz at the absorbing layer's input;
-    the part of the residual's bound that dz's own error causes there; the absorbing layer's dy; and
-    at eps > 0 its (y - beta, v), v the variance or squared norm that its eps stands beside; all
-    with their rounding errors.
+    cotangent: at the first layer's input.  gradients: of the first layer, given the dz at the
+    absorbing layers' inputs.  through: arrays that add up to the part of the residual's bound that
+    the errors of z and dz cause.  leaks: (dy, y - beta, v, eps) of each absorbing layer with an eps
+    > 0, v the variance or squared norm that it stands beside.
     """
-    wing = backend.get("reference")
+
+    cotangent: Bounded
+    gradients: dict
+    through: list
+    leaks: list
+
+
+def _bounded_group_pass(network, group, trace):
+    """Run the layers from the group's to the absorbing ones on `Bounded` numbers, and back."""
     path, traces = between(network, group), layer_traces(network, trace)
-    source, absorbing = path[0][0], path[-1][1]
-    x = Bounded(network.backend.to_numpy(traces[source].x))
-    caches, error_of_z = [], 0.0
-    for name, layer in path:
-        own, state = (
-            {key: network.backend.to_numpy(array) for key, array in local(arrays, name).items()}
-            for arrays in (network.parameters, network.state)
-        )
-        own = {key: Bounded(array) for key, array in own.items()}
-        if name == group.absorbed_by and len(path) > 1:
-            # The identity holds for the computed z: its error meets dz in <w, grad L> alone.
-            x, error_of_z = Bounded(x.value), x.error
-        before = x
-        x, cache, _ = layer.forward(wing, own, state, x, True)
+    x = Bounded(network.backend.to_numpy(traces[path[0][0]].x))
+    return _to_and_back(network, group, traces, path, x)
+
+
+def _own(network, name):
+    """Return a layer's parameters as `Bounded` arrays, and its state."""
+    parameters, state = (
+        {key: network.backend.to_numpy(array) for key, array in local(arrays, name).items()}
+        for arrays in (network.parameters, network.state)
+    )
+    return {key: Bounded(array) for key, array in parameters.items()}, state
+
+
+def _to_and_back(network, group, traces, path, x, previous=None):
+    """Return the `_Absorbed` of a path with the input x; previous: the layer before it."""
+    *before, (end, absorbing) = path
+    wing, caches = backend.get("reference"), []
+    for name, layer in before:
+        x, cache, _ = layer.forward(wing, *_own(network, name), x, True)
         caches.append((layer, cache))
-    y, dy = x, Bounded(network.backend.to_numpy(traces[group.absorbed_by].dy))
-    leaking = None
-    if group.eps > 0:
-        leaking = _leaking(group.absorbed_by, absorbing, before, y, own)
-    # Likewise the error of dz, the cotangent of z, meets z alone, and is not sent on through |W|.
-    (layer, cache), *rest = reversed(caches)
-    cotangent, gradients = layer.backward(wing, dy, cache)
-    through = 0.0
-    if rest:
-        size = np.abs(before.value) + error_of_z
-        bias = f"{path[-2][0]}.b"  # what is not rescaled along with z
-        if bias in network.parameters and bias not in group.parameters:
-            size = size + np.abs(network.backend.to_numpy(network.parameters[bias]))
-        through = size * cotangent.error + error_of_z * np.abs(cotangent.value)
-        cotangent = Bounded(cotangent.value)
-    for layer, cache in rest:
+        previous = name
+    if absorbing.composite:
+        each = [
+            _to_and_back(network, group, traces, _to_absorbing(end, branch, group), x, previous)
+            for branch in absorbing.branches()
+        ]
+        cotangent, gradients = sum((a.cotangent for a in each[1:]), each[0].cotangent), {}
+        through, leaks = (sum((a[field] for a in each), []) for field in (2, 3))
+    else:
+        cotangent, gradients, through, leaks = _at_the_end(
+            network, group, traces, (end, absorbing), x, previous
+        )
+    for layer, cache in reversed(caches):
         cotangent, gradients = layer.backward(wing, cotangent, cache)
-    return gradients, through, dy, leaking
+    return _Absorbed(cotangent, gradients, through, leaks)
+
+
+def _at_the_end(network, group, traces, named, x, previous):
+    """Return the `_Absorbed` of one normalization, which is the group's own without a previous."""
+    (name, layer), (own, state) = named, _own(network, named[0])
+    wing, dy = backend.get("reference"), Bounded(network.backend.to_numpy(traces[named[0]].dy))
+    # The identity holds for the computed z: its error meets dz in <w, grad L> alone.
+    z = x if previous is None else Bounded(x.value)
+    y, cache, _ = layer.forward(wing, own, state, z, True)
+    eps = layer.eps if group.by else group.eps
+    leaks = [(dy, *_leaking(name, layer, z, y, own), eps)] if eps > 0 else []
+    # Likewise the error of dz, the cotangent of z, meets z alone, and is not sent on through |W|.
+    cotangent, gradients = layer.backward(wing, dy, cache)
+    if previous is None:
+        return _Absorbed(cotangent, gradients, [], leaks)
+    size, bias = np.abs(z.value) + x.error, f"{previous}.b"
+    if bias in network.parameters and bias not in group.parameters:  # it is not rescaled with z
+        size = size + np.abs(network.backend.to_numpy(network.parameters[bias]))
+    through = size * cotangent.error + x.error * np.abs(cotangent.value)
+    return _Absorbed(Bounded(cotangent.value), {}, [through], leaks)
 
 
 def _per_unit_sum(array, per_unit, units):
@@ -128,7 +181,7 @@ def orthogonality(network, group, X, targets, trace=None):
 
     residual: <w, grad L> for each unit, or one number for the group as a whole, from the network's
     own gradients, summed in longdouble.  leak: what eps > 0 must leave, the sum over what the
-    absorbing layer normalizes of eps / (v + eps) <dy, y - beta>.  size: |w| |grad L|.  bound: the
+    absorbing layers normalize of eps / (v + eps) <dy, y - beta>.  size: |w| |grad L|.  bound: the
     running error bound (bounded.py) on residual - leak.
     """
     trace = network.trace(X, targets) if trace is None else trace
@@ -141,22 +194,22 @@ def orthogonality(network, group, X, targets, trace=None):
         group_sum([w.astype(wide) ** 2 for w in weights], group.per_unit)
         * group_sum([g.astype(wide) ** 2 for g in grads], group.per_unit)
     )
-    bounded, through, dy, leaking = _bounded_group_pass(network, group, trace)
-    errors = [bounded[name.rpartition(".")[2]].error for name in group.parameters]
+    found = _bounded_group_pass(network, group, trace)
+    errors = [found.gradients[name.rpartition(".")[2]].error for name in group.parameters]
     bound = group_sum([np.abs(w) * e for w, e in zip(weights, errors, strict=True)], group.per_unit)
     # The sum itself is in longdouble, which counts when the network is too.
     terms = sum(w.size for w in weights) // residual.size + 1
     products = [np.abs(w.astype(wide) * g) for w, g in zip(weights, grads, strict=True)]
     bound = bound + gamma(terms, unit_roundoff(wide)) * group_sum(products, group.per_unit)
-    bound = bound + _per_unit_sum(through, group.per_unit, residual.size)
+    for through in found.through:
+        bound = bound + _per_unit_sum(through, group.per_unit, residual.size)
     leak = np.zeros_like(residual)
-    if leaking is not None:
-        y, v = leaking
+    for dy, y, v, eps in found.leaks:
         share = Bounded(v.value.astype(wide), v.error)
-        share = group.eps / (share + group.eps)
+        share = eps / (share + eps)
         product = Bounded(dy.value.astype(wide)) * Bounded(y.value.astype(wide), y.error) * share
         law = _per_unit_sum(product, group.per_unit, residual.size)
-        leak, bound = np.atleast_1d(law.value), bound + np.atleast_1d(law.error)
+        leak, bound = leak + np.atleast_1d(law.value), bound + np.atleast_1d(law.error)
     return tuple(a.astype(np.float64) for a in (residual, leak, size, bound))
 
 

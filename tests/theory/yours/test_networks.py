@@ -71,15 +71,40 @@ def test_layers_within_layers_are_traced_as_if_they_stood_in_the_network():
             assert np.array_equal(one, other), name
 
 
-def test_a_scale_that_each_branch_absorbs_by_itself_is_refused_in_a_sentence():
-    block = nn.Residual([nn.Dense(4), nn.BatchNorm()], shortcut=[nn.Dense(4), nn.BatchNorm()])
-    layers = dense(nn.Dense(4), nn.BatchNorm(), nn.ReLU(), block)
-    verdicts = words(nn.Network(layers, (8, 8, 1), dtype=np.float64))
-    refused = {id: v for id, v in verdicts.items() if not v}
-    assert refused.keys() == {"gradient-orthogonality", "norm-growth"}
-    for verdict in refused.values():
-        assert verdict.word == "refused"
-        assert "do not stand in one sequence of layers" in verdict.measurement.refused
+BRANCHES = {
+    "one after the other": [
+        nn.Sequential([nn.Dense(6, bias=False), nn.Sequential([nn.Tanh(), nn.Dense(4)])]),
+        nn.Sequential([nn.Sequential([nn.BatchNorm(), nn.ReLU()])]),
+    ],
+    "each with its norm": [
+        *(nn.Dense(12), nn.BatchNorm(), nn.ReLU()),
+        nn.Residual([nn.Dense(4), nn.BatchNorm()], shortcut=[nn.Dense(4), nn.LayerNorm()]),
+    ],
+    "from one weight": [
+        nn.Dense(6),
+        nn.Residual([nn.RMSNorm(), nn.Dense(5)], shortcut=[nn.LayerNorm(), nn.Dense(5)]),
+    ],
+    "a branch of branches": [
+        nn.Dense(6, bias=False),
+        nn.Residual(
+            [nn.Residual([nn.BatchNorm()], shortcut=[nn.Dense(6, bias=False), nn.BatchNorm()])],
+            shortcut=[nn.ReLU(), nn.WeightNorm(nn.Dense(6)), nn.BatchNorm()],
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_a_scale_is_followed_into_the_branches_that_absorb_it(name):
+    """Also with an eps, whose leak is the sum of the branches'."""
+    network = nn.Network(dense(*BRANCHES[name], nn.Tanh()), (8, 8, 1), rng=6, dtype=np.float64)
+    verdicts = words(network, claims=["gradient-orthogonality", "norm-growth"])
+    assert all(verdicts.values()), verdicts
+    fault = next(m for m in mutants.MUTANTS if m.name == "variance-term-missing")
+    if name != "from one weight":  # where no batch norm is
+        with mutants.planted(fault):
+            wrong = words(network, claims=["gradient-orthogonality", "norm-growth"])
+        assert {v.word for v in wrong.values()} == {"FAILS"}, wrong
 
 
 def test_numbers_as_targets_are_verified():
