@@ -29,6 +29,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numba import types
 from numba.np.numpy_support import as_dtype
 
@@ -551,8 +552,19 @@ def pytest_configure(config):
     config.standin = installed(folder / "libcuda.so.1", folder)
 
 
+def pytest_sessionfinish(session, exitstatus):
+    session.config.standin.status = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config):
-    """Write down which kernels ran, and what was asked for that is not here."""
+    """Write down which kernels ran and what was asked for that is not here; leave at once.
+
+    cuda.core's destructors would call the driver when its Python is gone.
+    """
     driver = config.standin
     found = {"launched": list(driver.launched), "missing": sorted(driver.missing)}
     Path(os.environ["STANDIN"], "found.json").write_text(json.dumps(found))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(driver.status)

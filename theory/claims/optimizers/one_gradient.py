@@ -61,7 +61,7 @@ def _hyper(optimizer, eps):
 
 
 def last_step(update, optimizer, w, g, zeros, hyper):
-    """Return -(w' - w) of the last of some steps on one gradient, w held at its place.
+    """Return w' of the last of some steps on one gradient, w held at its place.
 
     update: a wing's module.  zeros: the state at the start.
     """
@@ -70,7 +70,7 @@ def last_step(update, optimizer, w, g, zeros, hyper):
         count = {"t": t} if optimizer.counts_steps else {}
         result = update.step(optimizer.formula, w, g, state, **count, **hyper)
         after, *state = result if optimizer.slots else (result,)
-    return w - after
+    return after
 
 
 def _laws(subject, w, g, eps, number):
@@ -134,9 +134,9 @@ def step_on_one_gradient(subject):
             w, g = wing.to_numpy(network.parameters[name]), gradients[name]
             w, hyper = _start(subject.optimizer, w), _hyper(optimizer, _eps(g))
             arrays = [wing.asarray(array) for array in (w, g, np.zeros_like(g))]
-            step = wing.to_numpy(last_step(wing.update, optimizer, *arrays, hyper))
+            step = w - wing.to_numpy(last_step(wing.update, optimizer, *arrays, hyper))
             arrays = [Bounded(array) for array in (w, g, np.zeros_like(g))]
-            bounded = last_step(UPDATE, optimizer, *arrays, hyper)
+            bounded = arrays[0] - last_step(UPDATE, optimizer, *arrays, hyper)
             wide = w.astype(np.longdouble), g.astype(np.longdouble), _eps(g)
             law, wrong = _laws(subject, *wide, np.longdouble)
             size = float(np.sqrt(np.square(law).sum()))
@@ -167,7 +167,7 @@ def _(subject):
             hyper = {key: numbers.number(v) for key, v in _hyper(optimizer, 0.0).items()}
             hyper.update({"eps": eps} if "eps" in hyper else {})
             zeros = numbers.array(np.zeros(g.shape))
-            step = last_step(UPDATE, optimizer, w, g, zeros, hyper)
+            step = w - last_step(UPDATE, optimizer, w, g, zeros, hyper)
             law, wrong = _laws(subject, w, g, eps, numbers.number)
             size = np.sqrt((law * law).sum())
             identity.vanishes(step - law, size)
