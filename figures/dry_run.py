@@ -1,4 +1,4 @@
-"""What a preset would cost, from a few steps of one run of each figure."""
+"""What a preset would cost, from some steps of one run of each figure."""
 
 import functools
 import os
@@ -10,7 +10,7 @@ from figures.grid.executors import compute, processor
 from minimal_nn.backend import get as wing
 from minimal_nn.errors import CudaUnavailableError
 
-STEPS = (1, 4)  # the difference of two short runs is the time of the steps between them
+SECONDS = 0.5  # what the steps must take that are timed
 IMAGES = {"train": 1000, "test": 100}
 
 
@@ -40,8 +40,23 @@ def device(backend):
         raise SystemExit(f"--backend {backend}: {error}") from None
 
 
+def seconds_a_step(run, clock):
+    """Return the time of a step: a run of n steps less one of a single step, n growing."""
+
+    def timed(steps):
+        start = clock()
+        run(steps)
+        return clock() - start
+
+    timed(1)  # compiles
+    single, steps = timed(1), 4
+    while (more := timed(steps) - single) < SECONDS:
+        steps *= 2
+    return more / (steps - 1)
+
+
 def dry_run(arguments, preset, wanted):
-    """Run a few steps of one run of each figure, print what all would take, and return 0."""
+    """Run some steps of one run of each figure, print what all would take, and return 0."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("MINIMAL_NN_NUM_THREADS", "1")
     measure = functools.partial(runs.run, folder=arguments.data)
@@ -52,12 +67,9 @@ def dry_run(arguments, preset, wanted):
     total = 0.0
     for name in wanted:
         planned = [{**c, "backend": arguments.backend} for c in figure(name).configurations(preset)]
-        seconds = []
-        for steps in (STEPS[0], *STEPS):  # the first one compiles
-            start = clock()
-            compute(measure, shortened(planned[0], steps), name)
-            seconds.append(clock() - start)
-        step = max(seconds[2] - seconds[1], 0.0) / (STEPS[1] - STEPS[0])
+        step = seconds_a_step(
+            lambda steps, run=planned[0]: compute(measure, shortened(run, steps), "dry run"), clock
+        )
         all_hours = sum(map(whole_cost, planned)) * step / 3600
         total += all_hours
         one = whole_cost(planned[0])
