@@ -23,14 +23,14 @@ _X, _MEMORY, _REMEMBERED = 0.375, 0.75, 0.5  # in balls
 
 @dataclasses.dataclass(frozen=True)
 class RecursionSubject:
-    """An optimizer's recursion at x with a memory (momentum or beta1), in balls or symbols.
+    """An optimizer's recursion at x with a memory (momentum or beta1), in any arithmetic.
 
     remembered: M of the gradients that remember.
     """
 
     name: str
     optimizer: str
-    numbers: object  # Balls or Symbols
+    numbers: object  # Balls, Symbols or Floats
     x: object
     memory: object
     remembered: object

@@ -7,13 +7,13 @@ import numpy as np
 
 from theory import laws
 from theory.claim import TOO_LONG, claim
-from theory.claims.equilibrium.recursion import recursion_subjects, transition
+from theory.claims.equilibrium.recursion import RecursionSubject, recursion_subjects, transition
 from theory.claims.equilibrium.stationary import SAMPLED
 from theory.claims.equilibrium.table import DIMS, MEMORY, RULES, S, walk_subjects
 from theory.measures.identity import Identity
 from theory.measures.measurement import Refused
 from theory.measures.statistics import judged
-from theory.subjects.networks import Options
+from theory.numbers.floats import Floats
 from theory.subjects.walks import walk
 
 _BUFFERED = 16000  # steps
@@ -129,11 +129,10 @@ def _buffered(rule):
 
     The buffer is so long that what is left out, of the order of x/(1 - rho), is 1 % of its effect.
     """
-    subject = recursion_subjects([rule], Options(arithmetic="ball", bits=100))[0]
-    x, memory, number = 2.0**-24, 1 - 2.0**-7, subject.numbers.number
-    entries, source = transition(dataclasses.replace(subject, x=number(x), memory=number(memory)))
-    (a, b), (c, d) = (map(float, row) for row in entries)
-    n, m = map(float, source)
+    x, memory = 2.0**-24, 1 - 2.0**-7
+    floats = Floats("float64")  # no package but NumPy: every run of the claim asks this
+    subject = RecursionSubject(rule.name, rule.optimizer, floats, x, memory, remembered=0.0)
+    ((a, b), (c, d)), (n, m) = transition(subject)
     step = np.array(
         [
             [a * a, 2 * a * b, b * b, n * n],
