@@ -36,6 +36,10 @@ $r'^2 = r^2 + \eta^2 s^2/r^2$, so $r'^4 = r^4 + 2 \eta^2 s^2 + O(\eta^4/r^4)$. W
 gradient moves $w$ by $\eta g/(1 - \rho)$ in total. Adam's steps have a length that does not depend
 on $r$, and every gradient adds $\eta^2 C$ to $r^2$, whatever $\beta_1$ is. In both cases
 $\eta_{eff}$ falls as $t^{-1/2}$ in the end, to $1/(s \sqrt{2 t})$ for SGD, whatever $\eta$ was.
+
+Adam's walk, at $\beta_2 = 0.992$, ends 0.34 % lower: to first order its second moment, which lags
+behind gradients that fall as $|w|$ grows, takes 0.20 %, and its fluctuations take 0.17 %
+(theory.laws.finite_clock).
 """,
     subjects=lambda options: [s for s in walk_subjects(options) if s.rule in _GROWING],
     unfit=(SAMPLED,),
