@@ -62,14 +62,9 @@ class Rate:
         self.steps = max(1, round(SECONDS / self._seconds(1)))
 
     @classmethod
-    def of(cls, work, threads, *programs):
-        """Return that of programs, which do the work together."""
-
-        def run(steps):
-            for program in programs:
-                program.run(steps, thread_count=threads)
-
-        return cls(work, run)
+    def of(cls, work, threads, program):
+        """Return that of a program of many steps."""
+        return cls(work, lambda steps: program.run(steps, thread_count=threads))
 
     def _seconds(self, steps):
         start = time.perf_counter()
@@ -117,7 +112,13 @@ def batchnorm_rate(threads, rows=1 << 16, columns=256):
     dy = rng.standard_normal((rows, columns), dtype=np.float32)
     gamma, beta = np.ones(columns, np.float32), np.zeros(columns, np.float32)
     (forward, _), (backward, _) = batchnorm.programs(z, gamma, beta, 1e-5, dy)
-    return Rate.of(8 * z.nbytes, threads, forward, backward)
+
+    def run(steps):  # of one each: a pure function's program has no more
+        for _ in range(steps):
+            forward.run(thread_count=threads)
+            backward.run(thread_count=threads)
+
+    return Rate(8 * z.nbytes, run)
 
 
 def processor():
