@@ -4,21 +4,12 @@ import argparse
 import datetime
 import importlib.metadata
 import os
-import subprocess
 import sys
 
-from benchmarks import table
+from benchmarks import commit, table
 from benchmarks.cpu import machine
 from benchmarks.cpu.compare import compare, memory_bound, products_beside_mkl
 from benchmarks.cpu.configurations import CONFIGURATIONS
-
-
-def _commit():
-    try:
-        git = ["git", "rev-parse", "--short", "HEAD"]
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _version(package):
@@ -60,7 +51,7 @@ def main(arguments=None):
         return 0
     record = {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M"),
-        "commit": _commit(),
+        "commit": commit(),
         "machine": machine.description(),
         "processor": machine.processor(),
         "cores": len(os.sched_getaffinity(0)),

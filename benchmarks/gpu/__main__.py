@@ -32,6 +32,7 @@ import sys
 
 import numpy as np
 
+from benchmarks import commit
 from benchmarks.gpu.cases import TILED, Sizes, every_case, tile_cases
 from benchmarks.gpu.chip import chip
 from benchmarks.gpu.correctness import BESIDE, ROOT, Beside, correctness
@@ -78,7 +79,7 @@ def run(device, phases, seed):
     """Do the phases and write the record after each; return 0 if all is good."""
     peers, path = libraries(), record_path(device)
     record = json.loads(path.read_text()) if path.exists() else {}
-    record |= {"device": device, "versions": versions(peers)}
+    record |= {"device": device, "commit": commit(), "versions": versions(peers)}
     good = True
     for phase in phases:
         date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.metadata
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -129,6 +131,7 @@ class Beside:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,  # with what it starts, to be ended together
         )
         self.name, self.started = " ".join(arguments), time.perf_counter()
 
@@ -138,12 +141,12 @@ class Beside:
         try:
             said, _ = self.process.communicate(timeout=max(1, left))
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)
             said, _ = self.process.communicate()
             said += f"\nnot finished in {SECONDS} seconds"
         return {
             "name": self.name,
             "status": self.process.returncode,
             "seconds": time.perf_counter() - self.started,
-            "output": said.splitlines()[-200:],
+            "output": said.replace(f"{ROOT}/", "").splitlines()[-200:],
         }

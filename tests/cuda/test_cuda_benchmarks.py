@@ -172,3 +172,17 @@ def test_the_table(capsys):
     timing.show(rows, {"copy_GB_per_s": 4000.0, "float32_TFLOP_per_s": 60.0})
     said = capsys.readouterr().out
     assert "45.8 TFLOP/s" in said and "torch 0.90  (aim 0.85: met)" in said
+
+
+def test_what_runs_beside_ends_with_all_that_it_started_when_its_time_is_over(monkeypatch):
+    monkeypatch.setattr(correctness, "SECONDS", 0)
+    started = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+    found = correctness.Beside(["timeit", "-n", "1", started]).result()
+    assert found["status"] != 0 and found["output"][-1] == "not finished in 0 seconds"
+    assert found["seconds"] < 20
+
+
+def test_what_runs_beside_is_recorded_without_this_machines_folders():
+    found = correctness.Beside(["tests", "--nothing"]).result()
+    assert found["status"] != 0 and "No module named" in found["output"][-1]
+    assert str(correctness.ROOT) not in str(found)

@@ -256,7 +256,7 @@ IN_SYMBOLS = [id for id, claim in CLAIMS.items() if "symbol" not in claim.unfit]
 QUICK_SYMBOLS = (
     *("scale-invariance", "penalty-rescaling", "eps-rescaling", "gradient-orthogonality"),
     *("gauss-newton-null", "equilibrium-norm", "equilibrium-angle", "relaxation-time"),
-    *("growth-law", "norm-with-memory"),
+    *("equilibrium-rate", "growth-law", "norm-with-memory"),
 )
 
 

@@ -55,6 +55,7 @@ _OPTIONS = Options(dtypes=("float64",))
 _RANGE = "what happens at the ends of a dtype's range: the subjects lie within it"
 _TIES = "what happens where two numbers are equal, which real data hardly show"
 _DROPOUT = "no claim is about dropout, which is no normalization"
+_CLIPPING = "no claim is about clipping, which scales a step and turns none"
 OUTSIDE = {
     "batchnorm:one-pass-variance": "digits are lost where the mean is large beside the deviation",
     "batchnorm:mean-of-equal-numbers-rounds": _TIES,
@@ -70,8 +71,14 @@ OUTSIDE = {
     "dropout:gradient-not-scaled-up": _DROPOUT,
     "dropout:gradient-of-what-is-dropped": _DROPOUT,
     "pooling:last-of-ties-wins": _TIES,
+    "pooling:gradient-to-all-ties": _TIES,
     "loss:scores-not-shifted": _RANGE,
     "update:lars-stays-at-zero": "the claims about LARS assume that no w is all 0",
+    "update:clip-each-parameter-by-itself": _CLIPPING,
+    "update:clip-scales-up": _CLIPPING,
+    "update:clip-by-the-sum-of-norms": _CLIPPING,
+    "update:clip-norms-unscaled": _RANGE,
+    "update:clip-squares-unscaled": _RANGE,
     "update:squares-unscaled": _RANGE,
 }
 
