@@ -176,7 +176,8 @@ def test_the_table(capsys):
 
 def test_what_runs_beside_ends_with_all_that_it_started_when_its_time_is_over(monkeypatch):
     monkeypatch.setattr(correctness, "SECONDS", 0)
-    started = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+    sleeping = "[sys.executable, '-c', 'import time; time.sleep(60)']"
+    started = f"import subprocess, sys; subprocess.run({sleeping})"
     found = correctness.Beside(["timeit", "-n", "1", started]).result()
     assert found["status"] != 0 and found["output"][-1] == "not finished in 0 seconds"
     assert found["seconds"] < 20

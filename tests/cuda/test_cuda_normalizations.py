@@ -248,7 +248,7 @@ def test_strided_arrays_give_the_same_bits(on):
     ("kind", "columns"),
     [
         (np.float32, (3, 8)),
-        pytest.param(np.float64, (8,), marks=pytest.mark.slow),
+        pytest.param(np.float64, (8,), marks=pytest.mark.nightly),
         pytest.param(np.float64, (3,), marks=pytest.mark.nightly),
     ],
 )

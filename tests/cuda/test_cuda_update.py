@@ -241,7 +241,7 @@ def test_bits_do_not_depend_on_the_schedule(schedules):
     ("kind", "shapes"),
     [
         (np.float32, ((5, 3), (6, 8))),
-        pytest.param(np.float64, ((6, 8),), marks=pytest.mark.slow),
+        pytest.param(np.float64, ((6, 8),), marks=pytest.mark.nightly),
         pytest.param(np.float64, ((5, 3),), marks=pytest.mark.nightly),
     ],
 )

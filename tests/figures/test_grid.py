@@ -194,11 +194,11 @@ def _alive(pid):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs Linux's /proc")
-def test_killed_ten_times_at_random_moments(tmp_path, uninterrupted):
+def test_killed_five_times_at_random_moments(tmp_path, uninterrupted):
     chance = random.Random(6)
     command = [sys.executable, toy.__file__, str(tmp_path), "2"]
     killed = 0
-    while killed < 10:
+    while killed < 5:
         runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
         # Killed somewhere from the imports to the middle of the runs; a runner that ends before its
         # moment comes has finished the grid, so one result is taken away again.

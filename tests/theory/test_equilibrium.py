@@ -134,6 +134,7 @@ def test_adamw_in_training_balances_the_weighted_sum_and_not_the_norm():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_adams_norm_in_training_needs_each_weights_own_variance():
     """Black pixels explain one percent of six; unequal variances explain the rest."""
     subject = dataclasses.replace(training_subjects(Options())[3], eta=0.004, x=4e-5)
