@@ -32,7 +32,14 @@ def test_exponents_have_a_bias_each_and_other_claims_none():
     for v in both:
         v.measurement.details.clear()
         v.measurement.details.update(details)
-    assert seeds.pooled(both) == "+0.00% +- 0.00%, +1.00% +- 0.00%"
+    assert seeds.pooled(both) == "+0.00% +- 0.00%, +1.00% +- 0.00% (open)"
+    exact = [0.5, 0.2525]  # the law's own exponents where it is not to leading order alone
+    for v in both:
+        v.measurement.details["exact law's"] = exact
+    told = "+0.00% +- 0.00%, +1.00% +- 0.00% (the exact law's: +0.00%, +1.00%)"
+    assert seeds.pooled(both) == told
+    exact[1] = 0.25
+    assert seeds.pooled(both).endswith("(the exact law's: +0.00%, +0.00%) (open)")
     both[0].measurement.details.clear()
     assert seeds.pooled(both) == "-"
 
@@ -40,6 +47,14 @@ def test_exponents_have_a_bias_each_and_other_claims_none():
 def test_what_a_law_leaves_open_stands_beside_its_bias():
     both = [verdict(2.02, **{"open: terms of order 1/C": 0.004})] * 2
     assert seeds.pooled(both) == "+1.00% +- 0.00% (open: terms of order 1/C, 0.40%)"
+
+
+def test_a_bias_of_more_than_three_errors_that_nothing_explains_is_called_open():
+    for bias, said in ((2.5, ""), (3.5, " (open)")):  # errors
+        means = [2 * (1 + 0.01 * (bias + side)) for side in (-1, 1)]
+        assert (
+            seeds.pooled([verdict(mean) for mean in means]) == f"{0.01 * bias:+.2%} +- 1.00%{said}"
+        )
 
 
 def test_the_command_counts_over_seeds(capsys):

@@ -49,14 +49,22 @@ def biases(verdicts):
 def pooled(verdicts):
     """Return the pooled bias with its standard error, as text; "-" where there is no law.
 
-    With what the law leaves open, where the claim's details name it.
+    With what the claim's details say of it: what the exact law adds to a leading order, and what
+    is left open.  A bias of more than three errors that neither explains is called open.
     """
     samples = biases(verdicts)
     if samples is None or len(samples) < 2:
         return "-"
     means, errors = samples.mean(axis=0), samples.std(axis=0, ddof=1) / math.sqrt(len(samples))
     text = ", ".join(f"{m:+.2%} +- {e:.2%}" for m, e in zip(means, errors, strict=True))
-    left = {k: v for k, v in verdicts[0].measurement.details.items() if k.startswith("open: ")}
+    details = verdicts[0].measurement.details
+    if "exact law's" in details:
+        exact = np.array(details["exact law's"]) / np.array(details["laws"]) - 1
+        text += f" (the exact law's: {', '.join(f'{value:+.2%}' for value in exact)})"
+        means = means - exact
+    left = {k: v for k, v in details.items() if k.startswith("open: ")}
+    if not left and np.any(np.abs(means) > 3 * errors):
+        text += " (open)"
     return text + "".join(f" ({name}, {size:.2%})" for name, size in left.items())
 
 
