@@ -211,7 +211,7 @@ def test_a_rate_is_that_of_the_best_turn(monkeypatch):
 
 
 def test_the_peak_counts_what_is_computed(monkeypatch):
-    """A chain that began with 1.0 was computed by the compiler: the peak came out 12/11 too high."""
+    """A chain that began with 1.0 was computed by the compiler, and the peak 12/11 too high."""
     kernel = machine.multiply_add_kernel
     monkeypatch.setenv("MINIMAL_NN_CACHE_DIR", "")
     monkeypatch.setattr(kernel, "_compiled", {})
