@@ -17,7 +17,6 @@ from minimal_nn.cpu.machine.footprints import (
     axis,
     each,
     pads,
-    panel_rows,
     reads,
     shared_out,
     updates,
@@ -50,26 +49,36 @@ def multiply(z, x, x_step, rows, depth, w):
             tile(left + i * x.row, 0, right, 0, z + i * z.row, 1, rest, panels)
 
 
+def _left(k):
+    """A unit's rows of x, across its panels; those of all units, where x_unit is 0."""
+    full, rest = divmod(k.depth, k.x.row)
+    rows = axis(padded_rows(k.rows), k.x.row)
+    return (
+        reads(each(k.x_unit), axis(full, k.x_step), rows, k.x.row),
+        reads(each(k.x_unit), rows, rest, start=full * k.x_step),
+    )
+
+
 @kernel(
-    x=lambda k: panel_rows(reads, k.x, k.x_step, padded_rows(k.rows), k.depth, whole=False),
+    x=_left,
     w=lambda k: reads(each(k.w_step), k.depth * k.w.row),
     z=lambda k: (
         writes(each(k.z_step), k.rows * k.z.row),
         pads(each(k.z_step), (padded_rows(k.rows) - k.rows) * k.z.row, start=k.rows * k.z.row),
     ),
 )
-def forward_kernel(step, thread, unit, x, x_step, w, w_step, z, z_step, rows, depth):
-    """A panel of z = x W."""
-    multiply(z + unit * z_step, x, x_step, rows, depth, w + unit * w_step)
+def forward_kernel(step, thread, unit, x, x_step, x_unit, w, w_step, z, z_step, rows, depth):
+    """A panel of z = x W, or `rows` rows of the only one."""
+    multiply(z + unit * z_step, x + unit * x_unit, x_step, rows, depth, w + unit * w_step)
 
 
 @kernel(
     z=lambda k: updates(each(k.z_step), k.rows * k.z.row),
-    bias=lambda k: reads(each(k.z.row), k.z.row),
+    bias=lambda k: reads(each(k.bias_step), k.z.row),
 )
-def bias_kernel(step, thread, unit, z, z_step, bias, rows):
-    """A panel of z + b."""
-    panel, b = z + unit * z_step, bias + unit * z.row
+def bias_kernel(step, thread, unit, z, z_step, bias, bias_step, rows):
+    """A panel of z + b, or `rows` rows of the only one."""
+    panel, b = z + unit * z_step, bias + unit * bias_step
     for column in range(0, z.row, z.lanes):
         value = load(b + column)
         for i in range(rows):
@@ -163,9 +172,17 @@ def column_sum(z, rows):
 
 def emit_forward(program, x, w, z, rows, depth, bias=None):
     """Emit a panel of z = x W + b: x, w and z in panels, w with `depth` rows, bias a vector."""
-    program.call(forward_kernel, x, w, z, rows, depth)
+    program.call(forward_kernel, x, 0, w, z, rows, depth)
     if bias is not None:
-        program.call(bias_kernel, z, bias, rows)
+        program.call(bias_kernel, z, bias, z.row, rows)
+
+
+def emit_forward_rows(program, x, w, z, rows, depth, bias=None):
+    """Emit so many rows, whole tiles, of z = x W + b, whose only panel units share out by rows."""
+    block = z.at(step=rows * z.row)
+    program.call(forward_kernel, x, rows * x.row, w.at(step=0), block, rows, depth)
+    if bias is not None:
+        program.call(bias_kernel, block, bias, 0, rows)
 
 
 def emit_transpose(program, w, transposed):

@@ -254,7 +254,7 @@ def test_an_array_of_the_program_is_not_given(program):
 
 
 def test_a_wrong_number_of_arguments(program):
-    with pytest.raises(ProgramError, match="bias_kernel: got 3 arguments, expected 4: z, z_step"):
+    with pytest.raises(ProgramError, match="bias_kernel: got 3 arguments, expected 5: z, z_step"):
         program.phase(1).call(affine.bias_kernel, panels(program), np.ones(4))
 
 

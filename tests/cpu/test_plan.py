@@ -30,6 +30,7 @@ from minimal_nn import (
 from minimal_nn.cpu.machine import processor, threads
 from minimal_nn.cpu.machine.compiler import kernel
 from minimal_nn.cpu.machine.footprints import each, writes
+from minimal_nn.cpu.machine.microkernel import TILE_ROWS
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.plan import loop as loop_module
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
@@ -281,6 +282,30 @@ def test_any_number_of_threads_gives_the_same_bits(name):
     for losses, network, optimizer in results[1:]:
         assert np.array_equal(losses, results[0][0])
         assert_same(network, optimizer, *results[0][1:])
+
+
+@pytest.mark.parametrize("name", ("ragged", "weightnorm", "linear", "images"))
+def test_threads_share_the_last_layer_out_by_rows(name):
+    """Where blocks of rows are whole tiles, of 8 rows with 32 registers; to the same bits."""
+    rows = np.random.default_rng(3).integers(0, EXAMPLES, (4, 24))
+    other, X, targets = build(name)
+    theirs = Nesterov(learning_rate=0.05)
+    expected = StepByStep().run(other, theirs, X, targets, rows)
+    for count in (1, 3):
+        threads.set_num_threads(count)
+        network, *_ = build(name)
+        ours = Nesterov(learning_rate=0.05)
+        plan = compiled(network, ours, 24)
+        assert np.array_equal(plan.run(network, ours, X, targets, rows), expected)
+        assert_same(network, ours, other, theirs)
+        program = plan._loops[24].program
+        units = [
+            program._phases[phase][0]
+            for phase in range(len(program._phases))
+            for call in program._forms[slice(*program._phases[phase][1:3])]
+            if call[0].kernel == "affine.forward_kernel"
+        ]
+        assert (3 in units) == (TILE_ROWS == 8)
 
 
 @pytest.mark.parametrize("k", (-20, -3, 7, 40))

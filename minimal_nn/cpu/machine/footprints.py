@@ -4,9 +4,9 @@ A kernel declares one for each of its pointers, in the decorator:
 
     @kernel(
         z=lambda k: updates(each(k.z_step), k.rows * k.z.row),
-        bias=lambda k: reads(each(k.z.row), k.z.row),
+        bias=lambda k: reads(each(k.bias_step), k.z.row),
     )
-    def bias_kernel(step, thread, unit, z, z_step, bias, rows): ...
+    def bias_kernel(step, thread, unit, z, z_step, bias, bias_step, rows): ...
 
 `k` has the kernel's arguments under their names, pointers with their `row`, `lanes` and `span`, and
 `units`, the number of units.  Axes go from the outermost to the innermost; a number in their place

@@ -8,7 +8,9 @@ is so, checks.py looks at when the program is built.
 import numpy as np
 
 from minimal_nn.cpu import activation, affine, batchnorm, layernorm, loss, rmsnorm, weightnorm
+from minimal_nn.cpu.layernorm import ROWS, row_units
 from minimal_nn.cpu.machine import workspace
+from minimal_nn.cpu.machine.microkernel import TILE_ROWS
 from minimal_nn.cpu.plan import branches
 from minimal_nn.cpu.plan.gather import emit_gather_labels, emit_gather_targets
 from minimal_nn.cpu.plan.layouts import Matrix
@@ -98,7 +100,13 @@ class DenseLayers:
         if "b" in operation.parameters:
             saved["bias"] = self.loop.parameter(operation, "b", columns)
             bias = saved["bias"].operand
-        affine.emit_forward(program, x, w, z, self.rows, depth, bias)
+        blocks = row_units(self.rows)
+        last = index == len(self.operations) - 1
+        if last and panels == 1 and self.rows == blocks * ROWS and ROWS % TILE_ROWS == 0:
+            program.rows(blocks)  # as the loss: all threads have work, and read what they wrote
+            affine.emit_forward_rows(program, x, w, z, ROWS, depth, bias)
+        else:
+            affine.emit_forward(program, x, w, z, self.rows, depth, bias)
         return z, saved
 
     def _batchnorm(self, operation, z, index):
