@@ -5,7 +5,8 @@ seconds, and end with the yardstick: what the same cores multiply at this moment
 many bytes as a step moves (so that caches count).  A ratio is taken between two times of one round,
 so that what slows the machine for seconds slows both.  The median over rounds and its quartiles are
 reported.  Before that, all must agree on the losses of the first steps.  A row during which others
-worked is told as such, and says neither met nor missed.
+worked is told as such, and says neither met nor missed.  Beside a ratio stands the one that the
+roof allows: that of the best peer to the least time of a step (roofline.py).
 """
 
 import contextlib
@@ -171,7 +172,7 @@ def compare(configuration, threads, rounds, say):
                 running.append(contestant)
         if len(running) < 2 or running[0].name != "ours":
             raise RuntimeError(f"{configuration.name}: nothing to compare ({failed})")
-        size = min(roofline.traffic(configuration), roofline.BEYOND_CACHE)
+        size = min(roofline.in_use(configuration, threads), roofline.BEYOND_CACHE)
         yardstick = stack.enter_context(Process("rates", threads, size, threads=threads))
         for contestant in running:
             contestant.prepare(configuration.copies)

@@ -65,18 +65,25 @@ def ours(product, threads):
 
 def our_program(product, x, right, threads):
     """Return the program of the product, and its result as panels."""
+    from minimal_nn.cpu.layernorm import ROWS, row_units
+    from minimal_nn.cpu.plan.dense import by_rows  # which another checkout need not have
+
     kind, rows, depth, columns = product
     program = Program(threads, max_steps=MOST_STEPS)
     left = workspace.pack(x)
     if kind == "forward":
         result = program.panels(rows, columns, x.dtype)
-        program.phase(len(result.array))
-        w = workspace.pack(right, tiles=False)
-        affine.emit_forward(program, left, w, result, rows, depth)
+        x, w = Operand(left), Operand(workspace.pack(right, tiles=False))
+        if by_rows(len(result.array), rows):  # as a loop shares out a layer of one panel
+            program.rows(row_units(rows))
+            affine.emit_forward_rows(program, x, w, result, ROWS, depth)
+        else:
+            program.phase(len(result.array))
+            affine.emit_forward(program, x, w, result, rows, depth)
         return program, result.array
     dz = workspace.pack(right)
     panels, _, wide = dz.shape
-    splits = len(left) if panels == 1 else 1  # as a loop shares out a layer of one panel
+    splits = len(left) if panels == 1 else 1  # as a loop does here too
     result = program.made((panels, len(left) * left.shape[2], wide), x.dtype)
     program.phase(panels * splits)
     to = result if splits == 1 else result.at(row=wide, step=left.shape[2] * wide)

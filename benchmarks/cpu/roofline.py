@@ -13,8 +13,8 @@ which are small beside them, are left out):
     gradients       of W: input and dz; of the input: dz, written dx         I + O, O + I
     parameters      read forward, read backward, gradient, update: 1 + 1 + 2 + 2 (1 + states)
 
-with I and O numbers in a layer's input and output.  The bandwidth is that of as many bytes as a
-step moves, so that arrays which stay in a cache are measured in the cache.
+with I and O numbers in a layer's input and output.  The bandwidth is that of as many bytes as are
+in use at a time, so that arrays which stay in a cache are measured in the cache.
 """
 
 from benchmarks.cpu.configurations import BATCH, CHANNELS, CLASSES, IMAGE
@@ -62,6 +62,12 @@ def traffic(configuration):
         parameters = 1 + (1 if index else 0) + 2 + 2 * (1 + STATES[configuration.optimizer])
         total += BATCH * activations + parameters * weights
     return configuration.copies * NUMBER * total
+
+
+def in_use(configuration, threads):
+    """Return the bytes that a step moves of the copies that train at a time, one on each core."""
+    copies = configuration.copies
+    return traffic(configuration) // copies * min(copies, threads)
 
 
 def roof(configuration, peak_gflops, bandwidth_gb):

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import table
 from benchmarks.cpu import against, compare, contestants, machine, process
-from benchmarks.cpu.configurations import by_name
+from benchmarks.cpu.configurations import CONFIGURATIONS, by_name
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +73,10 @@ def test_no_verdict_from_a_disturbed_row():
 
 def test_printed_row_has_its_roofline():
     told = table.printed(comparison())
-    assert "2 MFLOP, 3 MB; 100 GFLOP/s, 20.0 GB/s; roof 200 us by products, reached to 0.71" in told
+    assert (
+        "2 MFLOP, 3 MB; 100 GFLOP/s, 20.0 GB/s; roof 200 us by products, reached to 0.71, "
+        "allows 7.50"
+    ) in told
 
 
 def test_table_names_the_processor_in_each_row_and_marks_what_was_disturbed():
@@ -82,9 +85,23 @@ def test_table_names_the_processor_in_each_row_and_marks_what_was_disturbed():
     columns = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:4]]
     assert len({len(row) for row in columns}) == 1
     assert [row[1] for row in columns] == ["processor", "---", "a processor", "another"]
-    assert columns[2][-2:] == ["**1.50** (1.40 to 1.60)", "0.71"]
-    assert columns[3][-2] == "disturbed: 1.40 to 1.60"
+    assert columns[2][-3:] == ["**1.50** (1.40 to 1.60)", "0.71", "7.50"]
+    assert columns[3][-3] == "disturbed: 1.40 to 1.60"
     assert sum("interleaved rounds" in line for line in lines) == 2
+
+
+def test_table_says_why_an_aim_is_missed():
+    missed = {"verdict": "missed", "aim": 1.6, "ratio": 1.5}
+    told = table.markdown(record(**missed), record("b", verdict="met"), record(disturbed="x"))
+    (row,) = [line for line in told.splitlines() if line.endswith(f"| {table.WHY['mlp']} |")]
+    assert row.startswith("| MLP | a processor | 2 | 1.50 | 1.6 | 7.50 |")
+    before = record(**missed)
+    del before["comparisons"][0]["roofline"]
+    assert table.MISSED_COLUMNS[0] not in table.markdown(before)
+
+
+def test_every_aim_has_a_reason_to_be_missed():
+    assert {each.name for each in CONFIGURATIONS if each.aims} == set(table.WHY)
 
 
 def test_table_has_products_and_batch_norm_where_they_were_measured():

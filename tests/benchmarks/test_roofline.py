@@ -27,6 +27,13 @@ def test_copies_count_each():
     assert roofline.traffic(many) == 64 * roofline.traffic(one)
 
 
+def test_copies_are_in_use_one_on_each_core():
+    one, many = by_name("small"), by_name("grid-small")
+    assert roofline.in_use(one, 2) == roofline.traffic(one)
+    assert [roofline.in_use(many, n) for n in (1, 2)] == [n * roofline.traffic(one) for n in (1, 2)]
+    assert roofline.in_use(many, 100) == roofline.traffic(many)
+
+
 def test_winograd_multiplies_less_and_moves_the_same():
     direct, fast = by_name("conv"), by_name("conv-winograd4")
     assert roofline.flops(fast) < 0.5 * roofline.flops(direct)

@@ -100,10 +100,8 @@ class DenseLayers:
         if "b" in operation.parameters:
             saved["bias"] = self.loop.parameter(operation, "b", columns)
             bias = saved["bias"].operand
-        blocks = row_units(self.rows)
-        last = index == len(self.operations) - 1
-        if last and panels == 1 and self.rows == blocks * ROWS and ROWS % TILE_ROWS == 0:
-            program.rows(blocks)  # as the loss: all threads have work, and read what they wrote
+        if index == len(self.operations) - 1 and by_rows(panels, self.rows):
+            program.rows(row_units(self.rows))  # as the loss: threads read what they wrote
             affine.emit_forward_rows(program, x, w, z, ROWS, depth, bias)
         else:
             affine.emit_forward(program, x, w, z, self.rows, depth, bias)
@@ -370,6 +368,12 @@ class DenseLayers:
             )
             self.updates.emit(saved["g"], dg)
         self.updates.emit(weights, gradient)
+
+
+def by_rows(panels, rows):
+    """Return whether a product is shared out by ROWS rows: these are tiles, and one panel no work
+    for several threads."""
+    return panels == 1 and rows % ROWS == 0 and ROWS % TILE_ROWS == 0
 
 
 def _sizes(operation):
