@@ -258,6 +258,7 @@ def printed(operation, found):
     other_bits = [what for what, _, same in found if not same]
     lines = [
         f"{operation:14} {len(found)} shapes: {ratio:.2f} times as fast ({low:.2f} to {high:.2f}), "
+        f"the slowest {min(each for _, each, _ in found):.2f}; "
         f"slower than {LEAST}: {len(slower)}; other bits: {len(other_bits)}"
     ]
     lines += [f"  {ratio:.2f}: {what}" for what, ratio, _ in sorted(slower, key=lambda x: x[1])]

@@ -16,7 +16,7 @@ from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.footprints import each, reads, writes
 from minimal_nn.cpu.machine.operands import image_numbers
-from minimal_nn.cpu.machine.prepared import prepared, prepared_for
+from minimal_nn.cpu.machine.prepared import prepared_for
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import fill, load, store, where_beats, where_zero
 from minimal_nn.reference.arguments import expect_pooling, expect_shape
@@ -108,23 +108,22 @@ def forward(x, size):
     """
     (x,) = floating(x=x)
     expect_pooling(x, size)
-    channels = x.shape[3]
-    with _forward_program(x.shape, x.dtype, size) as (program, source, y):
-        source[..., :channels] = x
-        program.run(thread_count=thread_count(8 * source.size))
-        return program.taken(y[..., :channels]), Cache(program.taken(source), channels, size)
+    channels, x = x.shape[3], workspace.pad_channels(x)
+    with _forward_program((x,), size) as (program, y):
+        program.run(thread_count=thread_count(8 * x.size))
+        return program.taken(y[..., :channels]), Cache(x, channels, size)
 
 
-@prepared
-def _forward_program(shape, dtype, size):
-    """Return the program, x with channels of padding, and y."""
-    n, h, w, channels = shape
-    program, x = Program().phase(n), workspace.padded_images(shape, dtype)
-    channels = x.shape[3]
-    y = program.made((n, h // size, w // size, channels), dtype)
+@prepared_for
+def _forward_program(given, size):
+    """Return the program of x with channels of padding, and y."""
+    (x,) = given
+    n, h, w, channels = x.shape
+    program = Program().phase(n)
+    y = program.made((n, h // size, w // size, channels), x.dtype)
     images = image_numbers(x), image_numbers(y)
     emit_forward(program, *images, h // size, w // size, channels, size)
-    return program, x, y.array
+    return program, y.array
 
 
 def backward(dy, cache):

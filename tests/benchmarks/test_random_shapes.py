@@ -71,7 +71,7 @@ def test_what_is_slower_is_measured_again_and_named(monkeypatch):
     found = shapes.against("affine", "elsewhere", 3, 2, 0)
     assert [what for what, ratio, _ in found if ratio < shapes.LEAST] == ["b"]
     told = shapes.printed("affine", found).splitlines()
-    assert told[0].endswith("slower than 0.97: 1; other bits: 1")
+    assert told[0].endswith("the slowest 0.91; slower than 0.97: 1; other bits: 1")
     assert told[1:] == ["  0.91: b", "  other bits: b"]
 
 
