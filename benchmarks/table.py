@@ -142,7 +142,7 @@ MISSED_COLUMNS = (
 )
 LARGE = (
     "products at 0.97 of the peak take 0.9 of a step; weights and momentum lie beyond the second "
-    "cache (0.04), and fetching them ahead did not pay (0.99); next: updating where tiles are stored"
+    "cache (0.04), and fetching them ahead did not pay (0.99); next: updates as tiles are stored"
 )
 SMALL = (
     "products at the peak take 0.8 of a step, a sixth of them for 10 units in 16 lanes; two "
