@@ -15,7 +15,7 @@ from numba import float32, float64, types, uint32
 
 from minimal_nn import SGD, BatchNorm, Dense, Network, cuda
 from minimal_nn.cuda import layernorm, plan, update, weightnorm
-from minimal_nn.cuda.device import arguments, arrays, assembly, intrinsics, launch, private
+from minimal_nn.cuda.device import arrays, assembly, intrinsics, launch, private
 from minimal_nn.cuda.device.language import cuda as language
 from minimal_nn.cuda.device.language import kernel, unroll
 from minimal_nn.cuda.products import tiled
