@@ -240,6 +240,19 @@ def test_reduced_precision_only_by_name(place, rng, precision, bits):
         product_on(place, a.astype(float), b.astype(float), precision=precision)
 
 
+def test_float64_sums_of_float32_numbers_are_rounded_once(place, rng):
+    a, b = rng.standard_normal((2, 24, 24)).astype(np.float32)
+    got = product_on(place, a, b, precision="float64")
+    sizes = np.abs(a).astype(float) @ np.abs(b)
+    error = gamma(24, unit_roundoff(np.float64)) * sizes + np.spacing(np.abs(got)) / 2
+    assert np.all(np.abs(got - a.astype(np.longdouble) @ b) <= error)
+
+
+def test_lanes_that_are_interleaved(place, rng):
+    a, b = pair(rng, 36, 20, 44, np.float32)
+    assert np.array_equal(product_on(place, a, b, tile=LANES), a @ b)
+
+
 @DTYPES
 def test_powers_of_two_go_through_exactly(place, rng, kind):
     a, b = rng.standard_normal((2, 17, 17)).astype(kind)

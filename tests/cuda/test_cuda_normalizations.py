@@ -262,7 +262,9 @@ def test_the_compiled_kernels(rng, kind, columns, monkeypatch):
             (z, gamma, beta), dy = test_batchnorm.draw(rng, kind, shape=(6, units))
             y, cache = batchnorm.forward_running(z, gamma, beta, gamma, np.abs(beta), 1e-5)
             batchnorm.backward_running(dy, cache)
+            batchnorm.update_running(gamma, np.abs(beta), gamma, np.abs(beta), 6, kind(0.1))
     compiled.check(records, batchnorm, layernorm, weightnorm)
+    compiled.check_fusion(records)
 
 
 class Noting(np.ndarray):
