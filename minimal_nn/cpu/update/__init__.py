@@ -436,7 +436,7 @@ KERNELS = {
     "adamw": adamw_kernel,
     "lion": lion_kernel,
 }
-BY_FORMULA = ("sgdp", "adamp", "muon")
+BY_FORMULA = ("sgdp", "adamp", "muon", "rotational", "hyperball")
 # Whether a step is relative to |w|.  The row of their table begins with that of the step of SGD
 # which adds the penalty to g: 0, -decay, learning rate.
 NORMALIZED = {"normalized_sgd": False, "lars": True}
