@@ -39,9 +39,10 @@ PAGE = Path(__file__).parents[2] / "guide" / "kernels.md"
 TESTS = ("host", "simulator", "races", "compiled")
 WRITING = os.environ.get("MINIMAL_NN_KERNELS") == "write"
 WING = "minimal_nn.cuda."
+WRITE = "write it anew, as ledger.py says"
 
 on_standin = False  # whether the driver is the stand-in
-seen = set()  # (row, how) of the test that runs
+test, seen = None, set()  # the one that runs, and its (row, how)
 written = {}
 
 
@@ -60,11 +61,12 @@ def name(kernel):
     """Return the name of a kernel's row."""
     sizes = r"(\w+?)_\d+x\d+x\d+_[NT]{2}(_interleaved)?_(?:wide|any)(\w*)"
     family = re.sub(f"^{sizes}$", r"\1\2\3", kernel.name)
-    return f"{_file(kernel)}: {family}"
+    return f"{file(kernel.place)}: {family}"
 
 
-def _file(kernel):
-    return kernel.place[0].removeprefix(WING).replace(".", "/") + ".py"
+def file(place):
+    """Return the file of a place, within the wing."""
+    return place[0].removeprefix(WING).replace(".", "/") + ".py"
 
 
 @functools.cache
@@ -135,49 +137,55 @@ Simulator.launch = _noted(Simulator.launch)
 @contextlib.contextmanager
 def watched(item):
     """Hold a test to what the table says of it."""
+    global test
     seen.clear()
-    yield
     test = f"{item.path.name}::{item.name}"
+    yield
     if WRITING:
         for row, how in seen:
-            if how in TESTS and how not in written[row]:
-                written[row][how] = test
+            if how != "compiled":
+                written[row].setdefault(how, test)
         return
-    launched = {row for row, _ in seen}
-    assert launched <= _committed().keys(), f"no row has {launched - _committed().keys()}"
+    missing = {row for row, _ in seen} - _committed().keys()
+    assert not missing, f"no row has {missing}: {WRITE}"
     if getattr(item, "passed", False):
-        kinds = ("host",) if on_standin else ("simulator", "races", "compiled", "key")
-        table = _committed().items()
-        named = {(row, how) for row, its in table for how in kinds if its.get(how) == test}
-        named |= {(row, "key") for row, how in named if how == "compiled"}
-        assert named <= seen, f"the table names this test for {sorted(named - seen)}: write it anew"
+        kinds = ("host",) if on_standin else ("simulator", "races", "compiled")
+        named = {
+            (row, how) for row, its in _committed().items() for how in kinds if its[how] == test
+        }
+        assert named <= seen, f"the table names this test for {sorted(named - seen)}: {WRITE}"
 
 
-def check(record, made):
-    """Note that a recorded launch was compiled; hold it to the budget of its row."""
-    note(record.kernel, "compiled")
-    row, own = name(record.kernel), key(record.kernel, record.signature)
-    if WRITING and record.kernel.place[0].startswith(WING):
-        _keep(written[row], record, made, own)
-    its = _committed().get(row)
-    if its is None or its["key"] != own:
-        return
-    seen.add((row, "key"))
-    found = budget(record, made)
-    for what in ("registers", "spilled", "shared"):
-        assert found[what] <= its["budget"][what], f"{row}: {found[what]} {what}: {its['budget']}"
-    for what in ("blocks", "sectors", "banks"):
-        assert found[what] >= its["budget"][what], f"{row}: {what} {found[what]}: {its['budget']}"
-    if budgets.DISASSEMBLER:
-        assert found["loop"] == its["budget"]["loop"], row
+def check(records, made):
+    """Note what was compiled of recorded launches, and hold it to the budgets of the table."""
+    first = {}
+    for record, one in zip(records, made, strict=True):
+        if record.kernel.place[0].startswith(WING):
+            first.setdefault((record.kernel, record.signature), (record, one))
+    for record, one in first.values():
+        row, own = name(record.kernel), key(record.kernel, record.signature)
+        if WRITING:
+            note(record.kernel, "compiled")
+            _keep(written[row], record, one, own)
+        its = _committed().get(row, {"compiled": None})
+        if its["compiled"] != test or its["key"] != own or (row, "compiled") in seen:
+            continue
+        note(record.kernel, "compiled")
+        found, most = budget(record, one), its["budget"]
+        for what in ("registers", "spilled", "shared"):
+            assert found[what] <= most[what], f"{row}: {found[what]} {what}, {most[what]} allowed"
+        for what in ("blocks", "sectors", "banks"):
+            assert found[what] >= most[what], f"{row}: {what} {found[what]}, {most[what]} wanted"
+        if budgets.DISASSEMBLER:
+            assert found["loop"] == most["loop"], row
 
 
 def _keep(row, record, made, own):
     """Keep what is known of a compiled kernel, where it is the widest for float32 so far."""
     wide = re.search(r"\.v4\.f32|cp\.async\.cg", made.ptx) is not None
-    score = ("array(float64" not in str(record.signature), wide, made.threads)
-    if score > tuple(row.get("score", ())):
-        row |= {"score": score, "key": own, "budget": budget(record, made)}
+    score = ["array(float64" not in str(record.signature), wide, made.threads]
+    if score > row.get("score", []):
+        row |= {"score": score, "key": own, "compiled": test, "budget": budget(record, made)}
 
 
 def budget(record, made):
@@ -199,19 +207,18 @@ def write():
     """Add what this run has seen to the table, and write the page."""
     table = rows()
     for row, found in written.items():
-        its = table.setdefault(row, {})
-        better = found.get("score", ()) > tuple(its.get("score", ()))
-        for what, value in found.items():
-            if what not in its or what in ("function", "device"):
-                its[what] = value
-            elif better and what in ("score", "key", "budget"):
-                its[what] = value
+        its = table.setdefault(row, dict.fromkeys(TESTS))
+        if found.get("score", []) <= its.get("score", []):
+            found = {what: found[what] for what in found.keys() - {"key", "compiled", "budget"}}
+        for what in found.keys() & {"host", "simulator", "races"}:
+            found[what] = its[what] or found[what]
+        its |= found
     for path, text in (
         (PATH, json.dumps(table, indent=1, sort_keys=True) + "\n"),
         (PAGE, page(table)),
     ):
-        with whole_file(path, "w") as file:
-            file.write(text)
+        with whole_file(path, "w") as target:
+            target.write(text)
 
 
 # The page of the guide
@@ -247,7 +254,7 @@ def page(table):
     """Return the page of the guide."""
     lines = [PAGE_HEAD, _line("kernel", "made by", *TESTS, "device"), _rule(7)]
     for row, its in sorted(table.items()):
-        tests = (_short(its.get(how)) for how in TESTS)
+        tests = (_short(its[how]) for how in TESTS)
         lines.append(_line(f"`{row}`", f"`{its['function']}`", *tests, its["device"]))
     numbers = ("threads", "registers", "spilled", "shared", "blocks", "sectors", "banks")
     lines += [BUDGETS_HEAD, _line("kernel", *numbers, *LOOP), _rule(1 + len(numbers) + len(LOOP))]
@@ -262,8 +269,8 @@ def page(table):
 
 def _short(test):
     """Return a test without its parameters."""
-    file, _, rest = (test or "").partition("::")
-    return f"`{file.removesuffix('.py')}: {rest.partition('[')[0]}`" if test else "none"
+    where, _, rest = (test or "").partition("::")
+    return f"`{where.removesuffix('.py')}: {rest.partition('[')[0]}`" if test else "none"
 
 
 def _line(*cells):

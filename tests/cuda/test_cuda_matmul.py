@@ -133,11 +133,11 @@ OTHERS = [
     if (wide or kind in ("any", "trial"))
     and (family, tile, layout, wide, arithmetic) not in KERNELS
 ]
+SLOW = [("blocked", LANES, "NN", True, None)]
+SLOW += [case for kind, case in OTHERS[::4] if kind != "trial"]
 CASES = KERNELS + [
-    pytest.param(
-        case, marks=pytest.mark.nightly if kind == "trial" or number % 4 else pytest.mark.slow
-    )
-    for number, (kind, case) in enumerate(OTHERS)
+    pytest.param(case, marks=pytest.mark.slow if case in SLOW else pytest.mark.nightly)
+    for _, case in OTHERS
 ]
 
 
