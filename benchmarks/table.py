@@ -162,8 +162,7 @@ def _told(row):
 
 
 def _product_row(row, processor, threads):
-    # Of several threads the peak comes out below what products do: no share of it is told.
-    share = f"{row['of_peak']:.2f}" if threads == 1 else ""
+    share = f"{row['of_peak']:.2f}"
     return (
         f"| {_product(row)} | {processor} | {threads} | {row['gflops']:.0f} GFLOP/s | "
         f"{_told(row)} | {share} |"

@@ -5,6 +5,7 @@ layers      Dense, Conv2d, WeightNorm, BatchNorm, LayerNorm, RMSNorm, GroupNorm,
             Dropout, MaxPool2d, AveragePool2d, Flatten, Sequential, Residual
 optimizers  SGD, Momentum, Nesterov, RMSprop, Adagrad, Adadelta, Adam, AdamW and the remedies;
             Lion, SGDP, AdamP, Muon
+wrappers    Rotational, Hyperball: another optimizer's update, by which w is turned at a fixed norm
 schedules   Cosine, Warmup, ...: hyper-parameters as functions of the step
 training    fit: batches, history, progress bar, checkpoint and resume
 stored      save, load, load_parameters: networks in files
@@ -59,6 +60,7 @@ from minimal_nn.optimizers import (
 from minimal_nn.schedules import Schedule
 from minimal_nn.stored import load, load_parameters, save
 from minimal_nn.training import History, fit
+from minimal_nn.wrappers import Hyperball, Rotational
 
 moved.install()
 
@@ -80,6 +82,7 @@ __all__ = [
     "Group",
     "GroupNorm",
     "History",
+    "Hyperball",
     "Layer",
     "LayerNorm",
     "Lion",
@@ -94,6 +97,7 @@ __all__ = [
     "RMSprop",
     "ReLU",
     "Residual",
+    "Rotational",
     "SGD",
     "SGDP",
     "Schedule",

@@ -131,6 +131,7 @@ RULES = {
 # Steps along a unit's whole gradient: not number by number, so not in the table.
 BY_UNIT = ("normalized_sgd", "lars")
 BY_PARAMETER = ("sgdp", "adamp", "muon")  # see test_later_optimizers.py
+WRAPPED = ("rotational", "hyperball")  # see test_wrappers.py
 ADAPTIVE = ("rmsprop", "adagrad", "adadelta", "adam", "adamw")
 
 
@@ -197,7 +198,7 @@ def test_every_formula_is_tested(reference):
         and not name.startswith("_")
     }
     assert public - {"of_step", "step"} == {
-        *(*RULES, *BY_UNIT, *BY_PARAMETER),
+        *(*RULES, *BY_UNIT, *BY_PARAMETER, *WRAPPED),
         *("add_penalty", "clip", "normalize"),
     }
 

@@ -1,13 +1,16 @@
 """What the machine can do, multiplications and bytes a second, and what the wing makes of it."""
 
 import contextlib
+import os
 import platform
+import threading
 import time
 
 import numpy as np
 
 from benchmarks.cpu.roofline import BEYOND_CACHE
 from minimal_nn.cpu import batchnorm
+from minimal_nn.cpu.machine import threads as workers
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.compiler import kernel
 from minimal_nn.cpu.machine.footprints import each, reads, writes
@@ -19,16 +22,23 @@ from minimal_nn.cpu.machine.vectors import fill, fma, load, store
 CHAINS = 12
 STEPS = 20_000
 MOST_STEPS = 1 << 20  # of a measured program
-SECONDS = 0.05  # of one measurement: long enough for the system to give each thread its own core
+SECONDS, TURNS = 0.01, 5  # of a turn, and of one measurement, which is the best of its turns
 
 
-@kernel(out=lambda k: writes(each(k.out.lanes), k.out.lanes))
-def multiply_add_kernel(step, thread, unit, out, steps):
-    """Twelve independent chains of fused multiply-adds, all in registers."""
+@kernel(
+    out=lambda k: writes(each(k.out.lanes), k.out.lanes),
+    start=lambda k: reads(CHAINS),
+)
+def multiply_add_kernel(step, thread, unit, out, start, steps):
+    """Twelve independent chains of fused multiply-adds, all in registers.
+
+    They start from memory: of a number that is known the compiler computes a chain by itself.
+    """
     x, y = fill(out, 0.999), fill(out, 0.001)
-    a, b, c, d = fill(out, 1.0), fill(out, 1.1), fill(out, 1.2), fill(out, 1.3)
-    e, f, g, h = fill(out, 1.4), fill(out, 1.5), fill(out, 1.6), fill(out, 1.7)
-    p, q, r, s = fill(out, 1.8), fill(out, 1.9), fill(out, 2.1), fill(out, 2.2)
+    a, b, c = fill(out, start[0]), fill(out, start[1]), fill(out, start[2])
+    d, e, f = fill(out, start[3]), fill(out, start[4]), fill(out, start[5])
+    g, h, p = fill(out, start[6]), fill(out, start[7]), fill(out, start[8])
+    q, r, s = fill(out, start[9]), fill(out, start[10]), fill(out, start[11])
     for _ in range(steps):
         a, b, c, d = fma(a, x, y), fma(b, x, y), fma(c, x, y), fma(d, x, y)
         e, f, g, h = fma(e, x, y), fma(f, x, y), fma(g, x, y), fma(h, x, y)
@@ -50,6 +60,20 @@ def triad_kernel(step, thread, unit, a, a_step, b, b_step, c, c_step, count):
         store(a + (unit * a_step + i), value)
 
 
+def pin(count):
+    """Let each of the wing's first `count` threads have a core of its own.
+
+    Where the system has not yet given two threads two cores, they do half as much.
+    """
+    cores, all_there = sorted(os.sched_getaffinity(0)), threading.Barrier(count)
+
+    def pin_this(thread, _):
+        all_there.wait()  # so that no thread is given two
+        os.sched_setaffinity(0, {cores[thread]})
+
+    workers.together(pin_this, count)
+
+
 class Rate:
     """Something that can be measured again and again: work done, a second.
 
@@ -58,8 +82,12 @@ class Rate:
 
     def __init__(self, work, run):
         self.work, self._run = work, run
-        self._seconds(1)  # the first run finds its pages and wakes the threads
-        self.steps = max(1, round(SECONDS / self._seconds(1)))
+        self._seconds(1)  # the first run finds its pages
+        self.steps, seconds = 1, self._seconds(1)
+        while seconds < SECONDS / 4:  # less says little: waking the threads takes as long
+            self.steps *= 2
+            seconds = self._seconds(self.steps)
+        self.steps = max(1, round(self.steps * SECONDS / seconds))
 
     @classmethod
     def of(cls, work, threads, program):
@@ -72,15 +100,19 @@ class Rate:
         return time.perf_counter() - start
 
     def measure(self):
-        """Return 10^9 units of work a second, over about SECONDS."""
-        return self.work * self.steps / self._seconds(self.steps) / 1e9
+        """Return 10^9 units of work a second, the best of TURNS turns of about SECONDS.
+
+        What disturbs a turn only makes it slower, as does a thread or a clock that wakes in it.
+        """
+        return self.work * self.steps / min(self._seconds(self.steps) for _ in range(TURNS)) / 1e9
 
 
 def peak(threads, dtype=np.float32):
     """Return the Rate of multiply-adds in registers: floating-point operations."""
     lanes = workspace.lanes(dtype)
     program = Program(threads, max_steps=MOST_STEPS).phase(threads)
-    program.call(multiply_add_kernel, program.made(threads * lanes, dtype), STEPS)
+    start = 1 + np.arange(1, CHAINS + 1, dtype=dtype) / CHAINS
+    program.call(multiply_add_kernel, program.made(threads * lanes, dtype), start, STEPS)
     return Rate.of(2 * CHAINS * lanes * STEPS * threads, threads, program)
 
 

@@ -47,6 +47,7 @@ def rates(threads, size):
     """Be the yardstick: each time what the cores multiply, and move of so many bytes, now."""
     from benchmarks.cpu import machine
 
+    machine.pin(threads)
     peak, bandwidth = machine.peak(threads), machine.bandwidth(threads, size)
     return {}, lambda _: {"peak_gflops": peak.measure(), "bandwidth_gb": bandwidth.measure()}
 
@@ -55,6 +56,7 @@ def memory_bound(threads):
     """Answer a number of rounds with pairs: bytes that memory moves, and that batch norm moves."""
     from benchmarks.cpu import machine
 
+    machine.pin(threads)
     measure = machine.batchnorm_beside_bandwidth(threads)
     return {}, lambda rounds: [measure() for _ in range(rounds)]
 

@@ -13,6 +13,7 @@ from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import kernel
 from minimal_nn.cpu.machine.footprints import each, reads, writes
 from minimal_nn.cpu.machine.operands import image_numbers
+from minimal_nn.cpu.machine.prepared import prepared
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import fill, load, store
 from minimal_nn.cpu.pooling import misfit
@@ -87,13 +88,22 @@ def forward(x, height, width):
     expect_windows(x, height, width)
     n, h, w, channels = x.shape
     shape = n, h // height, w // width, channels
-    x = workspace.pad_channels(x)
+    with _forward_program(shape, x.dtype, height, width) as (program, source, y):
+        source[..., :channels] = x
+        program.run(thread_count=thread_count(2 * source.size))
+        return program.taken(y[..., :channels]), Cache(shape, height, width)
+
+
+@prepared
+def _forward_program(shape, dtype, height, width):
+    """Return the program, x with channels of padding, and y, of this shape without them."""
+    n, rows, columns, channels = shape
     program = Program().phase(n)
-    y = program.made((*shape[:3], x.shape[3]), x.dtype)
+    x = workspace.padded_images((n, rows * height, columns * width, channels), dtype)
+    y = program.made((n, rows, columns, x.shape[3]), dtype)
     images = image_numbers(x), image_numbers(y)
-    emit_forward(program, *images, *shape[1:3], x.shape[3], height, width)
-    program.run(thread_count=thread_count(2 * x.size))
-    return y.array[..., :channels], Cache(shape, height, width)
+    emit_forward(program, *images, rows, columns, x.shape[3], height, width)
+    return program, x, y.array
 
 
 def backward(dy, cache):
@@ -101,11 +111,18 @@ def backward(dy, cache):
     (dy,) = floating(dy=dy)
     if dy.shape != cache.shape:
         raise ValueError(f"dy: got shape {dy.shape}, expected {cache.shape}")
-    n, rows, columns, channels = cache.shape
-    dy = workspace.pad_channels(dy)
-    program = Program().phase(n)
-    dx = program.made((n, rows * cache.height, columns * cache.width, dy.shape[3]), dy.dtype)
+    with _backward_program(*cache, dy.dtype) as (program, source, dx):
+        source[..., : dy.shape[3]] = dy
+        program.run(thread_count=thread_count(2 * dx.size))
+        return program.taken(dx[..., : dy.shape[3]])
+
+
+@prepared
+def _backward_program(shape, height, width, dtype):
+    """Return the program, dy with channels of padding, and dx."""
+    n, rows, columns, _ = shape
+    program, dy = Program().phase(n), workspace.padded_images(shape, dtype)
+    dx = program.made((n, rows * height, columns * width, dy.shape[3]), dtype)
     images = image_numbers(dy), image_numbers(dx)
-    emit_backward(program, *images, rows, columns, dy.shape[3], cache.height, cache.width)
-    program.run(thread_count=thread_count(2 * dx.array.size))
-    return dx.array[..., :channels]
+    emit_backward(program, *images, rows, columns, dy.shape[3], height, width)
+    return program, dy, dx.array

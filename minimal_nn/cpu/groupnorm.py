@@ -26,6 +26,7 @@ from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.footprints import each, flags, reads, writes
 from minimal_nn.cpu.machine.operands import image_pixels
+from minimal_nn.cpu.machine.prepared import prepared, prepared_for
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import fill, first_lanes, fma, load, scalar, store
 from minimal_nn.reference.arguments import expect_each_unit, expect_groups, expect_shape
@@ -268,20 +269,30 @@ def forward(z, gamma, beta, groups, eps):
     z, gamma, beta = floating(z=z, gamma=gamma, beta=beta)
     expect_groups(z, groups)
     expect_each_unit(z, gamma=gamma, beta=beta)
-    (n, *_, units), dtype = z.shape, z.dtype
-    images = workspace.pad_channels(z.reshape(n, -1, 1, units))
-    pixels, channels, size = images.shape[1], images.shape[3], units // groups
-    gamma, beta = workspace.flat(gamma), workspace.flat(beta)
-    program = Program().phase(n)
-    y, statistics = program.made(images.shape, dtype), Statistics.room(program, n, channels, dtype)
-    source = image_pixels(images)
+    n, *_, units = z.shape
+    sizes = n, z.size // (n * units), units, units // groups
+    with _forward_program(*sizes, z.dtype, float(eps)) as built:
+        program, images, scale, shift, y, *statistics = built
+        images[..., :units] = z.reshape(n, -1, 1, units)
+        scale[:units], shift[:units] = gamma, beta
+        program.run(thread_count=thread_count(8 * images.size))
+        taken = [program.taken(each) for each in (images, scale, *statistics)]
+        y = program.taken(y[..., :units]).reshape(z.shape)
+    images, gamma, *statistics = taken
+    check_inverses(statistics[1][:, : units : sizes[3]], eps, GROUPS_OF_EXAMPLES)
+    return y, Cache(images, z.shape, gamma, tuple(statistics), groups)
+
+
+@prepared
+def _forward_program(n, pixels, units, size, dtype, eps):
+    """Return the program, z, gamma, beta, y, and the groups' means and 1 / sqrt(var + eps)."""
+    program, z = Program().phase(n), workspace.padded_images((n, pixels, 1, units), dtype)
+    gamma, beta = (workspace.padded(units, dtype) for _ in range(2))
+    y, source = program.made(z.shape, dtype), image_pixels(z)
+    statistics = Statistics.room(program, n, z.shape[3], dtype)
     emit_moments(program, source, statistics, eps, pixels, units, size)
     emit_forward(program, source, image_pixels(y), gamma, beta, statistics, pixels)
-    program.run(thread_count=thread_count(8 * images.size))
-    inverse = statistics.inverse.array[:, :units:size]
-    check_inverses(inverse, eps, GROUPS_OF_EXAMPLES)
-    cache = Cache(images, z.shape, gamma, tuple(each.array for each in statistics), groups)
-    return y.array[..., :units].reshape(z.shape), cache
+    return program, z, gamma, beta, y.array, *(each.array for each in statistics)
 
 
 def backward(dy, cache):
@@ -291,20 +302,26 @@ def backward(dy, cache):
     """
     _, dy = floating(gamma=cache.gamma, dy=dy)
     expect_shape("dy", dy, cache.shape)
-    n, pixels, _, channels = cache.z.shape
-    units, dtype = cache.shape[-1], dy.dtype
-    size = units // cache.groups
+    n, units = cache.shape[0], cache.shape[-1]
+    cotangent = workspace.pad_channels(dy.reshape(n, -1, 1, units))
+    given = cache.z, cotangent, cache.gamma, *cache.statistics
+    with _backward_program(given, units, units // cache.groups) as (program, dz, dgamma, dbeta):
+        program.run(thread_count=thread_count(8 * cache.z.size))
+        dz = program.taken(dz[..., :units]).reshape(cache.shape)
+        return dz, program.taken(dgamma[:units]), program.taken(dbeta[:units])
+
+
+@prepared_for
+def _backward_program(given, units, size):
+    """Return the program, dz, dgamma and dbeta."""
+    z, dy, gamma, *statistics = given
+    (n, pixels, _, channels), dtype = z.shape, z.dtype
     program = Program().phase(n)
     parts = batchnorm.Parts.room(program, n, 1, channels, dtype)
     means = tuple(program.made((n, channels), dtype) for _ in range(2))
     dgamma, dbeta = (program.made(channels, dtype) for _ in range(2))
-    dz = program.made(cache.z.shape, dtype)
-    source = image_pixels(cache.z)
-    cotangent = image_pixels(workspace.pad_channels(dy.reshape(n, -1, 1, units)))
-    given = cache.gamma, cache.statistics
-    emit_sums(program, source, cotangent, *given, parts, means, pixels, units, size)
-    emit_backward(program, source, cotangent, image_pixels(dz), *given, means, pixels)
+    dz, sources = program.made(z.shape, dtype), (image_pixels(z), image_pixels(dy))
+    emit_sums(program, *sources, gamma, statistics, parts, means, pixels, units, size)
+    emit_backward(program, *sources, image_pixels(dz), gamma, statistics, means, pixels)
     batchnorm.emit_join_sums(program, parts, dbeta, dgamma, n, 1)
-    program.run(thread_count=thread_count(8 * cache.z.size))
-    dz = dz.array[..., :units].reshape(cache.shape)
-    return dz, dgamma.array[:units], dbeta.array[:units]
+    return program, dz.array, dgamma.array, dbeta.array

@@ -224,7 +224,7 @@ def forward(z, gamma, beta, eps):
         workspace.pack(z, packed)
         scale[:columns], shift[:columns] = gamma, beta
         program.run(thread_count=thread_count(8 * z.size))
-        taken = (program.taken(each) for each in (packed, scale, mean, inverse))
+        taken = [program.taken(each) for each in (packed, scale, mean, inverse)]
         y = workspace.unpack(y, rows, columns).reshape(shape)
     packed, gamma, mean, inverse = taken
     check_inverses(inverse, eps, "examples")

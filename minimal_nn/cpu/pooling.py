@@ -16,6 +16,7 @@ from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.footprints import each, reads, writes
 from minimal_nn.cpu.machine.operands import image_numbers
+from minimal_nn.cpu.machine.prepared import prepared, prepared_for
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import fill, load, store, where_beats, where_zero
 from minimal_nn.reference.arguments import expect_pooling, expect_shape
@@ -107,14 +108,23 @@ def forward(x, size):
     """
     (x,) = floating(x=x)
     expect_pooling(x, size)
-    n, h, w, channels = x.shape
-    x = workspace.pad_channels(x)
-    program = Program().phase(n)
-    y = program.made((n, h // size, w // size, x.shape[3]), x.dtype)
+    channels = x.shape[3]
+    with _forward_program(x.shape, x.dtype, size) as (program, source, y):
+        source[..., :channels] = x
+        program.run(thread_count=thread_count(8 * source.size))
+        return program.taken(y[..., :channels]), Cache(program.taken(source), channels, size)
+
+
+@prepared
+def _forward_program(shape, dtype, size):
+    """Return the program, x with channels of padding, and y."""
+    n, h, w, channels = shape
+    program, x = Program().phase(n), workspace.padded_images(shape, dtype)
+    channels = x.shape[3]
+    y = program.made((n, h // size, w // size, channels), dtype)
     images = image_numbers(x), image_numbers(y)
-    emit_forward(program, *images, h // size, w // size, x.shape[3], size)
-    program.run(thread_count=thread_count(8 * x.size))
-    return y.array[..., :channels], Cache(x, channels, size)
+    emit_forward(program, *images, h // size, w // size, channels, size)
+    return program, x, y.array
 
 
 def backward(dy, cache):
@@ -123,10 +133,18 @@ def backward(dy, cache):
     _, dy = floating(x=x, dy=dy)
     n, height, width = x.shape[0], x.shape[1] // size, x.shape[2] // size
     expect_shape("dy", dy, (n, height, width, channels))
-    dy = workspace.pad_channels(dy)
+    with _backward_program((x, workspace.pad_channels(dy)), size) as (program, dx):
+        program.run(thread_count=thread_count(8 * x.size))
+        return program.taken(dx[..., :channels])
+
+
+@prepared_for
+def _backward_program(given, size):
+    """Return the program and dx."""
+    x, dy = given
+    n, height, width, channels = dy.shape
     program = Program().phase(n)
     dx = program.made(x.shape, x.dtype)
     images = image_numbers(x), image_numbers(dy), image_numbers(dx)
-    emit_backward(program, *images, height, width, x.shape[3], size)
-    program.run(thread_count=thread_count(8 * x.size))
-    return dx.array[..., :channels]
+    emit_backward(program, *images, height, width, channels, size)
+    return program, dx.array

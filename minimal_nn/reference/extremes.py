@@ -82,6 +82,11 @@ FIXED_NORM = (
     "are all 0 after the step, where w/|w| is undefined; expected norms > 0: use a smaller "
     "learning rate or decay, or no fixed norm for what starts at 0 without a gradient",
 )
+TURNED = (
+    "w: the weights of units",
+    "are all 0, which have no direction to be turned; expected norms > 0: leave the parameter out "
+    "of what is turned, or give it other weights",
+)
 # What clipping says of gradients that it cannot clip.
 CLIPPED = (
     "gradients: their norm is NaN or beyond the range of {dtype}, expected a finite one to clip (a "

@@ -13,7 +13,7 @@ import inspect
 
 import numpy as np
 
-from minimal_nn.errors import NonFiniteError
+from minimal_nn.errors import NonFiniteError, ZeroNormError
 from minimal_nn.reference.arguments import (
     alike,
     arrays,
@@ -22,7 +22,7 @@ from minimal_nn.reference.arguments import (
     expect_limit,
     expect_norm,
 )
-from minimal_nn.reference.extremes import CLIPPED, FIXED_NORM, check_norm, power_of_two
+from minimal_nn.reference.extremes import CLIPPED, FIXED_NORM, TURNED, check_norm, power_of_two
 
 ARRAYS = ("w", "g", "buffer", "square", "delta_square", "m", "v")
 
@@ -320,6 +320,65 @@ def muon(w, g, buffer, learning_rate, momentum, newton_schulz_steps, decoupled_w
 
 
 @_formula
+def rotational(w, g, square, t, learning_rate, share, decay, decoupled_weight_decay):
+    """Turn w, unit by unit, by an angle that is set (Kosson et al., 2024).  Returns w and s.
+
+    g: not a gradient, but the update u of an optimizer without decay.  p = u - <u, w> w/|w|^2;
+    s = decay s + (1 - decay) |p|^2; |w| N(w - angle |w| p/sqrt(s/(1 - decay^t))), N(z) = z/|z|,
+    angle = sqrt(2 eta decoupled_weight_decay share): share is the optimizer's part in it.  A
+    vector, such as a bias, and what has no decay, takes the optimizer's own step:
+    (1 - eta decoupled_weight_decay) w - eta u.  Of the published eps, which keeps 0/0 away, there
+    is none: 0/0 is 0; nor is the mean of w taken away.
+
+    Raises ZeroNormError where a unit's weights are all 0.
+    """
+    if np.ndim(decoupled_weight_decay) > 0:
+        raise ValueError(
+            f"decoupled_weight_decay: got {decoupled_weight_decay!r}, expected one number: it "
+            "decides whether a parameter is turned"
+        )
+    if w.ndim < 2 or decoupled_weight_decay == 0:
+        shrink = 1 - learning_rate * decoupled_weight_decay
+        return shrink * w - learning_rate * g, square
+    angle = (2 * learning_rate * decoupled_weight_decay * share) ** 0.5
+    if np.ndim(angle) > 1:
+        raise ValueError(
+            f"learning_rate, share: got {learning_rate!r} and {share!r}, expected numbers, or one "
+            "for each unit, which turns as a whole"
+        )
+    a, scaled, length = _scaled_norm(w)
+    check_norm(length, *TURNED)
+    direction, norm, axes = scaled / length, length / a, tuple(range(w.ndim - 1))
+    p = g - direction * (direction * g).sum(axis=axes)
+    square = decay * square + (1 - decay) * (p * p).sum(axis=axes)
+    moved = w - angle * norm * _ratio(p, np.sqrt(square / (1 - decay**t)))
+    _, scaled, length = _scaled_norm(moved)
+    return scaled * (norm / length), square
+
+
+@_formula
+def hyperball(w, g, learning_rate):
+    """Return |w| N(w - eta |w| N(u)), N(z) = z/|z|, of a parameter as a whole (Wen et al., 2025).
+
+    g: not a gradient, but the update u of an optimizer without decay.  A vector, such as a bias,
+    takes the optimizer's own step, w - eta u.  Where u is 0, w stays.
+
+    Raises ZeroNormError where |w| is 0, or becomes it.
+    """
+    if w.ndim < 2:
+        return w - learning_rate * g
+    norm, length = _length(w), _length(g)
+    moved = w - learning_rate * norm * _ratio(g, length)
+    after = _length(moved)
+    if norm == 0 or after == 0:
+        raise ZeroNormError(
+            f"w: got weights of norm {norm} before the step and {after} after it, expected norms "
+            "> 0, since w/|w| is kept: use other weights, or a smaller learning rate"
+        )
+    return moved * (norm / after)
+
+
+@_formula
 def normalize(w, norm):
     """Return w norm / |w|, unit by unit: "Normalizing Weights", section 5.5 of the paper.
 
@@ -334,6 +393,7 @@ def normalize(w, norm):
 FORMULAS = (
     *("sgd", "momentum", "nesterov", "rmsprop", "adagrad", "adadelta", "adam", "adamw"),
     *("sign_sgd", "normalized_sgd", "lars", "lion", "sgdp", "adamp", "muon"),
+    *("rotational", "hyperball"),
 )
 
 

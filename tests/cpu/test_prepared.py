@@ -10,9 +10,13 @@ import pytest
 from minimal_nn.cpu import (
     activation,
     affine,
+    averagepooling,
     batchnorm,
+    convolution,
+    groupnorm,
     layernorm,
     loss,
+    pooling,
     rmsnorm,
     update,
     weightnorm,
@@ -38,6 +42,18 @@ def losses(x, kind):
     return value, loss.backward(1.0, cache)
 
 
+def images(x):
+    """Return images (2, 4, 4, 3) of the numbers of x."""
+    return np.resize(x, (2, 4, 4, 3))
+
+
+def convolved(x, *options):
+    """An image's kernel has 3 channels, which are few, to 5."""
+    arguments = images(x), np.resize(x, (3, 3, 3, 5)), x[0]
+    y, _ = convolution.forward(*arguments, *options)
+    return there_and_back(convolution, arguments, np.resize(x, y.shape), *options)
+
+
 ADAM = {"learning_rate": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "t": 2}
 # Of x (6, 5): the results of a call.
 CALLS = {
@@ -48,10 +64,27 @@ CALLS = {
     "layernorm": lambda x: there_and_back(layernorm, (x, x[0], x[1]), x, 0.1),
     "rmsnorm": lambda x: there_and_back(rmsnorm, (x, x[0]), x, 0.1),
     "weightnorm": lambda x: there_and_back(weightnorm, (x, x[0]), x, 0.1),
+    "groupnorm": lambda x: there_and_back(groupnorm, (x, x[0], x[1]), x, 1, 0.1),
+    "groups of images": lambda x: there_and_back(
+        groupnorm, (images(x), x[0, :3], x[1, :3]), images(x), 3, 0.1
+    ),
+    "convolution": convolved,
+    "stride": lambda x: convolved(x, 2, 0),
+    "winograd": lambda x: convolved(x, 1, 1, "winograd2"),
+    "winograd without padding": lambda x: convolved(x, 1, 0, "winograd4"),
+    "pooling": lambda x: there_and_back(pooling, (images(x),), images(x)[:, ::2, ::2], 2),
+    "averagepooling": lambda x: there_and_back(
+        averagepooling, (images(x),), images(x)[:, ::2, ::4], 2, 4
+    ),
     "cross entropy": lambda x: losses(x, "cross_entropy"),
     "squared error": lambda x: losses(x, "mean_squared_error"),
     "sgd": lambda x: (update.step("sgd", x, x[::-1], learning_rate=0.1),),
     "rates": lambda x: (update.step("sgd", x, x[::-1], learning_rate=np.abs(x)),),
+    "lars": lambda x: (update.step("lars", x, x[::-1], learning_rate=0.1),),
+    "lars of a vector": lambda x: (update.step("lars", x[0], x[1], learning_rate=0.1),),
+    "rates of lars": lambda x: (update.step("lars", x, x[::-1], learning_rate=np.abs(x)),),
+    "normalize": lambda x: (update.normalize(x, np.arange(1.0, 6.0)),),
+    "normalize a vector": lambda x: (update.normalize(x[0], 2.0),),
     "adam": lambda x: update.step("adam", x, x[::-1], (x, x * x), **ADAM),
 }
 
@@ -89,6 +122,20 @@ def test_nothing_is_left_by_a_call_with_nan(call):
     with np.errstate(all="ignore"), contextlib.suppress(NonFiniteError):  # after the run
         call(np.full((6, 5), np.nan))
     assert same_bits(before, call(numbers(1)))
+
+
+def test_nothing_is_taken_from_a_program_that_was_given_back(call, monkeypatch):
+    """Another thread may have it by then: here its arrays are spoiled as soon as it is there."""
+    expected, give_back = call(numbers(1)), prepared._Borrowed.__exit__
+
+    def spoiling(borrowed, *error):
+        give_back(borrowed, *error)
+        for room in borrowed.built[0]._rooms:
+            room.array[...] = 77
+        borrowed._waiting.clear()
+
+    monkeypatch.setattr(prepared._Borrowed, "__exit__", spoiling)
+    assert same_bits(expected, call(numbers(1)))
 
 
 def test_precisions_have_programs_of_their_own(call):

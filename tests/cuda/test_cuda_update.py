@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from agreement import as_tuple, assert_same_bits, assert_within, wide
 
+from minimal_nn import Dense, Hyperball, Momentum, Network, Rotational
 from minimal_nn.cuda import update
 from minimal_nn.cuda.device import launch
 from minimal_nn.cuda.device.arrays import asarray, to_host
@@ -267,10 +268,18 @@ def test_a_step_by_name_with_eps_inside_the_root(place, rng, formula):
 )
 def test_what_has_no_kernel_is_refused(formula, rng):
     names = inspect.signature(getattr(reference, formula)).parameters
-    states = [name for name in names if name in ("buffer", "m", "v")]
+    states = [name for name in names if name in ("buffer", "square", "m", "v")]
     hyper = {name: 0.5 for name in names if name not in (*states, "w", "g", "t")}
     if "t" in names:
         hyper["t"] = 1
     w, g, *states = rng.standard_normal((2 + len(states), 3, 2))
     with pytest.raises(ValueError, match=f"got '{formula}', which the cuda wing has no kernels"):
         update.step(formula, w, g, states, **hyper)
+
+
+@pytest.mark.parametrize("wrapper", (Rotational, Hyperball))
+def test_wrappers_are_refused_in_one_sentence(place, wrapper):
+    network = Network([Dense(2)], (3,), backend="cuda")
+    gradients = {name: np.ones(w.shape, w.dtype) for name, w in network.parameters.items()}
+    with pytest.raises(ValueError, match=f"got '{wrapper.formula}', which the cuda wing has no"):
+        wrapper(Momentum).step(network, gradients)

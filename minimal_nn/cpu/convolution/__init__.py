@@ -27,6 +27,7 @@ copies.py    where the pixels of an image lie
 winograd.py  Winograd's method
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ from minimal_nn.cpu.convolution.geometry import (
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating, thread_count
 from minimal_nn.cpu.machine.operands import Operand, image_numbers
+from minimal_nn.cpu.machine.prepared import MOST_FORMS, prepared_for
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.reference.arguments import expect_convolution, expect_shape
 
@@ -62,6 +64,9 @@ __all__ = [
 ]
 
 ALGORITHMS = ("direct", "winograd2", "winograd4")
+
+
+_shape = functools.lru_cache(MOST_FORMS)(Shape)  # one for each form, for programs that are kept
 
 
 class Cache(NamedTuple):
@@ -91,19 +96,28 @@ def forward(x, W, b=None, stride=1, padding=1, algorithm="direct"):
     inside = algorithm != "direct" and padding == 0
     (n, h, w, c), (*kernel, _, k) = x.shape, W.shape
     geometry = tuple(kernel), int(stride), 1 if inside else int(padding)
-    sizes = Shape(n, h, w, c, k, x.dtype, *geometry, algorithm)
-    work = sizes.pixels * n * W.size
-    program = Program(thread_count(work)).phase(sizes.panels)
-    weights = sizes.emit_weights(program, Operand(sizes.pack(W)))
+    sizes = _shape(n, h, w, c, k, x.dtype, *geometry, algorithm)
+    count = thread_count(sizes.pixels * n * W.size)
+    bias = [] if b is None else [workspace.panel_vector(b)]
+    with _forward_program((x, sizes.pack(W), *bias), sizes, count) as (program, z):
+        program.run(thread_count=count)
+        y = program.taken((_inside(z) if inside else z)[..., :k])
+    return y, Cache(x, W, sizes, b is not None, inside)
+
+
+@prepared_for
+def _forward_program(given, sizes, count):
+    """Return the program of x, packed W and perhaps b, for so many threads, and y."""
+    x, packed, *bias = given
+    n, h, _, c = x.shape
+    program = Program(count).phase(sizes.panels)
+    weights = sizes.emit_weights(program, Operand(packed))
     program.phase(n)
     z = program.made((n, sizes.out_height, sizes.out_width, sizes.output_channels), x.dtype)
     bordered = _bordered(program, sizes.input_border, sizes.input_channels, c, x.dtype)
     emit_place(program, image_numbers(x), bordered, sizes.input_border, h, c)
-    bias = None if b is None else workspace.panel_vector(b)
-    emit_forward(program, scratch(program, x.dtype), sizes, bordered, weights, z, bias)
-    program.run(thread_count=thread_count(work))
-    y = _inside(z.array) if inside else z.array
-    return y[..., :k], Cache(x, W, sizes, b is not None, inside)
+    emit_forward(program, scratch(program, x.dtype), sizes, bordered, weights, z, *bias)
+    return program, z.array
 
 
 def backward(dy, cache):
@@ -116,14 +130,25 @@ def backward(dy, cache):
     if inside:
         given, dy = dy, np.zeros(whole, dtype=dtype)
         _inside(dy)[...] = given
-    work = 2 * sizes.pixels * n * W.size
-    program = Program(thread_count(work))
     turnable = sizes
     if sizes.few:
         geometry = sizes.kernel, sizes.stride, sizes.padding
-        turnable = Shape(n, h, w, c, k, dtype, *geometry, few=False)
-    program.phase(sizes.panels)
-    weights = turnable.emit_turned(program, Operand(turnable.pack(W)))
+        turnable = _shape(n, h, w, c, k, dtype, *geometry, few=False)
+    count = thread_count(2 * sizes.pixels * n * W.size)
+    given = x, dy, turnable.pack(W)
+    with _backward_program(given, sizes, turnable, has_bias, count) as (program, dx, dW, db):
+        program.run(thread_count=count)
+        dx, dW = program.taken(dx[..., :c]), sizes.unpack(dW)
+        return dx, dW, program.taken(db[:k]) if has_bias else None
+
+
+@prepared_for
+def _backward_program(given, sizes, turnable, has_bias, count):
+    """Return the program of x, dy and packed W, for so many threads, dx, packed dW, and db."""
+    x, dy, packed = given
+    (n, h, w, c), k, dtype = x.shape, dy.shape[3], x.dtype
+    program = Program(count).phase(sizes.panels)
+    weights = turnable.emit_turned(program, Operand(packed))
     program.phase(n, grain=sizes.grain)
     dx = program.made((n, h, w, padded_channels(c, dtype)), dtype)
     left = _bordered(program, sizes.input_border, sizes.input_channels, c, dtype)
@@ -140,9 +165,7 @@ def backward(dy, cache):
     db = program.made(sizes.output_channels, dtype)
     if has_bias:
         emit_sum_bias(program, sums, db, n)
-    program.run(thread_count=thread_count(work))
-    dx, dW, db = dx.array[..., :c], sizes.unpack(dW.array), db.array[:k]
-    return dx, dW, db if has_bias else None
+    return program, dx.array, dW.array, db.array
 
 
 def _inside(images):

@@ -117,13 +117,6 @@ def panel_vector(vector):
     return out
 
 
-def spread(table):
-    """Return [..., n] as [..., n, lanes]: each number in every lane of a vector of its own."""
-    out = aligned((*table.shape, lanes(table.dtype)), table.dtype)
-    out[...] = table[..., None]
-    return out
-
-
 def flat(array):
     """Copy an array into a vector padded to whole vectors."""
     out = aligned(round_up(max(array.size, 1), lanes(array.dtype)), array.dtype)
@@ -131,10 +124,14 @@ def flat(array):
     return out
 
 
+def padded_images(shape, dtype):
+    """Return images of zeros (N, H, W, C), with more channels where those are no whole vectors."""
+    return aligned((*shape[:3], round_up(shape[3], lanes(dtype))), dtype)
+
+
 def pad_channels(images):
     """Copy images (N, H, W, C) so that the channels are whole vectors, the new ones 0."""
-    channels = round_up(images.shape[3], lanes(images.dtype))
-    out = aligned((*images.shape[:3], channels), images.dtype)
+    out = padded_images(images.shape, images.dtype)
     out[..., : images.shape[3]] = images
     return out
 
@@ -158,7 +155,13 @@ class Columns:
     @classmethod
     def of(cls, array):
         """Return an array in the layout, for reading."""
-        return cls(array.shape, array.dtype)._with(Operand, array)
+        out = cls(array.shape, array.dtype)
+        matrix = np.ascontiguousarray(array).reshape(out.rows, out.columns)
+        if out.direct:
+            out.operand = Operand(matrix).at(step=out.span)
+        else:
+            out.operand = Operand(pack(matrix))
+        return out
 
     @classmethod
     def blank(cls, shape, dtype):
@@ -167,10 +170,9 @@ class Columns:
         out.operand = Operand(panels(out.rows, out.columns, dtype))
         return out
 
-    @classmethod
-    def copy_of(cls, array, program):
-        """Return a copy that the program changes."""
-        return cls(array.shape, array.dtype)._with(program.kept, array.copy())
+    def kept(self, program):
+        """Return the operand for a program that changes the numbers where they lie."""
+        return program.kept(self.operand.array).at(step=self.operand.step)
 
     def empty(self, program):
         """Return room for a result of the same shape."""
@@ -181,14 +183,6 @@ class Columns:
         else:
             out.operand = program.panels(self.rows, self.columns, self.dtype)
         return out
-
-    def _with(self, operand, array):
-        matrix = np.ascontiguousarray(array).reshape(self.rows, self.columns)
-        if self.direct:
-            self.operand = operand(matrix).at(step=self.span)
-        else:
-            self.operand = operand(pack(matrix))
-        return self
 
     def row_blocks(self, rows):
         """Return a matrix that stays where it is as an operand whose units are blocks of rows."""

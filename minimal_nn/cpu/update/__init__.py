@@ -24,7 +24,7 @@ from minimal_nn.cpu.machine.compiler import inline, kernel
 from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, steps, updates
 from minimal_nn.cpu.machine.norms import column_norm, vector_norm
 from minimal_nn.cpu.machine.operands import Operand, elements
-from minimal_nn.cpu.machine.prepared import prepared
+from minimal_nn.cpu.machine.prepared import prepared, prepared_for_columns
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import (
     fill,
@@ -331,19 +331,30 @@ def normalize_vector_kernel(step, thread, unit, w, norm, count, status):
 
 def _elementwise(formula, w, g, *states, row):
     """Run an elementwise formula on copies; return the new weights and states."""
-    size, each = w.size, any(getattr(value, "ndim", 0) for value in row)
-    with _program(formula, size, len(states), len(row), each, w.dtype) as built:
+    size = w.size
+    with _program(formula, size, len(states), len(row), _by_weight(row), w.dtype) as built:
         program, block, gradient, table = built
         gradient[:size] = g.reshape(-1)
         for line, array in zip(block, (w, *states), strict=True):
             line[:size] = array.reshape(-1)
-        if each:
-            for line, value in zip(table, row, strict=True):
-                line[:size] = np.broadcast_to(value, w.shape).reshape(-1)
-        else:
-            table.T[...] = row
+        _fill(table, row, w.shape)
         program.run()
         return [program.taken(line[:size].reshape(w.shape)) for line in block]
+
+
+def _by_weight(row):
+    """Return whether there is a hyper-parameter for each weight."""
+    return any(getattr(value, "ndim", 0) for value in row)
+
+
+def _fill(table, row, shape, pack=np.ravel):
+    """Write hyper-parameters; pack: where the numbers of an array of this shape lie."""
+    if not _by_weight(row):
+        table.T[...] = row
+        return
+    for line, value in zip(table, row, strict=True):
+        numbers = pack(np.broadcast_to(value, shape))
+        line[: numbers.size] = numbers
 
 
 @prepared
@@ -366,21 +377,6 @@ def _program(formula, size, states, hypers, each, dtype):
         gradient.size,
     )
     return program, block, gradient, table
-
-
-def hyper_table(row, shape, dtype, pack=workspace.flat):
-    """Return the `Table` of one step.
-
-    row: numbers, or arrays that broadcast against `shape`.  pack: how an array of that shape is
-    laid out.
-    """
-    if all(np.ndim(value) == 0 for value in row):
-        return Table.of(workspace.spread(np.array(row, dtype=np.float64).astype(dtype)))
-    whole = (np.broadcast_to(value, shape).astype(dtype, order="C") for value in row)
-    packed = np.stack([pack(array).reshape(-1) for array in whole])
-    out = workspace.aligned(packed.shape, dtype)
-    out[...] = packed
-    return Table.of(out, element_step=1)
 
 
 CORRECTIONS = slice(7, 10)  # where the bias corrections stand in Adam's row
@@ -437,7 +433,7 @@ KERNELS = {
     "adamw": adamw_kernel,
     "lion": lion_kernel,
 }
-BY_FORMULA = ("sgdp", "adamp", "muon")
+BY_FORMULA = ("sgdp", "adamp", "muon", "rotational", "hyperball")
 # Whether a step is relative to |w|.  The row of their table begins with that of the step of SGD
 # which adds the penalty to g: 0, -decay, learning rate.
 NORMALIZED = {"normalized_sgd": False, "lars": True}
@@ -515,28 +511,50 @@ def add_penalty(g, w, weight_decay):
 
 def _normalized(formula, w, g, row):
     """Run a formula for units as a whole on copies; return the new weights."""
-    program = Program()
+    each = _by_weight(row)
     if w.ndim < 2:
-        weights = program.kept(workspace.flat(w))
-        table = hyper_table(row, w.shape, w.dtype)
-        program.phase(1)
-        emit_normalized_step(program, formula, weights, workspace.flat(g), table)
+        with _vector_program(formula, w.size, each, w.dtype) as (program, weights, gradient, table):
+            weights[: w.size], weights[w.size :] = (
+                w.reshape(-1),
+                0,
+            )  # a norm's lanes are all of them
+            gradient[: w.size] = g.reshape(-1)
+            _fill(table, row, w.shape)
+            program.run()
+            return [program.taken(weights[: w.size].reshape(w.shape))]
+    matrices = [Columns.of(w.copy()), Columns.of(g)]
+
+    def pack(numbers):
+        return Columns.of(numbers.astype(w.dtype)).operand.array.reshape(-1)
+
+    with _columns_program(matrices, formula, each) as (program, weights, table):
+        _fill(table, row, w.shape, pack)
         program.run()
-        return [weights.array[: w.size].reshape(w.shape)]
-    weights, gradient = Columns.copy_of(w, program), Columns.of(g)
-    table = hyper_table(row, w.shape, w.dtype, lambda a: Columns.of(a).operand.array)
-    program.phase(weights.count)
-    emit_normalized_step(
-        program,
-        formula,
-        weights.operand,
-        gradient.operand,
-        table,
-        np.arange(weights.rows),
-        weights.rows,
-    )
-    program.run()
-    return [weights.result()]
+        return [weights.result()]
+
+
+@prepared
+def _vector_program(formula, size, each, dtype):
+    """Return the program, weights, gradient and hyper-parameters of a vector."""
+    weights, gradient = (workspace.padded(size, dtype) for _ in range(2))
+    table = workspace.aligned((3, gradient.size if each else workspace.lanes(dtype)), dtype)
+    program = Program().phase(1)
+    given = program.kept(weights), gradient, Table.of(table, element_step=int(each))
+    emit_normalized_step(program, formula, *given)
+    return program, weights, gradient, table
+
+
+@prepared_for_columns
+def _columns_program(matrices, formula, each):
+    """Return the program of weights, which it changes, and gradient; weights, hyper-parameters."""
+    weights, gradient = matrices
+    program = Program().phase(weights.count)
+    size = weights.operand.array.size if each else workspace.lanes(weights.dtype)
+    table = workspace.aligned((3, size), weights.dtype)
+    order = np.arange(weights.rows)
+    given = gradient.operand, Table.of(table, element_step=int(each)), order, weights.rows
+    emit_normalized_step(program, formula, weights.kept(program), *given)
+    return program, weights, table
 
 
 def normalize(w, norm):
@@ -546,28 +564,39 @@ def normalize(w, norm):
     """
     (w,) = floating(w=w)
     expect_norm(norm, w)
-    program = Program()
     if w.ndim < 2:
-        weights = program.kept(workspace.flat(w))
-        norms = workspace.flat(np.full(w.shape, norm, dtype=w.dtype))
-        program.phase(1)
-        emit_normalize(program, weights, norms)
-        status, result = program.run(), weights.array[: w.size].reshape(w.shape)
+        with _vector_norm_program(w.size, w.dtype) as (program, weights, norms):
+            weights[: w.size], weights[w.size :] = w.reshape(-1), 0
+            norms[: w.size] = norm
+            status = program.run()
+            result = program.taken(weights[: w.size].reshape(w.shape))
     else:
-        weights = Columns.copy_of(w, program)
-        program.phase(weights.count)
-        emit_normalize(
-            program,
-            weights.operand,
-            weights.vector(norm),
-            np.arange(weights.rows),
-            weights.rows,
-            weights.columns,
-        )
-        status, result = program.run(), weights.result()
+        with _norms_program([Columns.of(w.copy())]) as (program, weights, norms):
+            norms[: w.shape[-1]] = norm
+            status, result = program.run(), weights.result()
     if status:
         raise zero_norm(result)
     return result
+
+
+@prepared
+def _vector_norm_program(size, dtype):
+    """Return the program, a vector and its norm, in each of its places."""
+    weights, norms = (workspace.padded(size, dtype) for _ in range(2))
+    program = Program().phase(1)
+    emit_normalize(program, program.kept(weights), norms)
+    return program, weights, norms
+
+
+@prepared_for_columns
+def _norms_program(matrices):
+    """Return the program of weights, which it changes; weights, and their columns' norms."""
+    (weights,) = matrices
+    program, norms = Program().phase(weights.count), weights.vector(0)
+    order = np.arange(weights.rows)
+    given = weights.kept(program), norms, order, weights.rows, weights.columns
+    emit_normalize(program, *given)
+    return program, weights, norms
 
 
 def zero_units(w):
