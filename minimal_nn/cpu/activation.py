@@ -40,6 +40,8 @@ _forward = kernel(
     z=lambda k: reads(each(k.z_step), round_up(k.count, k.z.lanes)),
     y=lambda k: writes(each(k.y_step), round_up(k.count, k.z.lanes), over=("z",)),
 )
+
+
 def _backward(z):
     """Declare a way back that is computed from dy and the numbers called `z`."""
     return kernel(
