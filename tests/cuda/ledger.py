@@ -208,7 +208,8 @@ def write():
     table = rows()
     for row, found in written.items():
         its = table.setdefault(row, dict.fromkeys(TESTS))
-        if found.get("score", []) <= its.get("score", []):
+        scores = found.get("score", []), its.get("score", [])
+        if scores[0] < scores[1] or found.get("key", its.get("key")) == its.get("key"):
             found = {what: found[what] for what in found.keys() - {"key", "compiled", "budget"}}
         for what in found.keys() & {"host", "simulator", "races"}:
             found[what] = its[what] or found[what]

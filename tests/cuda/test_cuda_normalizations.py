@@ -262,6 +262,11 @@ def test_the_compiled_kernels(rng, kind, columns, monkeypatch):
             (z, gamma, beta), dy = test_batchnorm.draw(rng, kind, shape=(6, units))
             y, cache = batchnorm.forward_running(z, gamma, beta, gamma, np.abs(beta), 1e-5)
             batchnorm.backward_running(dy, cache)
+            for path in CASES["batchnorm"].paths:
+                take(monkeypatch, path)
+                images = rng.standard_normal((2, 4, 4, units)).astype(kind)
+                y, cache = batchnorm.forward_pooled(images, gamma, beta, 0.5, 2, relu=True)
+                batchnorm.backward_pooled(y, cache, relu=True)
             batchnorm.update_running(gamma, np.abs(beta), gamma, np.abs(beta), 6, kind(0.1))
     compiled.check(records, batchnorm, layernorm, weightnorm)
     compiled.check_fusion(records)
