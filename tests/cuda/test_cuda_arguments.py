@@ -60,7 +60,10 @@ REFUSED = {
     ),
     "pooled, dy": (
         lambda: batchnorm.backward_pooled(
-            f(1, 4, 4, 4), batchnorm.forward_pooled(f(1, 4, 4, 4), f(4), f(4), 0.5, 2)[1]
+            f(1, 4, 4, 4),
+            batchnorm.PooledCache(
+                batchnorm.Cache(f(1, 4, 4, 4), f(4), f(4), f(4), f(4), 0.5), f(1, 2, 2, 4), 2
+            ),
         ),
         "dy: got",
     ),

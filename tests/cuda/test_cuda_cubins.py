@@ -12,7 +12,7 @@ from benchmarks.gpu import static
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.cases import Sizes
 from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, MaxPool2d, ReLU
-from minimal_nn.cuda import layernorm, update
+from minimal_nn.cuda import activation, layernorm, pooling, update, weightnorm
 from minimal_nn.cuda.device import arguments, assembly, chip, cubins, launch, private
 from minimal_nn.cuda.device.intrinsics import mma_float64
 from minimal_nn.cuda.device.language import cuda, device, kernel, unroll
@@ -23,12 +23,16 @@ LINES = np.ones((3, 8), np.float32) + np.arange(8, dtype=np.float32)
 
 
 def some_launches():
-    """Return launches of products, of a row's pass and of a columns' pass."""
+    """Return launches of kernels of every making."""
     with launch.simulation(), launch.recorded() as records:
         choice.product(LINES, LINES.T)
         choice.product(LINES.astype(np.float64), LINES.T.astype(np.float64))
         layernorm.forward(LINES, LINES[0], LINES[0], 0.5)
         update.step("lars", LINES, LINES, learning_rate=0.1)
+        update.step("sgd", LINES, LINES, learning_rate=0.1)
+        weightnorm.forward(LINES, LINES[0], 0.5)
+        activation.forward(LINES, "relu")
+        pooling.forward(LINES.reshape(1, 1, 3, 8), 1)
     return records
 
 
@@ -43,6 +47,11 @@ def test_the_key_is_the_same_in_another_process():
     assert done.stdout.split() == named()
     for record in some_launches():
         assert " at 0x" not in repr(cubins.described(record.kernel.function))
+
+
+def test_what_has_another_key_in_every_process_is_refused():
+    with pytest.raises(TypeError, match="f: got <function .*>, which has another key"):
+        cubins._meaning("f", named)
 
 
 def scaling(factor, threads=64):
