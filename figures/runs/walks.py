@@ -15,6 +15,12 @@ from theory import laws
 from theory.subjects.walks import walk
 
 CHAINS = 8
+# What a manifest says of walks, whatever the preset has: `walk` is left to its own choices.
+ABOUT = {
+    "data": "none: gradients drawn at random",
+    "backend": "reference",
+    "dtype": "float64",
+}
 
 
 def _optimizer(configuration):
