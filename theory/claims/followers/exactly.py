@@ -16,6 +16,7 @@ from theory.claims.followers.conservation import (
     homogeneous_subjects,
     layers_share_their_product,
     norm_oscillator,
+    rescale_law,
     translation_law,
     translation_oscillator,
 )
@@ -450,4 +451,23 @@ def _(subject):
         for k, w in network.parameters.items():
             if k.endswith(".W"):
                 judge(np.array([(w * trace.gradients[k]).sum() - total]), abs(total))
+    return identity
+
+
+@rescale_law.exactly(subjects=_homogeneous)
+def _(subject):
+    identity = Identity()
+    for network, judge in (
+        (subject.network, identity.vanishes),
+        (subject.control, identity.remains),
+    ):
+        gradients = _gradients(subject, network)
+        new = {k: _sgd(w, gradients[k]) for k, w in network.parameters.items()}
+        for into, out in (("dense1.W", "dense2.W"), ("dense2.W", "dense3.W")):
+            before, pushed, after = (
+                (a[into] * a[into]).sum(axis=0) - (a[out] * a[out]).sum(axis=1)
+                for a in (network.parameters, gradients, new)
+            )
+            law = _SHRINK**2 * before + _ETA**2 * pushed
+            judge(after - law, size_of(subject, before))
     return identity
