@@ -317,12 +317,16 @@ class Step:
         return out
 
     def _parameter(self, operation, local):
-        """Return a parameter and its gradient, or None twice."""
+        """Return a parameter and the place of its gradient's sums, or None twice.
+
+        Where a normalization cancels the parameter that is a place apart: its gradient stays 0.
+        """
         if local not in operation.parameters:
             return None, None
         name = operation.parameters[local]
         group = self._group_of[name]
-        return group.part(group.arrays[0], name), group.part(group.gradient, name)
+        w, gradient = group.part(group.arrays[0], name), group.part(group.gradient, name)
+        return w, _zeros(w.size, self.dtype) if name in self.program.cancelled else gradient
 
     # Each of these launches an operation's forward pass, and returns y and what launches the way
     # back: (dy, whether dx is needed) -> dx.
