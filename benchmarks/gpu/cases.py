@@ -21,7 +21,7 @@ class Case(NamedTuple):
     peers: dict  # name -> (torch, cupy) -> callable, or None where the library is missing
     work: float  # floating-point operations, or bytes
     unit: str  # "TFLOP/s" or "GB/s"
-    aim: float | None = None  # the least ratio to the first peer
+    aim: float | None = None  # the least ratio to the fastest peer
 
 
 def device_random(rng, shape, kind, scale=1.0):
@@ -177,12 +177,15 @@ def convolution_cases(rng, images, size, channels):
     _, cache = convolution.forward(x, W)
     work = 2.0 * images * size * size * channels * channels * 9
 
-    def peer(torch, direction):
+    def peer(torch, direction, layout="channels_last"):
         torch.backends.cudnn.allow_tf32 = False
-        # cuDNN takes these strides as channels_last.
-        image, cotangent = (torch.as_tensor(a, device=DEVICE).permute(0, 3, 1, 2) for a in (x, dy))
-        kernel = torch.as_tensor(W, device=DEVICE).permute(3, 2, 0, 1)
-        kernel = kernel.contiguous(memory_format=torch.channels_last)
+        tensors = (torch.as_tensor(array, device=DEVICE) for array in (x, dy, W))
+        image, cotangent, kernel = (
+            tensor.permute(axes).contiguous(memory_format=getattr(torch, layout))
+            for tensor, axes in zip(
+                tensors, ((0, 3, 1, 2), (0, 3, 1, 2), (3, 2, 0, 1)), strict=True
+            )
+        )
         if direction == "forward":
             return lambda: torch.nn.functional.conv2d(image, kernel, padding=1)
         wanted = (True, False, False) if direction == "input gradient" else (False, True, False)
@@ -200,7 +203,10 @@ def convolution_cases(rng, images, size, channels):
         Case(
             f"convolution {direction} {shape}",
             call,
-            {"torch": lambda torch, d=direction: peer(torch, d)},
+            {
+                "torch": lambda torch, d=direction: peer(torch, d),
+                "torch.contiguous": lambda torch, d=direction: peer(torch, d, "contiguous_format"),
+            },
             work,
             "TFLOP/s",
         )

@@ -250,6 +250,9 @@ def test_the_compiled_kernels(rng, kind, shapes):
     with launch.simulation(), launch.recorded() as records:
         everything(rng, kind, shapes)
     compiled.check(records, update, units)
+    forms = compiled.check_fusion(records)
+    for formula, its in update.FORMULAS.items():
+        assert len(forms[formula]) == 1 + its.states, forms[formula]
 
 
 @pytest.mark.parametrize("formula", ["rmsprop", "adagrad", "adam", "adamw"])
