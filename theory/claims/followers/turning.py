@@ -9,7 +9,6 @@ import numpy as np
 import minimal_nn as nn
 from theory import laws
 from theory.claim import TOO_LONG, WORST_CASE
-from theory.claims.followers.muon import matrix_walk
 from theory.claims.followers.table import (
     SAMPLED,
     follower,
@@ -22,6 +21,7 @@ from theory.measures.closest import Closest
 from theory.measures.exact_runs import UPDATE
 from theory.measures.orthogonality import orthogonality
 from theory.numbers.bounded import Bounded, gamma, unit_roundoff
+from theory.subjects.matrices import matrix_walk
 from theory.subjects.networks import to_numpy, weight_groups
 
 _BATCH, _WIDE = 16, np.longdouble
