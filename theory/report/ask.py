@@ -96,8 +96,8 @@ def _renormalize():
         f"halving w, eta = 0.1 and decay 5e-4 become {sgd['learning_rate']:.3g} and "
         f"{sgd['weight_decay']:.3g} (SGD, its momentum buffer times 2), "
         f"{adam['learning_rate']:.3g} and {adam['weight_decay']:.3g} (Adam + L2). At every step, "
-        "with steps of a set length, it is Hyperball or Rotational: no decay is needed, and 1 - cos "
-        f"of a step of 0.1 |w| is {plain:.3g}, with momentum 0.9 {remembered:.3g}."
+        "with steps of a set length, it is Hyperball or Rotational: no decay is needed, and 1 - "
+        f"cos of a step of 0.1 |w| is {plain:.3g}, with momentum 0.9 {remembered:.3g}."
     )
 
 

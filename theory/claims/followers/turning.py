@@ -49,7 +49,7 @@ _ETA, _RHO, _KEPT, _DECAY = 0.125, 0.75, 0.875, 0.5
     source="Kosson et al. 2024, algorithm 1 (rotational variants)",
     cite="KMJ24",
     assumptions=(
-        "Rotational of SGD and of heavy ball, whose updates u are; s the running mean of |p|^2",
+        "Rotational of SGD and of heavy ball, u their updates; s the running mean of |p|^2",
         "on networks; no property of the gradient is needed",
     ),
     control="the update's whole length |u| for that of its tangent part",
@@ -84,25 +84,26 @@ def rotational_step(subject):
                 for k in names:
                     state = optimizer.state[k]
                     u = np.asarray(state["buffer"]) if rho else g[k]
-                    s = np.asarray(before[k]["square"]) if before else np.zeros_like(w[k])
-                    found = _rotated(closest, w[k], u, new[k], (s, state["square"]), step + 1, rho)
+                    r = np.asarray(before[k]["rms"]) if before else np.zeros_like(w[k])
+                    found = _rotated(closest, w[k], u, new[k], (r, state["rms"]), step + 1, rho)
                     control = max(control, found if rho else 0.0)
     return closest.measurement(
-        how="running error of the rotated step, and of s, relative to |w|", control=control
+        how="running error of the rotated step, and of the root of s, relative to |w|",
+        control=control,
     )
 
 
-def _rotated(closest, w, u, new, squares, t, rho):
+def _rotated(closest, w, u, new, roots, t, rho):
     """Offer the residuals of a step of a parameter; return the control's largest."""
     share, length = 1 / (1 + rho), _norm(w)
     angle = math.sqrt(2 * _ETA * _DECAY * share)
     hyper = {"t": t, "learning_rate": _ETA, "share": share, "decay": _KEPT}
-    given = (Bounded(np.asarray(x)) for x in (w, u, squares[0]))
-    after, square = UPDATE.rotational(*given, **hyper, decoupled_weight_decay=_DECAY)
+    given = (Bounded(np.asarray(x)) for x in (w, u, roots[0]))
+    after, root = UPDATE.rotational(*given, **hyper, decoupled_weight_decay=_DECAY)
     error = np.sqrt(np.square(after.error).sum(axis=_axes(w))) / length
-    mean = np.asarray(squares[1]).astype(_WIDE).reshape(-1, w.shape[-1])[0]
-    loose = square.error.reshape(-1, w.shape[-1])[0] / np.where(mean > 0, mean, 1)
-    rms = np.sqrt(mean / (1 - _WIDE(_KEPT) ** t))
+    mean = np.asarray(roots[1]).astype(_WIDE).reshape(-1, w.shape[-1])[0]
+    loose = root.error.reshape(-1, w.shape[-1])[0] / np.where(mean > 0, mean, 1)
+    rms = mean / np.sqrt(1 - _WIDE(_KEPT) ** t)
     sums = 8 * gamma(w.size // w.shape[-1] + 8, unit_roundoff(_WIDE))
     kept = np.abs(_norm(new) / length - 1)
     closest.offer(kept.astype(float), (error + sums).astype(float))
