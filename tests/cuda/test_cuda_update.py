@@ -271,7 +271,7 @@ def test_a_step_by_name_with_eps_inside_the_root(place, rng, formula):
 )
 def test_what_has_no_kernel_is_refused(formula, rng):
     names = inspect.signature(getattr(reference, formula)).parameters
-    states = [name for name in names if name in ("buffer", "square", "m", "v")]
+    states = [name for name in names if name in ("buffer", "rms", "m", "v")]
     hyper = {name: 0.5 for name in names if name not in (*states, "w", "g", "t")}
     if "t" in names:
         hyper["t"] = 1

@@ -347,6 +347,13 @@ OWN = {
         r"D": "the difference that is followed",
         r"h": "ReLU's outputs",
     },
+    "rescale-law": {
+        r"W": "the matrix that leads into the units",
+        r"V": "the matrix that leads out of them",
+        r"D": "the difference that is followed, of each unit j",
+        r"h": "ReLU's outputs",
+        r"\partial": "partial derivative",
+    },
     "homogeneous-network": {
         r"\theta": "all weights",
         r"M": "number of layers",

@@ -102,6 +102,7 @@ SENTENCES = {
     "translation-oscillator": "with momentum they obey a recursion",
     "norm-oscillator": "with momentum |w|^2 is a driven oscillator",
     "translation-law": "sums over classes shrink by decay alone",
+    "rescale-law": "ReLU's two sides keep their difference",
     "gain-and-matrix": "gain and next matrix keep their difference",
     "homogeneous-network": "without biases f is of degree M in theta",
     "layers-share-product": "and <W, g> is the same in all layers",

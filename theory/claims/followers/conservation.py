@@ -472,6 +472,74 @@ def layers_share_their_product(subject):
     )
 
 
+@follower(
+    id="rescale-law",
+    statement=r"D_j = |W_{\cdot j}|^2 - |V_{j \cdot}|^2: \quad D_j' = (1 - x)^2 D_j + \eta^2 "
+    r"(|g_{W_{\cdot j}}|^2 - |g_{V_{j \cdot}}|^2)",
+    source="Kunin et al. 2021, equation 20, in discrete form; Du et al. 2018",
+    cite="KSG21",
+    assumptions=("W leads into ReLUs and V out of them; no biases; SGD",),
+    control="with biases at 1, left out of D",
+    derivation=r"""
+A unit's $W_{\cdot j}$ times $a$ and $V_{j \cdot}$ over $a$ leave the outputs, as ReLU is
+homogeneous, so $\langle W_{\cdot j}, g \rangle = \langle V_{j \cdot}, g \rangle$: both are
+$\sum_n h_{nj} \, \partial L/\partial h_{nj}$. In $|W'|^2 - |V'|^2$ they cancel. Gradient flow keeps
+$D$ but for decay; a step does not: it adds the difference of the squared gradients.
+
+Bound: the running errors of the products that make the gradients, and of the update.
+""",
+    subjects=homogeneous_subjects,
+    exact="ball",
+    unfit=((WORST_CASE, "float16"),),
+    numpy_only="sums that carry bounds run through its lines alone",
+)
+def rescale_law(subject):
+    """|D' - law| of the unit that comes closest to its bound."""
+    closest, control = Closest(), 0.0
+    for into, out in (("dense1", "dense2"), ("dense2", "dense3")):
+        residual, bound = _rescale_residual(subject.network, into, out, subject)
+        closest.offer(residual, bound)
+        control = max(
+            control, float(np.max(_rescale_residual(subject.control, into, out, subject)[0]))
+        )
+    return closest.measurement(
+        how="running error of <W, g> - <V, g> and of the update", control=control
+    )
+
+
+def _rescale_residual(network, into, out, subject):
+    """Return |D' - law| and its bound for each unit between two layers."""
+    trace = network.trace(subject.X, subject.targets)
+    new = _step(network, trace.gradients)
+    w, g = to_numpy(network, network.parameters), to_numpy(network, trace.gradients)
+    (x, dz), (h, dy) = (
+        tuple(network.backend.to_numpy(a) for a in (trace.layers[name].x, trace.layers[name].dy))
+        for name in (into, out)
+    )
+    sides = {f"{into}.W": 0, f"{out}.W": 1}  # the axis that is summed over
+    W, V = (w[name] for name in sides)
+    cross = (np.abs(W) * (Bounded(x.T) @ Bounded(dz)).error).sum(axis=0)
+    cross = cross + (np.abs(V) * (Bounded(h.T) @ Bounded(dy)).error).sum(axis=1)
+    cross = cross + (np.abs(dz) * (Bounded(x) @ Bounded(W)).error).sum(axis=0)
+    cross = cross + (np.abs(h) * (Bounded(dy) @ Bounded(V.T)).error).sum(axis=0)
+    update = 0.0
+    for name, axis in sides.items():
+        error = _bounded_step(Bounded(w[name]), Bounded(g[name])).error
+        update = update + (2 * np.abs(new[name]) * error + error * error).sum(axis=axis)
+
+    def D(arrays):
+        one, other = (
+            np.square(arrays[name].astype(_WIDE)).sum(axis=axis) for name, axis in sides.items()
+        )
+        return one - other
+
+    law = _WIDE(_SHRINK) ** 2 * D(w) + _WIDE(_ETA) ** 2 * D(g)
+    terms = gamma(max(W.shape[0], V.shape[1]) + 8, unit_roundoff(_WIDE))
+    sums = terms * (np.square(W).sum(axis=0) + np.square(V).sum(axis=1))
+    bound = update + 2 * _ETA * _SHRINK * cross + 3 * sums
+    return np.abs(D(new) - law).astype(float), bound.astype(float)
+
+
 def _products(network, X, targets):
     """Return sum <f, dL/df>, and {layer: <W, g>}."""
     trace = network.trace(X, targets)

@@ -16,6 +16,7 @@ from theory.claims.followers.conservation import (
     homogeneous_subjects,
     layers_share_their_product,
     norm_oscillator,
+    rescale_law,
     translation_law,
     translation_oscillator,
 )
@@ -256,18 +257,19 @@ def _(subject):
             v = subject.numbers.array(rng.integers(-3, 4, w.shape).astype(float))
             _, u = UPDATE.momentum(w, g, v, _ETA, rho)
             given = subject.numbers.array(np.ones(w.shape))
-            new, s = UPDATE.rotational(w, u, given, 2, _ETA, **hyper)
+            new, root = UPDATE.rotational(w, u, given, 2, _ETA, **hyper)
             axes = tuple(range(w.ndim - 1))
             W, U, N, wu, wn = (
                 (a * b).sum(axis=axes) for a, b in ((w, w), (u, u), (new, new), (w, u), (w, new))
             )
             identity.vanishes(N - W, size_of(subject, W))
             along = wn * wn / W
-            rms = s.reshape(-1, w.shape[-1])[0] / (1 - kept**2)
-            # the rate is a root: its square is 2 x share up to the root's own rounding
-            rate = subject.numbers.number(square_rate**0.5)
+            mean = (root * root).reshape(-1, w.shape[-1])[0]
+            # the numbers as the formula has them: roots, rounded
+            rate, bias = (subject.numbers.number(x**0.5) for x in (square_rate, 1 - kept**2))
             for p, judge in ((U - wu * wu / W, identity.vanishes), (U, identity.remains)):
-                judge((N - along) * rms - rate * rate * p * along, size_of(subject, along * U))
+                tangent = rate * rate * bias * bias * p * along
+                judge((N - along) * mean - tangent, size_of(subject, along * U))
     return identity
 
 
@@ -450,4 +452,23 @@ def _(subject):
         for k, w in network.parameters.items():
             if k.endswith(".W"):
                 judge(np.array([(w * trace.gradients[k]).sum() - total]), abs(total))
+    return identity
+
+
+@rescale_law.exactly(subjects=_homogeneous)
+def _(subject):
+    identity = Identity()
+    for network, judge in (
+        (subject.network, identity.vanishes),
+        (subject.control, identity.remains),
+    ):
+        gradients = _gradients(subject, network)
+        new = {k: _sgd(w, gradients[k]) for k, w in network.parameters.items()}
+        for into, out in (("dense1.W", "dense2.W"), ("dense2.W", "dense3.W")):
+            before, pushed, after = (
+                (a[into] * a[into]).sum(axis=0) - (a[out] * a[out]).sum(axis=1)
+                for a in (network.parameters, gradients, new)
+            )
+            law = _SHRINK**2 * before + _ETA**2 * pushed
+            judge(after - law, size_of(subject, before))
     return identity

@@ -12,8 +12,8 @@ from minimal_nn import backend
 from minimal_nn.data import digits
 from theory import laws
 from theory.claim import TOO_LONG
-from theory.claims.followers.muon import matrix_walk
 from theory.claims.followers.table import SAMPLED, follower, judge, together, walked
+from theory.subjects.matrices import matrix_walk
 from theory.subjects.networks import invariant_weights, times
 
 # |w| of the later optimizers
