@@ -5,6 +5,7 @@ from matplotlib import pyplot as plt
 
 from figures import statements, style
 from theory import laws
+from theory.subjects.matrices import polar_correlations
 
 TITLE = "equilibria of all optimizers, a schedule that is decay, errors of published forms"
 
@@ -16,10 +17,11 @@ RATES |= {"NormalizedSGD": 0.3, "SignSGD": 0.02}
 FOURTH = ("SGD", "Momentum", "Nesterov", "SGDP")  # whose |w|^4 is E|w|^2/E|g|^2 at s = 1
 PAPER = ("SGD", "Momentum", "Nesterov", "Adam", "AdamW")
 BETA2 = {"Adam": 0.9995, "AdamW": 0.998, "AdamP": 0.998}
-SKIP = {"Adam": 5000, "AdamW": 2500, "AdamP": 2500}
+SKIP = {"Adam": 5000, "AdamW": 2500, "AdamP": 2500, "Muon": 200}
 LATER = ("Lion", "SGDP", "AdamP")
 COUPLED = ("NormalizedSGD", "SignSGD")  # with decay in the gradient: x is their x_e
-ALL = (*PAPER, *LATER, *COUPLED)
+ALL = (*PAPER, *LATER, *COUPLED, "Muon")
+SHAPE = 24, 24  # of Muon's matrices
 
 
 def _decay(name, x):
@@ -44,6 +46,11 @@ def _law(name, x):
     (value,) = decay.values()
     if name in COUPLED:
         return laws.coupled_equilibrium(name, eta, value, dims=DIMS)
+    if name == "Muon":
+        square, c = polar_correlations(SHAPE, MEMORY)
+        S = ((1 - x) ** np.arange(len(c)) * c).sum()
+        norm = eta * np.sqrt(min(SHAPE) * square * laws.directions_balance(x, S))
+        return laws.Equilibrium(norm, laws.directions_turn(x, S), x)
     if name in PAPER:
         return laws.equilibrium(name, eta, value, dims=DIMS, memory=MEMORY)
     return laws.later_equilibrium(name, eta, value, dims=DIMS, memory=MEMORY)
@@ -55,6 +62,8 @@ def configurations(preset):
     for name in ALL:
         eta = RATES.get(name, 0.01)
         hyper = {"name": name, "learning_rate": eta}
+        if name == "Muon":
+            hyper["momentum"] = MEMORY
         if name in BETA2:
             hyper.update(beta2=BETA2[name], eps=0.0)
         for x in SHARES:
@@ -64,10 +73,10 @@ def configurations(preset):
                         "experiment": "walk",
                         "optimizer": {**hyper, **_decay(name, x)},
                         "x": x,
-                        "dims": DIMS,
+                        "dims": list(SHAPE) if name == "Muon" else DIMS,
                         "start": float(_law(name, x).norm),
                         "skip": SKIP.get(name, 600),
-                        "steps": 1500,
+                        "steps": 600 if name == "Muon" else 1500,  # singular vectors take long
                         "seed": seed,
                     }
                 )
@@ -120,9 +129,9 @@ def compute(results, preset):
             "Left: measured over predicted |w| (filled) and 1 - cos of a step (open) at "
             "equilibrium on the random walk, by optimizer, over x, the share of w that decay takes "
             f"away in a step (Adam, normalized and sign steps: x_e); {SEEDS} seeds each. Claimed: "
-            "1; of Lion and signs up to terms of order 1/C, C = 256 weights, and of signs to first "
-            "order in x_e. Middle: |w| with decay, "
-            "and without it at the exponential schedule that is decay, times (1 - eta decay)^t: "
+            "1; of Lion, signs and Muon up to terms of order 1/C, C = 256 weights (Muon: 24 x 24), "
+            "and of signs to first order in x_e. Middle: |w| with decay, and without it at the "
+            "exponential schedule that is decay, times (1 - eta decay)^t: "
             f"measured apart by at most {max(apart):.0e}. Right: relative error of "
             "published forms of 1 - cos over x, beside the exact ones."
         ),

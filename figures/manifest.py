@@ -12,6 +12,7 @@ from collections import Counter
 import minimal_nn
 from figures import rules
 from figures.grid.executors import cores, processor
+from figures.runs import walks
 
 
 def manifest(arguments, preset, figures, configurations, kept, code, report, data):
@@ -19,26 +20,31 @@ def manifest(arguments, preset, figures, configurations, kept, code, report, dat
 
     device: where it was drawn;  computed_on: the processors that the journal names for the runs;
     planned: how many runs the preset has;  first_run: when the first of them began;  rules: what
-    they are judged by (figures/rules.py), and since when.
+    they are judged by (figures/rules.py), and since when.  Where all runs are walks, data, backend,
+    dtype and seeds are theirs and not the preset's.
     """
     done = Counter(r.configuration["experiment"] for r in report.results if r is not None)
     packages = {}
     for name in ("numpy", "numba", "scipy", "matplotlib", "flint"):
         with contextlib.suppress(ImportError):
             packages[name] = importlib.import_module(name).__version__
+    about = {"data": data, "backend": arguments.backend, "dtype": preset.dtype}
+    about["seeds"] = preset.seeds
+    if all(c["experiment"] == "walk" for c in configurations):
+        about = {**walks.ABOUT, "seeds": len({c["seed"] for c in configurations})}
     return {
         "preset": preset.name,
         "figures": list(figures),
-        "data": data,
-        "backend": arguments.backend,
+        "data": about["data"],
+        "backend": about["backend"],
         "code": code,
         "minimal_nn": minimal_nn.__version__,
         "python": platform.python_version(),
         "packages": packages,
         "device": f"{processor()}, {cores()} cores",
         "computed_on": kept.processors(configurations),
-        "dtype": preset.dtype,
-        "seeds": preset.seeds,
+        "dtype": about["dtype"],
+        "seeds": about["seeds"],
         "rules": rules_of_judgement(),
         "first_run": kept.first_start(configurations),
         "planned": dict(Counter(c["experiment"] for c in configurations)),

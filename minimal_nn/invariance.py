@@ -11,8 +11,9 @@ network may be scaled together with what they are added to, say.  Nor is a resca
 normalization turns into factors which differ by example, and another one absorbs.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from minimal_nn.typing import Shape
@@ -29,6 +30,8 @@ class Rescaling(NamedTuple):
     units, as the bias of a single channel is after Flatten.  Of the factors per unit: blocks, the
     units lie in so many equal blocks, each with one factor; units, so many units there are;
     altered, the factors are not those of the parameters any more.
+
+    alone: it is the offset that is followed, which may be added to anything.
     """
 
     per_unit: bool
@@ -38,6 +41,7 @@ class Rescaling(NamedTuple):
     blocks: int = 0
     units: int = 0
     altered: bool = False
+    alone: bool = False
 
 
 class Absorbed(NamedTuple):
@@ -46,6 +50,7 @@ class Absorbed(NamedTuple):
     eps: float
     training_only: bool  # batch norm with running statistics does not absorb anything
     by: tuple[str, ...] = ()  # where each branch of a layer absorbs it: by these, in the network
+    altered: bool = False  # whether the factors were not those of the parameters any more
 
 
 class Source(NamedTuple):
@@ -76,6 +81,52 @@ class InvarianceGroup(NamedTuple):
     by: tuple[str, ...] = ()
 
 
+class Cancelled(NamedTuple):
+    """A parameter that the loss does not depend on: a normalization subtracts what it adds.
+
+    training_only: not so where the normalization takes its running statistics.
+    """
+
+    by: str  # the network's layer that subtracts it, or one within which it is subtracted
+    training_only: bool
+
+    def applies(self, train: bool, frozen: Collection[str]) -> bool:
+        """Return whether it does so, in training but for the layers that are `frozen`, or not."""
+        return not self.training_only or (train and self.by not in frozen)
+
+
+def cancelled(
+    names: Sequence[str], layers: Sequence[Any], input_shape: Shape
+) -> dict[str, Cancelled]:
+    """Return the shifts (bias, beta) that a later normalization cancels, by parameter name.
+
+    A normalization that absorbs a rescaling beside an offset has subtracted the offset, at any eps,
+    unless it has entered a deviation on its way (`Absorbed.altered`).  What layers of one's own do
+    to an offset is not known: it is followed through built-in ones.
+    """
+    parts, shape, found = tuple(zip(names, layers, strict=True)), input_shape, {}
+    for index, part in enumerate(parts):
+        output = part[1].output_shape(shape)
+        if part[1].built_in:
+            rest = tuple(itertools.takewhile(lambda each: each[1].built_in, parts[index + 1 :]))
+
+            def beyond(rescaling, rest=rest, output=output):
+                end = _follow(rescaling, "", rest, output)
+                return None if isinstance(end, Rescaling) else end
+
+            for name, layer, _, after in _each("", (part,), shape, beyond):
+                for source in layer.sources():
+                    shift = Rescaling(per_unit=False, offset=True, alone=True)
+                    end = after(shift) if source.shift else None
+                    if end is not None and not end[1].altered:
+                        by, absorbed = end
+                        found[f"{name}.{source.shift}"] = Cancelled(
+                            by.split(".")[0], absorbed.training_only
+                        )
+        shape = output
+    return found
+
+
 def groups(
     names: Sequence[str], layers: Sequence[Any], input_shape: Shape
 ) -> tuple[InvarianceGroup, ...]:
@@ -86,14 +137,27 @@ def groups(
     (bias, beta) or jointly with it.
     """
     parts = tuple(zip(names, layers, strict=True))
-    return tuple(_groups("", parts, input_shape, lambda rescaling: None))
+    return tuple(
+        group
+        for name, layer, units, after in _each("", parts, input_shape, lambda rescaling: None)
+        for group in _groups(name, layer, units, after)
+    )
 
 
-def _groups(prefix, parts, shape, beyond):
-    """Yield the groups of layers one after the other.
+def _groups(name, layer, units, after):
+    """Yield the groups of one layer's own parameters."""
+    for local, eps in layer.normalized():
+        yield InvarianceGroup((f"{name}.{local}",), True, name, eps, False)
+    for source in layer.sources():
+        yield from _finest(name, source, units, after)
 
-    beyond: a function that follows a rescaling from the last of them to (layer name, Absorbed), or
-    None.
+
+def _each(prefix, parts, shape, beyond):
+    """Yield layers one after the other, those within a layer behind it: each with its name, the
+    units of its output, and a function that follows a rescaling from there to (layer name,
+    Absorbed), or None.
+
+    beyond: such a function, from the last of the layers.
     """
     for index, (name, layer) in enumerate(parts):
         full, output = prefix + name, layer.output_shape(shape)
@@ -102,17 +166,13 @@ def _groups(prefix, parts, shape, beyond):
             end = _follow(rescaling, prefix, rest, shape)
             return beyond(end) if isinstance(end, Rescaling) else end
 
-        for local, eps in layer.normalized():
-            yield InvarianceGroup((f"{full}.{local}",), True, full, eps, False)
-        for source in layer.sources():
-            yield from _finest(full, source, output[-1], after)
-
         def leaving(rescaling, layer=layer, after=after):
-            rescaling = layer.leaving(rescaling)
+            rescaling = rescaling if rescaling.alone else layer.leaving(rescaling)
             return None if rescaling is None else after(rescaling)
 
+        yield full, layer, output[-1], after
         for branch in layer.branches():
-            yield from _groups(f"{full}.", branch, shape, leaving)
+            yield from _each(f"{full}.", branch, shape, leaving)
         shape = output
 
 
@@ -142,15 +202,20 @@ def _follow(rescaling, prefix, parts, shape):
 
     Returns the `Rescaling` behind them, or (layer name, Absorbed) where it ends, or None.
     """
+    altered = rescaling.altered
     for name, layer in parts:
         end = _through(_seen(rescaling, shape), prefix + name, layer, shape)
+        if end is None:
+            return None
         if not isinstance(end, Rescaling):
-            return end
+            by, absorbed = end
+            return by, absorbed._replace(altered=altered or absorbed.altered)
+        altered = altered or end.altered
         output = layer.output_shape(shape)
         # Blocks of channels are none of the units that pixels have become.
         rescaling = end if output[-1] == shape[-1] else end._replace(blocks=0)
         shape = output
-    return _seen(rescaling, shape)
+    return _seen(rescaling._replace(altered=altered), shape)
 
 
 def _through(rescaling, name, layer, shape):
@@ -165,14 +230,23 @@ def _through(rescaling, name, layer, shape):
     if not layer.sees_pixels:
         if rescaling.by_pixel:
             return None
-        rescaling = Rescaling(rescaling.per_unit, rescaling.offset)
+        rescaling = Rescaling(rescaling.per_unit, rescaling.offset, alone=rescaling.alone)
     end = layer.rescaled(rescaling)
     return (name, end) if isinstance(end, Absorbed) else end
 
 
 def _sum(name, ends):
     """Return what a rescaling is in the sum of branches of the layer `name`, given its ends."""
-    if all(isinstance(end, Rescaling) for end in ends):
+    left = [end for end in ends if isinstance(end, Rescaling)]
+    gone = [end for end in ends if end is not None and not isinstance(end, Rescaling)]
+    always = not any(absorbed.training_only for _, absorbed in gone)
+    if left and all(end.alone for end in left) and None not in ends and always:
+        return left[0]._replace(
+            by_pixel=any(end.by_pixel for end in left),
+            even=all(end.even for end in left),
+            altered=any(end.altered for end in left),
+        )
+    if len(left) == len(ends):
         # A common factor can be taken out of the sum, if it is the same in all of them.
         one = ends[0]
         same = all((e.per_unit, e.blocks) == (one.per_unit, one.blocks) for e in ends)
@@ -184,13 +258,14 @@ def _sum(name, ends):
             by_pixel=any(end.by_pixel for end in ends),
             even=offset and all(end.even or not end.offset for end in ends),
         )
-    if any(end is None or isinstance(end, Rescaling) for end in ends):
+    if left or None in ends:
         return None
-    absorbed = [absorbed for _, absorbed in ends]
+    absorbed = [absorbed for _, absorbed in gone]
     return name, Absorbed(
         max(each.eps for each in absorbed),
         any(each.training_only for each in absorbed),
         tuple(leaf for end, each in ends for leaf in each.by or (end,)),
+        any(each.altered for each in absorbed),
     )
 
 
@@ -201,7 +276,9 @@ def _seen(rescaling, shape):
     by_pixel = rescaling.by_pixel and offset and math.prod(shape[:-1]) > 1
     even = offset and not by_pixel and (rescaling.even or units == 1)
     blocks = (rescaling.blocks or units) if per_unit else 0
-    return Rescaling(per_unit, offset, by_pixel, even, blocks, units, rescaling.altered)
+    return rescaling._replace(
+        per_unit=per_unit, by_pixel=by_pixel, even=even, blocks=blocks, units=units
+    )
 
 
 def describe(group: InvarianceGroup) -> str:

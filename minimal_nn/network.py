@@ -27,7 +27,7 @@ __getattr__ = moved.names_of(__name__)
 
 _ATTRIBUTES = (
     *("layers", "loss_kind", "dtype", "backend", "input_shape", "names", "shapes"),
-    *("parameters", "state", "_expected", "individual", "lineage"),
+    *("parameters", "state", "_expected", "_cancelled", "individual", "lineage"),
 )
 LOSSES = ("cross_entropy", "mean_squared_error")
 
@@ -119,6 +119,7 @@ class Network:
             "parameters": {name: array.shape for name, array in self.parameters.items()},
             "state": {name: array.shape for name, array in self.state.items()},
         }
+        self._cancelled = invariance.cancelled(self.names, self.layers, self.input_shape)
         # An optimizer's state belongs to one network: this one, or what it was copied from.
         self.individual = Individual()
         self.lineage = self.individual.name
@@ -298,8 +299,11 @@ class Network:
             state.update({f"{name}.{key}": array for key, array in new_state.items()})
         return outputs, caches, state
 
-    def _backward(self, dscores, caches):
-        """Return the gradients by name and the cotangents of all outputs (dX first)."""
+    def _backward(self, dscores, caches, zero=()):
+        """Return the gradients by name and the cotangents of all outputs (dX first).
+
+        zero: names of parameters whose gradient is 0, where the sums give 0 but for rounding.
+        """
         gradients, cotangents = {}, [dscores]
         for name, layer, cache in zip(
             reversed(self.names), reversed(self.layers), reversed(caches), strict=True
@@ -307,6 +311,8 @@ class Network:
             dx, own = layer.backward(self.backend, cotangents[-1], cache)
             cotangents.append(dx)
             gradients.update({f"{name}.{key}": array for key, array in own.items()})
+        for name in zero:
+            gradients[name] = self._own(np.zeros(gradients[name].shape))
         return {name: gradients[name] for name in self.parameters}, cotangents[::-1]
 
     def _loss(self, scores, targets):
@@ -327,7 +333,8 @@ class Network:
         """
         outputs, caches, state = self._forward(X, True, frozen)
         value, cache = self._loss(outputs[-1], targets)
-        gradients, _ = self._backward(self.backend.loss.backward(1, cache), caches)
+        zero = self.cancelled_parameters(frozen=frozen)
+        gradients, _ = self._backward(self.backend.loss.backward(1, cache), caches, zero)
         still = self.parameters_of(frozen)
         return Gradients(value, {k: g for k, g in gradients.items() if k not in still}, state)
 
@@ -361,7 +368,8 @@ class Network:
 
         X (N, *input_shape) and targets, (N,) integer labels or (N, K) numbers: array-likes.  train:
         batch norm uses the batch's statistics, or, if False, the running ones.  Returns
-        `Gradients`; nothing in the network changes.  Raises ValueError, TypeError,
+        `Gradients`; nothing in the network changes.  Of `cancelled_parameters` the gradient is 0,
+        and not the rounding errors of its sum.  Raises ValueError, TypeError,
         ZeroVarianceError, ZeroNormError or NonFiniteError, which say what to mend.
         """
         value, gradients, state, _, _ = self._pass(X, targets, train)
@@ -380,7 +388,8 @@ class Network:
         X, targets = self._entered(X, targets)
         outputs, caches, state = self._forward(X, train)
         value, cache = self._loss(outputs[-1], targets)
-        gradients, cotangents = self._backward(self.backend.loss.backward(1, cache), caches)
+        dscores, zero = self.backend.loss.backward(1, cache), self.cancelled_parameters(train=train)
+        gradients, cotangents = self._backward(dscores, caches, zero)
         return value, gradients, state, outputs, cotangents
 
     def forward(self, X: ArrayLike, *, train: bool = False) -> Array:
@@ -485,7 +494,7 @@ class Network:
             operations.append(
                 plans.Operation(module, name, parameters, state, options, shape, output)
             )
-        return plans.Program(tuple(operations), self.loss_kind, self.dtype)
+        return plans.Program(tuple(operations), self.loss_kind, self.dtype, self._cancelled)
 
     def plan_report(
         self,
@@ -575,6 +584,29 @@ class Network:
         cancels, whose gradient is 0).
         """
         return invariance.groups(self.names, self.layers, self.input_shape)
+
+    def cancelled_parameters(
+        self, *, train: bool = True, frozen: Collection[str] = ()
+    ) -> tuple[str, ...]:
+        """Return the names of the parameters whose gradient is 0: a normalization cancels them.
+
+        A bias before batch norm, or a beta before a further layer and batch norm, is subtracted
+        with the mean (Ioffe & Szegedy, 2015, section 3.2).  Its gradient sums up to 0, in floating
+        point up to rounding, which LARS, Lion, sign steps and Adam with a small eps would scale up
+        to whole steps: `loss_and_gradients` and `fit` take 0.  In exact arithmetics and those that
+        carry bounds (dtype object, complex) the sum is taken.
+
+        train, frozen: batch norm with its running statistics, in evaluation or in a frozen layer,
+        cancels nothing.
+
+        >>> from minimal_nn import BatchNorm, Dense, Network
+        >>> network = Network([Dense(8), BatchNorm(), Dense(3)], input_shape=(4,))
+        >>> network.cancelled_parameters(), network.cancelled_parameters(train=False)
+        (('dense1.b',), ())
+        """
+        if self.dtype.kind != "f":
+            return ()
+        return tuple(n for n, found in self._cancelled.items() if found.applies(train, frozen))
 
     def summary(self) -> str:
         """Return a table of the layers: outputs, parameters, and what each is invariant to."""

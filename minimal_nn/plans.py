@@ -6,7 +6,7 @@ the same numbers.
 """
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class Program(NamedTuple):
     operations: tuple
     loss: str
     dtype: np.dtype
+    cancelled: dict[str, Any]  # by parameter name: the `invariance.Cancelled`, whose gradient is 0
 
 
 class StepByStep:

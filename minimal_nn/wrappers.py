@@ -114,7 +114,7 @@ class Rotational(Wrapper):
 
     formula = "rotational"
     takes = (SGD, Momentum, AdamW, Lion)
-    own_slots = ("square",)
+    own_slots = ("rms",)
     own_defaults = {"decay": 0.9, "decoupled_weight_decay": 0.0}
 
     def share(self, hyper: dict[str, Any]) -> Any:
@@ -133,12 +133,12 @@ class Rotational(Wrapper):
         """Return the update function."""
 
         def rotated(w, g, *states, t, **hyper):
-            *inner, square = states
+            *inner, rms = states
             u, inner = self.update(wing, w, g, inner, t, hyper)
             own = {key: hyper[key] for key in (*self.own_defaults, "learning_rate")}
             own["share"] = self.share(hyper)
-            w, square = wing.update.step(self.formula, w, u, (square,), t=t, **own)
-            return w, *inner, square
+            w, rms = wing.update.step(self.formula, w, u, (rms,), t=t, **own)
+            return w, *inner, rms
 
         return rotated
 

@@ -276,6 +276,93 @@ def test_derived_groups_are_the_finest_true_ones_on_many():
     print(sum(filter(None, made)), "groups of", len(made) - made.count(None), "networks")
 
 
+def cancellations(seed):
+    """Return how many shifts are derived to be cancelled, are not although the loss does not feel
+    them, and are felt: at an eps that matters, when other shifts are drawn.
+
+    None is derived that the loss feels.  Returns (0, 0, 0) for no network.
+    """
+    found, counts = drawn(seed), [0, 0, 0]
+    if found is None:
+        return counts
+    network, X, labels = found
+    network, rng = network.with_eps(0.25), np.random.default_rng(seed)
+    derived = network.cancelled_parameters()
+    known = all(layer.built_in for layer in network.layers)
+    try:
+        for name, b in network.parameters.items():
+            if name.endswith((".b", ".beta")):
+                moved = (b + 3 * rng.standard_normal(b.shape) for _ in range(3))
+                if not same(network, X, labels, ({name: other} for other in moved)):
+                    assert name not in derived, f"seed {seed}: {list(network.layers)}: {name}"
+                    counts[2] += 1
+                elif name in derived or known:
+                    counts[name not in derived] += 1
+        gradients = network.loss_and_gradients(X, labels).gradients
+    except (ValueError, ArithmeticError):
+        return [0, 0, 0]  # an activation died
+    assert all(not gradients[name].any() for name in derived)
+    return counts
+
+
+def test_derived_cancellations_are_true_and_nearly_all():
+    """What is missed is constant by accident, as the pixels' mean behind an instance norm is."""
+    cancelled, missed, felt = np.sum([cancellations(seed) for seed in range(240)], axis=0)
+    assert cancelled > 10 * missed and felt > 300
+
+
+@pytest.mark.nightly
+def test_derived_cancellations_are_true_and_nearly_all_on_many():
+    total = np.sum([cancellations(seed) for seed in range(20_000, 26_000)], axis=0)
+    print("{} shifts are cancelled, {} more are not felt, {} are felt".format(*total))
+    assert total[0] > 10 * total[1]
+
+
+def test_statistics_that_stay_cancel_nothing(rng):
+    """A batch norm in evaluation, or in a frozen layer, lets a bias through."""
+    layers = [Dense(4), Residual([BatchNorm(), ReLU()], [Dense(4)]), LayerNorm(), Dense(3)]
+    network = Network([Dense(5), BatchNorm(), *layers], (6,), dtype=np.float64)
+    assert network.cancelled_parameters() == ("dense1.b",)
+    assert network.cancelled_parameters(train=False) == ()
+    assert network.cancelled_parameters(frozen=["batchnorm1"]) == ()
+    assert network.cancelled_parameters(frozen=["residual1"]) == ("dense1.b",)
+    images = [Conv2d(4), GroupNorm(4), Flatten(), Dense(3)]
+    assert Network(images, (4, 4, 2)).cancelled_parameters(train=False) == ("conv1.b",)
+    X, t = rng.standard_normal((7, 6)), rng.integers(0, 3, 7)
+    for options in ({"train": False}, {"frozen": ["batchnorm1"]}):
+        step = network.step_gradients if "frozen" in options else network.loss_and_gradients
+        assert np.abs(step(X, t, **options).gradients["dense1.b"]).max() > 1e-4
+
+
+def test_a_shortcut_whose_statistics_may_stay_cancels_nothing():
+    """A frozen block lets the bias through to its ReLU, whatever the norm behind it does."""
+    block = Residual([BatchNorm(), ReLU(), Dense(4)])
+    assert Network([Dense(4), block, BatchNorm(), Dense(3)], (5,)).cancelled_parameters() == (
+        "residual1.dense1.b",
+    )
+    passed = Residual([Dense(4, bias=False)])
+    network = Network([Dense(4), passed, BatchNorm(), Dense(3)], (5,))
+    assert network.cancelled_parameters() == ("dense1.b",)
+
+
+def test_layers_of_ones_own_cancel_nothing(rng):
+    """What they do to a bias is theirs to say: this batch norm subtracts no mean."""
+
+    class Uncentred(BatchNorm):
+        def forward(self, wing, parameters, state, x, train):
+            y, cache, state = super().forward(wing, parameters, state, x, train)
+            return y + x.mean(axis=0), (cache, len(x)), state
+
+        def backward(self, wing, dy, cache):
+            dx, gradients = super().backward(wing, dy, cache[0])
+            return dx + dy.sum(axis=0) / cache[1], gradients
+
+    network = Network([Dense(4), Uncentred(), Dense(3)], (5,), dtype=np.float64)
+    assert network.cancelled_parameters() == ()
+    X, t = rng.standard_normal((7, 5)), rng.integers(0, 3, 7)
+    assert np.abs(network.loss_and_gradients(X, t).gradients["dense1.b"]).max() > 1e-3
+
+
 PIXELS = [
     *(Conv2d(2, kernel=1, padding=0, bias=False), Conv2d(2), Conv2d(2)),
     *(Flatten(), BatchNorm(0.0), Dense(3)),

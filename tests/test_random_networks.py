@@ -416,6 +416,14 @@ class Trial:
                 part = lost(forward(X[rows]), targets[rows]) * len(rows) / sum(map(len, batches))
                 part.backward()
                 loss += part.item()
+            largest = max(each.grad.abs().max() for each in trained.values())
+            for name in self.network.cancelled_parameters(frozen=self.frozen):
+                # Rounding alone, of which Lion, say, would make whole steps.
+                if name in trained:
+                    assert trained[name].grad.abs().max() <= 1e3 * np.finfo(self.dtype).eps * (
+                        1 + largest
+                    ), name
+                    trained[name].grad.zero_()
             if self.clip_norm is not None:
                 # As clip_grad_norm_, without the 1e-6 that it adds to the norm.
                 norm = torch.nn.utils.get_total_norm([each.grad for each in trained.values()])

@@ -159,11 +159,11 @@ def test_the_published_steps_by_hand(name, dtype, shape, rng):
     "edit",
     [
         ("p = g - direction * (direction * g).sum(axis=axes)", "p = g"),
-        ("np.sqrt(square / (1 - decay**t))", "np.sqrt(square)"),
+        ("_ratio((1 - decay**t) ** 0.5 * p, rms)", "_ratio(p, rms)"),
         ("angle = (2 * learning_rate", "angle = (learning_rate"),
-        ("return scaled * (norm / length), square", "return moved, square"),
+        ("return scaled * (norm / length), rms", "return moved, rms"),
         ("- angle * norm * _ratio", "- angle * _ratio"),
-        ("(1 - decay) * (p * p)", "(1 - decay) * (g * g)"),
+        ("b, _, size = _scaled_norm(p)", "b, _, size = _scaled_norm(g)"),
         ("learning_rate * norm * _ratio(g, length)", "learning_rate * _ratio(g, length)"),
         ("return moved * (norm / after)", "return moved"),
     ],
@@ -222,6 +222,22 @@ def test_scale_of_w_is_of_no_account(make, rng):
             for a in (1.0, 2.0**k)
         ]
         assert_same_bits(runs[1], 2.0**k * runs[0], str(k))
+
+
+@EACH
+@pytest.mark.parametrize("exponent", (-70, 60))
+def test_updates_at_the_ends_of_the_range(make, exponent, rng):
+    """Squares of float32 gradients leave its range at 2^64: the steps are those from 1."""
+    kind = make.args[0]
+    if kind in (nn.Adadelta, nn.Adam, nn.AdamW):  # which square gradients themselves
+        return
+    w, *gradients = (rng.standard_normal((5, 3)).astype(np.float32) for _ in range(4))
+    decay = {"decoupled_weight_decay": DECAY} if make.func is Rotational else {}
+    runs = [
+        steps_of(make(ETA, **decay), w, [g * np.float32(2.0**k) for g in gradients], "cpu")
+        for k in (0, exponent)
+    ]
+    assert_same_bits(runs[1], runs[0], "w")
 
 
 # In training

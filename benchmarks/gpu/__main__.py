@@ -18,8 +18,9 @@ rest goes on, and the status is 1. Without a device it ends with one sentence an
 `--static` needs no device: it compiles the kernels that the timings would run, for sm_90a, and
 prints registers, spills, occupancy, instructions for each product and bytes for each number; with
 nvdisasm on the PATH also the main loop's share of multiply-adds and its reads of shared memory.
-`--cubins FOLDER` writes the same kernels, and those of the training steps, compiled; a machine with
-a GPU takes them from there with MINIMAL_NN_CUBINS=FOLDER, and compiles nothing.
+`--cubins FOLDER` writes the same kernels, and those of the training steps, compiled for sm_90a and
+for sm_80; a machine with a GPU takes them from there with MINIMAL_NN_CUBINS=FOLDER, and compiles
+nothing.
 """
 
 import argparse

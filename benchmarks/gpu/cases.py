@@ -1,5 +1,7 @@
 """What is timed: products, normalizations, convolutions and the rest, each beside its peers."""
 
+import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +23,7 @@ class Case(NamedTuple):
     peers: dict  # name -> (torch, cupy) -> callable, or None where the library is missing
     work: float  # floating-point operations, or bytes
     unit: str  # "TFLOP/s" or "GB/s"
-    aim: float | None = None  # the least ratio to the first peer
+    aim: float | None = None  # the least ratio to the fastest peer
 
 
 def device_random(rng, shape, kind, scale=1.0):
@@ -121,50 +123,66 @@ def _of_tile(tile):
     return f"{tile.BM}x{tile.BN}x{tile.BK}{lanes}"
 
 
-def normalization_cases(rng, rows, columns):
-    """Return batch norm and layer norm of a (rows, columns) array, forward and backward."""
-    z, dy = (device_random(rng, (rows, columns), np.float32) for _ in range(2))
-    gamma, beta = (device_random(rng, columns, np.float32) for _ in range(2))
-    numbers = rows * columns
+def _peers(layer, direction, arrays, dy):
+    """Return PyTorch's forward or backward pass of layer(torch, *arrays), eager and compiled."""
+
+    def peer(torch, compiled):
+        tensors = [torch.as_tensor(a, device=DEVICE).clone().requires_grad_() for a in arrays]
+        cotangent, call = torch.as_tensor(dy, device=DEVICE), functools.partial(layer, torch)
+        call = torch.compile(call) if compiled else call
+        if direction == "forward":
+            return lambda: call(*tensors)
+        y = call(*tensors)
+        return lambda: torch.autograd.grad(y, tensors, cotangent, retain_graph=True)
+
+    return {
+        "torch": lambda torch: peer(torch, compiled=False),
+        "torch.compile": lambda torch: peer(torch, compiled=True),
+    }
+
+
+def _batch_norm(torch, x, g, b):
+    return torch.nn.functional.batch_norm(x, None, None, g, b, training=True, eps=1e-5)
+
+
+def _layer_norm(torch, x, g, b):
+    return torch.nn.functional.layer_norm(x, x.shape[1:], g, b, eps=1e-5)
+
+
+def _pooled(torch, x, g, b):
+    """Batch norm, ReLU and pooling of images whose channels are last in memory."""
+    y = torch.relu(_batch_norm(torch, x.permute(0, 3, 1, 2), g, b))
+    return torch.nn.functional.max_pool2d(y, 2).permute(0, 2, 3, 1)
+
+
+def normalization_cases(rng, rows, columns, images):
+    """Return batch norm and layer norm of a (rows, columns) array, forward and backward; and batch
+    norm with ReLU and pooling of images (N, H, W, K).
+    """
+    n, height, breadth, units = images
     told = reduction.status()  # is told of variances, and nothing is raised
     cases = []
-    for name, wing in (("batch norm", batchnorm), ("layer norm", layernorm)):
-        _, cache = wing.forward(z, gamma, beta, 1e-5, status=told)
-
-        def forward(wing=wing):
-            return wing.forward(z, gamma, beta, 1e-5, status=told)
-
-        def backward(wing=wing, cache=cache):
-            return wing.backward(dy, cache)
-
-        def peer(torch, direction, name=name, compiled=False):
-            x, g, b, cotangent = (torch.as_tensor(a, device=DEVICE) for a in (z, gamma, beta, dy))
-            x, g, b = (t.clone().requires_grad_() for t in (x, g, b))
-            functional = torch.nn.functional
-            if name == "batch norm":
-
-                def layer(x, g, b):
-                    return functional.batch_norm(x, None, None, g, b, training=True, eps=1e-5)
-            else:
-
-                def layer(x, g, b):
-                    return functional.layer_norm(x, (columns,), g, b, eps=1e-5)
-
-            layer = torch.compile(layer) if compiled else layer
-            if direction == "forward":
-                return lambda: layer(x, g, b)
-            y = layer(x, g, b)
-            return lambda: torch.autograd.grad(y, (x, g, b), cotangent, retain_graph=True)
-
-        for direction, ours in (("forward", forward), ("backward", backward)):
-            peers = {
-                "torch": lambda torch, d=direction, p=peer: p(torch, d),
-                "torch.compile": lambda torch, d=direction, p=peer: p(torch, d, compiled=True),
-            }
-            # Bytes of the least traffic: what must be read and written once.
-            least = {"forward": 2, "backward": 3}[direction]
-            work = 4.0 * numbers * least
-            label = f"{name} {direction} {rows}x{columns}"
+    # least: arrays that must be read and written once, forward and backward, in arrays like z; the
+    # maxima are a quarter of one, and their places, a byte for each, a sixteenth.
+    for name, wing, layer, shape, options, least in (
+        ("batch norm", batchnorm, _batch_norm, (rows, columns), {}, (2, 3)),
+        ("layer norm", layernorm, _layer_norm, (rows, columns), {}, (2, 3)),
+        ("batch norm, ReLU, pooling", batchnorm, _pooled, images, {"relu": True}, (1.3125, 2.3125)),
+    ):
+        forward, backward, of_dy = wing.forward, wing.backward, shape
+        if shape is images:
+            forward = functools.partial(wing.forward_pooled, size=2)
+            backward, of_dy = wing.backward_pooled, (n, height // 2, breadth // 2, units)
+        z, dy = (device_random(rng, s, np.float32) for s in (shape, of_dy))
+        given = z, *(device_random(rng, shape[-1], np.float32) for _ in range(2))
+        first = functools.partial(forward, *given, 1e-5, status=told, **options)
+        second = functools.partial(backward, dy, first()[1], **options)
+        for direction, ours, arrays in zip(
+            ("forward", "backward"), (first, second), least, strict=True
+        ):
+            label = f"{name} {direction} {'x'.join(map(str, shape))}"
+            work = 4.0 * arrays * math.prod(shape)
+            peers = _peers(layer, direction, given, dy)
             cases.append(Case(label, ours, peers, work, "GB/s", 1.0))
     return cases
 
@@ -177,12 +195,15 @@ def convolution_cases(rng, images, size, channels):
     _, cache = convolution.forward(x, W)
     work = 2.0 * images * size * size * channels * channels * 9
 
-    def peer(torch, direction):
+    def peer(torch, direction, layout="channels_last"):
         torch.backends.cudnn.allow_tf32 = False
-        # cuDNN takes these strides as channels_last.
-        image, cotangent = (torch.as_tensor(a, device=DEVICE).permute(0, 3, 1, 2) for a in (x, dy))
-        kernel = torch.as_tensor(W, device=DEVICE).permute(3, 2, 0, 1)
-        kernel = kernel.contiguous(memory_format=torch.channels_last)
+        tensors = (torch.as_tensor(array, device=DEVICE) for array in (x, dy, W))
+        image, cotangent, kernel = (
+            tensor.permute(axes).contiguous(memory_format=getattr(torch, layout))
+            for tensor, axes in zip(
+                tensors, ((0, 3, 1, 2), (0, 3, 1, 2), (3, 2, 0, 1)), strict=True
+            )
+        )
         if direction == "forward":
             return lambda: torch.nn.functional.conv2d(image, kernel, padding=1)
         wanted = (True, False, False) if direction == "input gradient" else (False, True, False)
@@ -200,7 +221,10 @@ def convolution_cases(rng, images, size, channels):
         Case(
             f"convolution {direction} {shape}",
             call,
-            {"torch": lambda torch, d=direction: peer(torch, d)},
+            {
+                "torch": lambda torch, d=direction: peer(torch, d),
+                "torch.contiguous": lambda torch, d=direction: peer(torch, d, "contiguous_format"),
+            },
             work,
             "TFLOP/s",
         )
@@ -263,7 +287,9 @@ def every_case(rng, sizes):
     """Return all cases."""
     return [
         *product_cases(rng, sizes.product, sizes.dense),
-        *normalization_cases(rng, sizes.rows, sizes.columns),
+        *normalization_cases(
+            rng, sizes.rows, sizes.columns, (sizes.images, sizes.side, sizes.side, sizes.channels)
+        ),
         *convolution_cases(rng, sizes.images, sizes.side, sizes.channels),
         *other_cases(rng, sizes.weights),
     ]

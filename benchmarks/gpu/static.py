@@ -23,8 +23,11 @@ def of_cases(rng):
     return different(record for of_case in records for record in of_case)
 
 
-def write_cubins(folder, capabilities=(assembly.CAPABILITY,)):
-    """Write a cubin for each launch of the timings and of the training steps; return the status."""
+def write_cubins(folder, capabilities=(assembly.CAPABILITY, assembly.OLDER)):
+    """Write a cubin for each launch of the timings and of the training steps.
+
+    Return 1 where one does not compile, or has one of the faults of assembly.py; else 0.
+    """
     rng, failed = np.random.default_rng(0), 0
     steps = [record for network in networks() for record in recorded_step(rng, network)]
     for record in different([*of_cases(rng), *steps]):
@@ -32,6 +35,9 @@ def write_cubins(folder, capabilities=(assembly.CAPABILITY,)):
             try:
                 made, path = cubins.write(folder, record.kernel, record.signature, capability)
                 print(f"{path}: {made.registers} registers, {len(made.cubin)} bytes", flush=True)
+                for fault in assembly.faults(made):
+                    failed = 1
+                    print(f"{assembly.architecture(capability)}: {fault}", flush=True)
             except RuntimeError as error:
                 failed = 1
                 print(f"{assembly.architecture(capability)}: {error}", flush=True)

@@ -84,7 +84,9 @@ def training_step(rng, torch, network, steps=256):
     row = {"name": f"training step, {name}", "seconds": ours, "aim": aim, "peers": {}}
     if torch is not None:
         X, labels = (to_host(array) for array in arguments[2:])
-        noting(row, "torch", lambda: _torch_step(torch, layers, shape, X, labels, batches))
+        given = torch, layers, shape, X, labels, batches
+        for peer, taking in PEERS.items():
+            noting(row, peer, lambda t=taking: _torch_step(t, *given))
     return row
 
 
@@ -93,24 +95,60 @@ def _finish(torch):
         torch.cuda.synchronize()
 
 
-def _torch_step(torch, layers, shape, X, labels, batches):
+# What takes a step of PyTorch's: (torch, module, optimizer, the first batch) -> take(X, labels).
+
+
+def _eagerly(torch, module, optimizer, X, labels):
+    def take(X, labels):
+        optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(module(X), labels).backward()
+        optimizer.step()
+
+    return take
+
+
+def _compiled(torch, module, *given):
+    """The network as PyTorch compiles it, each pass a CUDA graph."""
+    return _eagerly(torch, torch.compile(module, mode="reduce-overhead"), *given)
+
+
+def _as_a_graph(torch, module, optimizer, X, labels):
+    """The whole step as one CUDA graph, as PyTorch's documentation of graphs has it."""
+    eager, graph = _eagerly(torch, module, optimizer, X, labels), torch.cuda.CUDAGraph()
+    X, labels = X.clone(), labels.clone()  # what the graph reads
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            eager(X, labels)
+    torch.cuda.current_stream().wait_stream(aside)
+    optimizer.zero_grad(set_to_none=True)
+    with torch.cuda.graph(graph):
+        eager(X, labels)
+
+    def take(given, its_labels):
+        X.copy_(given)
+        labels.copy_(its_labels)
+        graph.replay()
+
+    return take
+
+
+PEERS = {"torch": _eagerly, "torch.compile": _compiled, "torch.graph": _as_a_graph}
+
+
+def _torch_step(taking, torch, layers, shape, X, labels, batches):
     module = torch_network(torch, layers, shape)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, fused=True)
     X, labels, batches = (torch.as_tensor(a, device=cases.DEVICE) for a in (X, labels, batches))
     if len(shape) == 3:
         X = X.permute(0, 3, 1, 2)
-
-    def take(rows):
-        optimizer.zero_grad(set_to_none=True)
-        loss = torch.nn.functional.cross_entropy(module(X[rows]), labels[rows])
-        loss.backward()
-        optimizer.step()
-
+    take = taking(torch, module, optimizer, X[batches[0]], labels[batches[0]])
     for rows in batches[:10]:
-        take(rows)
+        take(X[rows], labels[rows])
     _finish(torch)
     start = time.perf_counter()
     for rows in batches:
-        take(rows)
+        take(X[rows], labels[rows])
     _finish(torch)
     return (time.perf_counter() - start) / len(batches)

@@ -14,13 +14,14 @@ import minimal_nn
 from figures.grid.version import code_version
 from figures.runs import ladder, scaling, training, walks
 from theory import laws, numbers
+from theory.subjects import matrices
 from theory.subjects import walks as random_walk
 
 EXPERIMENTS = {"training": training, "scaling": scaling, "precision": ladder, "walk": walks}
 
 SOURCES = (
     *(pathlib.Path(room.__file__).parent for room in (training, minimal_nn, laws, numbers)),
-    pathlib.Path(random_walk.__file__),
+    *(pathlib.Path(module.__file__) for module in (random_walk, matrices)),
 )
 # Parts of minimal_nn that no run computes with: whatever is not named here counts.
 BESIDE = (

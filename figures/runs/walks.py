@@ -3,7 +3,8 @@
 A configuration names an optimizer, its hyper-parameters and a seed.  The walk runs minimal_nn's
 own optimizers on gradients that are orthogonal to w and have no memory.
 
-    "steps", "skip"    means over the steps after the first `skip`: what the equilibrium is
+    "steps", "skip"    means over the steps after the first `skip`: what the equilibrium is, of
+                       vectors of so many "dims", or of matrices where that is a shape
     "schedule"         |w| along `steps` steps from |w| = 1, without decay and at the growing rates
                        that are decay, and with decay: the same gradients' directions in both
 """
@@ -12,9 +13,16 @@ import numpy as np
 
 import minimal_nn
 from theory import laws
+from theory.subjects.matrices import matrix_walk
 from theory.subjects.walks import walk
 
 CHAINS = 8
+# What a manifest says of walks, whatever the preset has: `walk` is left to its own choices.
+ABOUT = {
+    "data": "none: gradients drawn at random",
+    "backend": "reference",
+    "dtype": "float64",
+}
 
 
 def _optimizer(configuration):
@@ -28,14 +36,14 @@ def measure(configuration, progress, folder=None):
     if "schedule" in configuration:
         return "finished", _schedule(configuration, steps, seed)
     start = configuration["start"] * np.where(np.arange(CHAINS) % 2, 1.25, 0.8)
-    path = walk(
-        _optimizer(configuration),
-        start,
-        dims=configuration["dims"],
-        steps=steps,
-        skip=configuration["skip"],
-        seed=[seed, 5],
-    )
+    settings = {"steps": steps, "skip": configuration["skip"], "seed": [seed, 5]}
+    if isinstance(configuration["dims"], list):
+        shape, optimizer = tuple(configuration["dims"]), _optimizer(configuration)
+        squares, products = matrix_walk(optimizer, shape, start, **settings, wing="reference")
+        progress(steps)
+        square = squares.mean()
+        return "finished", {"square": square, "turn": 1 - products.mean() / square}
+    path = walk(_optimizer(configuration), start, dims=configuration["dims"], **settings)
     progress(steps)
     square = (path.norms**2).mean()
     product = (path.cosines * path.norms * path.after).mean()

@@ -1,7 +1,7 @@
-r"""Activations: y = f(z) for each entry, and dz = f'(z) dy, from y.
+r"""Activations: y = f(z) for each entry, and dz = f'(z) dy, from y or z.
 
     relu      y = 0 where z <= 0, else z      dz = 0 where y <= 0, else dy    (f'(0) = 0)
-    tanh      y = tanh z                      dz = (1 - y^2) dy
+    tanh      y = tanh z                      dz = dy / cosh^2 z
     identity  y = z                           dz = dy
 
 A NaN is not <= 0: ReLU lets it through, forward and backward.
@@ -14,12 +14,12 @@ import numpy as np
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating
 from minimal_nn.cpu.machine.compiler import inline, kernel
-from minimal_nn.cpu.machine.elementary import hyperbolic_tangent
+from minimal_nn.cpu.machine.elementary import hyperbolic_tangent, tangent_slope
 from minimal_nn.cpu.machine.footprints import each, reads, writes
 from minimal_nn.cpu.machine.operands import elements
 from minimal_nn.cpu.machine.prepared import prepared
 from minimal_nn.cpu.machine.program import Program
-from minimal_nn.cpu.machine.vectors import fill, fma, load, store, where_above
+from minimal_nn.cpu.machine.vectors import fill, load, store, where_above
 from minimal_nn.cpu.machine.workspace import round_up
 from minimal_nn.reference.arguments import expect_shape
 
@@ -40,11 +40,15 @@ _forward = kernel(
     z=lambda k: reads(each(k.z_step), round_up(k.count, k.z.lanes)),
     y=lambda k: writes(each(k.y_step), round_up(k.count, k.z.lanes), over=("z",)),
 )
-_backward = kernel(
-    y=lambda k: reads(each(k.y_step), round_up(k.count, k.y.lanes)),
-    dy=lambda k: reads(each(k.dy_step), round_up(k.count, k.y.lanes)),
-    dz=lambda k: writes(each(k.dz_step), round_up(k.count, k.y.lanes), over=("y", "dy")),
-)
+
+
+def _backward(z):
+    """Declare a way back that is computed from dy and the numbers called `z`."""
+    return kernel(
+        **{z: lambda k: reads(each(getattr(k, f"{z}_step")), round_up(k.count, k.dy.lanes))},
+        dy=lambda k: reads(each(k.dy_step), round_up(k.count, k.dy.lanes)),
+        dz=lambda k: writes(each(k.dz_step), round_up(k.count, k.dy.lanes), over=(z, "dy")),
+    )
 
 
 @_forward
@@ -53,7 +57,7 @@ def relu_kernel(step, thread, unit, z, z_step, y, y_step, count):
         store(y + (unit * y_step + i), relu(load(z + (unit * z_step + i))))
 
 
-@_backward
+@_backward("y")
 def relu_gradient_kernel(step, thread, unit, y, y_step, dy, dy_step, dz, dz_step, count):
     for i in range(0, count, y.lanes):
         gradient = relu_gradient(load(dy + (unit * dy_step + i)), load(y + (unit * y_step + i)))
@@ -66,11 +70,10 @@ def tanh_kernel(step, thread, unit, z, z_step, y, y_step, count):
         store(y + (unit * y_step + i), hyperbolic_tangent(load(z + (unit * z_step + i))))
 
 
-@_backward
-def tanh_gradient_kernel(step, thread, unit, y, y_step, dy, dy_step, dz, dz_step, count):
-    for i in range(0, count, y.lanes):
-        value = load(y + (unit * y_step + i))
-        slope = fma(fill(value, 0.0) - value, value, fill(value, 1.0))
+@_backward("z")
+def tanh_gradient_kernel(step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, count):
+    for i in range(0, count, z.lanes):
+        slope = tangent_slope(load(z + (unit * z_step + i)))
         store(dz + (unit * dz_step + i), slope * load(dy + (unit * dy_step + i)))
 
 
@@ -83,14 +86,19 @@ def emit_forward(program, kind, z, y, count):
     program.call(FORWARD[kind], z, y, count)
 
 
-def emit_backward(program, kind, y, dy, dz, count):
+def keeps_input(kind):
+    """Return whether the way back is computed from z, and not from y."""
+    return kind == "tanh"
+
+
+def emit_backward(program, kind, z, y, dy, dz, count):
     """Emit `count` numbers of dz = f'(z) dy, which may take dy's place, for each unit."""
-    program.call(BACKWARD[kind], y, dy, dz, count)
+    program.call(BACKWARD[kind], z if keeps_input(kind) else y, dy, dz, count)
 
 
 class Cache(NamedTuple):
     kind: str
-    y: np.ndarray
+    kept: np.ndarray  # z or y, see `keeps_input`
 
 
 def _check(kind):
@@ -108,7 +116,7 @@ def forward(z, kind):
         source[: z.size] = np.ravel(z)
         program.run()
         y = program.taken(result[: z.size].reshape(z.shape))
-    return y, Cache(kind, y)
+    return y, Cache(kind, z if keeps_input(kind) else y)
 
 
 @prepared
@@ -123,21 +131,23 @@ def _forward_program(kind, size, dtype):
 
 def backward(dy, cache):
     """Return dz = f'(z) dy."""
-    _, dy = floating(y=cache.y, dy=dy)
-    expect_shape("dy", dy, cache.y.shape)
-    if cache.kind == "identity":
+    kind, kept = cache
+    _, dy = floating(kept=kept, dy=dy)
+    expect_shape("dy", dy, kept.shape)
+    if kind == "identity":
         return dy
-    with _backward_program(cache.kind, dy.size, dy.dtype) as (program, y, source, result):
-        y[: dy.size], source[: dy.size] = np.ravel(cache.y), np.ravel(dy)
+    with _backward_program(kind, dy.size, dy.dtype) as (program, source, dsource, result):
+        source[: dy.size], dsource[: dy.size] = np.ravel(kept), np.ravel(dy)
         program.run()
         return program.taken(result[: dy.size].reshape(dy.shape))
 
 
 @prepared
 def _backward_program(kind, size, dtype):
-    """Return the program, y, dy and dz."""
-    y, source = workspace.padded(size, dtype), workspace.padded(size, dtype)
+    """Return the program, z or y, dy and dz."""
+    kept, source = workspace.padded(size, dtype), workspace.padded(size, dtype)
     program = Program().phase(1)
     out = program.made(source.size, dtype).at(step=0)
-    emit_backward(program, kind, elements(y, 0), elements(source, 0), out, source.size)
-    return program, y, source, out.array
+    numbers = elements(kept, 0)
+    emit_backward(program, kind, numbers, numbers, elements(source, 0), out, source.size)
+    return program, kept, source, out.array

@@ -30,6 +30,7 @@ Bottom up, and what a thread does:
                   scale, scale_gradient
     activation    relu, tanh, *_gradient     1, 2 or 4 numbers                   8, 12  1
     pooling       pool_forward, _backward    a window of 1, 2 or 4 channels      5.25   1
+                 normalized_forward          the same of batch norm and ReLU     5.25   1
     loss          cross_entropy, finish      a row for a warp                    8      2
                   mean_squared_error         every 256 * blocks-th number        12     2
     update        sgd, momentum, adam, ...   1, 2 or 4 numbers of a group        12-28  1

@@ -1,7 +1,7 @@
 r"""Activations: the formulas of reference/activation.py, one kernel for each kind and direction.
 
 relu      y = 0 where z <= 0, else z (also NaN)      dz = 0 where y <= 0, else dy
-tanh      y = tanh z                                   dz = (1 - y^2) dy
+tanh      y = tanh z                                   dz = dy / cosh^2 z
 identity  y = z, no kernel
 
 Traffic for each number: 8 bytes forward, 12 backward in float32.
@@ -18,7 +18,7 @@ from minimal_nn.reference.arguments import expect_shape
 KINDS = ("relu", "tanh", "identity")
 
 
-Cache = namedtuple("Cache", "kind y")
+Cache = namedtuple("Cache", "kind kept")  # y, of tanh z
 
 
 @functools.cache
@@ -34,8 +34,9 @@ def formulas(T):
     def tanh(z):
         return math.tanh(z)
 
-    def tanh_gradient(dy, y):
-        return (T(1) - y * y) * dy
+    def tanh_gradient(dy, z):
+        root = T(1) / math.cosh(z)
+        return root * root * dy
 
     return {f.__name__: f for f in (relu, relu_gradient, tanh, tanh_gradient)}
 
@@ -46,14 +47,14 @@ def forward(z, kind):
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
     z = placed(z=z)
     y = z if kind == "identity" else mapped(formulas(number_type(z.dtype))[kind], (), z)
-    return y, Cache(kind, y)
+    return y, Cache(kind, z if kind == "tanh" else y)
 
 
 def backward(dy, cache):
     """Return dz = f'(z) dy."""
-    kind, y = cache
-    dy = placed(y.dtype, dy=dy)
-    expect_shape("dy", dy, y.shape)
+    kind, kept = cache
+    dy = placed(kept.dtype, dy=dy)
+    expect_shape("dy", dy, kept.shape)
     if kind == "identity":
         return dy
-    return mapped(formulas(number_type(y.dtype))[f"{kind}_gradient"], (), dy, y)
+    return mapped(formulas(number_type(kept.dtype))[f"{kind}_gradient"], (), dy, kept)

@@ -12,6 +12,9 @@ passes those of columns.py: one launch for few rows, three for many.
                             in evaluation gamma/s dy
     update_running          r + momentum (batch - r)
 
+Pooled, the second reading of images takes the largest of each window instead, and the gradient's
+readings take dy from where a window was won: neither y nor its cotangent is ever written down.
+
 With relu the kernels compute y = max(0, ...) and take dy for that y: the backward pass finds the
 sign by the same fused operation as the forward pass, so that the two agree to the bit.
 
@@ -23,15 +26,18 @@ import math
 from collections import namedtuple
 
 import numpy as np
+from numba import uint8
 
+from minimal_nn.cuda import pooling
 from minimal_nn.cuda.device.arrays import empty, result, to_host
 from minimal_nn.cuda.device.language import Parts, cuda, device
 from minimal_nn.cuda.device.launch import launch, launch_all
 from minimal_nn.cuda.parts import columns, reduction
+from minimal_nn.cuda.parts.division import divide, divisor
 from minimal_nn.cuda.parts.elementwise import mapped
 from minimal_nn.cuda.parts.reduction import NOT_FINITE, ZERO_VARIANCE
-from minimal_nn.cuda.parts.vectors import flatten, placed, vector_width
-from minimal_nn.reference.arguments import expect_each_unit, expect_shape
+from minimal_nn.cuda.parts.vectors import flatten, placed, vector, vector_width
+from minimal_nn.reference.arguments import expect_each_unit, expect_pooling, expect_shape
 from minimal_nn.reference.batchnorm import standard_deviation
 
 
@@ -104,25 +110,59 @@ def normalization(v):
         return mean, inverse, v.load(a.gamma, column), v.load(a.beta, column)
 
     @op
-    def write(a, c, w, i, x):
+    def value(a, w, x):
         mean, inverse, gamma, beta = w
         y = f.affine(f.standardized(x, mean, inverse), gamma, beta)
         if a.relu:
             y = rectified(y)
-        v.store(a.y, i, y)
+        return y
+
+    @op
+    def write(a, c, w, i, x):
+        v.store(a.y, i, op.value(a, w, x))
 
     return op
+
+
+def normalized(v):
+    """Return what pooling compares, see `pooling.plain`: y, of z and its statistics."""
+    op, of = normalization(v.T, v.width), Parts()
+
+    @of
+    def ready(a, column):
+        return op.ready(a, (), op.recall(a, column), 1, column)
+
+    @of
+    def value(a, w, i):
+        return op.value(a, w, v.load(a.z, i))
+
+    return of
 
 
 # The arrays and numbers of `gradient`; training: whether mean and var are the batch's, and move
 # with z.
 Gradient = namedtuple("Gradient", "dy z dz mean var gamma beta eps relu training dgamma dbeta")
+# Those of `pooled_gradient`: dy is that of the windows, `winner` says where each was won, and
+# `windows` has what `_window` divides by.
+Pooled = namedtuple("Pooled", (*Gradient._fields, "winner", "windows"))
 
 
-@columns.operation
-def gradient(v):
-    """The backward pass."""
-    T, f, op = v.T, formulas(v), Parts(sums=2, blocks=6, write_ahead=2)
+@device
+def _window(i, g):
+    """Return the place in the windows of place i in the images, and the position within it."""
+    pixel, channel = divide(i, g[0], g[1], g[2])
+    line, x = divide(pixel, g[3], g[4], g[5])
+    window_line, down = divide(line, g[6], g[7], g[8])
+    window_x, across = divide(x, g[6], g[7], g[8])
+    return (window_line * g[9] + window_x) * g[0] + channel, down * g[6] + across
+
+
+def _gradient(v, of_windows):
+    """The backward pass; of_windows: for the cotangent of what pooling made of y."""
+    # To find the windows takes registers: one block fewer has them.
+    T, f, op = v.T, formulas(v), Parts(sums=2, blocks=5 if of_windows else 6, write_ahead=2)
+    positions = vector(uint8, v.width)
+    kept = v.lift(lambda dy, winner, position: dy if winner == position else T(0))
     passed = v.lift(lambda dy, y: T(0) if y <= T(0) else dy)
 
     @op
@@ -132,6 +172,11 @@ def gradient(v):
 
     @op
     def read(a, c, i):
+        if of_windows:
+            place, position = _window(i, a.windows)
+            won = positions.load(a.winner, place)
+            dy = kept(v.load(a.dy, place), won, positions.splat(uint8(position)))
+            return dy, v.load(a.z, i)
         return v.load(a.dy, i), v.load(a.z, i)
 
     @device
@@ -179,8 +224,20 @@ def gradient(v):
     return op
 
 
+@columns.operation
+def gradient(v):
+    return _gradient(v, of_windows=False)
+
+
+@columns.operation
+def pooled_gradient(v):
+    return _gradient(v, of_windows=True)
+
+
 # var is biased.
 Cache = namedtuple("Cache", "z gamma beta mean var eps")
+# winner: the row-major position within each window.
+PooledCache = namedtuple("PooledCache", "cache winner size")
 
 
 def forward(z, gamma, beta, eps, *, running=None, relu=False, status=None):
@@ -201,6 +258,36 @@ def forward(z, gamma, beta, eps, *, running=None, relu=False, status=None):
     if status is None:
         standard_deviation(to_host(var), eps, "units")
     return y, Cache(z, gamma, beta, mean, var, eps)
+
+
+def forward_pooled(z, gamma, beta, eps, size, *, running=None, relu=False, status=None):
+    """Return the maxima over windows of what `forward` returns for images, and the cache.
+
+    z (N, H, W, K) with H and W multiples of size <= 16.  Of more than `reduction.SHORT` pixels the
+    bits are those of two passes; of fewer, `forward` takes its sums in another order.
+    """
+    z, gamma, beta = placed(z=z, gamma=gamma, beta=beta)
+    expect_each_unit(z, gamma=gamma, beta=beta)
+    expect_pooling(z, size)
+    if size > 16:
+        raise ValueError(f"size: got {size}, expected at most 16: pool in a kernel of its own")
+    mean, var = empty(gamma.shape, z.dtype), empty(gamma.shape, z.dtype)
+    call = _normalization(z, gamma, beta, eps, z, mean, var, running, relu, status)
+    launch_all(columns.sum_calls(*call))
+    y, (winner, _) = pooling.largest(z, size, normalized, call[-1], mean, var, gamma, beta)
+    if status is None:
+        standard_deviation(to_host(var), eps, "units")
+    return y, PooledCache(Cache(z, gamma, beta, mean, var, eps), winner, size)
+
+
+def backward_pooled(dy, cache, *, relu=False, out=(None, None)):
+    """Return dz, dgamma and dbeta for the cotangent dy (N, H/size, W/size, K) of the maxima."""
+    cache, winner, size = cache
+    dy = placed(cache.z.dtype, dy=dy)
+    expect_shape("dy", dy, winner.shape)
+    _, _, breadth, units = cache.z.shape
+    windows = *divisor(units), *divisor(breadth), *divisor(size), breadth // size
+    return _launch_backward(pooled_gradient, dy, cache, True, relu, out, winner, windows)
 
 
 def forward_running(z, gamma, beta, mean, var, eps):
@@ -240,15 +327,21 @@ def backward_running(dy, cache):
 
 
 def _backward(dy, cache, training, relu, out):
+    dy = placed(cache.z.dtype, dy=dy)
+    expect_shape("dy", dy, cache.z.shape)
+    return _launch_backward(gradient, dy, cache, training, relu, out)
+
+
+def _launch_backward(operation, dy, cache, training, relu, out, *windows):
+    """windows: the winners, and what `_window` divides by, of `pooled_gradient`."""
     z, gamma, beta, mean, var, eps = cache
-    dy = placed(z.dtype, dy=dy)
-    expect_shape("dy", dy, z.shape)
     dz, units = empty(z.shape, z.dtype), z.shape[-1]
     dgamma, dbeta = (result("out", x, gamma.shape, z.dtype) for x in out)
     width = vector_width(units, dy, z, dz, mean, var, gamma, beta, dgamma, dbeta)
     numbers = z.dtype.type(eps), np.uint32(relu), np.uint32(training)
-    a = Gradient(*flatten(dy, z, dz), mean, var, gamma, beta, *numbers, dgamma, dbeta)
-    launch_all(columns.calls(gradient, z.size // units, units, width, z.dtype, a))
+    a = *flatten(dy, z, dz), mean, var, gamma, beta, *numbers, dgamma, dbeta
+    a = Pooled(*a, flatten(windows[0]), windows[1]) if windows else Gradient(*a)
+    launch_all(columns.calls(operation, z.size // units, units, width, z.dtype, a))
     return dz, dgamma, dbeta
 
 

@@ -19,11 +19,12 @@ The formulas are those of reference/convolution.py; images are (N, H, W, C), ker
 from collections import namedtuple
 
 import numpy as np
-from numba import uint32, uint64
+from numba import uint32
 
 from minimal_nn.cuda.affine import column_sums
 from minimal_nn.cuda.device.arrays import address, contiguous, floating, result
 from minimal_nn.cuda.device.language import device
+from minimal_nn.cuda.parts.division import divide, divisor
 from minimal_nn.cuda.parts.vectors import placed
 from minimal_nn.cuda.products.choice import Operand, product_of_operands, strided
 from minimal_nn.reference.arguments import expect_convolution, expect_shape
@@ -31,25 +32,6 @@ from minimal_nn.reference.convolution import output_size
 
 # shape: of y.
 Cache = namedtuple("Cache", "x W shape has_bias stride padding precision")
-
-
-def divisor(d):
-    """Return (d, multiplier, shift), with which `divide` divides numbers below 2^31 by d.
-
-    floor(n / d) = (n + floor(n multiplier / 2^32)) >> shift, shift = ceil(log2 d) and multiplier =
-    floor(2^32 (2^shift - d) / d) + 1 (Granlund & Montgomery, 1994): two instructions for some
-    twenty.
-    """
-    shift = (d - 1).bit_length()
-    return d, (2**32 * (2**shift - d)) // d + 1, shift
-
-
-@device
-def divide(n, by, multiplier, shift):
-    """Return n // by and n % by, for a triple of `divisor`."""
-    high = uint32((uint64(n) * uint64(multiplier)) >> uint64(32))
-    quotient = (n + high) >> shift
-    return quotient, n - quotient * by
 
 
 @device

@@ -5,7 +5,8 @@ graph.
 use, over arrays allocated once:
 
     gather      the step's batch out of X and the targets, which lie on the device
-    forward     every layer; a ReLU is taken by the kernel before it
+    forward     every layer; a ReLU is taken by the kernel before it, and pooling behind that by
+                batch norm's
     loss        its value and the gradient of the scores
     backward    every layer, into the gradients of all parameters, flat arrays by group
     update      one launch for each group of parameters with the same hyper-parameters; where units
@@ -168,11 +169,16 @@ class Plan:
         return self._memory[key]
 
 
-def _takes_relu(operation, following):
-    """Return whether an operation's kernel takes the ReLU that follows."""
-    return operation.module in ("affine", "convolution", "batchnorm") and any(
-        one.module == "activation" and one.options["kind"] == "relu" for one in following
-    )
+def _taken(operation, following, rows):
+    """Return which of the operations that follow an operation's kernels take: ReLU, pooling."""
+    relu = following and following[0].module == "activation" and following[0].options["kind"]
+    if operation.module not in ("affine", "convolution", "batchnorm") or relu != "relu":
+        return []
+    pools = operation.module == "batchnorm" and following[1:] and following[1].module == "pooling"
+    pixels = rows * math.prod(operation.input_shape[:-1])
+    if pools and pixels > reduction.SHORT and following[1].options["size"] <= 16:
+        return following[:2]
+    return following[:1]
 
 
 class Group:
@@ -291,15 +297,13 @@ class Step:
         operations = self.program.operations
         x = self._gathered(X, operations[0].input_shape)
         t = self._gathered(targets, targets.shape[1:])
-        backward, fused = [], False
+        backward = []
         for index, operation in enumerate(operations):
-            if fused:
-                backward.append(None)
-                fused = False
-                continue
-            fused = _takes_relu(operation, operations[index + 1 : index + 2])
-            x, back = getattr(self, f"_{operation.module}")(operation, x, fused)
-            backward.append(back)
+            if index == len(backward):
+                taken = _taken(operation, operations[index + 1 : index + 3], self.rows)
+                kind = operation.module if len(taken) < 2 else "pooled"
+                x, back = getattr(self, f"_{kind}")(operation, x, taken)
+                backward += [back, *(None for _ in taken)]
         self.value, cache = loss.on_device(x, t, self.program.loss, self.status)
         dy = cache.dscores
         learning = [index for index, operation in enumerate(operations) if operation.parameters]
@@ -317,12 +321,16 @@ class Step:
         return out
 
     def _parameter(self, operation, local):
-        """Return a parameter and its gradient, or None twice."""
+        """Return a parameter and the place of its gradient's sums, or None twice.
+
+        Where a normalization cancels the parameter that is a place apart: its gradient stays 0.
+        """
         if local not in operation.parameters:
             return None, None
         name = operation.parameters[local]
         group = self._group_of[name]
-        return group.part(group.arrays[0], name), group.part(group.gradient, name)
+        w, gradient = group.part(group.arrays[0], name), group.part(group.gradient, name)
+        return w, _zeros(w.size, self.dtype) if name in self.program.cancelled else gradient
 
     # Each of these launches an operation's forward pass, and returns y and what launches the way
     # back: (dy, whether dx is needed) -> dx.
@@ -336,13 +344,13 @@ class Step:
         W, cache = weightnorm.forward(v, g, eps, status=self.status)
         return W, None, lambda dW: weightnorm.backward(dW, cache, out=(dv, dg))
 
-    def _linear(self, operation, x, relu, wing, *options):
+    def _linear(self, operation, x, taken, wing, *options):
         W, dW, weights_backward = self._weights(operation)
         b, db = self._parameter(operation, "b")
-        y, cache = wing.forward(x, W, b, *options, activation="relu" if relu else "identity")
+        y, cache = wing.forward(x, W, b, *options, activation="relu" if taken else "identity")
 
         def backward(dy, needed):
-            if relu:
+            if taken:
                 dy = activation.backward(dy, activation.Cache("relu", y))
             dx, found, _ = wing.backward(dy, cache, out=(dW, db), needed=needed)
             weights_backward(found)
@@ -350,37 +358,44 @@ class Step:
 
         return y, backward
 
-    def _affine(self, operation, x, relu):
-        return self._linear(operation, x, relu, affine)
+    def _affine(self, operation, x, taken):
+        return self._linear(operation, x, taken, affine)
 
-    def _convolution(self, operation, x, relu):
+    def _convolution(self, operation, x, taken):
         options = operation.options["stride"], operation.options["padding"]
-        return self._linear(operation, x, relu, convolution, *options)
+        return self._linear(operation, x, taken, convolution, *options)
 
-    def _batchnorm(self, operation, z, relu):
+    def _batchnorm(self, operation, z, taken, *size):
         (gamma, dgamma), (beta, dbeta) = (self._parameter(operation, n) for n in ("gamma", "beta"))
         eps, momentum = operation.options["eps"], operation.options["momentum"]
         running = *(self.state[operation.state[local]] for local in ("mean", "var")), momentum
+        relu, out, wing = len(taken) > 0, (dgamma, dbeta), batchnorm
+        forward, backward = wing.forward, wing.backward
+        if size:
+            forward, backward = wing.forward_pooled, wing.backward_pooled
         options = {"running": running, "relu": relu, "status": self.status}
-        y, cache = batchnorm.forward(z, gamma, beta, eps, **options)
-        out = dgamma, dbeta
-        return y, lambda dy, needed: batchnorm.backward(dy, cache, relu=relu, out=out)[0]
+        y, cache = forward(z, gamma, beta, eps, *size, **options)
+        return y, lambda dy, needed: backward(dy, cache, relu=relu, out=out)[0]
 
-    def _layernorm(self, operation, z, relu):
+    def _pooled(self, operation, z, taken):
+        """Batch norm, ReLU and pooling."""
+        return self._batchnorm(operation, z, taken, taken[1].options["size"])
+
+    def _layernorm(self, operation, z, taken):
         (gamma, dgamma), (beta, dbeta) = (self._parameter(operation, n) for n in ("gamma", "beta"))
         eps = operation.options["eps"]
         y, cache = layernorm.forward(z, gamma, beta, eps, status=self.status)
         return y, lambda dy, needed: layernorm.backward(dy, cache, out=(dgamma, dbeta))[0]
 
-    def _activation(self, operation, z, relu):
+    def _activation(self, operation, z, taken):
         y, cache = activation.forward(z, operation.options["kind"])
         return y, lambda dy, needed: activation.backward(dy, cache)
 
-    def _pooling(self, operation, x, relu):
+    def _pooling(self, operation, x, taken):
         y, cache = pooling.forward(x, operation.options["size"])
         return y, lambda dy, needed: pooling.backward(dy, cache)
 
-    def _flatten(self, operation, x, relu):
+    def _flatten(self, operation, x, taken):
         return x.reshape(self.rows, x.size // self.rows), lambda dy, needed: dy.reshape(x.shape)
 
     # The loop

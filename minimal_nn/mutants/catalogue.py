@@ -27,8 +27,8 @@ FAULTS = {
         "relu-derivative-at-zero": ("~(z.real <= 0)", "~(z.real < 0)"),
         "relu-mask-of-the-cotangent": ("np.where(cache.saved, dy, 0)", "np.where(dy > 0, dy, 0)"),
         "tanh-derivative-without-the-square": (
-            "(1 - cache.saved * cache.saved)",
-            "(1 - cache.saved)",
+            "root * root * dy",
+            "root * dy",
         ),
         "relu-hides-nan": ("~(z.real <= 0)", "z.real > 0"),
         "relu-leaks": ("np.where(mask, z, 0)", "np.where(mask, z, z / 128)"),

@@ -1,8 +1,10 @@
 r"""Activations: y = f(z) for each entry, and dz = f'(z) dy.
 
     relu      y = 0 where z <= 0, else z      dz = 0 where z <= 0, else dy    (f'(0) = 0)
-    tanh      y = tanh z                      dz = (1 - y^2) dy
+    tanh      y = tanh z                      dz = dy / cosh^2 z
     identity  y = z                           dz = dy
+
+1 - y^2 is 1 / cosh^2 z too, but has no digits where y is rounded to 1, from z = 9 on in float32.
 
 A NaN is not <= 0: ReLU lets it through, forward and backward, and does not hide it as a 0.
 """
@@ -18,7 +20,7 @@ KINDS = ("relu", "tanh", "identity")
 
 class Cache(NamedTuple):
     kind: str
-    saved: np.ndarray  # relu: where z passes; tanh, identity: y
+    saved: np.ndarray  # relu: where z passes; tanh, identity: z
 
 
 def passes(z):
@@ -48,8 +50,7 @@ def forward(z, kind):
         mask = passes(z)
         return np.where(mask, z, 0), Cache(kind, mask)
     if kind == "tanh":
-        y = np.tanh(z)
-        return y, Cache(kind, y)
+        return np.tanh(z), Cache(kind, z)
     if kind == "identity":
         return z, Cache(kind, z)
     raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(KINDS)}")
@@ -62,5 +63,7 @@ def backward(dy, cache):
     if cache.kind == "relu":
         return np.where(cache.saved, dy, 0)
     if cache.kind == "tanh":
-        return (1 - cache.saved * cache.saved) * dy
+        with np.errstate(over="ignore"):  # the slope of 1 / infinity is 0
+            root = 1 / np.cosh(cache.saved)
+        return root * root * dy
     return dy

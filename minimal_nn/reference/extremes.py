@@ -80,7 +80,7 @@ WEIGHT_NORM = (
 FIXED_NORM = (
     "w: the weights of units",
     "are all 0 after the step, where w/|w| is undefined; expected norms > 0: use a smaller "
-    "learning rate or decay",
+    "learning rate or decay, or no fixed norm for what starts at 0 without a gradient",
 )
 TURNED = (
     "w: the weights of units",

@@ -24,7 +24,7 @@ from minimal_nn.reference.arguments import (
 )
 from minimal_nn.reference.extremes import CLIPPED, FIXED_NORM, TURNED, check_norm, power_of_two
 
-ARRAYS = ("w", "g", "buffer", "square", "delta_square", "m", "v")
+ARRAYS = ("w", "g", "buffer", "square", "delta_square", "m", "v", "rms")
 
 
 def _formula(function):
@@ -320,11 +320,11 @@ def muon(w, g, buffer, learning_rate, momentum, newton_schulz_steps, decoupled_w
 
 
 @_formula
-def rotational(w, g, square, t, learning_rate, share, decay, decoupled_weight_decay):
-    """Turn w, unit by unit, by an angle that is set (Kosson et al., 2024).  Returns w and s.
+def rotational(w, g, rms, t, learning_rate, share, decay, decoupled_weight_decay):
+    """Turn w, unit by unit, by an angle that is set (Kosson et al., 2024).  Returns w and r.
 
     g: not a gradient, but the update u of an optimizer without decay.  p = u - <u, w> w/|w|^2;
-    s = decay s + (1 - decay) |p|^2; |w| N(w - angle |w| p/sqrt(s/(1 - decay^t))), N(z) = z/|z|,
+    r^2 = decay r^2 + (1 - decay) |p|^2; |w| N(w - angle |w| p sqrt(1 - decay^t)/r), N(z) = z/|z|,
     angle = sqrt(2 eta decoupled_weight_decay share): share is the optimizer's part in it.  A
     vector, such as a bias, and what has no decay, takes the optimizer's own step:
     (1 - eta decoupled_weight_decay) w - eta u.  Of the published eps, which keeps 0/0 away, there
@@ -339,7 +339,7 @@ def rotational(w, g, square, t, learning_rate, share, decay, decoupled_weight_de
         )
     if w.ndim < 2 or decoupled_weight_decay == 0:
         shrink = 1 - learning_rate * decoupled_weight_decay
-        return shrink * w - learning_rate * g, square
+        return shrink * w - learning_rate * g, rms
     angle = (2 * learning_rate * decoupled_weight_decay * share) ** 0.5
     if np.ndim(angle) > 1:
         raise ValueError(
@@ -350,10 +350,13 @@ def rotational(w, g, square, t, learning_rate, share, decay, decoupled_weight_de
     check_norm(length, *TURNED)
     direction, norm, axes = scaled / length, length / a, tuple(range(w.ndim - 1))
     p = g - direction * (direction * g).sum(axis=axes)
-    square = decay * square + (1 - decay) * (p * p).sum(axis=axes)
-    moved = w - angle * norm * _ratio(p, np.sqrt(square / (1 - decay**t)))
+    b, _, size = _scaled_norm(p)
+    size = size / b
+    b = power_of_two(size + rms, ())  # squares stay within the range
+    rms = np.sqrt(decay * (b * rms * (b * rms)) + (1 - decay) * (b * size * (b * size))) / b
+    moved = w - angle * norm * _ratio((1 - decay**t) ** 0.5 * p, rms)
     _, scaled, length = _scaled_norm(moved)
-    return scaled * (norm / length), square
+    return scaled * (norm / length), rms
 
 
 @_formula

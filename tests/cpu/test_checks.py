@@ -49,7 +49,8 @@ def tanh(program, z, y):
 
 def relu_backward(program, y, dz):
     dy = Operand(workspace.pack(np.ones((ROWS, COLUMNS))))
-    activation.emit_backward(program, "relu", y.elements, dy.elements, dz.elements, ROWS * y.row)
+    places = (each.elements for each in (y, y, dy, dz))
+    activation.emit_backward(program, "relu", *places, ROWS * y.row)
 
 
 # Values
@@ -345,9 +346,11 @@ def build(layers, shape, dtype=np.float64):
 @pytest.mark.parametrize(
     "layers, reader",
     (
-        ([Dense(20), Tanh()], "tanh_gradient_kernel reads an outdated y: loss.cross_entropy"),
-        ([Dense(20), Tanh(), ReLU(), Dense(3)], "tanh_gradient_kernel reads an outdated y"),
-        ([Dense(20), BatchNorm(), ReLU(), Tanh(), Dense(3)], "relu_gradient_kernel reads an out"),
+        ([Dense(20), ReLU()], "relu_gradient_kernel reads an outdated y: loss.cross_entropy"),
+        ([Dense(20), Tanh()], "tanh_gradient_kernel reads an outdated z: loss.cross_entropy"),
+        ([Dense(20), Tanh(), ReLU(), Dense(3)], "tanh_gradient_kernel reads an outdated z"),
+        ([Dense(20), BatchNorm(), ReLU(), Tanh(), Dense(3)], "tanh_gradient_kernel reads an out"),
+        ([Dense(20), Tanh(), ReLU(), ReLU(), Dense(3)], "gradient_kernel reads an outdated"),
     ),
 )
 def test_activations_that_always_work_in_place(layers, reader, monkeypatch):
@@ -357,8 +360,9 @@ def test_activations_that_always_work_in_place(layers, reader, monkeypatch):
         build(layers, (9,))
 
 
-def test_activations_of_images_that_always_work_in_place(monkeypatch):
-    layers = [Conv2d(4), ReLU(), Tanh(), Flatten(), Dense(3)]
+@pytest.mark.parametrize("second, kept", ((ReLU, "y"), (Tanh, "z")))
+def test_activations_of_images_that_always_work_in_place(second, kept, monkeypatch):
+    layers = [Conv2d(4), ReLU(), second(), Flatten(), Dense(3)]
     build(layers, (8, 8, 3))
     begin = images.ImageLayers._begin_output
 
@@ -368,7 +372,7 @@ def test_activations_of_images_that_always_work_in_place(monkeypatch):
         layer.stages[1] = second._replace(after=first.after.renewed())
 
     monkeypatch.setattr(images.ImageLayers, "_begin_output", in_place)
-    with pytest.raises(ProgramError, match="relu_gradient_kernel reads an outdated y"):
+    with pytest.raises(ProgramError, match=f"gradient_kernel reads an outdated {kept}"):
         build(layers, (8, 8, 3))
 
 

@@ -1,12 +1,15 @@
-"""What a product by a tile may cost: its machine code, and its reads of shared memory, counted."""
+"""What kernels may cost: their machine code, and how a warp's accesses lie in memory, counted."""
 
 import collections
+import re
+from unittest import mock
 
 import numpy as np
 
 from minimal_nn.cuda.device import assembly, launch
 from minimal_nn.cuda.products import choice, tensor
-from minimal_nn.cuda.simulator import instructions
+from minimal_nn.cuda.simulator import instructions, lockstep
+from minimal_nn.cuda.simulator.device import Simulator
 
 
 def _found():
@@ -80,3 +83,130 @@ def passes_of(tile, monkeypatch):
     with launch.simulation("races"):
         choice.product(a, a, tile=tile)
     return sorted(float(np.mean(found)) for found in seen.values())
+
+
+SECTOR, BANKS, WORD = 32, 32, 4  # bytes that memory gives at once; of shared memory; of a bank
+
+
+def traffic(record):
+    """Return how well a recorded launch uses global and shared memory, 1 at best.
+
+    The first: of the sectors that each warp's loads and stores touch, the share that the same
+    number of bytes needs at least.  The second: the same of its passes over shared memory
+    (asynchronous copies into it are not counted).  Arrays begin at a sector.
+    """
+    shared, least, taken = {}, [0, 0], [0, 0]
+    allocate = lockstep._Shared.array
+
+    def allocated(*given):
+        array = allocate(*given)
+        shared[id(array)] = array
+        return array
+
+    def noted(mask, array, index, n):
+        places, who = lockstep._accesses(mask, array, index)
+        inside = id(array) in shared
+        for warp in np.unique(who // 32):
+            lanes = places[who // 32 == warp] * array.itemsize
+            size = n * array.itemsize
+            unit = WORD * BANKS if inside else SECTOR
+            words = np.unique(lanes[:, None] + np.arange(0, size, WORD))
+            fewest = -(-len(words) * WORD // unit)
+            if inside:
+                halves = max(1, size // 8)  # of a warp, that 8 or 16 bytes to each lane take
+                least[1] += max(fewest, min(halves, -(-len(lanes) * halves // 32)))
+                taken[1] += passes_for(lanes, size)
+            else:
+                least[0] += fewest
+                taken[0] += len(np.unique(words // SECTOR))
+
+    def read(mask, array, index, n=1):
+        noted(mask, array, index, n)
+
+    def written(mask, array, index, *values):
+        noted(mask, array, index, len(values))
+
+    copies = {}
+    args = tuple(_copied(arg, copies) for arg in record.args)
+    with (
+        mock.patch.object(lockstep, "note_read", read),
+        mock.patch.object(lockstep, "note_write", written),
+        mock.patch.object(lockstep, "set_out", _silently(lockstep.set_out)),
+        mock.patch.object(lockstep._Shared, "array", staticmethod(allocated)),
+    ):
+        Simulator.launch.__wrapped__(
+            Simulator("races"), record.kernel, record.grid, record.block, args, record.shared
+        )
+    return tuple(1.0 if not t else round(one / t, 3) for one, t in zip(least, taken, strict=True))
+
+
+def _silently(set_out):
+    """Let asynchronous copies set out without a race detector, which sees no other access here."""
+
+    def quiet(*given):
+        with mock.patch.object(lockstep, "_watch", None):
+            set_out(*given)
+
+    return quiet
+
+
+def _copied(arg, copies):
+    """Return an argument with copies of its arrays, the same one for the same array."""
+    if isinstance(arg, tuple):
+        made = (_copied(one, copies) for one in arg)
+        return type(arg)(*made) if hasattr(arg, "_fields") else tuple(made)
+    return copies.setdefault(id(arg), arg.copy() if isinstance(arg, np.ndarray) else arg)
+
+
+def passes_for(addresses, size):
+    """Return how often the banks are read or written for `size` bytes to each lane of a warp."""
+    if size == 16 and len(addresses) == 32:
+        return passes(addresses)
+    total = 0
+    for start in range(0, len(addresses), 32 * WORD // max(size, WORD)):
+        lanes = addresses[start : start + 32 * WORD // max(size, WORD)]
+        words = np.unique((lanes[:, None] + np.arange(0, size, WORD)) // WORD)
+        total += max(collections.Counter(words % BANKS).values())
+    return total
+
+
+# Fusion
+
+
+def stored(ptx):
+    """Return the expressions of the real numbers that a kernel stores in global memory.
+
+    What is loaded is a leaf, and of what branches choose among all is kept: two paths of a kernel
+    that round alike have the same expressions.
+    """
+    made, stores = collections.defaultdict(list), []
+    for line in ptx.splitlines():
+        found = re.match(r"\s*(?:@!?%p\d+\s+)?([a-z][\w.]+)\s+(.*);", line)
+        if found is None:
+            continue
+        name, operands = found[1], re.findall(r"[^\s,{}]+", found[2])
+        if name.startswith("st.global"):
+            stores += [operand for operand in operands[1:] if operand.startswith("%f")]
+        elif not name.startswith(("st.", "bar.", "bra", "ret")):
+            outputs = found[2].partition("}")[0].count(",") + 1 if found[2][0] == "{" else 1
+            for operand in operands[:outputs]:
+                made[operand].append((name, operands[outputs:]))
+
+    def ways(operand, inside):
+        if not operand.startswith("%f"):
+            return {operand} if operand.startswith("0") else {"_"}
+        if operand in inside:
+            return set()
+        return set().union(*(of_one(*one, (*inside, operand)) for one in made[operand]))
+
+    def of_one(name, operands, inside):
+        if name.startswith("ld."):
+            return {"loaded"}
+        if name.startswith(("mov", "selp")):
+            return set().union(
+                *(ways(one, inside) for one in operands[: 2 if "selp" in name else 1])
+            )
+        terms = (" or ".join(sorted(ways(operand, inside))) for operand in operands)
+        return {f"{name}({', '.join(terms)})"}
+
+    return {" or ".join(sorted(ways(operand, ()))) for operand in stores}

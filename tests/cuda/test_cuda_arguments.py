@@ -53,6 +53,20 @@ REFUSED = {
         lambda: batchnorm.update_running(f(3), f(4), f(4), f(4), 3, 0.1),
         "running_var:",
     ),
+    "pooled, size": (lambda: batchnorm.forward_pooled(f(1, 4, 3, 4), f(4), f(4), 0.5, 2), "x: got"),
+    "pooled, large": (
+        lambda: batchnorm.forward_pooled(f(1, 17, 17, 4), f(4), f(4), 0.5, 17),
+        "size: got 17, expected at most 16",
+    ),
+    "pooled, dy": (
+        lambda: batchnorm.backward_pooled(
+            f(1, 4, 4, 4),
+            batchnorm.PooledCache(
+                batchnorm.Cache(f(1, 4, 4, 4), f(4), f(4), f(4), f(4), 0.5), f(1, 2, 2, 4), 2
+            ),
+        ),
+        "dy: got",
+    ),
     "layer norm, gamma": (lambda: layernorm.forward(f(3, 4), f(3), f(4), 0.5), "gamma:"),
     "layer norm, dy": (back(layernorm, f(2, 4), f(3, 4), f(4), f(4), 0.5), "dy:"),
     "weight norm, g": (lambda: weightnorm.forward(f(3, 4), f(3), 0.5), "g: got shape"),

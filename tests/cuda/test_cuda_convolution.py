@@ -125,6 +125,16 @@ def test_compiled(rng, kind, images, units):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", choice.PRECISIONS[1:])
+def test_compiled_in_other_precisions(rng, precision):
+    x, W, _, dy = case(rng, (1, 3, 3, 4), 4, 3, np.float32, 1, 1)
+    with launch.simulation(), launch.recorded(run=False) as records:
+        _, cache = convolution.forward(x, W, precision=precision)
+        convolution.backward(dy, cache)
+    compiled.check(records)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", [t for t, k in choice.TILES["blocked"] if k != "trial"][1:3])
 def test_the_large_tiles_compiled(rng, monkeypatch, tile):
     monkeypatch.setitem(choice.TILES, "blocked", ((tile, "vectors"),))

@@ -208,3 +208,4 @@ def test_the_compiled_kernels(rng, kind):
     with launch.simulation(), launch.recorded() as records:
         everything(rng, kind)
     compiled.check(records, elementwise, loss, pooling)
+    compiled.check_fusion(records)

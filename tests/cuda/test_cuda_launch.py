@@ -310,7 +310,7 @@ class DynamicLibNotFoundError(RuntimeError):
         (DriverError(700), CudaUnavailableError, "memory that is not its own"),
         (DriverError(None, "CUDA_ERROR_LAUNCH_FAILED"), CudaUnavailableError, "not its own"),
         (DriverError(803), CudaUnavailableError, "The driver is older"),
-        (DriverError(209), CudaUnavailableError, "made for compute capability 9.0"),
+        (DriverError(209), CudaUnavailableError, "made for compute capability 8.0 to 9.0"),
         (LinkerError("ptxas"), CudaUnavailableError, "linker of CUDA .* parts of one version"),
         (
             DynamicLibNotFoundError('Failure finding "nvvm": No such file: libnvvm.so*\n  listdir'),

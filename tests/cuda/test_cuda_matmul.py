@@ -133,11 +133,11 @@ OTHERS = [
     if (wide or kind in ("any", "trial"))
     and (family, tile, layout, wide, arithmetic) not in KERNELS
 ]
+SLOW = [("blocked", LANES, "NN", True, None)]
+SLOW += [case for kind, case in OTHERS[::4] if kind != "trial"]
 CASES = KERNELS + [
-    pytest.param(
-        case, marks=pytest.mark.nightly if kind == "trial" or number % 4 else pytest.mark.slow
-    )
-    for number, (kind, case) in enumerate(OTHERS)
+    pytest.param(case, marks=pytest.mark.slow if case in SLOW else pytest.mark.nightly)
+    for _, case in OTHERS
 ]
 
 
@@ -238,6 +238,19 @@ def test_reduced_precision_only_by_name(place, rng, precision, bits):
     assert not np.array_equal(got, product_on(place, a, b))
     with pytest.raises(TypeError, match="precision: got '" + precision):
         product_on(place, a.astype(float), b.astype(float), precision=precision)
+
+
+def test_float64_sums_of_float32_numbers_are_rounded_once(place, rng):
+    a, b = rng.standard_normal((2, 24, 24)).astype(np.float32)
+    got = product_on(place, a, b, precision="float64")
+    sizes = np.abs(a).astype(float) @ np.abs(b)
+    error = gamma(24, unit_roundoff(np.float64)) * sizes + np.spacing(np.abs(got)) / 2
+    assert np.all(np.abs(got - a.astype(np.longdouble) @ b) <= error)
+
+
+def test_lanes_that_are_interleaved(place, rng):
+    a, b = pair(rng, 36, 20, 44, np.float32)
+    assert np.array_equal(product_on(place, a, b, tile=LANES), a @ b)
 
 
 @DTYPES

@@ -262,7 +262,43 @@ def test_the_compiled_kernels(rng, kind, columns, monkeypatch):
             (z, gamma, beta), dy = test_batchnorm.draw(rng, kind, shape=(6, units))
             y, cache = batchnorm.forward_running(z, gamma, beta, gamma, np.abs(beta), 1e-5)
             batchnorm.backward_running(dy, cache)
+            for path in CASES["batchnorm"].paths:
+                take(monkeypatch, path)
+                images = rng.standard_normal((2, 4, 4, units)).astype(kind)
+                y, cache = batchnorm.forward_pooled(images, gamma, beta, 0.5, 2, relu=True)
+                batchnorm.backward_pooled(y, cache, relu=True)
+            batchnorm.update_running(gamma, np.abs(beta), gamma, np.abs(beta), 6, kind(0.1))
     compiled.check(records, batchnorm, layernorm, weightnorm)
+    compiled.check_fusion(records)
+
+
+class Noting(np.ndarray):
+    """An array that notes where it is written."""
+
+    def __setitem__(self, index, value):
+        self.places.append(index.start if isinstance(index, slice) else index)
+        super().__setitem__(index, value)
+
+
+@paths("batchnorm", "weightnorm")
+def test_the_second_reading_begins_where_the_first_one_ended(on, rng):
+    """The last chunk of rows is in the second-level cache, the first one is not."""
+    case, path = on
+    arguments, dy = case.tests.draw(rng, np.float32, shape=(1000, 8))
+    with launch.simulation(), launch.recorded() as records:
+        on_device(case, arguments, dy, 1e-5)
+    writes = [record for record in records if record.kernel.name.endswith("_write")]
+    assert len(writes) == (2 if path == "two stages" else 0)
+    for record in writes:
+        rows, columns, chunk, a = record.args
+        (result,) = {"y", "dz", "W", "dv"} & {*a._fields}
+        noting = np.zeros(rows * columns, np.float32).view(Noting)
+        noting.places = []
+        with launch.simulation("forward"):
+            given = rows, columns, chunk, a._replace(**{result: noting})
+            launch.launch(record.kernel, record.grid, record.block, given)
+        chunks = np.array(noting.places) // int(columns * chunk)
+        assert np.array_equal(chunks, np.sort(chunks)[::-1]) and chunks[0] > chunks[-1] == 0
 
 
 # Batch norm

@@ -1,12 +1,14 @@
-"""The wing's own kernels race where a barrier, a wait or a commit is taken away."""
+"""The wing's own kernels race where a barrier, a wait or a commit is taken away, and else not."""
 
 import numpy as np
 import pytest
 
-from minimal_nn.cuda import layernorm, weightnorm
-from minimal_nn.cuda.device import launch
+import minimal_nn as nn
+from minimal_nn.cuda import batchnorm, convolution, layernorm, plan, weightnorm
+from minimal_nn.cuda.device import arrays, launch
 from minimal_nn.cuda.device.language import Kernel, cuda, made
-from minimal_nn.cuda.products import choice
+from minimal_nn.cuda.products import choice, tiled
+from minimal_nn.cuda.products.rounded import rounded
 from minimal_nn.cuda.simulator.races import RaceError
 
 BARRIER = "cuda.syncthreads()"
@@ -105,3 +107,57 @@ def test_a_fault_planted_in_a_kernel_is_found(call, inside, old, new, count):
         launch.launch(*planted(record, inside, old, old, count))
         with pytest.raises(RaceError):
             launch.launch(*planted(record, inside, old, new, count))
+
+
+def of_precision(precision):
+    a, b = numbers(20, 12), numbers(12, 20)
+    y, cache = convolution.forward(numbers(1, 3, 3, 4), numbers(3, 3, 4, 4), precision=precision)
+    dx, dW, _ = convolution.backward(y, cache)
+    return choice.product(a, b, precision=precision), y, dx, dW
+
+
+def of_float64():
+    x, W = numbers(1, 3, 3, 2).astype(float), numbers(3, 3, 2, 2).astype(float)
+    y, cache = convolution.forward(x, W)
+    return y, *convolution.backward(y, cache)[:2]
+
+
+def of_interleaved_lanes():
+    tile = next(tile for tile, _ in choice.TILES["blocked"] if tile.interleaved)
+    return (choice.product(numbers(12, 8), numbers(8, 12), tile=tile),)
+
+
+def certified():
+    found = rounded(numbers(20, 12), numbers(12, 20) + np.float32(1))
+    return (found.product,)
+
+
+def gathered():
+    x, y = numbers(16), arrays.empty(16, np.float32)
+    launch.launch(arrays.gather, 1, 256, (x, y, (1, 1, 4, 4), (0, 0, 1, 4)))
+    return (y,)
+
+
+def moved():
+    return batchnorm.update_running(*(numbers(300) for _ in range(4)), 5, 0.1)
+
+
+def a_step():
+    layers = [nn.Dense(4), nn.BatchNorm(), nn.Dense(2)]
+    network, optimizer = nn.Network(layers, (3,), backend="cuda", rng=0), nn.SGD(0.1)
+    loop, labels = plan.plan(network.program(), optimizer, 4), np.array([0, 1, 0, 1])
+    loop.run(network, optimizer, numbers(4, 3), labels, np.arange(4)[None])
+    return network.parameters.values()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(pytest.param(lambda p=p: of_precision(p), id=p) for p in choice.PRECISIONS[1:]),
+        *(of_float64, of_interleaved_lanes, certified, gathered, moved, a_step),
+        lambda: (tiled.matmul(numbers(20, 17), numbers(17, 5)),),
+    ],
+)
+def test_without_a_fault_no_order_of_threads_matters(schedules, call):
+    """Of the kernels that no test beside these takes to the race detector."""
+    schedules(call)

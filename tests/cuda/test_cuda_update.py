@@ -250,6 +250,9 @@ def test_the_compiled_kernels(rng, kind, shapes):
     with launch.simulation(), launch.recorded() as records:
         everything(rng, kind, shapes)
     compiled.check(records, update, units)
+    forms = compiled.check_fusion(records)
+    for formula, its in update.FORMULAS.items():
+        assert len(forms[formula]) == 1 + its.states, forms[formula]
 
 
 @pytest.mark.parametrize("formula", ["rmsprop", "adagrad", "adam", "adamw"])
@@ -268,7 +271,7 @@ def test_a_step_by_name_with_eps_inside_the_root(place, rng, formula):
 )
 def test_what_has_no_kernel_is_refused(formula, rng):
     names = inspect.signature(getattr(reference, formula)).parameters
-    states = [name for name in names if name in ("buffer", "square", "m", "v")]
+    states = [name for name in names if name in ("buffer", "rms", "m", "v")]
     hyper = {name: 0.5 for name in names if name not in (*states, "w", "g", "t")}
     if "t" in names:
         hyper["t"] = 1

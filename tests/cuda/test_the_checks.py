@@ -2,10 +2,12 @@
 
 from contextlib import nullcontext
 
+import budgets
 import compiled
 import numpy as np
 import pytest
 from numba import float32, uint32
+from numba.cuda import libdevice
 
 from minimal_nn.cuda.device import arguments, assembly, launch
 from minimal_nn.cuda.device.arrays import asarray, empty, to_host
@@ -380,6 +382,39 @@ def test_reading_before_writing_gives_nan():
 def test_a_fault_of_the_compiled_kernel_fails_the_check(kernel, fault):
     with pytest.raises(AssertionError, match=fault):
         compiled.check([launch.Record(kernel, 1, 64, (np.zeros(64, np.float32),) * 2, 0)])
+
+
+def test_a_path_that_rounds_otherwise_has_another_expression():
+    def steps(rounds):
+        @kernel(threads=64)
+        def step(x, y):
+            i = cuda.grid(1)
+            if i < 32:
+                y[i] = x[i] * x[i + 1] + x[i + 2]
+            else:
+                y[i] = rounds(x[i], x[i + 1]) + x[i + 2]
+
+        return budgets.stored(assembled(step).ptx)
+
+    alike, otherwise = steps(device(lambda a, b: a * b)), steps(libdevice.fmul_rn)
+    assert alike == {"fma.rn.f32(loaded, loaded, loaded)"} and alike < otherwise
+    assert len(otherwise) == 2 and "mul.rn.f32(loaded, loaded)" in str(otherwise)
+
+
+def test_accesses_that_do_not_fill_sectors_or_meet_in_a_bank_are_counted():
+    @kernel(threads=64)
+    def every_second(x, y):
+        shared = cuda.shared.array(128, float32, 16)
+        t = cuda.threadIdx.x
+        shared[2 * t] = x[t]
+        y[2 * (t % 32)] = shared[2 * t]
+
+    given = np.zeros(64, np.float32), np.zeros(64, np.float32)
+    sectors, banks = budgets.traffic(launch.Record(every_second, (1, 1, 1), (64, 1, 1), given))
+    # Of two warps: 4 sectors read, 8 written where 4 would do; two words of a bank, twice.
+    assert sectors == round(16 / 24, 3) and banks == 0.5
+    whole = reverse_in_shared_memory(barrier=True)
+    assert budgets.traffic(launch.Record(whole, (1, 1, 1), (64, 1, 1), given)) == (1, 1)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])

@@ -68,6 +68,20 @@ def test_manifest_says_where_the_runs_come_from(archive):
     assert facts["failed"] == 0 and facts["run_seconds"] > 0
 
 
+def test_manifest_says_what_the_runs_were(archive):
+    """Walks read no data, in float64 and the reference wing, with seeds of their own."""
+    facts = json.loads((archive.parent / "manifest.json").read_text())
+    configurations = [run["configuration"] for run in archives.read_archive(archive).values()]
+    trained = [c for c in configurations if c["experiment"] == "training"]
+    walked = [c for c in configurations if c["experiment"] == "walk"]
+    assert bool(trained) != facts["data"].startswith("none") and bool(trained) != bool(walked)
+    if walked:
+        assert facts["seeds"] == len({c["seed"] for c in walked})
+        assert (facts["backend"], facts["dtype"]) == ("reference", "float64")
+    else:
+        assert {(c["backend"], c["dtype"]) for c in trained} == {(facts["backend"], facts["dtype"])}
+
+
 def test_the_rules_are_older_than_the_runs(archive):
     """Whoever changes a margin or an exclusion runs anew; what is not judged needs no rules."""
     facts = json.loads((archive.parent / "manifest.json").read_text())

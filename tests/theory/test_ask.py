@@ -26,6 +26,7 @@ def test_sixteen_questions_point_at_claims():
         (6, [f"{math.sqrt(2):.3f}"]),
         (7, ["150", "2.00"]),
         (8, ["0.025", "0.002", "0.05"]),  # 0.1/4 and 0.1/2, 4 times 5e-4
+        (8, [f"{1 - math.cos(math.atan(0.1)):.3g}", "0.00304"]),  # the claim's mean of Adam's turn
         (9, [f"{math.sqrt(0.2):.3f}", f"{math.sqrt(20):.3f}"]),  # sqrt(2 decay/eta)
         (10, ["0.0001", "0.00025"]),
         (11, ["5.3e-07", "4.00"]),  # x (1 - beta1)/(1 + beta1), 8^(2/3)

@@ -115,7 +115,7 @@ def test_it_holds_exactly(id, arithmetic):
 
 
 def test_what_has_an_exact_form_says_so():
-    assert len(EXACT) == 16 and len(IN_SYMBOLS) == 8
+    assert len(EXACT) == 19 and len(IN_SYMBOLS) == 8
     for id, claim in FOLLOWERS.items():
         assert bool(claim.exact) == ("ball" not in claim.unfit), id
         assert claim.exact or claim.unfit["symbol"], id
@@ -184,7 +184,8 @@ def test_a_wrong_law_is_found(monkeypatch, id, law, factor):
         ("muon-polynomial", "directions_balance"),
         ("later-relaxation", "later_equilibrium"),
         ("decay-period", "decay_period"),
-        ("fast-equilibrium", "equilibrium_rate"),
+        ("fast-equilibrium", "loss_near_minimum"),
+        ("hyperball-turn", "hyperball_turn"),
     ],
 )
 def test_a_law_that_is_off_is_found(monkeypatch, id, law):
@@ -316,6 +317,60 @@ def test_the_moment_on_the_sphere_is_the_norm():
     after = np.sqrt((a * norm) ** 2 + (eta * g) ** 2)
     found = laws.next_sphere_moment(moment(norm), (norm * g) ** 2, beta)
     assert found == pytest.approx(moment(after), rel=1e-14)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("memory", [0.0, 0.5, 0.9])
+def test_the_turn_under_hyperball_solves_its_equations(rate, memory):
+    """A and q iterated from a buffer without memory, against the root of the cubic."""
+    A = 0.0
+    for _ in range(5000):
+        q = np.sqrt(1 - 2 * rate * A + rate * rate)
+        A = memory * (A - rate) / q
+    assert laws.hyperball_turn(rate, memory) == pytest.approx(1 - (1 - rate * A) / q, rel=1e-9)
+
+
+def test_what_a_finite_beta2_takes_from_adamps_growth():
+    """E|m'|^2/v of many simulated weights, m and v averages of the same Gaussian gradients."""
+    beta1, beta2, rng = 0.5, 0.9, np.random.default_rng(0)
+    m, v, found = np.zeros(40000), np.ones(40000), []
+    for step in range(160):
+        g = rng.standard_normal(m.shape)
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        if step >= 60:
+            found.append(np.mean(m * m / v))
+    law = (1 - beta1) / (1 + beta1) * (1 + laws.projected_correction(beta1, beta2))
+    # the first order is -9 %; left is the second
+    assert abs(np.mean(found) / law - 1) < 0.3 * abs(laws.projected_correction(beta1, beta2))
+
+
+@pytest.mark.parametrize("steps", [1000, 4000])
+def test_adamps_clock_runs_evenly(steps):
+    """|w|^2 and v's lag iterated, without fluctuations, at 2 x tau = 0.1 and 0.025."""
+    beta1, beta2, x = 0.5, 0.99, 0.5 / steps
+    a, y, v, m, path = 1 - x, 4.0, 0.25, 0.25, []
+    for _ in range(steps):
+        path.append(y)
+        v, m = beta2 * v + (1 - beta2) / y, beta1**2 * m + (1 - beta1**2) / y
+        y = a * a * y + (1 - a * a) * m / v
+    q = np.sqrt(np.array([path[300], path[-1]]))
+    clock = laws.projected_clock(q, x, beta1, beta2)
+    fluctuating = laws.projected_correction(beta1, beta2) / (q * q - 1)
+    fallen = np.subtract(*(clock + fluctuating)) / (len(path) - 301)
+    assert fallen == pytest.approx(-2 * np.log(a), rel=0.004)
+
+
+def test_the_loss_near_a_minimum_settles_where_growth_and_decay_balance():
+    """Phi^2 S = 1/a^2 - 1 in the end, S with the signal's part; without curvature it is SGD's."""
+    rate, decay, h = 0.1, 0.02, 4.0
+    losses = laws.loss_near_minimum(rate, decay, h, 1.0, 0.05, 20000)
+    P, a = 2 * losses[-1] / h, 1 - rate * decay
+    size = 1 / a**2
+    phi = np.sqrt((size - 1) / (1 + h * h * (1 - P) * P))
+    kept = (1 - P) * (1 + phi * h * P) ** 2
+    assert 1 - kept / size == pytest.approx(P, rel=1e-9)
+    assert losses[-1] == pytest.approx(phi / (4 - 2 * phi * h), rel=0.02)
+    assert losses[0] == 0.05
 
 
 def test_a_claim_of_several_parts_fails_where_one_does():

@@ -138,6 +138,7 @@ PROPAGATED = {
     "exp": (np.exp, 1),
     "log": (np.log, 1),
     "tanh": (np.tanh, 1),
+    "cosh": (np.cosh, 1),
     "negative": (np.negative, 1),
     "mean": (lambda x, y: x + y.mean(), 2),
     "power": (lambda x: x**3, 1),

@@ -172,7 +172,7 @@ def gradient_orthogonality(subject):
     # bound.
     X, targets = subject.X[:_EXAMPLES], subject.targets[:_EXAMPLES]
     closest, laws = Closest(), []
-    control, control_bound, as_predicted = np.inf, 0.0, True
+    controls, as_predicted = [], True
     for network in subject.states:
         closest.take(worst_orthogonality(network, X, targets)[0])
         for eps in (1e-5, 0.5):
@@ -180,11 +180,12 @@ def gradient_orthogonality(subject):
             laws.append(here.ratio if here.bound else np.inf)
             as_predicted &= here.residual <= here.bound
             if eps == 0.5:
-                control, control_bound = min(control, leak), max(control_bound, here.bound)
+                controls.append(leak)
+    control = min(controls, key=lambda leak: leak.ratio)
     return closest.measurement(
         how="running error of the backward pass: sum |w| error(grad) / (|w| |grad|)",
-        control=control,
-        control_least=100 * max(closest.bound, control_bound),
+        control=control.residual,
+        control_least=100 * max(closest.bound, control.bound),
         control_as_predicted=bool(as_predicted),
         details={
             "residual over bound with eps > 0": max(laws),

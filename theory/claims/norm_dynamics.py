@@ -95,8 +95,7 @@ that of the cross term.
 )
 def norm_growth(subject):
     """||w'|^2 - predicted| / |w'|^2 of the group and step that come closest to their bound."""
-    closest, control, control_bound = Closest(), 0.0, 0.0
-    steps = 0
+    closest, broken, steps = Closest(), Closest(), 0
     for network in subject.states:
         for eps in (0.0, EPS):
             current = network.with_eps(eps)
@@ -106,16 +105,13 @@ def norm_growth(subject):
                 residual, bound, size, without_leak = map(
                     np.concatenate, zip(*results, strict=True)
                 )
-                here = Closest()
-                here.offer(np.abs(residual) / size, bound / size)
-                closest.take(here)
+                closest.offer(np.abs(residual) / size, bound / size)
                 if eps:
-                    control = max(control, float(np.max(np.abs(without_leak) / size)))
-                    control_bound = max(control_bound, here.bound)
+                    broken.offer(np.abs(without_leak) / size, bound / size)
     return closest.measurement(
         how="running error of update and cross term, relative to |w'|^2",
-        control=control,
-        control_least=100 * max(closest.bound, control_bound),
+        control=broken.residual,
+        control_least=100 * max(closest.bound, broken.bound),
         details={"steps": steps, "unit round-off": unit_roundoff(subject.network.dtype)},
     )
 

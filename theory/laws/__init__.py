@@ -16,9 +16,9 @@ does not.  Times are steps.  No quantity has a unit but the powers of w's that `
     finite        what a beta2 below 1 adds to Adam's and AdamW's
     memory        what gradients that remember put in the place of s^2
     remedies      |w| held at 1: the rate that is left, and the threshold
-    later         equilibria of Lion, Muon, SGDP, AdamP: the optimizers after the paper
+    later         Lion, Muon, SGDP, AdamP, Hyperball: the optimizers after the paper
     schedules     schedules that are decay, and how decay and schedule move the effective rate
-    sphere        without noise: the period of decay
+    sphere        the period of decay without noise, the mean loss with it
     batch         what becomes of hyper-parameters where the batch's size changes
 
 Every formula is made of + - * /, np.sqrt, np.log and np.abs, so that it takes floats, arrays, balls
@@ -55,10 +55,13 @@ from theory.laws.later import (
     coupled_equilibrium,
     directions_balance,
     directions_turn,
+    hyperball_turn,
     later_equilibrium,
     lion_correlation,
     lion_published,
     projected_balance,
+    projected_clock,
+    projected_correction,
 )
 from theory.laws.memory import (
     MEMORIES,
@@ -114,7 +117,7 @@ from theory.laws.schedules import (
     schedule_growth,
     sphere_moment,
 )
-from theory.laws.sphere import decay_period, dilogarithm, jump_rate
+from theory.laws.sphere import decay_period, dilogarithm, jump_rate, loss_near_minimum
 
 __all__ = [
     "BALANCES",
@@ -164,11 +167,13 @@ __all__ = [
     "fixed_norm_rate",
     "fixed_norm_share",
     "growth",
+    "hyperball_turn",
     "jump_rate",
     "later_equilibrium",
     "limit",
     "lion_correlation",
     "lion_published",
+    "loss_near_minimum",
     "momentum_balance",
     "momentum_memory",
     "momentum_schedule",
@@ -187,6 +192,8 @@ __all__ = [
     "power_clock",
     "powers",
     "projected_balance",
+    "projected_clock",
+    "projected_correction",
     "rate_exponents",
     "rate_power",
     "relaxation_rate",

@@ -11,7 +11,8 @@ at any x.  AdamW's c_k = beta1^k gives its law of balance.py; Lion's directions 
 polar factors, and steps along the gradient alone, sign or normalized, have S = 0.
 
 SGDP and AdamP take from the average v of gradients its part along w, which v has though no
-gradient has one.
+gradient has one.  Hyperball holds |w| and the length of the step, and what the step remembers
+makes it turn by less.
 """
 
 from collections.abc import Callable
@@ -104,6 +105,41 @@ def projected_balance(x: Number, memory: Number) -> Number:
     return 1 / (lost * (1 + memory * memory * lost / ((1 - a * memory) * (1 - a * memory))))
 
 
+def projected_correction(memory: Number, beta2: Number) -> Number:
+    r"""Return what a finite beta2 adds to E|m'/sqrt(v)|^2, relative, first order in 1 - beta2.
+
+    2 e/(1 + B) - 2 e (1 - b^2)/(1 - B b^2), b = beta1, B = beta2, e = 1 - B, of Gaussian gradients:
+    S - D2/M of finite.py at n = 0 and C -> infinity.  AdamP's |w|^2 grows by that square alone: its
+    steps are orthogonal to w, so that nothing which |w| did before takes part.  Source: ours.
+
+    >>> round(projected_correction(0.0, 0.99), 5)
+    -0.00995
+    """
+    e, square = 1 - beta2, memory * memory
+    return 2 * e / (1 + beta2) - 2 * e * (1 - square) / (1 - beta2 * square)
+
+
+def projected_clock(q: Number, small: Number, memory: Number, beta2: Number) -> Number:
+    r"""Return log|q^2 - 1| under AdamP as v lags behind, which falls by 2 x per step.
+
+    log|y - 1| - e/(y - 1) + 2 x (tau - b) log|1 - 1/y|, y = q^2: while |w|^2 falls by the part
+    d = 2 x (1 - 1/y) per step |g|^2 rises, and |m'|^2/v, by which |w|^2 grows, is larger by (tau -
+    b) d: tau = beta2/(1 - beta2) is the mean age of the gradients in v, b = beta1^2/(1 - beta1^2)
+    that in |m'|^2.  e is projected_correction.  By dF/dq dq/dt = -2 x.  First order in tau x, and
+    for beta1^2 x far below (1 - beta1)^2 (projected_balance).
+
+    q: |w| over its limit at beta2 -> 1, floats or arrays.  small: x.  Source: ours.
+
+    >>> late, early = (projected_clock(q, 1e-4, 0.5, 0.99) for q in (2.0, 4.0))
+    >>> round(float((early - late) / np.log(5) - 1), 5)
+    0.0011
+    """
+    y = q * q
+    lag = beta2 / (1 - beta2) - memory * memory / (1 - memory * memory)
+    behind = 2 * small * lag * np.log(np.abs(1 - 1 / y))
+    return np.log(np.abs(y - 1)) - projected_correction(memory, beta2) / (y - 1) + behind
+
+
 def later_equilibrium(
     optimizer: str,
     learning_rate: float,
@@ -179,3 +215,22 @@ def coupled_equilibrium(
     square = start * q
     turn = learning_rate * learning_rate * d / (2 * square)
     return Equilibrium(np.sqrt(square), turn, turn / share)
+
+
+def hyperball_turn(rate: float, memory: float) -> float:
+    r"""Return 1 - cos(w, w') of w' = N(w - rate N(m)), m an average of gradients of memory rho.
+
+    |w| = 1.  (q^2 - 1 - rate^2) (q - rho) = 2 rho rate^2, A = -rho rate/(q - rho), cos =
+    (1 - rate A)/q: q is |w - rate N(m)| and A = <w, m>/|m|, which memory makes negative, since
+    <w', m''> = rho <w', m'> = rho (A - rate) |m|/q.  rho = 0: the cosine of arctan rate; for rate
+    << 1 - rho as well.  Floats, for many weights and gradients of one size.  Source: ours.
+
+    >>> round(hyperball_turn(0.75, 0.0), 12), round(hyperball_turn(0.3, 0.9), 5)
+    (0.2, 0.01152)
+    """
+    low, high = 1.0, float(np.sqrt(1 + rate * rate * (1 + memory) / (1 - memory)))
+    for _ in range(80):
+        q = (low + high) / 2
+        above = (q * q - 1 - rate * rate) * (q - memory) > 2 * memory * rate * rate
+        low, high = (low, q) if above else (q, high)
+    return float(1 - (1 + memory * rate * rate / (q - memory)) / q)

@@ -214,21 +214,22 @@ def orthogonality(network, group, X, targets, trace=None):
 
 
 def worst_orthogonality(network, X, targets):
-    """Return the Closest of |residual - leak| to its bound, and the largest |residual|.
+    """Return the Closest of |residual - leak| to its bound, and that of |residual|.
 
     Each is relative to |w| |grad L|.
     """
     trace = network.trace(X, targets)
-    closest, largest = Closest(), 0.0
+    closest, leaking = Closest(), Closest()
     for group in network.invariance_groups():
         residual, leak, size, bound = orthogonality(network, group, X, targets, trace)
         # A gradient that is rounding alone has any angle: no bound of 1 can be exceeded.
         alive = (size > 0) & (bound < size)
         if not alive.any():
             continue
-        closest.offer(np.abs(residual - leak)[alive] / size[alive], bound[alive] / size[alive])
-        largest = max(largest, float(np.max(np.abs(residual[alive]) / size[alive])))
-    return closest, largest
+        relative = bound[alive] / size[alive]
+        closest.offer(np.abs(residual - leak)[alive] / size[alive], relative)
+        leaking.offer(np.abs(residual[alive]) / size[alive], relative)
+    return closest, leaking
 
 
 # The same in balls and symbols, where nothing is left by rounding

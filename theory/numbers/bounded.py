@@ -9,7 +9,7 @@ by hand: it is the formula, run on other numbers.  The rules, with u the unit ro
 
     one arithmetic operation     propagated error + u |result| + tiny, unless it is an exact 0
     sums and matrix products     gamma_n sum |terms|, whatever the order of summation
-    exp, log, tanh, powers       propagated error + 4 ulp, what NumPy documents for its own
+    exp, log, tanh, cosh, powers propagated error + 4 ulp, what NumPy documents for its own
     a Python float               the error of rounding it to the precision first
 
 where tiny, the smallest normal number, is what a result may lose by underflow.  What is selected
@@ -225,6 +225,14 @@ def _tanh_error(arithmetic, value, a):
     return _rounded(arithmetic, value, a[1], LIBRARY_ULPS)  # |tanh'| <= 1
 
 
+def _cosh_error(arithmetic, value, a):
+    # |cosh x' - cosh x| = 2 |sinh m sinh d|, m = (x' + x)/2 and d = (x' - x)/2
+    x, ex = a
+    return _rounded(
+        arithmetic, value, 2 * np.sinh(np.abs(x) + ex / 2) * np.sinh(ex / 2), LIBRARY_ULPS
+    )
+
+
 def _power_error(arithmetic, value, a, b):
     (x, ex), (n, _) = a, b  # n is a whole number
     return _rounded(arithmetic, value, (np.abs(x) + ex) ** n - np.abs(x) ** n, LIBRARY_ULPS)
@@ -262,6 +270,7 @@ _RULES = {
     np.exp: _exp_error,
     np.log: _log_error,
     np.tanh: _tanh_error,
+    np.cosh: _cosh_error,
 }
 _COMPARISONS = (
     *(np.equal, np.not_equal, np.greater, np.greater_equal, np.less, np.less_equal),

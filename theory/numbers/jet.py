@@ -106,5 +106,6 @@ _RULES = {
     np.exp: (lambda t, y, a: t * y,),
     np.log: (lambda t, y, a: t / a,),
     np.tanh: (lambda t, y, a: t * (1 - y * y),),
+    np.cosh: (lambda t, y, a: t * (y * np.tanh(a)),),
 }
 _OF_VALUES = (np.greater, np.less_equal, np.equal, np.isfinite, np.isnan)

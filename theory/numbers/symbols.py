@@ -153,6 +153,11 @@ class Expression:
     def tanh(self):
         return self._of(self.symbols.sympy.tanh(self.expression))
 
+    def cosh(self):
+        # By tanh, so that one function's powers are left: cosh^2 = 1 / (1 - tanh^2).
+        root = self.symbols.sympy.sqrt(1 - self.symbols.sympy.tanh(self.expression) ** 2)
+        return self._of(1 / root)
+
     def __gt__(self, zero):
         return self.symbols.positive(self.expression)
 

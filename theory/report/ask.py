@@ -89,12 +89,15 @@ def _dies():
 def _renormalize():
     before = {"learning_rate": 0.1, "weight_decay": 5e-4}
     sgd, adam = (convert(name, rescale=0.5, **before) for name in ("SGD", "Adam"))
+    plain, remembered = (laws.hyperball_turn(0.1, memory) for memory in (0.0, 0.9))
     return (
         "The function stays, the effective rate does not: w/a has a^2 times it under SGD, a times "
         "under Adam. theory.convert gives the settings with which the run goes on unchanged: after "
         f"halving w, eta = 0.1 and decay 5e-4 become {sgd['learning_rate']:.3g} and "
         f"{sgd['weight_decay']:.3g} (SGD, its momentum buffer times 2), "
-        f"{adam['learning_rate']:.3g} and {adam['weight_decay']:.3g} (Adam + L2)."
+        f"{adam['learning_rate']:.3g} and {adam['weight_decay']:.3g} (Adam + L2). At every step, "
+        "with steps of a set length, it is Hyperball or Rotational: no decay is needed, and 1 - "
+        f"cos of a step of 0.1 |w| is {plain:.3g}, with momentum 0.9 {remembered:.3g}."
     )
 
 
@@ -215,7 +218,7 @@ QUESTIONS = (
     Question(
         "Can I renormalize the weights every k steps instead of AdamP or decay?",
         _renormalize,
-        ("optimizer-symmetry", "later-symmetry", "projected-steps"),
+        ("optimizer-symmetry", "later-symmetry", "projected-steps", "hyperball-turn"),
     ),
     Question(
         "Why does the gradient's norm rise while the loss falls?",

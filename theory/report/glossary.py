@@ -238,10 +238,43 @@ OWN = {
         r"z": "Φ a; with the indices 0 and 1 its smallest and next largest value",
         r"T": "steps from the one to the other",
     },
-    "rotational-variant": {
-        r"N": "puts a vector to the length 1",
+    "rotational-step": {
         r"\eta": "learning rate; with the index r, length of a step over |w|",
         r"\varphi": "angle of a step",
+        r"u": "the optimizer's update, before the learning rate",
+        r"p": "its part orthogonal to w",
+        r"s": "running mean of |p|²",
+        r"\bar": "over 1 − βᵗ, as in Adam",
+        r"\beta": "the decay of that mean",
+    },
+    "rotational-variant": {
+        **_DECAYED,
+        r"\eta": "learning rate; with the index r, length of a step over |w|",
+        r"\varphi": "angle of a step",
+        r"p": "the update's part orthogonal to w",
+        r"s": "running mean of |p|²",
+        r"\beta": "β₁ or β₂",
+    },
+    "hyperball-turn": {
+        r"N": "puts a matrix to the length 1",
+        r"m": "the average of gradients along which steps go",
+        r"\rho": "its memory: momentum, or β₁",
+        r"A": "⟨w, N(m)⟩",
+        r"q": "|w − η N(m)|",
+        r"\varphi": "angle of a step",
+    },
+    "forced-normalization": {
+        r"\varepsilon": "what is added to the norm of w, over √n",
+        r"\hat": "after the step, before w is normalized",
+        r"n": "number of weights of a unit",
+        r"N": "puts a vector to the length 1",
+        r"q": "|w| over √n",
+    },
+    "norm-oscillator": {
+        r"v": "momentum's buffer",
+        r"A": "⟨w, v⟩, v with the step's gradient in it",
+        r"\gamma": "damping of the published oscillator",
+        r"\omega": "its frequency",
     },
     "coupled-equilibrium": {r"d": "square of a step's length, over η²", r"o": "the step over −η"},
     "muon-polynomial": {
@@ -314,6 +347,13 @@ OWN = {
         r"D": "the difference that is followed",
         r"h": "ReLU's outputs",
     },
+    "rescale-law": {
+        r"W": "the matrix that leads into the units",
+        r"V": "the matrix that leads out of them",
+        r"D": "the difference that is followed, of each unit j",
+        r"h": "ReLU's outputs",
+        r"\partial": "partial derivative",
+    },
     "homogeneous-network": {
         r"\theta": "all weights",
         r"M": "number of layers",
@@ -340,6 +380,7 @@ _PASSED_BY = {
 
 # How symbols are shown that are nothing alone
 _SHOWN = {r"\dot": r"\dot y", r"\overline": r"\overline g", r"\tilde": r"\tilde w"}
+_SHOWN |= {r"\bar": r"\bar s", r"\hat": r"\hat w"}
 _SHOWN[r"\langle"] = r"\langle a, b \rangle"
 
 

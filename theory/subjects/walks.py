@@ -104,7 +104,7 @@ def kept(optimizer, parameter, *names):
 
 def second_moment(optimizer, parameter):
     """Return Adam's corrected v of a parameter; 1 for an optimizer without, and before a step."""
-    if not optimizer.counts_steps or not optimizer.t:
+    if "v" not in optimizer.state.get(parameter, {}):
         return 1.0
     beta2 = optimizer.hyper_parameters(parameter)["beta2"]
     return kept(optimizer, parameter, "v") / (1 - beta2**optimizer.t)

@@ -143,13 +143,8 @@ def _without_cancelled(network):
 
 
 def _cancelled(network):
-    """Return the names of the biases whose weights have a scale that is absorbed without them.
-
-    Of weight norm that scale is g.
-    """
-    alone = [g.parameters[0] for g in network.invariance_groups() if len(g.parameters) == 1]
-    biases = [f"{name[:-2]}.b" for name in alone if name.endswith((".W", ".g"))]
-    return [name for name in biases if name in network.parameters]
+    """Return the names of the biases that a normalization cancels."""
+    return [name for name in network.cancelled_parameters() if name.endswith(".b")]
 
 
 def _stripped(name, layer, cancelled):

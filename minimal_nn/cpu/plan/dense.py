@@ -172,9 +172,11 @@ class DenseLayers:
         if kind == "identity":
             return z, None
         self.program.columns(len(z.array))
+        if activation.keeps_input(kind):
+            self._keep(z)
         y, count = self._over(z, operation.input_shape[0]), self.rows * z.row
         activation.emit_forward(self.program, kind, z.elements, y.elements, count)
-        return self._keep(y), {"y": y, "kind": kind}
+        return self._keep(y), {"z": z, "y": y, "kind": kind}
 
     # Blocks of two branches
 
@@ -241,10 +243,9 @@ class DenseLayers:
         if saved is None:
             return dy
         self.program.columns(len(dy.array))
-        dz, y = dy.renewed(), saved["y"]
-        activation.emit_backward(
-            self.program, saved["kind"], y.elements, dy.elements, dz.elements, self.rows * dy.row
-        )
+        dz = dy.renewed()
+        places = (place.elements for place in (saved["z"], saved["y"], dy, dz))
+        activation.emit_backward(self.program, saved["kind"], *places, self.rows * dy.row)
         return dz
 
     def _batchnorm_backward(self, operation, saved, dy, needed):

@@ -183,7 +183,7 @@ class ImageLayers:
             if operation.module in POOLINGS:
                 height, width, _ = operation.output_shape
                 place = self._space(f"{whose}pooled {number}", (height * width, channels))
-            elif read_later:
+            elif read_later or activation.keeps_input(operation.options["kind"]):
                 place = self._space(f"{whose}activated {number}", (height * width, channels))
             else:
                 place = before.renewed()
@@ -369,6 +369,7 @@ class ImageLayers:
                 activation.emit_backward(
                     self.program,
                     operation.options["kind"],
+                    _part(before, operation.input_shape, channels, part),
                     _part(after, operation.output_shape, channels, part),
                     here,
                     target,

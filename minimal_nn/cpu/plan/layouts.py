@@ -65,7 +65,7 @@ class Parameter:
         self.shape = layout.unpack(self.arrays[0]).shape
         self.unit_size, self.unit_count = layout.unit_size, layout.unit_count
         self.table = self.norm = None
-        self.frozen = False
+        self.frozen = self.cancelled = False
 
     @property
     def units(self):

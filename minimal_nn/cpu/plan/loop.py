@@ -150,6 +150,7 @@ class TrainingLoop:
             self.program, optimizer.formula, self.dtype, turns, scheduled, clip_norm, parts
         )
         self.work = 0
+        self.cancelled = [n for n, c in network.cancelled.items() if c.applies(True, frozen)]
         self.data = np.zeros(2, dtype=np.int64)
         self.batches = np.zeros((turns, batch_size), dtype=np.int64)
         self.source = self.data, elements(self.batches)
@@ -191,7 +192,7 @@ class TrainingLoop:
         if isinstance(layout, int):
             layout = Vector(layout, self.dtype)
         found = Parameter(self.program, name, layout, self.slots, self.dtype)
-        found.frozen = self.stays(operation)
+        found.frozen, found.cancelled = self.stays(operation), name in self.cancelled
         self.parameters[name] = found
         return found
 

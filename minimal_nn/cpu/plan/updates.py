@@ -51,6 +51,10 @@ class Updates:
         """
         if parameter.frozen:
             return
+        if parameter.cancelled:
+            gradient = gradient.renewed()
+            numbers = gradient.at(row=1, step=parameter.unit_size)
+            clipping.emit_zeros(self.program, numbers, parameter.unit_count)
         if not self.waits:
             self._emit_update(parameter, gradient)
             return

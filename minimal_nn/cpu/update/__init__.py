@@ -40,6 +40,7 @@ from minimal_nn.cpu.update.clipping import clip as clip
 from minimal_nn.errors import ZeroNormError
 from minimal_nn.reference import update as reference
 from minimal_nn.reference.arguments import expect_broadcast, expect_norm, expect_shape
+from minimal_nn.reference.extremes import FIXED_NORM
 from minimal_nn.reference.update import of_step
 
 ZERO_NORM = 4  # the status
@@ -605,7 +606,5 @@ def zero_units(w):
 
 def zero_norm(w):
     """Return the error that names the units whose weights are all 0."""
-    return ZeroNormError(
-        f"w: the weights of units {zero_units(w)[:8].tolist()} are all 0 after the step, where "
-        "w/|w| is undefined; expected norms > 0: use a smaller learning rate or decay"
-    )
+    whose, what = FIXED_NORM
+    return ZeroNormError(f"{whose} {zero_units(w)[:8].tolist()} {what}")

@@ -1,4 +1,5 @@
-"""Gradients of a whole step: added up over its parts, and clipped by their global norm.
+"""Gradients of a whole step: added up over its parts, clipped by their global norm, and set to 0
+where a normalization cancels the parameter.
 
 The norm is taken in a fixed order that does not depend on how gradients lie in memory: of each
 column of a matrix or kernel, of these (or a vector's numbers) for each parameter, and of these.
@@ -77,6 +78,12 @@ def scale_kernel(step, thread, unit, g, g_step, factor, count):
             store(where, load(where) * a)
 
 
+@kernel(g=lambda k: writes(each(k.g_step), round_up(k.count, k.g.lanes)))
+def zeros_kernel(step, thread, unit, g, g_step, count):
+    for i in range(0, count, g.lanes):
+        store(g + (unit * g_step + i), fill(g, 0.0))
+
+
 @kernel(
     total=lambda k: updates(each(k.total_step), round_up(k.count, k.total.lanes)),
     g=lambda k: reads(each(k.g_step), round_up(k.count, k.g.lanes)),
@@ -90,6 +97,11 @@ def accumulate_kernel(step, thread, unit, total, total_step, g, g_step, share, p
         where = total + (unit * total_step + i)
         before = zero if fresh else load(where)
         store(where, fma(a, load(g + (unit * g_step + i)), before))
+
+
+def emit_zeros(program, g, count):
+    """Emit 0 for the unit's `count` numbers of g."""
+    program.call(zeros_kernel, g, count)
 
 
 def emit_accumulate(program, total, g, parts, count):

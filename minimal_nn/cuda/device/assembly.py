@@ -1,6 +1,7 @@
 """What a kernel becomes on the chip, seen without one: PTX, registers, spills, and faults.
 
-`assemble` compiles a kernel for sm_90a (H100, H200) and lets `ptxas` assemble it.  `faults` lists
+`assemble` compiles a kernel for sm_90a (H100, H200), or for sm_80 (A100, and what else is 8.x), and
+lets `ptxas` assemble it.  `faults` lists
 what must not be there: spilled registers, a stack, atomics, and float64 in a kernel of float32.
 The signature of a kernel comes from a launch under `launch.recorded`.
 """
@@ -21,6 +22,7 @@ from minimal_nn.cuda.device.language import cuda
 from minimal_nn.cuda.device.toolkit import tool
 
 CAPABILITY = (9, 0, "a")
+OLDER = (8, 0)  # whose code all devices 8.x run
 ENTRY = "kernel"  # what the code of a kernel is called
 REGISTERS = 65536  # of one multiprocessor
 THREADS = 2048
@@ -62,6 +64,11 @@ class Assembly(NamedTuple):
         return min(by_registers, THREADS // self.threads, by_shared, 32)
 
 
+def compiled_for(found):
+    """Return the capability that kernels are compiled for, for a device of the capability found."""
+    return {9: CAPABILITY, 8: OLDER}.get(found[0], found)
+
+
 def architecture(capability):
     """Return what `ptxas` calls a compute capability: sm_90a for (9, 0, "a")."""
     return "sm_" + "".join(map(str, capability))
@@ -88,7 +95,28 @@ def compile_ptx(kernel, signature, capability=CAPABILITY):
             kernel.function, types.void(*signature), cc=capability, launch_bounds=kernel.bounds
         )
     (entry,) = _ENTRY.findall(ptx)
-    return ptx.replace(entry, ENTRY)
+    ptx = ptx.replace(entry, ENTRY)
+    return _for_older(ptx) if capability == OLDER else ptx
+
+
+def _for_older(ptx):
+    """Return the PTX with each float64 product 16 x 8 x 8, which sm_80 lacks, as four 8 x 8 x 4.
+
+    The lanes hold the same entries: rows g from a0 and a2, rows g + 8 from a1 and a3.
+    """
+    product = "mma.sync.aligned.{}.row.col.f64.f64.f64.f64"
+
+    def parts(found):
+        d, a, b, c = (group.split(", ") for group in re.findall(r"{(.*?)}", found[1]))
+        lines = []
+        for half in (0, 1):
+            out, before = (f"{{{x[2 * half]}, {x[2 * half + 1]}}}" for x in (d, c))
+            for k, added in ((0, before), (1, out)):
+                operands = f"{out}, {{{a[half + 2 * k]}}}, {{{b[k]}}}, {added};"
+                lines.append(f"{product.format('m8n8k4')} {operands}")
+        return "\n\t".join(lines)
+
+    return re.sub(re.escape(product.format("m16n8k8")) + " (.*?);", parts, ptx)
 
 
 def assemble(kernel, signature, capability=CAPABILITY):

@@ -11,7 +11,7 @@ import numpy as np
 
 from minimal_nn.cuda.device import cubins, private
 from minimal_nn.cuda.device.arguments import flattened, signature
-from minimal_nn.cuda.device.assembly import CAPABILITY, ENTRY, architecture
+from minimal_nn.cuda.device.assembly import ENTRY, OLDER, architecture, assemble, compiled_for
 from minimal_nn.cuda.device.errors import translated
 from minimal_nn.cuda.device.language import cuda
 
@@ -96,14 +96,13 @@ class Chip:
         return self._codes[key]
 
     def _loaded(self, kernel, kinds):
+        capability = compiled_for(cuda.get_current_device().compute_capability)
         if self.folder is not None:
-            major, minor = cuda.get_current_device().compute_capability
-            capability = CAPABILITY if (major, minor) == CAPABILITY[:2] else (major, minor)
             path = cubins.path(self.folder, kernel, kinds, architecture(capability))
             if path.exists():
-                from cuda.core import ObjectCode
-
-                return ObjectCode.from_cubin(path.read_bytes()).get_kernel(ENTRY)
+                return _from_cubin(path.read_bytes())
+        if capability == OLDER:  # numba-cuda knows nothing of the products that it lacks
+            return _from_cubin(assemble(kernel, kinds, OLDER).cubin)
         return private.code(kernel.dispatcher.compile(kinds))
 
     def capture(self, calls):
@@ -136,6 +135,12 @@ class Chip:
     def synchronize(self):
         with translated():
             cuda.synchronize()
+
+
+def _from_cubin(content):
+    from cuda.core import ObjectCode
+
+    return ObjectCode.from_cubin(content).get_kernel(ENTRY)
 
 
 @functools.cache

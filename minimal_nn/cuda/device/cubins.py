@@ -7,6 +7,7 @@ kernel and of all that it calls, its launch bounds, the types of its arguments, 
 and the compilers.  A kernel that has changed since is not found, and compiled as without a folder.
 """
 
+import dis
 import functools
 import hashlib
 import inspect
@@ -37,18 +38,20 @@ def write(folder, kernel, signature, capability):
 
 def described(function):
     """Return the text of a function and what all names in it mean, as nested tuples."""
-    scope = function.__globals__
-    names = sorted({*function.__code__.co_names} & scope.keys())
-    return function.text, tuple((name, _meaning(scope[name])) for name in names)
+    scope, steps = function.__globals__, dis.get_instructions(function)
+    names = sorted({step.argval for step in steps if step.opname == "LOAD_GLOBAL"} & scope.keys())
+    return function.text, tuple((name, _meaning(name, scope[name])) for name in names)
 
 
-def _meaning(value):
+def _meaning(name, value):
     if hasattr(value, "py_func"):
         return described(value.py_func)
     if isinstance(value, python_types.ModuleType):
         return value.__name__
     if hasattr(value, "_defn"):  # an intrinsic
         return value._name, _text_of_intrinsics()
+    if callable(value) and " at 0x" in repr(value):
+        raise TypeError(f"{name}: got {value}, which has another key in every process")
     return repr(value)
 
 

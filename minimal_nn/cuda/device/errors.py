@@ -9,8 +9,8 @@ _INSTALL = "pip install 'l2-versus-normalization[cuda]'"
 _SIMULATE = "or set MINIMAL_NN_CUDA=simulator to run small sizes on the CPU"
 _CODES = {
     100: f"No CUDA device was found: attach one (nvidia-smi lists them), {_SIMULATE}.",
-    209: "The device cannot run these kernels, which are made for compute capability 9.0 (H100, "
-    "H200) and a driver for CUDA 13: use such a device, or the backend 'cpu'.",
+    209: "The device cannot run these kernels, which are made for compute capability 8.0 to 9.0 "
+    "(A100, H100, H200) and a driver for CUDA 13: use such a device, or the backend 'cpu'.",
     218: "The driver cannot read these kernels: install the compiler parts of CUDA 13.0 "
     f"({_INSTALL}) or a newer driver.",
     222: "The driver is older than the compiler that made these kernels: install the compiler "

@@ -70,10 +70,9 @@ def _vectors(n):
     def store_each(mask, array, index, values):
         index = _places(mask, array, index, n)
         who = slice(None) if mask is None else mask
+        lockstep.note_write(mask, array, index, *values)
         for j, value in enumerate(values):
-            value = spread(value)
-            lockstep.note_write(mask, array, index + j, value)
-            array[index[who] + j] = value[who]
+            array[index[who] + j] = spread(value)[who]
 
     MEANINGS[f"load{n}"], MEANINGS[f"store{n}"] = (load, load_each), (store, store_each)
 

@@ -176,10 +176,12 @@ def note_read(mask, array, index, n=1):
             _watch.read(array, places + j, who)
 
 
-def note_write(mask, array, index, value):
+def note_write(mask, array, index, *values):
+    """Tell the race detector of neighbours that each thread writes."""
     if _watch is not None:
         places, who = _accesses(mask, array, index)
-        _watch.write(array, places, who, spread(value)[who].astype(array.dtype))
+        for j, value in enumerate(values):
+            _watch.write(array, places + j, who, spread(value)[who].astype(array.dtype))
 
 
 def set_out(array, places, threads, numbers):

@@ -122,7 +122,8 @@ class _Math:
 
     pi, inf, nan = math.pi, math.inf, math.nan
     sqrt, exp, log, log1p, expm1 = np.sqrt, np.exp, np.log, np.log1p, np.expm1
-    tanh, fabs, floor, ceil, copysign = np.tanh, np.fabs, np.floor, np.ceil, np.copysign
+    tanh, cosh = np.tanh, np.cosh
+    fabs, floor, ceil, copysign = np.fabs, np.floor, np.ceil, np.copysign
     isnan, isinf, isfinite = np.isnan, np.isinf, np.isfinite
 
 

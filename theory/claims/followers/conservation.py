@@ -12,8 +12,10 @@ from theory.claims.followers.table import NARROW, follower, networks
 from theory.measures.bits import bit_exact, differing
 from theory.measures.closest import Closest
 from theory.measures.exact_runs import UPDATE
+from theory.measures.groups import group_sum
+from theory.measures.orthogonality import orthogonality
 from theory.numbers.bounded import Bounded, gamma, unit_roundoff
-from theory.subjects.networks import dtype_name, network_subject, to_numpy
+from theory.subjects.networks import dtype_name, network_subject, to_numpy, weight_groups
 
 _ETA, _DECAY, _BATCH, _WIDE = 0.25, 0.5, 16, np.longdouble
 _SHRINK = 1 - _ETA * _DECAY
@@ -195,6 +197,104 @@ def _three(after, now, before):
     return np.abs(sums[0] - trace * sums[1] + _WIDE(_RHO) * sums[2]), rounding
 
 
+_SQUARE_DECAY = 0.75  # 2 eta decay = 3/8: the roots are again 1/2 and 1/4
+
+
+@follower(
+    id="norm-oscillator",
+    statement=r"|w_{t+2}|^2 - (1 + \rho - 2 x) |w_{t+1}|^2 + \rho |w_t|^2 = \eta^2 (|v_{t+2}|^2 + "
+    r"\rho |v_{t+1}|^2)",
+    source="Kunin et al. 2021 (the squared norm as a driven oscillator), in exact discrete form",
+    cite="KSG21",
+    assumptions=(
+        "heavy ball with decay, eps = 0: rho = 1/8, x = 3/16",
+        "w_{t+1} = w_t - eta v_{t+1}, v the buffer with its step's gradient and decay in it",
+    ),
+    control="the squared gradient in the place of the squared buffer",
+    derivation=r"""
+With $A_t = \langle w_t, v_{t+1} \rangle$: $|w_{t+1}|^2 - |w_t|^2 = -2 \eta A_t + \eta^2
+|v_{t+1}|^2$, and as $\langle w, g \rangle = 0$, $A_{t+1} = \rho (A_t - \eta |v_{t+1}|^2) +
+\lambda_2 |w_{t+1}|^2$. Without $A$ that is the recursion: a damped oscillator that $|v|^2$ drives,
+exactly. Where $|w|^2$ and $|v|^2$ stay, $2 x |w|^2 = \eta^2 (1 + \rho) |v|^2$, of which
+equilibrium-norm is made. Its continuous form, in the time $\eta t$, is the published one: $\gamma =
+(1 - \rho)/(\eta (1 + \rho))$, $\omega^2 = 4 \lambda_2/(\eta (1 + \rho))$, force $2 |v|^2$. That
+swings for $x > (1 - \rho)^2/(4 (1 + \rho))$, the iteration for $2 x > (1 - \sqrt \rho)^2$.
+
+Bound: the errors of update and buffer and of $\langle w, g \rangle$, through the recursion,
+relative to $|w|^2$.
+""",
+    erratum="Kunin et al. 2021: the oscillator of |w|^2 under momentum, in its continuous form, "
+    "swings for x > (1 - rho)^2/(4 (1 + rho)); the iteration does for 2 x > (1 - sqrt rho)^2. At "
+    "rho = 1/8, x = 3/16 the first says that it swings; the recursion that is measured has the "
+    "roots 1/2 and 1/4.",
+    subjects=networks,
+    exact="ball",
+    unfit=((WORST_CASE, "float16"),),
+)
+def norm_oscillator(subject):
+    """The recursion's residual over |w|^2, of the group and step that come closest to the bound."""
+    closest, control = Closest(), 0.0
+    for network in subject.states:
+        optimizer = nn.Momentum(_ETA, momentum=_RHO, weight_decay=_SQUARE_DECAY)
+        current, groups = network.with_parameters(), weight_groups(network)
+        v = {k: np.zeros_like(a) for k, a in to_numpy(network, network.parameters).items()}
+        before = [None] * len(groups)
+        for step in range(subject.steps(5)):
+            X, targets = subject.batch(step, _BATCH)
+            trace, at = current.trace(X, targets), current.with_parameters()
+            w, g = to_numpy(current, current.parameters), to_numpy(current, trace.gradients)
+            optimizer.step(current, trace.gradients)
+            new = to_numpy(current, current.parameters)
+            pushed = to_numpy(current, {k: optimizer.state[k]["buffer"] for k in w})
+            errors = {k: _heavy_errors(w[k], g[k], v[k]) for k in w}
+            for index, group in enumerate(groups):
+                R, after, B, pull = (_square(x, group) for x in (w, new, pushed, g))
+                by_w, by_v = _against(new, errors, 0, group), _against(w, errors, 1, group)
+                lag = _against(pushed, errors, 0, group)
+                if before[index] is not None:
+                    R0, B0, pull0, old_w, old_lag = before[index]
+                    plain = after - (1 + _RHO - 2 * _X_SQUARE) * R + _RHO * R0
+                    residual = np.abs(plain - _ETA**2 * (B + _RHO * B0))
+                    cross = orthogonality(at, group, X, targets, trace)[3]
+                    terms = sum(w[k].size for k in group.parameters) // R.size + 8
+                    sums = 8 * gamma(terms, unit_roundoff(_WIDE)) * (after + R + R0)
+                    bound = 2 * by_w + 2 * _RHO * old_w + sums
+                    bound = bound + 2 * _ETA * (_RHO * old_lag + cross + by_v)
+                    closest.offer((residual / R).astype(float), (bound / R).astype(float))
+                    wrong = np.abs(plain - _ETA**2 * (pull + _RHO * pull0)) / R
+                    control = max(control, float(np.max(wrong)))
+                before[index] = R, B, pull, by_w, lag
+            v = pushed
+    swings = 4 * _X_SQUARE / (1 + _RHO) > ((1 - _RHO) / (1 + _RHO)) ** 2
+    trace = 1 + _RHO - 2 * _X_SQUARE
+    return closest.measurement(
+        how="errors of update, buffer and <w, g> through the recursion, relative to |w|^2",
+        control=control,
+        control_as_predicted=bool(swings and trace * trace > 4 * _RHO),
+    )
+
+
+_X_SQUARE = _ETA * _SQUARE_DECAY
+
+
+def _square(arrays, group):
+    """Return |.|^2 of a group, in longdouble."""
+    return group_sum([np.square(arrays[k].astype(_WIDE)) for k in group.parameters], group.per_unit)
+
+
+def _against(arrays, errors, which, group):
+    """Return sum |x| e of a group, e the errors of w' (0) or of v' (1)."""
+    products = [np.abs(arrays[k].astype(_WIDE)) * errors[k][which] for k in group.parameters]
+    return group_sum(products, group.per_unit)
+
+
+def _heavy_errors(w, g, buffer):
+    """Return the errors of w' and v' of a step with decay."""
+    penalized = UPDATE.add_penalty(Bounded(g), Bounded(w), _SQUARE_DECAY)
+    new, v = UPDATE.momentum(Bounded(w), penalized, Bounded(buffer), _ETA, _RHO)
+    return new.error, v.error
+
+
 @follower(
     id="gain-and-matrix",
     statement=r"D_i = |W_{i \cdot}|^2 - \gamma_i^2: \quad D_i' = (1 - x)^2 D_i + \eta^2 "
@@ -370,6 +470,74 @@ def layers_share_their_product(subject):
         how="running errors of products, layer by layer, from the last one down",
         control=max(float(abs(product - other)) for product in wrong.values()),
     )
+
+
+@follower(
+    id="rescale-law",
+    statement=r"D_j = |W_{\cdot j}|^2 - |V_{j \cdot}|^2: \quad D_j' = (1 - x)^2 D_j + \eta^2 "
+    r"(|g_{W_{\cdot j}}|^2 - |g_{V_{j \cdot}}|^2)",
+    source="Kunin et al. 2021, equation 20, in discrete form; Du et al. 2018",
+    cite="KSG21",
+    assumptions=("W leads into ReLUs and V out of them; no biases; SGD",),
+    control="with biases at 1, left out of D",
+    derivation=r"""
+A unit's $W_{\cdot j}$ times $a$ and $V_{j \cdot}$ over $a$ leave the outputs, as ReLU is
+homogeneous, so $\langle W_{\cdot j}, g \rangle = \langle V_{j \cdot}, g \rangle$: both are
+$\sum_n h_{nj} \, \partial L/\partial h_{nj}$. In $|W'|^2 - |V'|^2$ they cancel. Gradient flow keeps
+$D$ but for decay; a step does not: it adds the difference of the squared gradients.
+
+Bound: the running errors of the products that make the gradients, and of the update.
+""",
+    subjects=homogeneous_subjects,
+    exact="ball",
+    unfit=((WORST_CASE, "float16"),),
+    numpy_only="sums that carry bounds run through its lines alone",
+)
+def rescale_law(subject):
+    """|D' - law| of the unit that comes closest to its bound."""
+    closest, control = Closest(), 0.0
+    for into, out in (("dense1", "dense2"), ("dense2", "dense3")):
+        residual, bound = _rescale_residual(subject.network, into, out, subject)
+        closest.offer(residual, bound)
+        control = max(
+            control, float(np.max(_rescale_residual(subject.control, into, out, subject)[0]))
+        )
+    return closest.measurement(
+        how="running error of <W, g> - <V, g> and of the update", control=control
+    )
+
+
+def _rescale_residual(network, into, out, subject):
+    """Return |D' - law| and its bound for each unit between two layers."""
+    trace = network.trace(subject.X, subject.targets)
+    new = _step(network, trace.gradients)
+    w, g = to_numpy(network, network.parameters), to_numpy(network, trace.gradients)
+    (x, dz), (h, dy) = (
+        tuple(network.backend.to_numpy(a) for a in (trace.layers[name].x, trace.layers[name].dy))
+        for name in (into, out)
+    )
+    sides = {f"{into}.W": 0, f"{out}.W": 1}  # the axis that is summed over
+    W, V = (w[name] for name in sides)
+    cross = (np.abs(W) * (Bounded(x.T) @ Bounded(dz)).error).sum(axis=0)
+    cross = cross + (np.abs(V) * (Bounded(h.T) @ Bounded(dy)).error).sum(axis=1)
+    cross = cross + (np.abs(dz) * (Bounded(x) @ Bounded(W)).error).sum(axis=0)
+    cross = cross + (np.abs(h) * (Bounded(dy) @ Bounded(V.T)).error).sum(axis=0)
+    update = 0.0
+    for name, axis in sides.items():
+        error = _bounded_step(Bounded(w[name]), Bounded(g[name])).error
+        update = update + (2 * np.abs(new[name]) * error + error * error).sum(axis=axis)
+
+    def D(arrays):
+        one, other = (
+            np.square(arrays[name].astype(_WIDE)).sum(axis=axis) for name, axis in sides.items()
+        )
+        return one - other
+
+    law = _WIDE(_SHRINK) ** 2 * D(w) + _WIDE(_ETA) ** 2 * D(g)
+    terms = gamma(max(W.shape[0], V.shape[1]) + 8, unit_roundoff(_WIDE))
+    sums = terms * (np.square(W).sum(axis=0) + np.square(V).sum(axis=1))
+    bound = update + 2 * _ETA * _SHRINK * cross + 3 * sums
+    return np.abs(D(new) - law).astype(float), bound.astype(float)
 
 
 def _products(network, X, targets):

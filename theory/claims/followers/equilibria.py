@@ -70,7 +70,8 @@ needs $x \ll 1 - \beta_2$.
 Open: terms of order $1/C$. A gradient orthogonal to $w$ has the variance $1 - w_i^2/r^2$ in entry
 $i$, less where $w_i$ is large, which the arcsine law does not know. Measured over many chains at $C
 = 32$ to 512: at the default betas and $x = 0.05$ $|w|^2$ is larger by $0.96/C$ and the turn smaller
-by $1.14/C$; at 0.5, 0.9 and $x = 0.3$ by $0.30/C$ and $0.4/C$.
+by $1.14/C$; at 0.5, 0.9 and $x = 0.3$ by $0.30/C$ and $0.4/C$. Four fifths of that remain where
+gradients are orthogonal and do not grow as $|w|$ falls; the rest is $|w|$'s own fluctuation.
 """
 
 

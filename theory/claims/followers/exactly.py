@@ -15,6 +15,8 @@ from theory.claims.followers.conservation import (
     homogeneous_network,
     homogeneous_subjects,
     layers_share_their_product,
+    norm_oscillator,
+    rescale_law,
     translation_law,
     translation_oscillator,
 )
@@ -28,6 +30,7 @@ from theory.claims.followers.schedules import (
 )
 from theory.claims.followers.sphere import hessian_indefinite
 from theory.claims.followers.tangent import momentum_sum, projected_angle, projected_steps
+from theory.claims.followers.turning import rotational_step
 from theory.measures.derivatives import directional
 from theory.measures.exact_runs import UPDATE
 from theory.measures.groups import group_sum
@@ -240,6 +243,36 @@ def _(subject):
     return identity
 
 
+@rotational_step.exactly(subjects=lambda options: _balls(options, "batch", "weight"))
+def _(subject):
+    """|w'| = |w| and |w'_perp|^2 s = eta_r^2 |p|^2 <w', u>^2, from any buffer; control: |u|^2."""
+    identity, rng, rho, kept = Identity(), np.random.default_rng(0), 0.75, 0.875
+    hyper = {"share": 1 / (1 + rho), "decay": kept, "decoupled_weight_decay": _DECAY}
+    square_rate = 2 * _ETA * _DECAY * (1 / (1 + rho))
+    for network in subject.states:
+        gradients = _gradients(subject, network)
+        for group in weight_groups(network):
+            (k,) = group.parameters
+            w, g = network.parameters[k], gradients[k]
+            v = subject.numbers.array(rng.integers(-3, 4, w.shape).astype(float))
+            _, u = UPDATE.momentum(w, g, v, _ETA, rho)
+            given = subject.numbers.array(np.ones(w.shape))
+            new, root = UPDATE.rotational(w, u, given, 2, _ETA, **hyper)
+            axes = tuple(range(w.ndim - 1))
+            W, U, N, wu, wn = (
+                (a * b).sum(axis=axes) for a, b in ((w, w), (u, u), (new, new), (w, u), (w, new))
+            )
+            identity.vanishes(N - W, size_of(subject, W))
+            along = wn * wn / W
+            mean = (root * root).reshape(-1, w.shape[-1])[0]
+            # the numbers as the formula has them: roots, rounded
+            rate, bias = (subject.numbers.number(x**0.5) for x in (square_rate, 1 - kept**2))
+            for p, judge in ((U - wu * wu / W, identity.vanishes), (U, identity.remains)):
+                tangent = rate * rate * bias * bias * p * along
+                judge((N - along) * mean - tangent, size_of(subject, along * U))
+    return identity
+
+
 @projected_angle.exactly
 def _(subject):
     """w and eta g are the legs of a right triangle, before w' is put back to its length."""
@@ -321,6 +354,35 @@ def _(subject):
     return identity
 
 
+@norm_oscillator.exactly
+def _(subject):
+    """Two steps from any buffer; control: squared gradients in the place of squared buffers."""
+    identity, rng = Identity(), np.random.default_rng(0)
+    for network in subject.states:
+        current, states = network, []
+        v = {
+            k: subject.numbers.array(rng.integers(-3, 4, w.shape).astype(float))
+            for k, w in weights_of(network).items()
+        }
+        for _ in range(2):
+            gradients, new = _gradients(subject, current), {}
+            start = dict(weights_of(current))
+            for k, w in start.items():
+                penalized = UPDATE.add_penalty(gradients[k], w, _X / (2 * _ETA))
+                new[k], v[k] = UPDATE.momentum(w, penalized, v[k], _ETA, _RHO)
+            states.append((start, gradients, dict(v)))
+            current = current.with_parameters(new)
+        for group in weight_groups(network):
+            (R0, pull0, B0), (R, pull, B) = (
+                tuple(_norm(arrays, group) for arrays in state) for state in states
+            )
+            plain = _norm(current.parameters, group) - (1 + _RHO - _X) * R + _RHO * R0
+            size = size_of(subject, R)
+            identity.vanishes(plain - _ETA**2 * (B + _RHO * B0), size)
+            identity.remains(plain - _ETA**2 * (pull + _RHO * pull0), size)
+    return identity
+
+
 @gain_and_matrix.exactly(subjects=lambda options: _balls(options, "rms"))
 def _(subject):
     identity, network = Identity(), subject.states[-1]
@@ -390,4 +452,23 @@ def _(subject):
         for k, w in network.parameters.items():
             if k.endswith(".W"):
                 judge(np.array([(w * trace.gradients[k]).sum() - total]), abs(total))
+    return identity
+
+
+@rescale_law.exactly(subjects=_homogeneous)
+def _(subject):
+    identity = Identity()
+    for network, judge in (
+        (subject.network, identity.vanishes),
+        (subject.control, identity.remains),
+    ):
+        gradients = _gradients(subject, network)
+        new = {k: _sgd(w, gradients[k]) for k, w in network.parameters.items()}
+        for into, out in (("dense1.W", "dense2.W"), ("dense2.W", "dense3.W")):
+            before, pushed, after = (
+                (a[into] * a[into]).sum(axis=0) - (a[out] * a[out]).sum(axis=1)
+                for a in (network.parameters, gradients, new)
+            )
+            law = _SHRINK**2 * before + _ETA**2 * pushed
+            judge(after - law, size_of(subject, before))
     return identity

@@ -2,19 +2,17 @@ r"""Muon's equilibrium: matrices that step along polar factors, on a walk of the
 
 import dataclasses
 import functools
-from types import SimpleNamespace
 
 import numpy as np
 
 import minimal_nn as nn
-from minimal_nn import backend
 from theory import laws
 from theory.claim import TOO_LONG
 from theory.claims.followers.table import OPEN, SAMPLED, follower, judge
+from theory.subjects.matrices import matrix_walk, polar_correlations
 
 _ETA, _X, _MOMENTUM = 0.01, 0.2, 0.9
 _CHAINS = 8
-_JORDAN = 3.4445, -4.7750, 2.0315  # of his polynomial, as published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,62 +80,11 @@ def _path(subject):
     )
 
 
-def matrix_walk(optimizer, shape, start, *, skip, steps, seed, wing):
-    """Run matrices from norms `start`, with Gaussian gradients orthogonal to them of mean square
-    rows columns/|W|^2; return |W|^2 before each step, and <W, W'>, (steps, chains).
-    """
-    rng = np.random.default_rng(seed)
-    squares, products, W = [], [], {}
-    for chain, norm in enumerate(start):
-        drawn = rng.standard_normal(shape)
-        W[f"W{chain}"] = drawn * (norm / np.sqrt((drawn * drawn).sum()))
-    model = SimpleNamespace(parameters=W, backend=backend.get(wing))
-    for step in range(-skip, steps):
-        gradients = {}
-        for name, w in model.parameters.items():
-            g = rng.standard_normal(shape)
-            square = (w * w).sum()
-            gradients[name] = (g - w * ((w * g).sum() / square)) / np.sqrt(square)
-        before = dict(model.parameters)
-        optimizer.step(model, gradients)
-        if step >= 0:
-            squares.append([(w * w).sum() for w in before.values()])
-            products.append([(w * model.parameters[name]).sum() for name, w in before.items()])
-    return np.array(squares), np.array(products)
-
-
-@functools.lru_cache(maxsize=8)
 def _drawn(subject):
-    """Return E|O|^2/m and S = sum a^(k-1) c_k of factors O of averages of Gaussian matrices.
-
-    No optimizer has seen them: M' = momentum M + G is drawn here, m the smaller of the two sizes,
-    c_k = E<O_t, O_{t+k}>/E|O|^2.
-    """
-    rng, shape = np.random.default_rng(0), (16, subject.rows, subject.columns)
-    M, factors = np.zeros(shape), []
-    for step in range(500):
-        M = _MOMENTUM * M + rng.standard_normal(shape)
-        if step >= 100:
-            U, S, Vh = np.linalg.svd(M, full_matrices=False)
-            factors.append((U * _values(S, subject.newton_schulz_steps)[:, None, :]) @ Vh)
-    factors = np.array(factors)
-    square = (factors * factors).sum(axis=(2, 3)).mean()
-    total = 0.0
-    for k in range(1, 60):
-        c = (factors[k:] * factors[:-k]).sum(axis=(2, 3)).mean() / square
-        total += (1 - _X) ** (k - 1) * c
-    return float(square / min(subject.rows, subject.columns)), float(total)
-
-
-def _values(S, steps):
-    """Return what the polynomial makes of singular values S (..., m); 1 at no steps."""
-    if steps == 0:
-        return np.ones_like(S)
-    a, b, c = _JORDAN
-    S = S / np.sqrt((S * S).sum(axis=-1, keepdims=True))
-    for _ in range(steps):
-        S = a * S + b * S**3 + c * S**5
-    return S
+    """Return E|O|^2/m and S = sum a^(k-1) c_k of factors that no optimizer has seen."""
+    shape = subject.rows, subject.columns
+    square, c = polar_correlations(shape, _MOMENTUM, subject.newton_schulz_steps)
+    return square, float(((1 - _X) ** np.arange(len(c)) * c).sum())
 
 
 def _law(subject, S=None, square=None):

@@ -178,52 +178,6 @@ def adamw_covariance(subject):
     return judge(-with_step / (eta * step), law, _MEMORY / (1 - _MEMORY), x=x)
 
 
-# Rotation that is set in place of decay
-
-
-def rotational_subjects(options):
-    """Return steps of sqrt(2 x)|w| along the gradient's direction, |w| put back: x = 0.3, 0.03."""
-    found = []
-    for x in (0.3, 0.03):
-        hyper = {"learning_rate": float(np.sqrt(2 * x)), "fixed_norm": 1.0}
-        settings = {"hyper": hyper, "skip": 1, "steps": 200, "thorough": 1}
-        found.append(walked(options, f"rotational {x:g}", nn.NormalizedSGD, 1.0, **settings))
-    return found
-
-
-@follower(
-    id="rotational-variant",
-    statement=r"w' = |w| N(w - \eta_r |w| \hat g), \; \eta_r = \sqrt{2 x}: \; \cos \varphi = "
-    r"\frac{1}{\sqrt{1 + 2 x}}, \text{ where SGD has } 1 - x",
-    source="Kosson et al. 2024, algorithm 1 (rotational variants), for SGD without momentum",
-    cite="KMJ24",
-    assumptions=(
-        "updates orthogonal to w, of which no average length is kept",
-        "|w| put back to its length after each step; x = 0.3 and 0.03",
-    ),
-    control="the turn of SGD at equilibrium, x, which the variant is made to have",
-    derivation=r"""
-The variant turns $w$ as decay would, from the first step on: its step is tangent and of the
-relative length $\eta_r$, the published angle at equilibrium, $\sqrt{2 x}$. A tangent step followed
-by scaling turns by $\arctan \eta_r$ (projected-angle), so $\cos \varphi = (1 + 2 x)^{-1/2}$, where
-SGD's is $1 - x$: short of it by $\frac{3}{2} x^2$. To have SGD's turn at any $x$ the length must be
-$\eta_r = \sqrt{x (2 - x)}/(1 - x)$, the tangent of $\arccos(1 - x)$. With momentum the same holds
-with $x/(1 + \rho)$ for $x$, where the average length that is kept is the update's own.
-""",
-    erratum="Kosson et al. 2024, algorithm 1: a rotational variant is given the angle at "
-    "equilibrium, sqrt(2 eta decay), as the length of a tangent step: it turns by the arc tangent; "
-    "measured at eta decay = 0.3, 1 - cos is 0.209, SGD's 0.3.",
-    subjects=rotational_subjects,
-    unfit=(SAMPLED,),
-    too_long=TOO_LONG,
-)
-def rotational_variant(subject):
-    """1 - E<w, w'>/|w|^2 against the law, relative, with its interval."""
-    x = subject["learning_rate"] ** 2 / 2
-    law = 1 - 1 / np.sqrt(1 + 2 * x)
-    return judge(turns(subject.path), law, x, x=x)
-
-
 # Layers with gradients of different size
 
 

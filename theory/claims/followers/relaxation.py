@@ -12,8 +12,8 @@ from minimal_nn import backend
 from minimal_nn.data import digits
 from theory import laws
 from theory.claim import TOO_LONG
-from theory.claims.followers.muon import matrix_walk
 from theory.claims.followers.table import SAMPLED, follower, judge, together, walked
+from theory.subjects.matrices import matrix_walk
 from theory.subjects.networks import invariant_weights, times
 
 # |w| of the later optimizers
@@ -29,7 +29,7 @@ def _from_above(options, name, kind, limit, factor, **settings):
 
 
 def relaxation_subjects(options):
-    """Return Lion, SGDP and NormalizedSGD from above their limits, and Muon."""
+    """Return Lion, SGDP, NormalizedSGD and AdamP from above their limits, and Muon."""
     x = 0.005
     lion = {"learning_rate": _ETA, "beta1": 0.5, "beta2": 0.9, "decoupled_weight_decay": x / _ETA}
     limit = _later(nn.Lion, lion).norm
@@ -42,18 +42,24 @@ def relaxation_subjects(options):
     limit = laws.coupled_equilibrium("NormalizedSGD", **coupled).norm
     settings = {"hyper": coupled, "skip": 0, "steps": 401}
     found.append(_from_above(options, "normalized + L2", nn.NormalizedSGD, limit, 2.0, **settings))
+    # 2 x is 1/5 of the time over which v averages: v lags, and the clock tells it
+    adamp = {"learning_rate": _ETA, "beta1": 0.5, "beta2": 0.99, "eps": 0.0}
+    adamp["decoupled_weight_decay"] = 1.0
+    limit = _later(nn.AdamP, adamp).norm
+    settings = {"hyper": adamp, "skip": 300, "steps": 701}
+    found.append(_from_above(options, "adamp", nn.AdamP, limit, 2.0, **settings))
     wing = "reference" if options.backend == "cuda" else options.backend
     return [*found, MuonFromAbove(options.seed, wing)]
 
 
 def _later(kind, hyper):
-    lion = kind is nn.Lion
+    adaptive = kind is not nn.SGDP
     return laws.later_equilibrium(
         kind.__name__,
         hyper["learning_rate"],
         hyper["decoupled_weight_decay"],
         dims=256,
-        memory=hyper["beta1" if lion else "momentum"],
+        memory=hyper["beta1" if adaptive else "momentum"],
         beta2=hyper.get("beta2", 0.0),
     )
 
@@ -85,14 +91,15 @@ class MuonFromAbove:
 @follower(
     id="later-relaxation",
     statement=r"|w|^{2 + 2 \nu} \to \text{its limit as } (1 - x)^{(2 + 2 \nu) t}: \; \text{rate } "
-    r"2 x \text{ (Lion, Muon)}, \; 4 x \text{ (SGDP)}; \; 3 x_e \text{ (normalized + L2)}",
+    r"2 x \text{ (Lion, Muon, AdamP)}, \; 4 x \text{ (SGDP)}; \; 3 x_e \text{ (normalized + L2)}",
     source="the rule of Li, Lyu & Arora 2020, section 4, for optimizers after it",
     cite="LLA20",
     assumptions=(
         "gradients without memory, from above the limit, after the optimizer's own memory",
-        "SGDP: x far below (1 - momentum)^2",
+        "SGDP and AdamP: x far below (1 - momentum)^2, (1 - beta1)^2; AdamP: eps = 0, beta2 = 0.99",
     ),
-    control="a wrong degree: 4 x for Lion and Muon, 2 x for SGDP and for normalized steps with L2",
+    control="a wrong degree: 4 x for Lion and Muon, 2 x for SGDP and for normalized steps with L2; "
+    "AdamP: v taken for its mean, as if it did not lag",
     derivation=r"""
 Where directions do not feel $|w|$ (Lion, Muon), $w_t = a^t w_0 - \eta \sum a^j o_{t-1-j}$, and as
 $o$ does not prefer $w_0$, $E|w_t|^2 = a^{2 t} |w_0|^2 + E|\ldots|^2$, whose second part misses its
@@ -101,6 +108,11 @@ $x$.
 SGDP's steps fall as $1/|w|$: $|w|^4$, at $-4 \log a$, up to $x/(1 - \rho)^2$, which is what its
 projection moves with $|w|$. Normalized steps with L2 in the gradient take $x_e = \eta
 \lambda_2/|p|$, $|p| = s/|w|$, from $w$: the equation and the clock of Adam with L2.
+AdamP's $v$ lags: while $|w|^2$ falls by the part $d = 2 x (1 - 1/q^2)$ per step $|g|^2$ rises, and
+$|m'|^2/v$, by which $|w|^2$ grows, is larger by $(\tau - b) d$, $\tau = \beta_2/(1 - \beta_2)$,
+$b = \beta_1^2/(1 - \beta_1^2)$. So its clock is $\log (q^2 - 1) + 2 x (\tau - b) \log (1 -
+1/q^2)$, and a term for $v$'s fluctuations. The slope of $\log (q^2 - 1)$ alone falls short of $2 x$
+by 9 % at $2 x \tau = 0.2$. Left are terms of second order in $2 x \tau$, 1 %.
 At $C = 256$ the mean of $1/|p|$, and the rate with it, are larger by $3/(4 C)$, 0.3 %.
 
 Measured: how far $\log(q^{2 + 2 \nu} - 1)$, $q = |w|$ over its limit, of the mean over chains
@@ -120,9 +132,25 @@ def later_relaxation(subject):
         first, last = laws.adam_clock(norms[[0, -1]] / at.norm)
         rate = laws.adam_relaxation(at.small)
         return judge((first - last) / (len(norms) - 1), rate, 2 * at.small, tolerance=0.02)
+    if subject.optimizer is nn.AdamP:
+        return _lagging(subject)
     at, power = _later(subject.optimizer, hyper), laws.norm_power(subject.optimizer.__name__)
     wrong = 2.0 if power == 2 else 0.5
     return _fallen(norms, at.norm, power, -power * np.log1p(-at.small), wrong)
+
+
+def _lagging(subject):
+    """Judge AdamP's clock; the wrong law: that log(q^2 - 1) falls by the rate."""
+    hyper, norms = dict(subject.hyper), subject.path.norms
+    at = _later(nn.AdamP, hyper)
+    squares = ((norms[[0, -1]] / at.norm) ** 2).reshape(2, 6, -1).mean(axis=2)
+    first, last = laws.projected_clock(np.sqrt(squares), at.small, hyper["beta1"], hyper["beta2"])
+    plain, steps = np.log(squares - 1), len(norms) - 1
+    found, short = (first - last) / steps, (plain[0] - plain[1]) / steps
+    rate = -2 * np.log1p(-at.small)
+    wrong = rate * float((found / short).mean())
+    told = {"slope of log(q^2 - 1) over the law": float(short.mean() / rate)}
+    return judge(found, rate, wrong, tolerance=0.025, **told)
 
 
 def _fallen(norms, limit, power, rate, wrong):
@@ -150,7 +178,7 @@ class Signal:
     rate: float = 0.1
     curvature: float = 4.0
     dims: int = 512
-    chains: int = 24
+    chains: int = 32
     arithmetic: str = "float64"
 
     @property
@@ -169,6 +197,14 @@ class Signal:
         which the loss is h/2.
         """
         return rate / (4 - 2 * rate * self.curvature)
+
+    def law(self, steps):
+        """The mean loss before each step, by its moments and those of |w|^2."""
+        norm = 2 * math.sqrt(self.rate / self.limit)
+        start = self.stationary(self.rate / norm**2)
+        decay = self.intrinsic / self.rate
+        given = self.rate, decay, self.curvature, norm, start, steps, self.dims
+        return laws.loss_near_minimum(*given)
 
 
 @functools.lru_cache(maxsize=4)
@@ -269,11 +305,15 @@ Where noise prevails the loss follows the effective rate: across the minimum $v'
 \Phi \xi$ has $E|v|^2 = \Phi s^2/(2 h - \Phi h^2)$, $L = h E|v|^2/2$, after $1/(\Phi h)$ steps, of
 order $\lambda_e^{-1/2}$. $\Phi = \eta/|w|^2$ itself needs $1/(4 \lambda_e)$ steps (intrinsic-rate):
 it is the slower one, and what is left of the start is $\Phi/\Phi_\infty = (G/G_\infty)^{-1/2}$.
-The time does not depend on $\eta$ but through $\lambda_e$, nor is it exponential in anything. Up to
-5 %: terms of order $\sqrt{\lambda_e}$, by which $L$ lags behind $\Phi$.
+The time does not depend on $\eta$ but through $\lambda_e$, nor is it exponential in anything. That
+is the leading form; of order $\sqrt{\lambda_e}$, the gradient of the loss itself adds $\Phi h/(2 -
+\Phi h)$ to $s^2$, which makes $|w|$ larger and $\Phi_\infty$ smaller, and $L$ lags behind $\Phi$ by
+$\dot \Phi/(2 \Phi^2 h)$. Measured is the loss over both means, iterated: $|w'|^2 = a^2 |w|^2 S$ and
+the recursion of $E |v|^2$ (laws.loss_near_minimum). The leading form is up to 2.5 % above it.
 
 Networks: the ratio of the losses, over 64 steps, of runs from $3 w$ and $w$. $G_0$ is 81 times as
-large, of which $81 e^{-8} = 0.03$ is left at $t = 2/\lambda_e$, 1.4 % in $\Phi$. A conjecture for
+large, of which $81 e^{-8} = 0.03$ is left at $t = 2/\lambda_e$, 1.4 % in $\Phi$: inside the 6 % to
+which this is told. A conjecture for
 networks is not proved by one: it could have failed here, and did not.
 """,
     subjects=fast_subjects,
@@ -284,12 +324,17 @@ def fast_equilibrium(subject):
     """The loss over the law (networks: from 3 w over from w), with its interval."""
     if isinstance(subject, Paired):
         early, late = subject.ratios
-        return judge(late, 1.0, 1 / float(early.mean()), tolerance=0.06, early=float(early.mean()))
-    losses, found = _losses(subject, int(0.85 / subject.intrinsic)), []
+        left = _FACTOR**4 * math.exp(-4 * _LATE[0]) / 2
+        told = {"early": float(early.mean()), "open: what the loss makes of Phi's rest": left}
+        return judge(late, 1.0, 1 / float(early.mean()), tolerance=0.06, **told)
+    steps, found = int(0.85 / subject.intrinsic), []
+    losses, law = _losses(subject, steps), subject.law(steps)
     for tau in (0.25, 0.5, 0.75):
         at = int(tau / subject.intrinsic)
-        mean = losses[int(0.9 * at) : int(1.1 * at)].mean(axis=0)
+        near = slice(int(0.9 * at), int(1.1 * at))
+        mean = losses[near].mean(axis=0) / law[near].mean()
         share = (1 + 15 * np.exp(-4 * tau)) ** -0.5
-        law = subject.stationary(subject.limit * share)
-        found.append(judge(mean / law, 1.0, 1 / share, tolerance=0.08, tau=tau))
+        leading = subject.stationary(subject.limit * share) / law[near].mean()
+        told = {"tau": tau, "leading form over law": float(leading)}
+        found.append(judge(mean, 1.0, 1 / share, tolerance=0.04, **told))
     return together(*found)
