@@ -116,7 +116,7 @@ def forward(z, kind):
         source[: z.size] = np.ravel(z)
         program.run()
         y = program.taken(result[: z.size].reshape(z.shape))
-    return y, Cache(kind, z if keeps_input(kind) else y)
+    return y, Cache(kind, z.copy() if keeps_input(kind) else y)
 
 
 @prepared
