@@ -211,6 +211,28 @@ def test_large_programs_are_not_kept():
         assert second is not first
 
 
+def test_what_is_not_kept_takes_the_arrays_as_they_lie_the_second_time():
+    """Small arguments, and arrays of the program that are large."""
+    taken = []
+
+    @prepared.prepared_for
+    def build(given, size):
+        taken.append(given[0])
+        made = program.Program(1).phase(1)
+        out = made.made(size, np.float32).at(step=0)
+        source = workspace.Operand(given[0], row=1, step=0)
+        activation.emit_forward(made, "relu", source, out, given[0].size)
+        return made, out.array
+
+    x = workspace.padded(4, np.float32)
+    for size, same in ((x.size, False), (prepared.MOST_BYTES, True)):
+        for _ in range(2):
+            with build((x,), size) as (made, _):
+                made.run()
+        assert (taken[-1] is x) == same
+    assert len(taken) == 3
+
+
 def test_a_program_in_use_is_nobody_elses():
     with _rectified(4, np.float32) as (first, *_), _rectified(4, np.float32) as (second, *_):
         assert second is not first

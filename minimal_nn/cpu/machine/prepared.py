@@ -65,7 +65,10 @@ def prepared_for(build):
             return build(own, *options), own
 
         forms = tuple((array.shape, array.dtype) for array in given)
-        return _Borrowed(waiting(forms, *options), make).filled(given)
+        programs = waiting(forms, *options)
+        if programs.too_large:
+            return contextlib.nullcontext(build(given, *options))
+        return _Borrowed(programs, make).filled(given)
 
     return functools.wraps(build)(borrowed)
 
@@ -91,9 +94,15 @@ def prepared_for_columns(build):
 
 def _lists_of_those_that_wait():
     """Return a function from sizes to the list of the programs of this form that nobody has."""
-    waiting = functools.lru_cache(MOST_FORMS)(lambda *sizes: [])
+    waiting = functools.lru_cache(MOST_FORMS)(lambda *sizes: _Waiting())
     _forget.append(waiting.cache_clear)
     return waiting
+
+
+class _Waiting(list):
+    """Programs of one form.  too_large: whether one was built that is not kept."""
+
+    too_large = False
 
 
 class _Borrowed:
@@ -108,6 +117,7 @@ class _Borrowed:
             self.built, self.inputs = make()
             program = self.built[0]
             program.reused = program.bytes <= MOST_BYTES
+            waiting.too_large = not program.reused
         self._waiting = waiting
 
     def filled(self, given):
