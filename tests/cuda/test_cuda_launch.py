@@ -14,7 +14,15 @@ from processes import python
 from minimal_nn import backend
 from minimal_nn import cuda as cuda_wing
 from minimal_nn.cuda import activation
-from minimal_nn.cuda.device import arguments, arrays, errors, language, launch, toolkit
+from minimal_nn.cuda.device import (
+    arguments,
+    arrays,
+    errors,
+    language,
+    launch,
+    rewriting,
+    toolkit,
+)
 from minimal_nn.cuda.device.arrays import (
     address,
     asarray,
@@ -28,7 +36,7 @@ from minimal_nn.cuda.device.arrays import (
 )
 from minimal_nn.cuda.device.chip import Chip, Prepared
 from minimal_nn.cuda.device.current import Device, current
-from minimal_nn.cuda.device.language import cuda, kernel
+from minimal_nn.cuda.device.language import cuda, kernel, unroll
 from minimal_nn.cuda.simulator.device import Simulator
 from minimal_nn.errors import CudaMemoryError, CudaUnavailableError
 
@@ -148,6 +156,29 @@ def test_a_launch(place):
     y = asarray(np.ones(100, np.float32))
     launch.launch(add, 2, 64, (x, y, 100, np.float32(2)))
     assert np.array_equal(to_host(y), 1 + 2 * np.arange(100))
+
+
+def test_the_text_of_a_kernel_is_what_is_known_of_it():
+    """Literals are computed, known conditions leave one side, which alone is computed."""
+    n, wide, tile = 0, False, types.SimpleNamespace(BM=8, double=language.device(lambda x: x + x))
+
+    def known(x, rows):
+        size = 0 if n == 0 else 8 // n
+        if wide:
+            size = size + 1
+        elif rows > 2 * tile.BM + 1:
+            for k in unroll(2):
+                size += k * 3
+        return tile.double(x[size])
+
+    assert rewriting.rewritten(known, language.unsigned).text.splitlines() == [
+        "def known(x, rows):",
+        "    size = _u(0)",
+        "    if rows > _u(17):",
+        "        size = _u(size + _u(0))",
+        "        size = _u(size + _u(3))",
+        "    return _tile_double(x[size])",
+    ]
 
 
 def test_prepared_launches_and_graphs(place):

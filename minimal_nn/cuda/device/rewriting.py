@@ -133,15 +133,10 @@ class _Known(ast.NodeTransformer):
                 self.locals |= {part.id for part in parts if isinstance(part, ast.Name)}
 
     def function(self):
-        self.tree.body = self.block(self.tree.body)
-        return self.tree
+        return self.generic_visit(self.tree)
 
     def block(self, statements):
-        lines = []
-        for statement in statements:
-            found = self.visit(statement)
-            lines += found if isinstance(found, list) else [found]
-        return lines
+        return self.generic_visit(ast.Module(statements, [])).body
 
     def value(self, node):
         """Return what a name or an attribute of a table stands for, or _UNKNOWN."""
@@ -156,59 +151,44 @@ class _Known(ast.NodeTransformer):
         return _UNKNOWN
 
     def visit_Name(self, node):
-        value = self.value(node)
-        if isinstance(value, bool | int | np.integer):
-            return ast.Constant(value if isinstance(value, bool) else int(value))
-        return node
+        return _literal(self.value(node)) or node
 
     def visit_Attribute(self, node):
         value = self.value(node)
         if value is _UNKNOWN:
             return self.generic_visit(node)
-        if isinstance(value, bool | int | np.integer):
-            return ast.Constant(value if isinstance(value, bool) else int(value))
         name = "_" + ast.unparse(node).replace(".", "_")
         self.scope[name] = value
-        return ast.Name(name, ast.Load())
+        return _literal(value) or ast.Name(name, ast.Load())
 
-    def folded(self, node, *operands):
-        """Return the literal that an operation on literals makes, or the operation."""
+    def visit(self, node):
+        """Visit a node; an operation on literals becomes the literal that it makes."""
+        node = super().visit(node)
         real = isinstance(getattr(node, "op", None), ast.Div | ast.Pow)
-        if real or not all(isinstance(operand, ast.Constant) for operand in operands):
+        if real or not isinstance(node, ast.BinOp | ast.UnaryOp | ast.Compare):
             return node
-        return ast.Constant(eval(ast.unparse(node)))
-
-    def visit_BinOp(self, node):
-        self.generic_visit(node)
-        return self.folded(node, node.left, node.right)
-
-    def visit_UnaryOp(self, node):
-        self.generic_visit(node)
-        return self.folded(node, node.operand)
-
-    def visit_Compare(self, node):
-        self.generic_visit(node)
-        return self.folded(node, node.left, *node.comparators) if len(node.ops) == 1 else node
+        operands = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
+        known = all(isinstance(operand, ast.Constant) for operand in operands)
+        return ast.Constant(eval(ast.unparse(node))) if known else node
 
     def visit_IfExp(self, node):
-        test = self.visit(node.test)
-        if isinstance(test, ast.Constant):
-            return self.visit(node.body if test.value else node.orelse)
-        return ast.IfExp(test, self.visit(node.body), self.visit(node.orelse))
+        node.test = self.visit(node.test)
+        if isinstance(node.test, ast.Constant):  # the other side may not be computed
+            return self.visit(node.body if node.test.value else node.orelse)
+        return self.generic_visit(node)
 
     def visit_If(self, node):
-        test = self.visit(node.test)
-        if isinstance(test, ast.Constant):
-            return self.block(node.body if test.value else node.orelse)
-        return ast.If(test, self.block(node.body) or [ast.Pass()], self.block(node.orelse))
-
-    def visit_While(self, node):
-        return ast.While(self.visit(node.test), self.block(node.body), [])
+        node.test = self.visit(node.test)
+        if isinstance(node.test, ast.Constant):
+            return self.block(node.body if node.test.value else node.orelse)
+        self.generic_visit(node)
+        node.body = node.body or [ast.Pass()]
+        return node
 
     def visit_For(self, node):
         times = self.times(node.iter)
         if times is None:
-            return ast.For(node.target, self.visit(node.iter), self.block(node.body), [])
+            return self.generic_visit(node)
         return [s for _ in self.counting(node.target, times) for s in self.block(copied(node.body))]
 
     def visit_Call(self, node):
@@ -244,6 +224,13 @@ class _Known(ast.NodeTransformer):
             self.counters[target.id] = number
             yield number
         self.counters.pop(target.id, None)
+
+
+def _literal(value):
+    """Return a number as a literal, or None for what is none."""
+    if isinstance(value, bool | int | np.integer):
+        return ast.Constant(value if isinstance(value, bool) else int(value))
+    return None
 
 
 def copied(node):
