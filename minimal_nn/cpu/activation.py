@@ -116,7 +116,9 @@ def forward(z, kind):
         source[: z.size] = np.ravel(z)
         program.run()
         y = program.taken(result[: z.size].reshape(z.shape))
-    return y, Cache(kind, z.copy() if keeps_input(kind) else y)
+        if keeps_input(kind):
+            return y, Cache(kind, program.taken(source[: z.size].reshape(z.shape)))
+    return y, Cache(kind, y)
 
 
 @prepared
