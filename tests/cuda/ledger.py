@@ -1,6 +1,8 @@
 """The table of all kernels: where each is tested, and what it may cost.
 
-kernels.json has a row for each kernel of the wing, by its file and its name without a tile's sizes:
+kernels.json says which Python and which compilers it was made with: with others, texts and
+registers may differ, and no budget is compared.  It has a row for each kernel of the wing, by its
+file and its name without a tile's sizes:
 
     function            what makes it, in that file
     key                 of its text, for the types of the arguments that `budget` is of
@@ -25,6 +27,8 @@ import importlib
 import json
 import os
 import re
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import budgets
@@ -47,9 +51,26 @@ test, seen = None, set()  # the one that runs, and its (row, how)
 written = {}
 
 
+def made_with():
+    """Return what keys and registers depend on."""
+    found = {"python": "{}.{}".format(*sys.version_info)}
+    for package in ("numba", "numba-cuda", "nvidia-cuda-nvcc"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
 def rows():
     """Return the table: the rows by name."""
-    return json.loads(PATH.read_text()) if PATH.exists() else {}
+    return json.loads(PATH.read_text())["rows"] if PATH.exists() else {}
+
+
+@functools.cache
+def comparable():
+    """Return whether the table was made with what this process has."""
+    return PATH.exists() and json.loads(PATH.read_text())["made with"] == made_with()
 
 
 @functools.cache
@@ -171,9 +192,12 @@ def check(records, made):
             note(record.kernel, "compiled")
             _keep(written[row], record, one, own)
         its = _committed().get(row, {"compiled": None})
-        if its["compiled"] != test or its["key"] != own or (row, "compiled") in seen:
+        stale = comparable() and its["key"] != own
+        if its["compiled"] != test or stale or (row, "compiled") in seen:
             continue
         note(record.kernel, "compiled")
+        if not comparable():
+            continue
         found, most = budget(record, one), its["budget"]
         for what in ("registers", "spilled", "shared"):
             assert found[what] <= most[what], f"{row}: {found[what]} {what}, {most[what]} allowed"
@@ -218,7 +242,10 @@ def write():
             found[what] = its[what] or found[what]
         its |= found
     for path, text in (
-        (PATH, json.dumps(table, indent=1, sort_keys=True) + "\n"),
+        (
+            PATH,
+            json.dumps({"made with": made_with(), "rows": table}, indent=1, sort_keys=True) + "\n",
+        ),
         (PAGE, page(table)),
     ):
         with whole_file(path, "w") as target:
