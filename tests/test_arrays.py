@@ -156,6 +156,13 @@ CASES = {
     ),
     "normalized_sgd": step("normalized_sgd", [Z, 2.0 * SIGNS], 2, **RATE),
     "lars": step("lars", [4.0 * SIGNS, 2.0 * SIGNS], 4, **RATE),
+    "rotational": step(
+        "rotational",
+        [4.0 * SIGNS, Z, whole(2, ROWS, UNITS) ** 2],
+        16,
+        **{**RATE, "t": 2, "share": 0.5, "decay": 0.5, "decoupled_weight_decay": 0.5},
+    ),
+    "hyperball": step("hyperball", [4.0 * SIGNS, Z], 8, **RATE),
     "clip": Case(
         lambda wing, a, b: tuple(wing.update.clip({"a": a, "b": b}, 1.0).values()),
         [2.0 * SIGNS, 4.0 * SIGNS],

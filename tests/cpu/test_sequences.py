@@ -52,7 +52,7 @@ DENSE = {
     "relu": ReLU,
     "tanh": Tanh,
     "block": lambda: Residual([LayerNorm(1e-2), Tanh(), Dense(5), Tanh()], [Dense(5, bias=False)]),
-    "block around": lambda: Residual([Tanh(), RMSNorm(1e-2), Tanh()]),
+    "block around": lambda: Residual([ReLU(), RMSNorm(1e-2), Tanh()]),
 }
 IMAGES = {
     "few channels": lambda: Conv2d(3, bias=False),

@@ -123,8 +123,8 @@ def _replaced(owner, name, new):
 
 def _field():
     def backward(old):
-        def changed(network, dscores, caches):
-            gradients, cotangents = old(network, dscores, caches)
+        def changed(*given):
+            network, (gradients, cotangents) = given[0], old(*given)
             return _tangent(network, gradients), cotangents
 
         return changed
