@@ -9,6 +9,9 @@ from compiled import every_place
 from processes import ROOT, python
 
 
+pytestmark = pytest.mark.xdist_group("standin")  # what `ended` computes is for both tests
+
+
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     """Return what the tests marked gpu printed on the stand-in, and what it found."""

@@ -274,8 +274,8 @@ def test_claims_simplify_to_zero(id):
     "normalization",
     [
         "weight",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("batch", "layer")),
-        pytest.param("rms", marks=pytest.mark.nightly),  # layer norm without the mean
+        pytest.param("batch", marks=pytest.mark.slow),
+        *(pytest.param(n, marks=pytest.mark.nightly) for n in ("layer", "rms")),
     ],
 )
 def test_longer_claims_simplify_to_zero(id, normalization):
@@ -414,16 +414,16 @@ def test_a_jet_of_balls_encloses_the_derivative():
         assert np.all(balls.radii(jet.tangent) < 1e-80)
 
 
-SLOW_IN_LONGDOUBLE = (
-    *("effective-learning-rate", "optimizer-symmetry", "step-exponent"),
-    *("lars-removes-scale", "adam-eps"),
-)
+SLOW_IN_LONGDOUBLE = {
+    **dict.fromkeys(("effective-learning-rate", "optimizer-symmetry"), pytest.mark.nightly),
+    **dict.fromkeys(("step-exponent", "lars-removes-scale", "adam-eps"), pytest.mark.slow),
+}
 
 
 @pytest.mark.parametrize(
     "id",
     [
-        pytest.param(id, marks=pytest.mark.slow) if id in SLOW_IN_LONGDOUBLE else id
+        pytest.param(id, marks=SLOW_IN_LONGDOUBLE.get(id, ()))
         for id, claim in CLAIMS.items()
         if "longdouble" not in claim.unfit
     ],
