@@ -8,7 +8,6 @@ import standin
 from compiled import every_place
 from processes import ROOT, python
 
-
 pytestmark = pytest.mark.xdist_group("standin")  # what `ended` computes is for both tests
 
 
