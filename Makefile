@@ -7,10 +7,8 @@ JOBS ?= 2
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
-# One BLAS thread a test process: JOBS of them share the machine. loadgroup keeps those tests in one
-# process that share what is slow to make.
-TEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) \
-	--dist loadgroup
+# One BLAS thread a test process: JOBS of them share the machine.
+TEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 .PHONY: verify figures lint test test-fast bench dist guide clean
 

@@ -31,6 +31,23 @@ def pytest_addoption(parser):
     parser.addoption("--networks", type=int, default=2000, help="how many of them are judged")
 
 
+# Files whose tests share what is slow to make: each is for one of several processes.
+WHOLE = ("test_cuda_host.py", "test_package.py", "test_site.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Deal out single tests, and whole files: xdist_group does nothing under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(WHOLE) else nodeid
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--nightly"):
         left_out = pytest.mark.skip(reason="a search at full size: run with --nightly")

@@ -20,8 +20,7 @@ PACKAGES = ("minimal_nn", "theory", "figures")
 
 METADATA = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 
-# One group: one process builds the wheel, and once.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]
+pytestmark = pytest.mark.slow
 
 
 def check(*command, **options):

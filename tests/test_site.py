@@ -22,7 +22,6 @@ ADDED = {"claims/index.html"}
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("site"),
     pytest.mark.skipif(MISSING != [], reason=f"needs the extra guide: {', '.join(MISSING)}"),
 ]
 

@@ -8,8 +8,6 @@ import standin
 from compiled import every_place
 from processes import ROOT, python
 
-pytestmark = pytest.mark.xdist_group("standin")  # what `ended` computes is for both tests
-
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
