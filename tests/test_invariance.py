@@ -21,6 +21,7 @@ from minimal_nn import (
     Flatten,
     GroupNorm,
     LayerNorm,
+    Lion,
     MaxPool2d,
     Network,
     ReLU,
@@ -29,6 +30,7 @@ from minimal_nn import (
     Sequential,
     Tanh,
     WeightNorm,
+    fit,
 )
 
 EXAMPLES = 7
@@ -377,6 +379,24 @@ def test_a_shortcut_whose_statistics_may_stay_cancels_nothing():
     passed = Residual([Dense(4, bias=False)])
     network = Network([Dense(4), passed, BatchNorm(), Dense(3)], (5,))
     assert network.cancelled_parameters() == ("dense1.b",)
+
+
+@pytest.mark.parametrize("wing", ("reference", "cpu"))
+def test_a_cancelled_bias_is_left_where_it_is(wing, rng):
+    """Also by steps that take a gradient's direction alone, compiled or not."""
+    layers = [Dense(5), BatchNorm(1e-2), Dense(3)]
+    network = Network(layers, (4,), dtype=np.float64, backend=wing)
+    b = network.parameters["dense1.b"] = rng.standard_normal(5)
+    X, t = rng.standard_normal((24, 4)), rng.integers(0, 3, 24)
+    fit(network, Lion(0.01), X, t, epochs=2, batch_size=8, progress=False)
+    assert np.array_equal(network.parameters["dense1.b"], b)
+
+
+def test_a_bias_of_a_layer_of_ones_own_is_not_cancelled():
+    class Own(Dense):
+        pass
+
+    assert Network([Own(4), BatchNorm(), Dense(3)], (5,)).cancelled_parameters() == ()
 
 
 def test_layers_of_ones_own_cancel_nothing(rng):
