@@ -36,7 +36,7 @@ def device(backend):
     current = getattr(wing(backend).package, "current_device", None)
     try:
         return str(current().require()) if current else processor()
-    except CudaUnavailableError as error:
+    except (CudaUnavailableError, ValueError) as error:  # no device, or no such choice of one
         raise SystemExit(f"--backend {backend}: {error}") from None
 
 

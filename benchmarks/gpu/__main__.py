@@ -63,7 +63,7 @@ def main(arguments=None):
         return write_cubins(options.cubins)
     try:
         device = current().require()
-    except CudaUnavailableError as error:
+    except (CudaUnavailableError, ValueError) as error:  # no device, or no such choice of one
         print(error, file=sys.stderr)
         return 1
     if current().simulated:

@@ -14,7 +14,7 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import cases, chip, correctness, kernels, steps, timing
 from minimal_nn import BatchNorm, Conv2d, Dense, Flatten, MaxPool2d, ReLU
 from minimal_nn.cuda import affine
-from minimal_nn.cuda.device import language, launch
+from minimal_nn.cuda.device import current, language, launch
 from minimal_nn.cuda.device.arrays import empty
 from minimal_nn.cuda.products import choice
 
@@ -26,6 +26,15 @@ def test_without_a_device_it_ends_with_one_sentence(capsys):
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1
     assert "MINIMAL_NN_CUDA=simulator" in said.err
+
+
+def test_a_choice_that_there_is_not_is_one_sentence_too(capsys, monkeypatch):
+    monkeypatch.setenv("MINIMAL_NN_CUDA", "off")
+    monkeypatch.setattr(current, "_from_environment", current._from_environment.__wrapped__)
+    assert command.main([]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert said.err.startswith("MINIMAL_NN_CUDA: got 'off', expected 'simulator'")
 
 
 def test_a_simulator_is_not_measured(capsys):

@@ -142,6 +142,15 @@ def test_a_dry_run_tells_the_time_of_each_grid_and_keeps_nothing(folder, capsys)
     assert printed[-1].startswith("all") and not (folder / "dry").exists()
 
 
+def test_a_device_that_there_is_not_is_one_sentence(folder, monkeypatch):
+    def off():
+        raise ValueError("MINIMAL_NN_CUDA: got 'off'")
+
+    monkeypatch.setattr("minimal_nn.cuda.device.current.current", off)
+    with pytest.raises(SystemExit, match="^--backend cuda: MINIMAL_NN_CUDA: got 'off'$"):
+        call(folder, "dry", "--dry-run", "--only", "rate_plane", "--backend", "cuda")
+
+
 def test_archive_of_another_preset_is_refused(folder, monkeypatch):
     monkeypatch.setattr(command.figure("rate_exponents"), "SEEDS", 1)
     monkeypatch.setattr(command.figure("rate_exponents"), "EXPONENTS", (-4, -2, 0, 2, 4, 6, 40))
