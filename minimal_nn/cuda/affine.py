@@ -1,16 +1,13 @@
 """The affine map of a batch, y = x W + b; the formulas are those of reference/affine.py.
 
 All three products are kernels of `products`: forward NN with the bias added in the same kernel,
-dx = dy W^T as NT, dW = x^T dy as TN.  db is a sum over rows in the fixed order of reduction.py.
+dx = dy W^T as NT, dW = x^T dy as TN.  The last one reads all of dy, and sums its columns on the
+way: db, in the fixed order of its kernel (products/blocked.py, products/tensor.py).
 """
 
 from collections import namedtuple
 
-from minimal_nn.cuda.device.arrays import contiguous, floating, result, transposed
-from minimal_nn.cuda.device.language import Parts
-from minimal_nn.cuda.device.launch import launch_all
-from minimal_nn.cuda.parts import columns
-from minimal_nn.cuda.parts.vectors import flatten, vector_width
+from minimal_nn.cuda.device.arrays import floating, result, transposed
 from minimal_nn.cuda.products.choice import product
 from minimal_nn.reference.arguments import expect_affine, expect_shape
 
@@ -38,34 +35,6 @@ def backward(dy, cache, *, out=(None, None), needed=True):
     (dy,) = floating(x.dtype, dy=dy)
     expect_shape("dy", dy, (x.shape[0], W.shape[1]))
     dx = product(dy, transposed(W), precision=precision) if needed else None
-    dW = product(transposed(x), dy, precision=precision, out=out[0])
-    return dx, dW, column_sums(dy, out[1]) if has_bias else None
-
-
-Sums = namedtuple("Sums", "x total")
-
-
-@columns.operation
-def over_rows(v):
-    """total = the sums of x over its rows."""
-    op = Parts(sums=1, ahead=1)
-
-    @op
-    def read(a, c, i):
-        return (v.load(a.x, i),)
-
-    @op
-    def finish(a, c, t, rows, column, first):
-        v.store(a.total, column, t[0])
-
-    return op
-
-
-def column_sums(dy, out=None):
-    """Return the sums of dy (..., K) over all axes but the last: (K,); out: where they go."""
-    dy = contiguous(dy)
-    units = dy.shape[-1]
-    total = result("out", out, (units,), dy.dtype)
-    a, width = Sums(flatten(dy), total), vector_width(units, dy)
-    launch_all(columns.sum_calls(over_rows, dy.size // units, units, width, dy.dtype, a))
-    return total
+    db = result("out", out[1], dy.shape[1:], dy.dtype) if has_bias else None
+    dW = product(transposed(x), dy, precision=precision, out=out[0], column_sums=db)
+    return dx, dW, db

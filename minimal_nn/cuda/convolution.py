@@ -21,7 +21,6 @@ from collections import namedtuple
 import numpy as np
 from numba import uint32
 
-from minimal_nn.cuda.affine import column_sums
 from minimal_nn.cuda.device.arrays import address, contiguous, floating, result
 from minimal_nn.cuda.device.language import device
 from minimal_nn.cuda.parts.division import divide, divisor
@@ -117,8 +116,8 @@ def backward(dy, cache, *, out=(None, None), needed=True):
     dy = placed(cache.x.dtype, dy=dy)
     expect_shape("dy", dy, cache.shape)
     dx = input_gradient(dy, cache) if needed else None
-    dW = kernel_gradient(dy, cache, out[0])
-    return dx, dW, column_sums(dy, out[1]) if cache.has_bias else None
+    db = result("out", out[1], dy.shape[-1:], dy.dtype) if cache.has_bias else None
+    return dx, kernel_gradient(dy, cache, out[0], db), db
 
 
 def input_gradient(dy, cache):
@@ -136,16 +135,21 @@ def input_gradient(dy, cache):
     return product_of_operands(cotangents, kernel, *shape, precision=precision).reshape(x.shape)
 
 
-def kernel_gradient(dy, cache, out=None):
-    """Return dW (kh, kw, C, K) for a contiguous dy; out: a contiguous array to write it into."""
+def kernel_gradient(dy, cache, out=None, db=None):
+    """Return dW (kh, kw, C, K) for a contiguous dy.
+
+    out: a contiguous array to write it into.  db: one (K,) for the sums of dy over all pixels,
+    which the same kernel takes, in the order of products/blocked.py or products/tensor.py.
+    """
     x, W, (_, p, q, units), _, stride, padding, precision = cache
     dW = result("out", out, W.shape, x.dtype)
     rows, inner = W.size // units, dy.size // units
     patches = _patches(x, W, p, q, stride, padding, transposed=True)
     shape = rows, units, inner, x.dtype
     target = dW.reshape(rows, units)
-    cotangent = strided(dy.reshape(inner, units))
-    product_of_operands(patches, cotangent, *shape, precision=precision, out=target)
+    cotangent = strided(dy.reshape(inner, units), None if db is None else 1)
+    options = {"precision": precision, "out": target, "column_sums": db}
+    product_of_operands(patches, cotangent, *shape, **options)
     return dW
 
 

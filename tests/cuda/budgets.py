@@ -31,11 +31,12 @@ def counted(tile, itemsize):
     return tile.BK * tile.TM * tile.TN, tile.BK * (tile.TM + tile.TN) // 4, copies
 
 
-def check_loop(made, tile, itemsize):
+def check_loop(made, tile, itemsize, sums=False):
     """Fail where the loop of a compiled product of matrices is not what its tile says.
 
-    Every multiply-add and every read, none more; vectors alone; one barrier; nothing spilled.  It
-    takes the `DISASSEMBLER`, which is in the extra `cuda`.
+    Every multiply-add and every read, none more; vectors alone; one barrier; nothing spilled.
+    sums: of a kernel that adds the entries of B's tile up as well, each once.  It takes the
+    `DISASSEMBLER`, which is in the extra `cuda`.
     """
     loop = assembly.main_loop(made)
     products, reads, copies = counted(tile, itemsize)
@@ -44,9 +45,11 @@ def check_loop(made, tile, itemsize):
         kinds[name.split(".")[0]] += count
     assert sum(kinds[kind] for kind in ("FFMA", "DMMA", "HMMA")) == products
     assert kinds["BAR"] == 1 and not kinds["LDL"] and not kinds["STL"]
+    added = tile.BN * tile.BK // tile.threads if sums else 0
+    assert kinds["FADD"] + kinds["DADD"] == added
     wide = sum(loop[n] for n in loop if n.startswith("LDG") and n.endswith(".128"))
     if isinstance(tile, tensor.Tile):  # the compiler reads ahead for the first step
-        assert kinds["LDS"] <= reads * 5 // 4
+        assert kinds["LDS"] <= reads * 5 // 4 + added
         assert kinds["LDGSTS"] == wide >= copies
     else:
         assert loop["LDS.128"] == kinds["LDS"] == reads

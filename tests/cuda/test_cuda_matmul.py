@@ -5,6 +5,7 @@ import compiled
 import numpy as np
 import pytest
 
+from minimal_nn.cuda import affine
 from minimal_nn.cuda.device import assembly, launch
 from minimal_nn.cuda.device.arrays import asarray, empty, to_host, transposed
 from minimal_nn.cuda.products import blocked, choice, rounded, tensor, tiled
@@ -74,22 +75,25 @@ def test_strided_negative_and_misaligned_arrays(rng, kind):
         assert np.array_equal(choice.product(a, shifted), a @ b)
 
 
-def direct(rng, family, tile, layout, wide, M, K, N, arithmetic=None):
-    """Return a product by one given kernel, and NumPy's."""
+def direct(rng, family, tile, layout, wide, M, K, N, arithmetic=None, column_sums=False):
+    """Return a product by one given kernel, and NumPy's; column_sums: each with those of b."""
     kind = np.float64 if arithmetic is tensor.FLOAT64 else np.float32
     a, b = pair(rng, M, K, N, kind)
     left = choice.strided(laid_out(a, layout[0] == "T"))
     right = choice.strided(laid_out(b, layout[1] == "T"))
     assert left.vectors and right.vectors or not wide
     args = (left.transposed, right.transposed, wide, left.locate, right.locate)
-    c = empty(M * N, kind)
+    args += (True,) * column_sums
+    c, sums = empty(M * N, kind), empty(N, kind)
     grid = (-(-M // tile.BM), -(-N // tile.BN))
-    given = (left.memory, right.memory, c, c, M, N, K, K, left.geometry, right.geometry, 0)
+    given = (left.memory, right.memory, c, sums, M, N, K, K, left.geometry, right.geometry, 0)
     if family == "blocked":
         launch.launch(blocked.product_kernel(tile, *args), grid, tile.threads, given)
     else:
         kernel = tensor.product_kernel(arithmetic, tile, *args)
         launch.launch(kernel, grid, tile.threads, given + tensor.UNMARKED)
+    if column_sums:
+        return (c.reshape(M, N), sums), (a @ b, b.sum(axis=0))
     return c.reshape(M, N), a @ b
 
 
@@ -253,6 +257,84 @@ def test_lanes_that_are_interleaved(place, rng):
     assert np.array_equal(product_on(place, a, b, tile=LANES), a @ b)
 
 
+def in_the_order_of_the_kernels(b, lines, part):
+    """Return the sums of b's columns: of every `lines`-th entry, of those, of the parts."""
+    parts = []
+    for start in range(0, len(b), part):
+        own = np.zeros((lines, b.shape[1]), b.dtype)
+        for k, row in enumerate(b[start : start + part]):
+            own[k % lines] += row
+        parts.append(sum(own[1:], own[0]))
+    return sum(parts[1:], parts[0])
+
+
+# Of the tiles that are taken here: how many threads have a column together.
+SUMMED = [
+    (np.float32, None, 8),
+    (np.float32, "float64", 4),
+    (np.float32, "tf32", 4),
+    (np.float32, "bfloat16", 4),
+    (np.float64, None, 4),
+]
+
+
+@pytest.mark.parametrize(("kind", "precision", "lines"), SUMMED)
+@pytest.mark.parametrize(
+    ("shape", "part"), [((36, 29, 44), None), ((5, 100, 7), 32), ((9, 16, 1), None)], ids=str
+)
+def test_the_sums_of_columns(place, rng, monkeypatch, kind, precision, lines, shape, part):
+    """To the bit in the order that the kernels say, whole, split along K, and of one column."""
+    monkeypatch.setattr(choice, "PART", part or choice.PART)
+    M, K, N = shape
+    a, b = rng.standard_normal((K, M)).astype(kind), rng.standard_normal((K, N)).astype(kind)
+    left, right, sums = transposed(asarray(a)), asarray(b), empty(N, kind)
+    with launch.recorded() as records:
+        got = choice.product(left, right, precision=precision, column_sums=sums)
+    assert [record.kernel.name for record in records][1:] == ["sum_of_parts"] * bool(part)
+    wide = b.astype(np.float64) if precision == "float64" else b
+    length = choice.parts(choice.TILES["blocked" if lines == 8 else "float64"][-1][0], M, N, K)[1]
+    expected = in_the_order_of_the_kernels(wide, lines, length)
+    if precision == "float64" and part:  # the sum of a part is rounded
+        ends = range(0, K, length)
+        rows = [in_the_order_of_the_kernels(wide[i : i + length], lines, K) for i in ends]
+        expected = sum((row.astype(kind) for row in rows[1:]), rows[0].astype(kind))
+    assert np.array_equal(to_host(sums), expected.astype(kind))
+    alone = to_host(choice.product(left, right, precision=precision))
+    assert np.array_equal(to_host(got), alone)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_the_gradient_of_a_bias_takes_no_launch_of_its_own(rng, kind):
+    x, W, b = (rng.standard_normal(shape).astype(kind) for shape in ((9, 5), (5, 3), 3))
+    with launch.simulation():
+        y, cache = affine.forward(x, W, b)
+        with launch.recorded() as records:
+            found = affine.backward(y, cache)
+    assert [record.kernel.name.rpartition("_")[2] for record in records] == ["any", "sums"]
+    assert np.all(np.abs(found[2] - y.sum(0)) <= gamma(9, unit_roundoff(kind)) * np.abs(y).sum(0))
+
+
+LARGEST = [
+    ("blocked", LARGE, None),
+    ("float64", LARGE_DOUBLE, tensor.FLOAT64),
+    ("widened", LARGE_TENSOR, tensor.WIDENED),
+    ("reduced", LARGE_TENSOR, tensor.TF32),
+    ("reduced", LARGE_TENSOR, tensor.BFLOAT16),
+]
+
+
+@pytest.mark.parametrize(("family", "tile", "arithmetic"), LARGEST)
+def test_the_sums_of_columns_compiled(rng, family, tile, arithmetic):
+    with launch.simulation(), launch.recorded() as records:
+        (got, sums), (expected, totals) = direct(
+            rng, family, tile, "TN", True, 36, 20, 44, arithmetic, column_sums=True
+        )
+    assert np.array_equal(got, expected) and np.array_equal(sums, totals)
+    (made,) = compiled.check(records).values()
+    if budgets.DISASSEMBLER:
+        budgets.check_loop(made, tile, got.dtype.itemsize, sums=True)
+
+
 @DTYPES
 def test_powers_of_two_go_through_exactly(place, rng, kind):
     a, b = rng.standard_normal((2, 17, 17)).astype(kind)
@@ -358,6 +440,17 @@ def test_the_kernel_for_teaching_compiles(rng):
         (lambda f: choice.product(f(2, 0), f(0, 3)), ValueError, "at least one row"),
         (lambda f: choice.product(f(2, 2), f(2, 2), precision="half"), ValueError, "precision"),
         (lambda f: choice.product(f(2, 2), f(2, 2), activation="tanh"), ValueError, "activation"),
+        (lambda f: choice.product(f(2, 2), f(2, 2), column_sums=f(3)), ValueError, "column_sums"),
+        (
+            lambda f: choice.product(f(2, 2), f(2, 2), bias=f(2), column_sums=f(2)),
+            ValueError,
+            "column_sums: got an array beside a bias",
+        ),
+        (
+            lambda f: choice.product(f(2, 2), f(2, 2), activation="relu", column_sums=f(2)),
+            ValueError,
+            "column_sums: got an array beside a bias, an activation",
+        ),
         (lambda f: choice.product(f(2, 2), f(2, 2).astype(float)), TypeError, "float64"),
         (lambda f: tiled.matmul(f(2, 3), f(2, 3)), ValueError, r"b: got float32 of shape \(2, 3\)"),
     ],

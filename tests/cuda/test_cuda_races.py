@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import minimal_nn as nn
-from minimal_nn.cuda import batchnorm, convolution, layernorm, plan, weightnorm
+from minimal_nn.cuda import affine, batchnorm, convolution, layernorm, plan, weightnorm
 from minimal_nn.cuda.device import arrays, launch
 from minimal_nn.cuda.device.language import Kernel, cuda, made
 from minimal_nn.cuda.products import choice, tiled
@@ -59,6 +59,16 @@ def blocked():
     return recorded(lambda: choice.product(numbers(32, 40), numbers(40, 32)))
 
 
+def tensor_sums():
+    a, b = (numbers(64, 32).astype(np.float64) for _ in range(2))
+    return recorded(lambda: choice.product(a.T, b, column_sums=np.zeros(32)))
+
+
+def blocked_sums():
+    a, b, sums = numbers(40, 32), numbers(40, 32), np.zeros(32, np.float32)
+    return recorded(lambda: choice.product(a.T, b, column_sums=sums))
+
+
 def long_rows():
     g = numbers(1200)
     return recorded(lambda: layernorm.forward(numbers(2, 1200), g, g, 0.5))
@@ -81,6 +91,20 @@ FAULTS = {
         1,
     ),
     "blocked, no barrier": (blocked, None, BARRIER, "pass", 1),
+    "tensor, no barrier before the sums of columns": (
+        tensor_sums,
+        None,
+        f"= own\n        {BARRIER}",
+        "= own",
+        1,
+    ),
+    "blocked, no barrier before the sums of columns": (
+        blocked_sums,
+        None,
+        f"{BARRIER}\n        store_sums",
+        "pass\n        store_sums",
+        1,
+    ),
     "row_sum, no first barrier": (
         long_rows,
         "row_sum",
@@ -111,15 +135,19 @@ def test_a_fault_planted_in_a_kernel_is_found(call, inside, old, new, count):
 
 def of_precision(precision):
     a, b = numbers(20, 12), numbers(12, 20)
-    y, cache = convolution.forward(numbers(1, 3, 3, 4), numbers(3, 3, 4, 4), precision=precision)
-    dx, dW, _ = convolution.backward(y, cache)
-    return choice.product(a, b, precision=precision), y, dx, dW
+    found = [choice.product(a, b, precision=precision)]
+    for bias in (None, numbers(4)):
+        given = numbers(1, 3, 3, 4), numbers(3, 3, 4, 4), bias
+        y, cache = convolution.forward(*given, precision=precision)
+        found += [y, *convolution.backward(y, cache)]
+    _, cache = affine.forward(a, b, numbers(20), precision=precision)
+    return [array for array in (*found, *affine.backward(found[0], cache)) if array is not None]
 
 
 def of_float64():
     x, W = numbers(1, 3, 3, 2).astype(float), numbers(3, 3, 2, 2).astype(float)
-    y, cache = convolution.forward(x, W)
-    return y, *convolution.backward(y, cache)[:2]
+    y, cache = convolution.forward(x, W, numbers(2).astype(float))
+    return y, *convolution.backward(y, cache)
 
 
 def of_interleaved_lanes():

@@ -20,6 +20,10 @@ patches of an image (convolution.py), are operands of the same kernel.
 
 Every sum runs over k in ascending order, in one chain of fused multiply-adds, within each part of K
 that `blockIdx.z` numbers; the order depends on nothing but the shape.
+
+With `column_sums` the kernel also sums the columns of B, which passes through the registers anyway:
+of dW = x^T dy, that is the gradient of the bias.  Within a part a thread adds up every eighth entry
+of its four columns, from the first on, and what eight threads have is added in their order.
 """
 
 import functools
@@ -124,8 +128,31 @@ def loading(locate, wide, transposed, side, tile):
 
 
 @functools.cache
-def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
-    """Return the kernel C = act(A B + bias) of one tile size, one layout and two operands."""
+def summing(lines, side, result):
+    """Return store(shared, to, n0, N, start): the sums of `lines` lines of `side` columns each.
+
+    A column to a thread, its lines in order; the first column goes to place start + n0, if n0 < N.
+    """
+
+    @device
+    def store(shared, to, n0, N, start):
+        n = cuda.threadIdx.x
+        if n < side and n0 + n < N:
+            total = shared[n]
+            for line in range(1, lines):
+                total += shared[line * side + n]
+            to[start + n0 + n] = result(total)
+
+    return store
+
+
+@functools.cache
+def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b, column_sums=False):
+    """Return the kernel C = act(A B + bias) of one tile size, one layout and two operands.
+
+    column_sums: also those of B, which is not transposed; they go to `bias`, which is not added.  A
+    part of K is then followed by its sums, as one more row.
+    """
     BM, BN, BK, TM, TN, _, interleaved = tile
     threads_n = BN // TN
     warps_n = threads_n // 8
@@ -137,6 +164,8 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
     # A is described with its inner index first where it is not transposed, B the other way round.
     fetch_a, store_a = loading(locate_a, wide, not a_transposed, BM, tile)
     fetch_b, store_b = loading(locate_b, wide, b_transposed, BN, tile)
+    b_loads = BN * BK // 4 // tile.threads
+    store_sums = summing(4 * tile.threads // BN, BN, float32)
 
     @device
     def four(shared, place, values, i):
@@ -152,7 +181,12 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
         row = cuda.local.array(TM, float32)
         column = cuda.local.array(TN, float32)
         next_a = cuda.local.array((BM * BK // 4 // tile.threads, 4), float32)
-        next_b = cuda.local.array((BN * BK // 4 // tile.threads, 4), float32)
+        next_b = cuda.local.array((b_loads, 4), float32)
+        if column_sums:
+            own = cuda.local.array(4, float32)
+            shared_sums = cuda.shared.array(4 * tile.threads, float32, 16)
+            for q in range(4):
+                own[q] = float32(0)
         if interleaved:
             warp, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
             # The bits of a lane: n, m, n, m, n.
@@ -193,6 +227,10 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
             a0, b0 = buffer * a_buffer, buffer * b_buffer
             store_a(next_a, shared_a, a0)
             store_b(next_b, shared_b, b0)
+            if column_sums:
+                for i in range(b_loads):
+                    for q in range(4):
+                        own[q] += next_b[i, q]
             cuda.syncthreads()
             k0 += BK
 
@@ -208,7 +246,12 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
                 for j in range(TN):
                     # NaN goes through, as in the reference wing.
                     sums[i, j] = float32(0) if sums[i, j] <= float32(0) else sums[i, j]
-        start = cuda.blockIdx.z * M * N
+        start = cuda.blockIdx.z * (M + 1) * N if column_sums else cuda.blockIdx.z * M * N
+        if column_sums:
+            if cuda.blockIdx.x == 0:
+                store4(shared_sums, cuda.threadIdx.x * 4, (*(own[q] for q in unroll(4)),))
+                cuda.syncthreads()
+                store_sums(shared_sums, bias, n0, N, start)
         for i in range(TM):
             m = m0 + i // 4 * m_apart + m_thread + i % 4
             for p in range(n_groups):
@@ -225,6 +268,6 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b):
 
     layout = ("T" if a_transposed else "N") + ("T" if b_transposed else "N")
     width = ("interleaved_" if interleaved else "") + ("wide" if wide else "any")
-    operands = "".join(name(locate) for locate in (locate_a, locate_b))
+    operands = "".join(name(locate) for locate in (locate_a, locate_b)) + "_sums" * column_sums
     blocked.__name__ = f"blocked_{BM}x{BN}x{BK}_{layout}_{width}{operands}"
     return kernel(threads=tile.threads, blocks=tile.blocks)(blocked)

@@ -133,15 +133,17 @@ def locate_strided(row, column, rows, columns, strides):
     return uint32(row * strides[0] + column * strides[1]), row < rows and column < columns
 
 
-def strided(matrix):
+def strided(matrix, along=None):
     """Return a 2-D device array, A (M, K) or B (K, N), as an operand.
 
-    Its columns are the axis along which it lies in memory; it is transposed where that is axis 0.
+    Its columns are the axis `along`, by default the one along which it lies in memory; it is
+    transposed where that is axis 0.
     """
     memory, strides = flat(matrix)
-    along = 1 if strides[1] <= strides[0] else 0
-    if 1 in matrix.shape:
-        along = 0 if matrix.shape[1] == 1 else 1
+    if along is None:
+        along = 1 if strides[1] <= strides[0] else 0
+        if 1 in matrix.shape:
+            along = 0 if matrix.shape[1] == 1 else 1
     row, column = strides[1 - along], strides[along]
     per_vector = 16 // matrix.dtype.itemsize
     vectors = (
@@ -153,16 +155,17 @@ def strided(matrix):
     return Operand(memory, (row, column), locate_strided, along == 0, vectors)
 
 
-def product(a, b, bias=None, activation="identity", precision=None, out=None, tile=None):
+def product(a, b, bias=None, activation="identity", precision=None, out=None, **options):
     """Return act(a b + bias) for device arrays a (M, K), b (K, N), bias (N,) or None.
 
     activation: "identity" or "relu".  precision: see the module.  out: a contiguous (M, N) array to
-    write into instead of a new one.  tile: one of TILES, instead of what `choose` takes.
+    write into instead of a new one.  column_sums, tile: see `product_of_operands`.
     """
     M, K, N = product_shape(a, b)
     a, b = asarray(a), asarray(b)
-    operands = strided(a), strided(b)
-    return product_of_operands(*operands, M, N, K, a.dtype, bias, activation, precision, out, tile)
+    operands = strided(a), strided(b, None if options.get("column_sums") is None else 1)
+    shape = M, N, K, a.dtype
+    return product_of_operands(*operands, *shape, bias, activation, precision, out, **options)
 
 
 def product_shape(a, b):
@@ -183,9 +186,24 @@ def product_shape(a, b):
 
 
 def product_of_operands(
-    a, b, M, N, K, dtype, bias=None, activation="identity", precision=None, out=None, tile=None
+    a,
+    b,
+    M,
+    N,
+    K,
+    dtype,
+    bias=None,
+    activation="identity",
+    precision=None,
+    out=None,
+    tile=None,
+    column_sums=None,
 ):
-    """Return act(A B + bias), (M, N), for two operands (any `Operand`, not only matrices)."""
+    """Return act(A B + bias), (M, N), for two operands (any `Operand`, not only matrices).
+
+    tile: one of TILES, instead of what `choose` takes.  column_sums: instead of a bias, a
+    contiguous (N,) array to write the sums of B's columns into; B is not transposed then.
+    """
     if max(a.memory.size, b.memory.size, M * N, M, N, K) >= MOST:
         raise ValueError(
             f"a: got a product of {M} x {K} by {K} x {N}, expected sizes and arrays of fewer than "
@@ -195,26 +213,36 @@ def product_of_operands(
         raise ValueError(f"activation: got {activation!r}, expected 'identity' or 'relu'")
     c = result("out", out, (M, N), dtype)
     flags = (int(BIAS) if bias is not None else 0) | (int(RELU) if activation == "relu" else 0)
-    if bias is None:
+    sums = column_sums is not None
+    if sums and (flags or b.transposed):
+        raise ValueError(
+            "column_sums: got an array beside a bias, an activation or a transposed B, expected "
+            "the product alone: sum the columns in another one"
+        )
+    if sums:
+        bias = result("column_sums", column_sums, (N,), dtype)
+    elif bias is None:
         bias = c.reshape(M * N)  # any array; the kernel does not read it
     else:
         bias = contiguous(asarray(bias, dtype, "bias"))
         expect_shape("bias", bias, (N,))
-    compiled, tile = _variant(dtype, precision, a, b, M, N, K, c, tile)
+    compiled, tile = _variant(dtype, precision, a, b, M, N, K, c, tile, sums)
     count, part = parts(tile, M, N, K)
-    target, own_flags = (c, flags) if count == 1 else (empty((count, M, N), dtype), 0)
-    target = target.reshape(count * M * N)
-    args = (a.memory, b.memory, target, bias, M, N, K, part, a.geometry, b.geometry, own_flags)
+    target, row, own_flags, size = c.reshape(M * N), bias, flags, (M + sums) * N
+    if count > 1:
+        target, own_flags = empty(count * size, dtype), 0
+        row = target[M * N :] if sums else bias
+    args = (a.memory, b.memory, target, row, M, N, K, part, a.geometry, b.geometry, own_flags)
     if isinstance(tile, tensor.Tile):
         args += tensor.UNMARKED
     launch(compiled, (-(-M // tile.BM), -(-N // tile.BN), count), tile.threads, args)
     if count > 1:
-        args = (target, c.reshape(M * N), bias, count, M, N, flags)
-        launch(sum_parts(numba.from_dtype(np.dtype(dtype))), -(-M * N // 256), 256, args)
+        args = (target, c.reshape(M * N), bias, count, size, N, flags)
+        launch(sum_parts(numba.from_dtype(np.dtype(dtype))), -(-size // 256), 256, args)
     return c
 
 
-def _variant(dtype, precision, a, b, M, N, K, out, tile):
+def _variant(dtype, precision, a, b, M, N, K, out, tile, sums):
     """Return the kernel for a product, and its tile: the given one, or the one that is chosen."""
     if np.dtype(dtype).name not in ("float32", "float64"):
         raise TypeError(f"a: got an array of {np.dtype(dtype)}, expected float32 or float64")
@@ -223,6 +251,7 @@ def _variant(dtype, precision, a, b, M, N, K, out, tile):
     arithmetic = ARITHMETIC.get((np.dtype(dtype).name, precision))
     fits = fitting(a, b, N, dtype, out)
     layout = (a.transposed, b.transposed, "vectors" in fits, a.locate, b.locate)
+    layout += (True,) * sums
     if arithmetic is None and precision is not None:
         raise TypeError(f"precision: got {precision!r} for arrays of {dtype}, expected float32")
     tile = tile or choose(FAMILIES.get(arithmetic, "reduced"), M, N, K, fits)
@@ -233,19 +262,25 @@ def _variant(dtype, precision, a, b, M, N, K, out, tile):
 
 @functools.cache
 def sum_parts(real):
-    """Return the kernel that sums the parts of a split product in order: C = act(sum + bias)."""
+    """Return the kernel that sums the parts of a split product in order: C = act(sum + bias).
+
+    size: of a part, which is as large as C, or has the row of its column sums behind: to `bias`.
+    """
 
     @kernel(threads=256)
-    def sum_of_parts(parts, C, bias, count, M, N, flags):
+    def sum_of_parts(parts, C, bias, count, size, N, flags):
         i = cuda.grid(1)
-        if i < M * N:
+        if i < size:
             total = parts[i]
             for p in range(1, count):
-                total += parts[p * M * N + i]
+                total += parts[p * size + i]
             if flags & BIAS:
                 total += bias[i % N]
             if flags & RELU:
                 total = real(0) if total <= real(0) else total
-            C[i] = total
+            if i < C.size:
+                C[i] = total
+            else:
+                bias[i - C.size] = total
 
     return sum_of_parts

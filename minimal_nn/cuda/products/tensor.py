@@ -15,6 +15,10 @@ The float64 sum s is within E = K 2^-53 sum|a b| of the exact one, and float32(s
 rounded result unless a rounding boundary of float32 lies within E of it; then the tiling does not
 matter, nor does the order of the sum.  With `certify` the kernel computes sum|a b| as well and
 marks the entries for which that is not certain; `rounded.rounded` computes those again.
+
+With `column_sums` the kernel also sums the columns of B, see blocked.py, in the arithmetic of the
+sums, of numbers as they are in memory: within a part two or four threads have a column, and every
+second or fourth entry of it.
 """
 
 import functools
@@ -33,7 +37,7 @@ from minimal_nn.cuda.device.intrinsics import (
     to_tf32,
 )
 from minimal_nn.cuda.device.language import cuda, device, kernel, unroll
-from minimal_nn.cuda.products.blocked import BIAS, RELU, name
+from minimal_nn.cuda.products.blocked import BIAS, RELU, name, summing
 
 TWO_TO_MINUS_52 = np.float64(2.0**-52)
 # Where nothing is certified, what stands for the marks and the unit of their bound.
@@ -151,9 +155,20 @@ def _magnitude(x):
 
 @functools.cache
 def product_kernel(
-    arithmetic, tile, a_transposed, b_transposed, wide, locate_a, locate_b, certify=False
+    arithmetic,
+    tile,
+    a_transposed,
+    b_transposed,
+    wide,
+    locate_a,
+    locate_b,
+    column_sums=False,
+    certify=False,
 ):
-    """Return the kernel C = act(A B + bias) of one arithmetic, tile, layout and two operands."""
+    """Return the kernel C = act(A B + bias) of one arithmetic, tile, layout and two operands.
+
+    column_sums: as in blocked.py.
+    """
     real, total, result = arithmetic.memory, arithmetic.sums, arithmetic.result
     ar, apart, itemsize = arithmetic, arithmetic.columns, real.bitwidth // 8
     BM, BN, BK, WM, WN, _ = tile
@@ -165,6 +180,8 @@ def product_kernel(
     # How far apart neighbours along the rows of A and the columns of B are, and along k.
     a_row, a_k = (1, a_pitch) if a_transposed else (a_pitch, 1)
     b_row, b_k = (b_pitch, 1) if b_transposed else (1, b_pitch)
+    lines = tile.threads // BN  # of B's tile, whose columns are summed apart
+    store_sums = summing(lines, BN, result)
 
     @device
     def accumulate(sums, i, j, a, b):
@@ -188,6 +205,10 @@ def product_kernel(
                 for q in range(4):
                     sums[i, j, q] = total(0)
                     sizes[i, j, q] = total(0)
+        if column_sums:
+            shared_sums = cuda.shared.array(tile.threads, total, 16)
+            own = total(0)
+            b_own = cuda.threadIdx.x // BN * b_pitch + cuda.threadIdx.x % BN
 
         copy_a(shared_a, 0, A, m0, k0, M, k_end, a_geometry)
         copy_b(shared_b, 0, B, n0, k0, N, k_end, b_geometry)
@@ -204,6 +225,10 @@ def product_kernel(
                 copy_a(shared_a, other * a_buffer, A, m0, k0, M, k_end, a_geometry)
                 copy_b(shared_b, other * b_buffer, B, n0, k0, N, k_end, b_geometry)
                 copy_async_commit()
+            if column_sums:
+                if cuda.blockIdx.x == 0:
+                    for k in range(BK // lines):
+                        own += total(shared_b[buffer * b_buffer + k * (lines * b_pitch) + b_own])
             for k in range(BK // 8):
                 a0 = buffer * a_buffer + a_lane + k * (8 * a_k)
                 b0 = buffer * b_buffer + b_lane + k * (8 * b_k)
@@ -233,7 +258,12 @@ def product_kernel(
                         # NaN goes through, as in the reference wing.
                         v = sums[i, j, q]
                         sums[i, j, q] = total(0) if v <= total(0) else v
-        start = cuda.blockIdx.z * M * N
+        start = cuda.blockIdx.z * (M + 1) * N if column_sums else cuda.blockIdx.z * M * N
+        if column_sums:
+            if cuda.blockIdx.x == 0:
+                shared_sums[cuda.threadIdx.x] = own
+                cuda.syncthreads()
+                store_sums(shared_sums, bias, n0, N, start)
         for i in range(m_parts):
             for j in range(n_parts):
                 n = n0 + n_warp + j * 8 + t * 2
@@ -258,7 +288,7 @@ def product_kernel(
                                 marks[m * N + column] = uint8(0 if certain else 1)
 
     layout = ("T" if a_transposed else "N") + ("T" if b_transposed else "N")
-    operands = "".join(name(locate) for locate in (locate_a, locate_b))
+    operands = "".join(name(locate) for locate in (locate_a, locate_b)) + "_sums" * column_sums
     width = ("wide" if wide else "any") + ("_certify" if certify else "")
     tensor.__name__ = f"{arithmetic.name}_{BM}x{BN}x{BK}_{layout}_{width}{operands}"
     return kernel(threads=tile.threads, blocks=tile.blocks, widens=total is float64)(tensor)
