@@ -54,14 +54,14 @@ __all__ = ["Kernel", "Parts", "cuda", "device", "intrinsic", "kernel", "made", "
 
 @intrinsic
 def unsigned(context, x):
-    """An integer as uint32; of another type, a kernel does not compile."""
-    if not isinstance(x, types.Integer):
-        return None
+    """An integer as uint32; what is of another type as it is."""
+    kind = types.unliteral(x)
+    made = types.uint32 if isinstance(kind, types.Integer) else kind
 
     def code(context, builder, signature, args):
-        return context.cast(builder, args[0], signature.args[0], types.uint32)
+        return context.cast(builder, args[0], kind, made)
 
-    return types.uint32(types.unliteral(x)), code
+    return made(kind), code
 
 
 register(unsigned, *MEANINGS["unsigned"])

@@ -11,10 +11,12 @@ writes the text that is compiled and simulated:
     f(*(a[k] for k in unroll(4))) four arguments, or four entries of a tuple
     i = row * columns + 3         an integer is a uint32: literals, sizes, the places of threads,
                                   the counters of `range`, and what + - * // % & | ^ << >> make of
-                                  them where it is assigned to a name, returned, or in min and max
+                                  integers where it is assigned to a name, returned, or in min and
+                                  max; which numbers are integers, the compiler's types say
 
 So no index is checked for being negative.  Numba adds and multiplies uint32 in 64 bits: what is
-kept has 32, and within an index the constant part of a sum goes into the address.
+kept has 32 (64 only within an expression), and within an index the constant part of a sum goes into
+the address.
 
 Loops are written out where the compiler would leave them: NVVM does so with a body of 64 fused
 multiply-adds, and then every step waits for its own loads.
@@ -46,7 +48,7 @@ def unroll(n):
 def rewritten(function, unsigned):
     """Return the function that is compiled for the text of `function`; its `text` is what it says.
 
-    unsigned: what makes an integer a uint32.
+    unsigned: what makes an integer a uint32, and leaves another number as it is.
     """
     code = function.__code__
     cells = (cell.cell_contents for cell in function.__closure__ or ())
@@ -246,65 +248,15 @@ def copied(node):
 
 
 class _Unsigned(ast.NodeTransformer):
-    """Makes every integer a uint32, by calls of `_u`."""
+    """Makes every integer a uint32, by calls of `_u`, which leave other numbers as they are."""
 
     def __init__(self, tree, scope):
         self.tree, self.scope = tree, scope
-        kinds = ast.Assign | ast.AugAssign | ast.For
-        assigning = [node for node in _statements(tree.body) if isinstance(node, kinds)]
         self.counters = {
             node.target.id
-            for node in assigning
+            for node in _statements(tree.body)
             if isinstance(node, ast.For) and _text(getattr(node.iter, "func", None)) == "range"
         }
-        self.integers = self._integers(assigning)
-
-    def _integers(self, assigning):
-        """Return the names that are integers wherever they are assigned."""
-        values = collections.defaultdict(list)
-        for node in assigning:
-            if isinstance(node, ast.Assign):
-                self._assigned(node.targets[0], node.value, values)
-            elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
-                read = ast.Name(node.target.id, ast.Load())
-                values[node.target.id].append(ast.BinOp(read, node.op, node.value))
-            elif isinstance(node, ast.For) and node.target.id not in self.counters:
-                values[node.target.id].append(None)
-        for argument in self.tree.args.args:
-            values[argument.arg].append(None)
-        self.integers = {*values, *self.counters}
-        while True:
-            kept = {name for name in values if all(map(self.integer, values[name]))}
-            if kept | self.counters == self.integers:
-                return self.integers
-            self.integers = kept | self.counters
-
-    def _assigned(self, target, value, values):
-        if isinstance(target, ast.Name):
-            values[target.id].append(value)
-        elif isinstance(target, ast.Tuple):
-            parts = value.elts if isinstance(value, ast.Tuple) else [None] * len(target.elts)
-            for part, its in zip(target.elts, parts, strict=True):
-                self._assigned(part, its, values)
-
-    def integer(self, node):
-        """Return whether an expression is an integer: it or a term of it is known to be one."""
-        if isinstance(node, ast.Constant):
-            return type(node.value) is int
-        if isinstance(node, ast.Name):
-            return node.id in self.integers
-        if isinstance(node, ast.BinOp):
-            arithmetic = not isinstance(node.op, ast.Div | ast.Pow)
-            return arithmetic and (self.integer(node.left) or self.integer(node.right))
-        if isinstance(node, ast.IfExp):
-            return self.integer(node.body) and self.integer(node.orelse)
-        if isinstance(node, ast.Call):
-            name = _text(node.func)
-            if name in ("min", "max"):
-                return any(map(self.integer, node.args))
-            converts = self.scope.get(name) in (types.uint32, np.uint32)
-            return converts or name in ("cuda.grid", "cuda.gridsize")
-        return self.of_the_device(node)
 
     def of_the_device(self, node):
         """Return whether an expression is a size, or the place of a thread."""
@@ -319,11 +271,10 @@ class _Unsigned(ast.NodeTransformer):
         return self.tree
 
     def kept(self, node):
-        """Return a value that is assigned or returned: integers as uint32."""
+        """Return a value that is assigned or returned: what is computed of integers as uint32."""
         if isinstance(node, ast.Tuple):
             return ast.Tuple([self.kept(value) for value in node.elts], node.ctx)
-        narrow = isinstance(node, ast.BinOp) and self.integer(node)
-        return _u(self.visit(node)) if narrow else self.visit(node)
+        return _u(self.visit(node)) if isinstance(node, ast.BinOp) else self.visit(node)
 
     def visit_Assign(self, node):
         to_names = isinstance(node.targets[0], ast.Name | ast.Tuple)
@@ -372,7 +323,7 @@ class _Unsigned(ast.NodeTransformer):
         return node
 
     def visit_AugAssign(self, node):
-        if isinstance(node.target, ast.Name) and node.target.id in self.integers:
+        if isinstance(node.target, ast.Name):
             read = ast.Name(node.target.id, ast.Load())
             return ast.Assign([node.target], self.kept(ast.BinOp(read, node.op, node.value)))
         return self.generic_visit(node)

@@ -227,6 +227,6 @@ def bits_float64(x):
 
 @_both
 def unsigned(x):
-    if np.asarray(x).dtype.kind not in "iu":
-        raise SimulationError(f"got {x!r} where an integer is expected: write T(2) for a real 2")
-    return x.astype(np.uint32) if isinstance(x, np.ndarray) else np.uint32(x)
+    if isinstance(x, np.ndarray | np.generic):
+        return x.astype(np.uint32) if x.dtype.kind in "iu" else x
+    return np.uint32(x) if type(x) is int else x
