@@ -5,7 +5,7 @@ r"""Losses: value and gradient by one reading of the scores, reference/loss.py a
     finish                the sum of the blocks' sums, divided by the count: the mean
     scaled                dvalue times the gradient
 
-A block adds its warps' sums in their order, and `finish` adds the blocks' by a fixed tree.  A
+A block adds its warps' sums in their order (`row_sum`), and so does `finish` with the blocks'.  A
 label outside 0 ... K-1 reads no memory that is not its own; `forward` refuses it.
 
 Traffic for each score in float32: 8 bytes (cross entropy, one row in the first-level cache), 12
@@ -37,17 +37,7 @@ WARPS = THREADS // 32
 def kernels(T):
     """Return the kernels for numbers of type T."""
     warp, larger = reduction.warp(T), reduction.warp(T).larger
-
-    @device
-    def block_sum(x, shared, own):
-        """The sum over the block, for its first thread."""
-        x = warp.sum(x)
-        shared[own] = x
-        cuda.syncthreads()
-        x = shared[0]
-        for other in range(1, WARPS):
-            x += shared[other]
-        return x
+    block_sum = reduction.row_sum(T, WARPS)
 
     @kernel(threads=THREADS)
     def cross_entropy(scores, targets, rows, columns, dscores, partial):

@@ -87,36 +87,55 @@ def fetch(locate, wide):
 
 
 @functools.cache
+def walk(transposed, side, tile, vector):
+    """Return how a block's threads walk over its tile of an operand, as the tile lies in memory.
+
+    at(i): the line of a thread's i-th vector, and its place in the line.  turned(along the side,
+    along k): the two as rows and columns of the operand.  Also how many vectors a thread takes, and
+    how many lines there are.
+    """
+    threads, BK = tile.threads, tile.BK
+    length, lines = (BK, side) if transposed else (side, BK)
+    line_vectors = length // vector
+
+    @device
+    def at(i):
+        e = cuda.threadIdx.x + i * threads
+        return e // line_vectors, e % line_vectors * vector
+
+    @device
+    def turned(of_side, of_k):
+        return (of_side, of_k) if transposed else (of_k, of_side)
+
+    return at, turned, side * BK // vector // threads, lines
+
+
+@functools.cache
 def loading(locate, wide, transposed, side, tile):
     """Return how the block's tile of an operand, BK x side, gets into shared memory.
 
     fetch: a thread's part from global memory into `ahead`, its registers.  store: from there into
     the buffer at `to`, the inner index k along the lines.
     """
-    get, threads, BK = fetch(locate, wide), tile.threads, tile.BK
-    loads = side * BK // 4 // threads
-    line_vectors = (BK if transposed else side) // 4  # neighbours in memory: along k, or along side
+    get = fetch(locate, wide)
+    at, turned, loads, _ = walk(transposed, side, tile, 4)
     pitch = side + 4  # four more words: lines begin in different banks, and stay aligned
 
     @device
     def fetch_part(ahead, source, side0, k0, side_end, k_end, geometry):
+        row0, column0 = turned(side0, k0)
+        rows, columns = turned(side_end, k_end)
         for i in range(loads):
-            e = cuda.threadIdx.x + i * threads
-            line, place = e // line_vectors, e % line_vectors * 4
-            if transposed:
-                row, column = side0 + line, k0 + place
-                v = get(source, row, column, side_end, k_end, geometry)
-            else:
-                row, column = k0 + line, side0 + place
-                v = get(source, row, column, k_end, side_end, geometry)
+            line, place = at(i)
+            row, column = row0 + line, column0 + place
+            v = get(source, row, column, rows, columns, geometry)
             for q in unroll(4):
                 ahead[i, q] = v[q]
 
     @device
     def store_part(ahead, shared, to):
         for i in range(loads):
-            e = cuda.threadIdx.x + i * threads
-            line, place = e // line_vectors, e % line_vectors * 4
+            line, place = at(i)
             if transposed:
                 for q in unroll(4):
                     shared[to + (place + q) * pitch + line] = ahead[i, q]

@@ -28,13 +28,6 @@ from minimal_nn.cuda.products.blocked import BIAS, RELU
 from minimal_nn.reference.arguments import expect_shape
 
 PRECISIONS = (None, "float64", "tf32", "bfloat16")
-ARITHMETIC = {
-    ("float32", "float64"): tensor.WIDENED,
-    ("float32", "tf32"): tensor.TF32,
-    ("float32", "bfloat16"): tensor.BFLOAT16,
-    ("float64", None): tensor.FLOAT64,
-    ("float64", "float64"): tensor.FLOAT64,
-}
 
 # The table of variants: the tiles of each family, largest first, and what each is for: "matrices"
 # that load and store vectors of 16 bytes; such "vectors" of any operands (to find the pixels of a
@@ -73,7 +66,15 @@ TILES = {
         (tensor.Tile(BM=32, BN=32, BK=16, WM=16, WN=16, blocks=4), "any"),
     ),
 }
-FAMILIES = {None: "blocked", tensor.FLOAT64: "float64", tensor.WIDENED: "widened"}
+# The family of each dtype and precision, and its arithmetic on the tensor cores.
+FAMILIES = {
+    ("float32", None): ("blocked", None),
+    ("float32", "float64"): ("widened", tensor.WIDENED),
+    ("float32", "tf32"): ("reduced", tensor.TF32),
+    ("float32", "bfloat16"): ("reduced", tensor.BFLOAT16),
+    ("float64", None): ("float64", tensor.FLOAT64),
+    ("float64", "float64"): ("float64", tensor.FLOAT64),
+}
 # A product whose tiles fill less than the chip is split along K, into parts of at least PART; the
 # parts are summed in order by a second kernel.
 PART = 256
@@ -248,13 +249,14 @@ def _variant(dtype, precision, a, b, M, N, K, out, tile, sums):
         raise TypeError(f"a: got an array of {np.dtype(dtype)}, expected float32 or float64")
     if precision not in PRECISIONS:
         raise ValueError(f"precision: got {precision!r}, expected one of {PRECISIONS}")
-    arithmetic = ARITHMETIC.get((np.dtype(dtype).name, precision))
+    key = np.dtype(dtype).name, precision
+    if key not in FAMILIES:
+        raise TypeError(f"precision: got {precision!r} for arrays of {dtype}, expected float32")
+    family, arithmetic = FAMILIES[key]
     fits = fitting(a, b, N, dtype, out)
     layout = (a.transposed, b.transposed, "vectors" in fits, a.locate, b.locate)
     layout += (True,) * sums
-    if arithmetic is None and precision is not None:
-        raise TypeError(f"precision: got {precision!r} for arrays of {dtype}, expected float32")
-    tile = tile or choose(FAMILIES.get(arithmetic, "reduced"), M, N, K, fits)
+    tile = tile or choose(family, M, N, K, fits)
     if arithmetic is None:
         return blocked.product_kernel(tile, *layout), tile
     return tensor.product_kernel(arithmetic, tile, *layout), tile

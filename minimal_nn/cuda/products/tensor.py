@@ -37,7 +37,7 @@ from minimal_nn.cuda.device.intrinsics import (
     to_tf32,
 )
 from minimal_nn.cuda.device.language import cuda, device, kernel, unroll
-from minimal_nn.cuda.products.blocked import BIAS, RELU, name, summing
+from minimal_nn.cuda.products.blocked import BIAS, RELU, name, summing, walk
 
 TWO_TO_MINUS_52 = np.float64(2.0**-52)
 # Where nothing is certified, what stands for the marks and the unit of their bound.
@@ -126,22 +126,17 @@ def loading(locate, wide, transposed, side, tile, itemsize):
     """
     vector = 16 // itemsize if wide else 1
     copy = getattr(intrinsics, f"copy_async_{vector * itemsize}")
-    threads, copies = tile.threads, side * tile.BK // vector // tile.threads
-    line, lines = (tile.BK, side) if transposed else (side, tile.BK)
-    pitch = line + (4 if transposed or itemsize == 8 else 8)
-    vectors = line // vector
+    at, turned, copies, lines = walk(transposed, side, tile, vector)
+    pitch = (tile.BK if transposed else side) + (4 if transposed or itemsize == 8 else 8)
 
     @device
     def copy_part(shared, to, source, side0, k0, side_end, k_end, geometry):
+        row0, column0 = turned(side0, k0)
+        rows, columns = turned(side_end, k_end)
         for i in range(copies):
-            e = cuda.threadIdx.x + i * threads
-            line, place = e // vectors, e % vectors * vector
-            if transposed:
-                row, column = side0 + line, k0 + place
-                found, exists = locate(row, column, side_end, k_end, geometry)
-            else:
-                row, column = k0 + line, side0 + place
-                found, exists = locate(row, column, k_end, side_end, geometry)
+            line, place = at(i)
+            row, column = row0 + line, column0 + place
+            found, exists = locate(row, column, rows, columns, geometry)
             target = to + line * pitch + place
             copy(shared, target, source, found, exists)
 
