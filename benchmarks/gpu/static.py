@@ -1,5 +1,12 @@
 """What is known of the kernels without a device: `--static`."""
 
+import collections
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
 import numpy as np
 
 from benchmarks.gpu.cases import STATIC, every_case, recorded_launches, tile_cases
@@ -65,7 +72,7 @@ LOOP = ("loop", "multiply-adds", "at most", "reads each", "wide loads", "others"
 def loop_of(made):
     """Return the columns `LOOP` of a compiled kernel."""
     try:
-        loop = assembly.main_loop(made)
+        loop = main_loop(made)
     except FileNotFoundError:
         return ("no nvdisasm", *[""] * (len(LOOP) - 1))
     if not loop:
@@ -107,3 +114,42 @@ def most_multiply_adds(name):
                 products, reads = lines * columns, 4 * lines + 2 * columns
             return products / (products + reads)
     return None
+
+
+def instructions(made):
+    """Return the machine instructions of the kernel in order: (label or None, name, operands)."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = os.path.join(folder, "kernel.cubin")
+        Path(target).write_bytes(made.cubin)
+        done = subprocess.run(
+            [assembly.tool("nvdisasm"), "-c", target], capture_output=True, text=True
+        )
+    line = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.a-z]*)([^;]*);")
+    label = re.compile(r"(\.L_x_\d+):")
+    found, pending = [], None
+    for text in done.stdout.splitlines():
+        if match := label.match(text):
+            pending = match.group(1)
+        elif match := line.match(text):
+            found.append((pending, match.group(1), match.group(2)))
+            pending = None
+    return found
+
+
+def main_loop(made, kinds=("FFMA", "DFMA", "DMMA", "HMMA")):
+    """Return how often each instruction stands in the loop with the most of `kinds`.
+
+    A loop is what lies between a label and a branch back to it; of nested ones with the same
+    products the shortest is taken.
+    """
+    code = instructions(made)
+    labels = {label: i for i, (label, _, _) in enumerate(code) if label}
+    best, most = collections.Counter(), (0, 0)
+    for i, (_, name, operands) in enumerate(code):
+        target = re.search(r"\.L_x_\d+", operands)
+        if name == "BRA" and target and labels.get(target.group(0), i + 1) <= i:
+            body = collections.Counter(n for _, n, _ in code[labels[target.group(0)] : i + 1])
+            products = sum(n for k, n in body.items() if k.split(".")[0] in kinds)
+            if products and (products, -sum(body.values())) > most:
+                best, most = body, (products, -sum(body.values()))
+    return best

@@ -70,15 +70,7 @@ def locate_tap(row, column, rows, columns, g):
 
 
 def forward(
-    x,
-    W,
-    b=None,
-    stride=1,
-    padding=1,
-    algorithm="direct",
-    *,
-    precision=None,
-    activation="identity",
+    x, W, b=None, stride=1, padding=1, algorithm="direct", *, precision=None, activation="identity"
 ):
     """Return y (N, P, Q, K) and the cache for images x (N, H, W, C) and a kernel W (kh, kw, C, K).
 
@@ -93,17 +85,7 @@ def forward(
     rows, inner = n * p * q, kh * kw * channels
     patches = _patches(x, W, p, q, stride, padding, transposed=False)
     kernel = strided(W.reshape(inner, units))
-    y = product_of_operands(
-        patches,
-        kernel,
-        rows,
-        units,
-        inner,
-        x.dtype,
-        bias=b,
-        activation=activation,
-        precision=precision,
-    )
+    y = product_of_operands(patches, kernel, (rows, units, inner), b, activation, precision)
     cache = Cache(x, W, (n, p, q, units), b is not None, stride, padding, precision)
     return y.reshape(n, p, q, units), cache
 
@@ -131,8 +113,8 @@ def input_gradient(dy, cache):
     cotangents = Operand(dy.reshape(dy.size), geometry, locate_cotangent, False, vectors)
     geometry = (*divisor(units), channels)
     kernel = Operand(W.reshape(W.size), geometry, locate_tap, True, _vectors(W, units))
-    shape = pixels, channels, inner, x.dtype
-    return product_of_operands(cotangents, kernel, *shape, precision=precision).reshape(x.shape)
+    shape = pixels, channels, inner
+    return product_of_operands(cotangents, kernel, shape, precision=precision).reshape(x.shape)
 
 
 def kernel_gradient(dy, cache, out=None, db=None):
@@ -145,11 +127,9 @@ def kernel_gradient(dy, cache, out=None, db=None):
     dW = result("out", out, W.shape, x.dtype)
     rows, inner = W.size // units, dy.size // units
     patches = _patches(x, W, p, q, stride, padding, transposed=True)
-    shape = rows, units, inner, x.dtype
-    target = dW.reshape(rows, units)
     cotangent = strided(dy.reshape(inner, units), None if db is None else 1)
-    options = {"precision": precision, "out": target, "column_sums": db}
-    product_of_operands(patches, cotangent, *shape, **options)
+    options = {"precision": precision, "out": dW.reshape(rows, units), "column_sums": db}
+    product_of_operands(patches, cotangent, (rows, units, inner), **options)
     return dW
 
 

@@ -6,6 +6,7 @@ from unittest import mock
 
 import numpy as np
 
+from benchmarks.gpu.static import main_loop
 from minimal_nn.cuda.device import assembly, launch
 from minimal_nn.cuda.products import choice, tensor
 from minimal_nn.cuda.simulator import instructions, lockstep
@@ -38,7 +39,7 @@ def check_loop(made, tile, itemsize, sums=False):
     sums: of a kernel that adds the entries of B's tile up as well, each once.  It takes the
     `DISASSEMBLER`, which is in the extra `cuda`.
     """
-    loop = assembly.main_loop(made)
+    loop = main_loop(made)
     products, reads, copies = counted(tile, itemsize)
     kinds = collections.Counter()
     for name, count in loop.items():

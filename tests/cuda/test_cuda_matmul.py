@@ -82,15 +82,15 @@ def direct(rng, family, tile, layout, wide, M, K, N, arithmetic=None, column_sum
     left = choice.strided(laid_out(a, layout[0] == "T"))
     right = choice.strided(laid_out(b, layout[1] == "T"))
     assert left.vectors and right.vectors or not wide
-    args = (left.transposed, right.transposed, wide, left.locate, right.locate)
-    args += (True,) * column_sums
+    ways = left.transposed, right.transposed, wide, left.locate, right.locate
+    lies = blocked.Layout(*ways, column_sums)
     c, sums = empty(M * N, kind), empty(N, kind)
     grid = (-(-M // tile.BM), -(-N // tile.BN))
     given = (left.memory, right.memory, c, sums, M, N, K, K, left.geometry, right.geometry, 0)
     if family == "blocked":
-        launch.launch(blocked.product_kernel(tile, *args), grid, tile.threads, given)
+        launch.launch(blocked.product_kernel(tile, lies), grid, tile.threads, given)
     else:
-        kernel = tensor.product_kernel(arithmetic, tile, *args)
+        kernel = tensor.product_kernel(arithmetic, tile, lies)
         launch.launch(kernel, grid, tile.threads, given + tensor.UNMARKED)
     if column_sums:
         return (c.reshape(M, N), sums), (a @ b, b.sum(axis=0))

@@ -6,7 +6,6 @@ what must not be there: spilled registers, a stack, atomics, and float64 in a ke
 The signature of a kernel comes from a launch under `launch.recorded`.
 """
 
-import collections
 import contextlib
 import os
 import re
@@ -162,40 +161,3 @@ def faults(assembly):
         lines = [line.strip() for line in assembly.ptx.splitlines() if _WIDE.search(line)]
         found.append(f"computes in float64: {lines[-1]}")
     return [f"{assembly.name}: {fault}" for fault in found]
-
-
-def instructions(assembly):
-    """Return the machine instructions of the kernel in order: (label or None, name, operands)."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = os.path.join(folder, "kernel.cubin")
-        Path(target).write_bytes(assembly.cubin)
-        done = subprocess.run([tool("nvdisasm"), "-c", target], capture_output=True, text=True)
-    line = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.a-z]*)([^;]*);")
-    label = re.compile(r"(\.L_x_\d+):")
-    found, pending = [], None
-    for text in done.stdout.splitlines():
-        if match := label.match(text):
-            pending = match.group(1)
-        elif match := line.match(text):
-            found.append((pending, match.group(1), match.group(2)))
-            pending = None
-    return found
-
-
-def main_loop(assembly, kinds=("FFMA", "DFMA", "DMMA", "HMMA")):
-    """Return how often each instruction stands in the loop with the most of `kinds`.
-
-    A loop is what lies between a label and a branch back to it; of nested ones with the same
-    products the shortest is taken.
-    """
-    code = instructions(assembly)
-    labels = {label: i for i, (label, _, _) in enumerate(code) if label}
-    best, most = collections.Counter(), (0, 0)
-    for i, (_, name, operands) in enumerate(code):
-        target = re.search(r"\.L_x_\d+", operands)
-        if name == "BRA" and target and labels.get(target.group(0), i + 1) <= i:
-            body = collections.Counter(n for _, n, _ in code[labels[target.group(0)] : i + 1])
-            products = sum(n for k, n in body.items() if k.split(".")[0] in kinds)
-            if products and (products, -sum(body.values())) > most:
-                best, most = body, (products, -sum(body.values()))
-    return best

@@ -56,10 +56,23 @@ class Tile(NamedTuple):
         return (self.BM // self.TM) * (self.BN // self.TN)
 
 
-def name(locate):
-    """Return what an operand adds to the name of a kernel: nothing for a matrix."""
-    kind = locate.py_func.__name__.removeprefix("locate")
-    return "" if kind == "_strided" else kind
+class Layout(NamedTuple):
+    """How the operands of a product lie in memory, and whether B's columns are summed as well."""
+
+    a_transposed: bool
+    b_transposed: bool
+    wide: bool
+    locate_a: object
+    locate_b: object
+    column_sums: bool = False
+
+    def name(self, family, tile, lanes=""):
+        """Return the name of a kernel; operands that are no matrices add to it."""
+        letters = "".join("T" if turned else "N" for turned in self[:2])
+        kinds = [f.py_func.__name__.removeprefix("locate") for f in (self.locate_a, self.locate_b)]
+        others = "".join(kind for kind in kinds if kind != "_strided") + "_sums" * self.column_sums
+        width = "wide" if self.wide else "any"
+        return f"{family}_{tile.BM}x{tile.BN}x{tile.BK}_{letters}{lanes}_{width}{others}"
 
 
 @functools.cache
@@ -166,12 +179,13 @@ def summing(lines, side, result):
 
 
 @functools.cache
-def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b, column_sums=False):
-    """Return the kernel C = act(A B + bias) of one tile size, one layout and two operands.
+def product_kernel(tile, layout):
+    """Return the kernel C = act(A B + bias) of one tile size and one layout.
 
-    column_sums: also those of B, which is not transposed; they go to `bias`, which is not added.  A
-    part of K is then followed by its sums, as one more row.
+    The sums of B's columns, which is not transposed then, go to `bias`, which is not added.  A part
+    of K is followed by its sums, as one more row.
     """
+    a_transposed, b_transposed, wide, locate_a, locate_b, column_sums = layout
     BM, BN, BK, TM, TN, _, interleaved = tile
     threads_n = BN // TN
     warps_n = threads_n // 8
@@ -285,8 +299,5 @@ def product_kernel(tile, a_transposed, b_transposed, wide, locate_a, locate_b, c
                         if m < M and column_q < N:
                             C[start + m * N + column_q] = sums[i, p * 4 + q]
 
-    layout = ("T" if a_transposed else "N") + ("T" if b_transposed else "N")
-    width = ("interleaved_" if interleaved else "") + ("wide" if wide else "any")
-    operands = "".join(name(locate) for locate in (locate_a, locate_b)) + "_sums" * column_sums
-    blocked.__name__ = f"blocked_{BM}x{BN}x{BK}_{layout}_{width}{operands}"
+    blocked.__name__ = layout.name("blocked", tile, "_interleaved" * interleaved)
     return kernel(threads=tile.threads, blocks=tile.blocks)(blocked)

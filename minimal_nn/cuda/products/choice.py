@@ -24,7 +24,7 @@ from minimal_nn.cuda.device.arrays import MOST, address, asarray, contiguous, em
 from minimal_nn.cuda.device.language import cuda, device, kernel
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.products import blocked, tensor
-from minimal_nn.cuda.products.blocked import BIAS, RELU
+from minimal_nn.cuda.products.blocked import BIAS, RELU, Layout
 from minimal_nn.reference.arguments import expect_shape
 
 PRECISIONS = (None, "float64", "tf32", "bfloat16")
@@ -165,8 +165,7 @@ def product(a, b, bias=None, activation="identity", precision=None, out=None, **
     M, K, N = product_shape(a, b)
     a, b = asarray(a), asarray(b)
     operands = strided(a), strided(b, None if options.get("column_sums") is None else 1)
-    shape = M, N, K, a.dtype
-    return product_of_operands(*operands, *shape, bias, activation, precision, out, **options)
+    return product_of_operands(*operands, (M, N, K), bias, activation, precision, out, **options)
 
 
 def product_shape(a, b):
@@ -189,10 +188,7 @@ def product_shape(a, b):
 def product_of_operands(
     a,
     b,
-    M,
-    N,
-    K,
-    dtype,
+    shape,
     bias=None,
     activation="identity",
     precision=None,
@@ -202,9 +198,10 @@ def product_of_operands(
 ):
     """Return act(A B + bias), (M, N), for two operands (any `Operand`, not only matrices).
 
-    tile: one of TILES, instead of what `choose` takes.  column_sums: instead of a bias, a
-    contiguous (N,) array to write the sums of B's columns into; B is not transposed then.
+    shape: M, N, K.  tile: one of TILES, instead of what `choose` takes.  column_sums: instead of a
+    bias, a contiguous (N,) array to write the sums of B's columns into; B is not transposed then.
     """
+    (M, N, K), dtype = shape, a.memory.dtype
     if max(a.memory.size, b.memory.size, M * N, M, N, K) >= MOST:
         raise ValueError(
             f"a: got a product of {M} x {K} by {K} x {N}, expected sizes and arrays of fewer than "
@@ -254,12 +251,11 @@ def _variant(dtype, precision, a, b, M, N, K, out, tile, sums):
         raise TypeError(f"precision: got {precision!r} for arrays of {dtype}, expected float32")
     family, arithmetic = FAMILIES[key]
     fits = fitting(a, b, N, dtype, out)
-    layout = (a.transposed, b.transposed, "vectors" in fits, a.locate, b.locate)
-    layout += (True,) * sums
+    layout = Layout(a.transposed, b.transposed, "vectors" in fits, a.locate, b.locate, sums)
     tile = tile or choose(family, M, N, K, fits)
     if arithmetic is None:
-        return blocked.product_kernel(tile, *layout), tile
-    return tensor.product_kernel(arithmetic, tile, *layout), tile
+        return blocked.product_kernel(tile, layout), tile
+    return tensor.product_kernel(arithmetic, tile, layout), tile
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from minimal_nn.cuda.device.intrinsics import bits_float64, float64_bits
 from minimal_nn.cuda.device.language import cuda, device, kernel
 from minimal_nn.cuda.device.launch import launch
 from minimal_nn.cuda.products import choice, tensor
+from minimal_nn.cuda.products.blocked import Layout
 from minimal_nn.cuda.simulator.rounding import nearest
 
 
@@ -44,8 +45,8 @@ def rounded(a, b):
     c, marks = empty((M, N), np.float32), empty((M, N), np.uint8)
     wide = "vectors" in choice.fitting(left, right, N, np.float32, c)
     tile = choice.TILES["widened"][-1][0]
-    layout = (left.transposed, right.transposed, wide, left.locate, right.locate)
-    compiled = tensor.product_kernel(tensor.WIDENED, tile, *layout, certify=True)
+    layout = Layout(left.transposed, right.transposed, wide, left.locate, right.locate)
+    compiled = tensor.product_kernel(tensor.WIDENED, tile, layout, certify=True)
     c_flat, marks_flat = c.reshape(M * N), marks.reshape(M * N)
     # The sum of sizes is rounded as well: a little more than K units cover both.
     unit = np.float64(K * 2.0**-53 * (1 + 2.0**-20))

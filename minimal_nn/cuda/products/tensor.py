@@ -37,7 +37,7 @@ from minimal_nn.cuda.device.intrinsics import (
     to_tf32,
 )
 from minimal_nn.cuda.device.language import cuda, device, kernel, unroll
-from minimal_nn.cuda.products.blocked import BIAS, RELU, name, summing, walk
+from minimal_nn.cuda.products.blocked import BIAS, RELU, summing, walk
 
 TWO_TO_MINUS_52 = np.float64(2.0**-52)
 # Where nothing is certified, what stands for the marks and the unit of their bound.
@@ -149,21 +149,9 @@ def _magnitude(x):
 
 
 @functools.cache
-def product_kernel(
-    arithmetic,
-    tile,
-    a_transposed,
-    b_transposed,
-    wide,
-    locate_a,
-    locate_b,
-    column_sums=False,
-    certify=False,
-):
-    """Return the kernel C = act(A B + bias) of one arithmetic, tile, layout and two operands.
-
-    column_sums: as in blocked.py.
-    """
+def product_kernel(arithmetic, tile, layout, certify=False):
+    """Return the kernel C = act(A B + bias) of an arithmetic, a tile and a layout (blocked.py)."""
+    a_transposed, b_transposed, wide, locate_a, locate_b, column_sums = layout
     real, total, result = arithmetic.memory, arithmetic.sums, arithmetic.result
     ar, apart, itemsize = arithmetic, arithmetic.columns, real.bitwidth // 8
     BM, BN, BK, WM, WN, _ = tile
@@ -282,8 +270,5 @@ def product_kernel(
                                 certain = float32(pair[q] - error) == float32(pair[q] + error)
                                 marks[m * N + column] = uint8(0 if certain else 1)
 
-    layout = ("T" if a_transposed else "N") + ("T" if b_transposed else "N")
-    operands = "".join(name(locate) for locate in (locate_a, locate_b)) + "_sums" * column_sums
-    width = ("wide" if wide else "any") + ("_certify" if certify else "")
-    tensor.__name__ = f"{arithmetic.name}_{BM}x{BN}x{BK}_{layout}_{width}{operands}"
+    tensor.__name__ = layout.name(arithmetic.name, tile) + "_certify" * certify
     return kernel(threads=tile.threads, blocks=tile.blocks, widens=total is float64)(tensor)
