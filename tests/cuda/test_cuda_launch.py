@@ -181,6 +181,25 @@ def test_the_text_of_a_kernel_is_what_is_known_of_it():
     ]
 
 
+@kernel(threads=32)
+def integers_and_reals(x, whole, real):
+    i = cuda.threadIdx.x
+    count = x.size + i
+    below = count - 65  # wraps around in 32 bits
+    half = below // 2
+    part = real / (real + real)
+    part += part * part
+    whole[i] = half
+    x[i] = part
+
+
+def test_of_numbers_integers_alone_become_uint32(place):
+    x, whole = asarray(np.zeros(32, np.float32)), asarray(np.zeros(32, np.uint64))
+    launch.launch(integers_and_reals, 1, 32, (x, whole, np.float32(3)))
+    assert np.array_equal(to_host(x), np.full(32, 0.75, np.float32))
+    assert np.array_equal(to_host(whole), (2**32 - 33 + np.arange(32)) // 2)
+
+
 def test_prepared_launches_and_graphs(place):
     x = asarray(np.arange(64, dtype=np.float32))
     y = asarray(np.zeros(64, np.float32))

@@ -27,8 +27,6 @@ from minimal_nn.cuda.simulator.instructions import MEANINGS
 from minimal_nn.cuda.simulator.memory import register
 
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
-_f32, _f64 = ir.FloatType(), ir.DoubleType()
-_llvm = {types.float32: _f32, types.float64: _f64, types.uint32: _i32}
 
 
 def _pointer(context, builder, array_type, array, index):
@@ -151,87 +149,66 @@ copy_async_commit = _statement("copy_async_commit", "cp.async.commit_group;")
 copy_async_wait = _statement("copy_async_wait", "cp.async.wait_group 0;")
 
 
-# Tensor cores
+# Instructions on registers alone
+
+_LETTERS = {types.float32: "f", types.float64: "d", types.uint32: "r", types.uint64: "l"}
 
 
-def _mma(name, mnemonic, accumulator, operand, na, nb, letters):
-    """Make the intrinsic of one mma instruction.
+def _instruction(name, text, result, *kinds):
+    """Make the intrinsic of one instruction, {0} its result and {1}, {2}, ... its operands.
 
-    letters: constraint letters of D and of A and B.
+    Each is a number, or a tuple of numbers in a register each.
     """
-    count = (4, na, nb, 4)
-    starts = [sum(count[:i]) for i in range(4)]
-    groups = (
-        "{" + ", ".join(f"${s + i}" for i in range(c)) + "}"
-        for s, c in zip(starts, count, strict=True)
-    )
-    text = f"{mnemonic} {', '.join(groups)};"
-    outputs, inputs = letters
-    letter = (f"={outputs}", inputs, inputs, outputs)
-    constraints = ",".join(x for x, c in zip(letter, count, strict=True) for _ in range(c))
+    slots, letters = [], []
+    for kind in (result, *kinds):
+        parts = [*kind] if isinstance(kind, types.UniTuple) else [kind]
+        places = ", ".join(f"${len(letters) + i}" for i in range(len(parts)))
+        letters += ["=" * (not slots) + _LETTERS[part] for part in parts]
+        slots.append(places if parts == [kind] else f"{{{places}}}")
+    text, letters = text.format(*slots), ",".join(letters)
 
-    def mma(context, a, b, c):
-        result = types.UniTuple(accumulator, 4)
-        signature = result(types.UniTuple(operand, na), types.UniTuple(operand, nb), result)
-
-        def code(context, builder, signature, args):
-            values = [
-                builder.extract_value(fragment, i)
-                for fragment, n in zip(args, (na, nb, 4), strict=True)
-                for i in range(n)
-            ]
-            kind = ir.LiteralStructType([_llvm[accumulator]] * 4)
-            asm = ir.InlineAsm(
-                ir.FunctionType(kind, [value.type for value in values]), text, constraints
-            )
-            made = builder.call(asm, values)
-            made.attributes.add("convergent")  # all lanes together: not to be moved into a branch
-            return cgutils.pack_array(builder, [builder.extract_value(made, i) for i in range(4)])
-
-        return signature, code
-
-    return _named(mma, name)
-
-
-mma_float64 = _mma(
-    "mma_float64",
-    "mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64",
-    *(types.float64, types.float64, 4, 2, "dd"),
-)
-mma_tf32 = _mma(
-    "mma_tf32",
-    "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
-    *(types.float32, types.uint32, 4, 2, "fr"),
-)
-mma_bfloat16 = _mma(
-    "mma_bfloat16",
-    "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32",
-    *(types.float32, types.uint32, 2, 1, "fr"),
-)
-
-
-def _convert(name, text, constraints, result, *arguments):
     def code(context, builder, signature, args):
-        kind = ir.FunctionType(context.get_data_type(result), [value.type for value in args])
-        return builder.call(ir.InlineAsm(kind, text, constraints), args)
+        values = [part for arg in args for part in _registers(builder, arg)]
+        returned = context.get_data_type(result)
+        if isinstance(result, types.UniTuple):
+            returned = ir.LiteralStructType([returned.element] * result.count)
+        kind = ir.FunctionType(returned, [value.type for value in values])
+        made = builder.call(ir.InlineAsm(kind, text, letters), values)
+        if not isinstance(result, types.UniTuple):
+            return made
+        made.attributes.add("convergent")  # all lanes together: not to be moved into a branch
+        return cgutils.pack_array(builder, [*_registers(builder, made)])
 
-    if len(arguments) == 1:
-
-        def convert(context, x):
-            return result(*arguments), code
-
-    else:
-
-        def convert(context, x, y):
-            return result(*arguments), code
-
-    return _named(convert, name)
+    found = result(*kinds), code
+    takes = (
+        lambda c, x: found,
+        lambda c, x, y: found,
+        lambda c, x, y, z: found,
+    )  # no *given in Numba
+    return _named(takes[len(kinds) - 1], name)
 
 
-to_tf32 = _convert("to_tf32", "cvt.rna.tf32.f32 $0, $1;", "=r,f", types.uint32, types.float32)
-pack_bfloat16 = _convert(
-    *("pack_bfloat16", "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", types.uint32),
-    *(types.float32, types.float32),
+def _registers(builder, value):
+    """Return the numbers of a tuple, or of a number."""
+    count = len(getattr(value.type, "elements", ())) or getattr(value.type, "count", 0)
+    return [builder.extract_value(value, i) for i in range(count)] or [value]
+
+
+def _mma(name, kinds, real, operand, na, nb):
+    sums = types.UniTuple(real, 4)
+    fragments = types.UniTuple(operand, na), types.UniTuple(operand, nb)
+    text = f"mma.sync.aligned.m16n8k8.row.col.{kinds} {{0}}, {{1}}, {{2}}, {{3}};"
+    return _instruction(name, text, sums, *fragments, sums)
+
+
+mma_float64 = _mma("mma_float64", "f64.f64.f64.f64", types.float64, types.float64, 4, 2)
+mma_tf32 = _mma("mma_tf32", "f32.tf32.tf32.f32", types.float32, types.uint32, 4, 2)
+mma_bfloat16 = _mma("mma_bfloat16", "f32.bf16.bf16.f32", types.float32, types.uint32, 2, 1)
+
+to_tf32 = _instruction("to_tf32", "cvt.rna.tf32.f32 {0}, {1};", types.uint32, types.float32)
+pack_bfloat16 = _instruction(
+    *("pack_bfloat16", "cvt.rn.bf16x2.f32 {0}, {2}, {1};"),
+    *(types.uint32, types.float32, types.float32),
 )
-float64_bits = _convert("float64_bits", "mov.b64 $0, $1;", "=l,d", types.uint64, types.float64)
-bits_float64 = _convert("bits_float64", "mov.b64 $0, $1;", "=d,l", types.float64, types.uint64)
+float64_bits = _instruction("float64_bits", "mov.b64 {0}, {1};", types.uint64, types.float64)
+bits_float64 = _instruction("bits_float64", "mov.b64 {0}, {1};", types.float64, types.uint64)
