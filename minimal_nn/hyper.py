@@ -77,9 +77,7 @@ def _fits(shape, target):
 
 def for_parameter(value, w):
     """Return a hyper-parameter as a Python number, or as an array of the parameter's dtype."""
-    if np.ndim(value) == 0:
-        return value.item() if hasattr(value, "item") else value  # np.float64 would promote float32
-    return np.asarray(value).astype(w.dtype)
+    return np.asarray(value).astype(w.dtype) if np.ndim(value) else for_formula(value)
 
 
 def checked_factors(name, hyper, factors):
@@ -108,9 +106,11 @@ def scaled(hyper, factors):
     return {**hyper, **{name: hyper[name] * factor for name, factor in factors.items()}}
 
 
-def for_formula(value, w):
+def for_formula(value):
     """Return a hyper-parameter as what an update's formula computes with."""
-    return PerUnit(value) if np.ndim(value) else for_parameter(value, w)
+    if np.ndim(value):
+        return PerUnit(value)
+    return value.item() if hasattr(value, "item") else value  # np.float64 would promote float32
 
 
 class PerUnit(np.lib.mixins.NDArrayOperatorsMixin):

@@ -296,10 +296,9 @@ class Optimizer:
                 continue
             g = _checked_gradient(name, gradients.get(name), w)
             hyper = self.hyper_parameters(name)
-            if name in factors:
-                hyper = scaled(hyper, checked_factors(name, hyper, factors[name]))
+            own = checked_factors(name, hyper, factors[name]) if name in factors else {}
+            hyper = scaled({key: for_formula(value) for key, value in hyper.items()}, own)
             weight_decay, fixed_norm = hyper.pop("weight_decay"), hyper.pop("fixed_norm")
-            hyper = {key: for_formula(value, w) for key, value in hyper.items()}
             if np.any(np.asarray(weight_decay) != 0):
                 g = update.add_penalty(g, w, for_parameter(weight_decay, w))
             state = self.state.get(name) or self.initial_state(w, network.backend)

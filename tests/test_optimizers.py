@@ -478,3 +478,18 @@ def test_what_is_no_list_of_groups_is_refused(groups):
 def test_what_names_no_parameters_is_no_group(names):
     with pytest.raises(TypeError, match="parameters: got .*, expected a list of parameter names"):
         Group(names)
+
+
+def test_an_array_times_a_factor_rounds_once():
+    """As a Python number would: a schedule of an array in float32 is computed in float64."""
+    rates, factor = np.array([0.1, 0.7], np.float32), 1 / 3
+    network = Network([Dense(2, bias=False)], (1,), dtype=np.float64)
+    before = network.parameters["dense1.W"]
+    SGD(rates).step(
+        network,
+        {"dense1.W": np.ones((1, 2))},
+        factors={"dense1.W": {"learning_rate": factor}},
+    )
+    assert np.array_equal(
+        network.parameters["dense1.W"], before - rates.astype(np.float64) * factor
+    )

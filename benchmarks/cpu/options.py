@@ -1,7 +1,9 @@
-"""python -m benchmarks.cpu.options: what a step costs with a schedule, clipping and RMS norm.
+"""python -m benchmarks.cpu.options: what a step costs with a schedule, clipping, a rate for each
+unit, and RMS norm.
 
 Each configuration is trained in turn without options (twice: the noise), with a schedule, with
-clipping that changes nothing and clipping that does, and with both.  Then the same MLP without
+clipping that changes nothing and clipping that does, with both, and with a learning rate for each
+unit, that stays or is scheduled.  Then the same MLP without
 normalization, with RMS norm behind each hidden layer, and with all three.  Printed are medians and
 quartiles, over the rounds, of the time of a step, as a part of that without.  One thread, in
 processor time, which other programs' shares do not count in.
@@ -39,6 +41,8 @@ OPTIONS = {
     "clipping, below": {"clip_norm": 1e9},
     "clipping": {"clip_norm": 1e-2},
     "both": {"scheduled": True, "clip_norm": 1e-2},
+    "rates of units": {"per_unit": True},
+    "these scheduled": {"per_unit": True, "scheduled": True},
 }
 NORMALIZED = {  # whether there is RMS norm, and the options
     "plain": (False, {}),
@@ -79,7 +83,7 @@ def own_seconds(configuration):
 
 def measured(configuration, trained, rounds):
     """Return the times of a step, in seconds, a list for each of {name: (network, options)}."""
-    from minimal_nn import schedules, set_num_threads
+    from minimal_nn import Group, schedules, set_num_threads
 
     set_num_threads(1)
     X, labels = data(configuration)
@@ -89,7 +93,13 @@ def measured(configuration, trained, rounds):
     rates = {"learning_rate": np.array([*map(schedules.Cosine(steps), range(steps))])}
     running, times = {}, {name: [] for name in trained}
     for name, (network, options) in trained.items():
-        optimizer = optimizer_of(configuration, learning_rates(configuration)[0])
+        options, rate = dict(options), learning_rates(configuration)[0]
+        optimizer = optimizer_of(configuration, rate)
+        if options.pop("per_unit", False):
+            optimizer.groups = [
+                Group([name], learning_rate=np.full(w.shape[-1], rate))
+                for name, w in network.parameters.items()
+            ]
         plan = network.backend.plan(network.program(), optimizer, BATCH, **options)
         factors = dict.fromkeys(network.parameters, rates) if "scheduled" in options else None
         running[name] = plan, network, optimizer, factors

@@ -70,6 +70,19 @@ def tanh_kernel(step, thread, unit, z, z_step, y, y_step, count):
         store(y + (unit * y_step + i), hyperbolic_tangent(load(z + (unit * z_step + i))))
 
 
+@kernel(
+    z=lambda k: reads(each(k.z_step), round_up(k.count, k.z.lanes)),
+    y=lambda k: writes(each(k.y_step), round_up(k.count, k.z.lanes), over=("z",)),
+    slope=lambda k: writes(each(k.slope_step), round_up(k.count, k.z.lanes)),
+)
+def tanh_and_slope_kernel(step, thread, unit, z, z_step, y, y_step, slope, slope_step, count):
+    """Both, with one exponential."""
+    for i in range(0, count, z.lanes):
+        where = load(z + (unit * z_step + i))
+        store(y + (unit * y_step + i), hyperbolic_tangent(where))
+        store(slope + (unit * slope_step + i), tangent_slope(where))
+
+
 @_backward("z")
 def tanh_gradient_kernel(step, thread, unit, z, z_step, dy, dy_step, dz, dz_step, count):
     for i in range(0, count, z.lanes):
@@ -98,7 +111,7 @@ def emit_backward(program, kind, z, y, dy, dz, count):
 
 class Cache(NamedTuple):
     kind: str
-    kept: np.ndarray  # z or y, see `keeps_input`
+    kept: np.ndarray  # y, or the slope of tanh
 
 
 def _check(kind):
@@ -112,23 +125,25 @@ def forward(z, kind):
     _check(kind)
     if kind == "identity":
         return z, Cache(kind, z)
-    with _forward_program(kind, z.size, z.dtype) as (program, source, result):
+    with _forward_program(kind, z.size, z.dtype) as (program, source, *results):
         source[: z.size] = np.ravel(z)
         program.run()
-        y = program.taken(result[: z.size].reshape(z.shape))
-        if keeps_input(kind):
-            return y, Cache(kind, program.taken(source[: z.size].reshape(z.shape)))
-    return y, Cache(kind, y)
+        y, *slope = (program.taken(array[: z.size].reshape(z.shape)) for array in results)
+    return y, Cache(kind, *slope or (y,))
 
 
 @prepared
 def _forward_program(kind, size, dtype):
-    """Return the program, z and y."""
+    """Return the program, z and y, and of tanh the slope."""
     source = workspace.padded(size, dtype)
     program = Program().phase(1)
     out = program.made(source.size, dtype).at(step=0)
-    emit_forward(program, kind, elements(source, 0), out, source.size)
-    return program, source, out.array
+    if kind != "tanh":
+        emit_forward(program, kind, elements(source, 0), out, source.size)
+        return program, source, out.array
+    slope = program.made(source.size, dtype).at(step=0)
+    program.call(tanh_and_slope_kernel, elements(source, 0), out, slope, source.size)
+    return program, source, out.array, slope.array
 
 
 def backward(dy, cache):
@@ -138,6 +153,9 @@ def backward(dy, cache):
     expect_shape("dy", dy, kept.shape)
     if kind == "identity":
         return dy
+    if kind == "tanh":
+        with np.errstate(all="ignore"):  # as kernels compute
+            return kept * dy
     with _backward_program(kind, dy.size, dy.dtype) as (program, source, dsource, result):
         source[: dy.size], dsource[: dy.size] = np.ravel(kept), np.ravel(dy)
         program.run()
@@ -146,7 +164,7 @@ def backward(dy, cache):
 
 @prepared
 def _backward_program(kind, size, dtype):
-    """Return the program, z or y, dy and dz."""
+    """Return the program, y, dy and dz."""
     kept, source = workspace.padded(size, dtype), workspace.padded(size, dtype)
     program = Program().phase(1)
     out = program.made(source.size, dtype).at(step=0)

@@ -90,7 +90,7 @@ def test_a_file_under_another_name_is_not_taken(copy, tmp_path):
     run(RELU, copy, cache)
     (relu,) = cache.rglob("*relu_kernel*")
     run(RELU + both, copy, cache)
-    (tanh,) = cache.rglob("*tanh_kernel*")
+    (tanh,) = cache.rglob("*tanh_and_slope_kernel*")
     shutil.copy(tanh, relu)
     result = run(RELU, copy, cache)
     assert result.stdout.strip() == "[0.0, 0.0, 3.0]"

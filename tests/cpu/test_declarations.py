@@ -25,6 +25,7 @@ from minimal_nn import (
     Group,
     GroupNorm,
     LayerNorm,
+    Lion,
     MaxPool2d,
     Momentum,
     Nesterov,
@@ -279,15 +280,17 @@ def functions(rng, dtype):
     update.normalize(w, 2.0)
     hyper = {"learning_rate": 0.1, "beta1": 0.9, "beta2": 0.99, "decoupled_weight_decay": 0.1}
     update.step("lion", draw(7, 5), draw(7, 5), (draw(7, 5),), **hyper)
-    hyper = {"learning_rate": draw(5), "momentum": 0.9}
-    update.step("momentum", draw(7, 5), draw(7, 5), (draw(7, 5),), **hyper)
-    update.step("lars", draw(7, 5), draw(7, 5), learning_rate=draw(5))
+    for kind in (*OPTIMIZERS, Lion):
+        states = [draw(7, 5) for _ in kind.slots]
+        hyper = {**kind.defaults, "learning_rate": draw(5)}
+        hyper |= {"t": 1} if kind.counts_steps else {}
+        update.step(kind.formula, draw(7, 5), draw(7, 5), states, **hyper)
 
 
 def kernels():
     """Return the names of all kernels of the wing but the loop itself."""
     found = [*winograd.ALGORITHMS["winograd2"].__dict__.values()]
-    found += [*update.KERNELS.values()]
+    found += [one for kernels in update.KERNELS.values() for one in kernels]
     for module in pkgutil.walk_packages(cpu.__path__, cpu.__name__ + "."):
         found += importlib.import_module(module.name).__dict__.values()
     return {item.name for item in found if isinstance(item, Kernel)} - {"program.execute"}

@@ -443,9 +443,6 @@ def test_what_cannot_be_compiled_has_no_plan():
     layers = [Dense(4), GroupNorm(1), Dense(2)]
     network = Network(layers, (8,), backend="cpu")
     assert network.backend.plan(network.program(), SGD(), 4) is None
-    network = Network([Dense(3)], (4,), backend="cpu")
-    per_unit = SGD(groups=[Group(["dense1.W"], learning_rate=np.ones(3))])
-    assert network.backend.plan(network.program(), per_unit, 4) is None
     network = Network([Dense(3)], (4,), dtype=np.longdouble)
     from minimal_nn.cpu.plan import loop
 

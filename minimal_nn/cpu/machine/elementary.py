@@ -140,7 +140,8 @@ def _overload_logarithm(x):
 
 
 def hyperbolic_tangent(x):
-    """hyperbolic_tangent(v): a rational function for |x| < 0.625, else 1 - 2 / (e^2|x| + 1)."""
+    """hyperbolic_tangent(v): a rational function for |x| < 0.625, else (1 - e) / (1 + e) with
+    e = exp(-2|x|)."""
     raise NotImplementedError("only inside compiled code")
 
 
@@ -159,9 +160,9 @@ def _overload_tangent(x):
     def evaluate(x):
         zero = fill(x, 0.0)
         one = fill(x, 1.0)
-        two = fill(x, 2.0)
         size = where_positive(x, x, zero - x)
-        far = one - two / (exponential(size + size) + one)
+        e = exponential(fill(x, -2.0) * size)
+        far = (one - e) / (one + e)
         far = where_positive(x, far, zero - far)
         z = x * x
         numerator = fma(fma(fill(x, p0), z, fill(x, p1)), z, fill(x, p2))

@@ -100,6 +100,10 @@ class Parameter:
         number = panels[0, :, 0]  # 0 in rows of padding
         return np.argsort(number, kind="stable")[np.count_nonzero(number == 0) :]
 
+    def pack(self, numbers, out):
+        """Put a number for each weight where the weights lie."""
+        self.layout.pack(numbers, out.reshape(self.operand.array.shape))
+
     def load(self, sources):
         for source, out in zip(sources, self.arrays, strict=True):
             self.layout.pack(source, out)

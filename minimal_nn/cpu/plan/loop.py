@@ -41,13 +41,14 @@ from minimal_nn.cpu.plan.gather import emit_gather
 from minimal_nn.cpu.plan.images import ImageLayers
 from minimal_nn.cpu.plan.layouts import Parameter, Vector
 from minimal_nn.cpu.plan.reasons import is_part_of, parts, why_not
-from minimal_nn.cpu.plan.updates import Updates
+from minimal_nn.cpu.plan.updates import Updates, arrays_change
 from minimal_nn.cpu.update import clipping
 from minimal_nn.errors import NonFiniteError, ZeroNormError, ZeroVarianceError
 from minimal_nn.reference.batchnorm import standard_deviation
 from minimal_nn.reference.extremes import MEAN_SQUARE, VARIANCE
 
-CHUNK = 256  # steps between two looks at the host's tables
+CHUNK = 256  # turns between two looks at the host's tables
+CHUNK_OF_ARRAYS = 16  # where these hold numbers of each weight that change from step to step
 # A step with fewer multiplications than this (some 40 us) runs on one thread; for others the faster
 # number of threads is found while they run.  Measured on two cores, 512-bit vectors, nothing else
 # running: two threads are 1.4 times as fast at 2^21.7 multiplications (MLP 64-64-64-10, batch 128),
@@ -139,7 +140,9 @@ class TrainingLoop:
     ):
         self.frozen = frozen
         self.fixed = []  # (batch norm's operation, its running mean, 1 / sqrt(var + eps))
-        self.parts, self.chunk = parts, max(CHUNK // parts, 1)  # steps between two looks
+        names = [name for op in network.operations for name in op.parameters.values()]
+        chunk = CHUNK_OF_ARRAYS if arrays_change(optimizer, names, scheduled) else CHUNK
+        self.parts, self.chunk = parts, max(chunk // parts, 1)  # steps between two looks
         turns = self.chunk * parts
         self.dtype = np.dtype(network.dtype)
         self.rows = batch_size
@@ -147,7 +150,7 @@ class TrainingLoop:
         self.parameters, self.state, self.statistics = {}, {}, {}
         self.program = Program(max_steps=turns)
         self.updates = Updates(
-            self.program, optimizer.formula, self.dtype, turns, scheduled, clip_norm, parts
+            self.program, optimizer, self.dtype, turns, scheduled, clip_norm, parts
         )
         self.work = 0
         self.cancelled = [n for n, c in network.cancelled.items() if c.applies(True, frozen)]
@@ -157,8 +160,7 @@ class TrainingLoop:
         self.losses = self.program.made(turns, self.dtype)
         self.pace, self.warm = threads.Pace(), False
         self._emit(network)
-        names = [name for op in network.operations for name in op.parameters.values()]
-        self.updates.emit_end(self.parameters.values(), optimizer, names)
+        self.updates.emit_end(self.parameters.values(), names)
         self.program.check()
 
     def _emit(self, network):

@@ -52,13 +52,8 @@ def why_not(program, optimizer, **options):
                 return f"{operation.layer}: {found}"
     if on_images and on_images[-1].module != "flatten":
         return f"{on_images[-1].layer}: loops are compiled for outputs that are vectors"
-    names = [name for op in program.operations for name in op.parameters.values()]
-    if not names:
+    if not any(op.parameters for op in program.operations):
         return "there is nothing to train"
-    for name in names:
-        for hyper, value in optimizer.hyper_parameters(name).items():
-            if np.ndim(value):
-                return f"{name}: loops are compiled for a {hyper} that is one number"
     return None
 
 

@@ -11,11 +11,8 @@ from minimal_nn.cpu import update
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.operands import OWN
 from minimal_nn.cpu.update import clipping
-from minimal_nn.hyper import scaled
-
-_ANY = dict.fromkeys(
-    ("learning_rate", "momentum", "decay", "eps", "eps_numerator", "eps_denominator"), 0.0
-) | {"beta1": 0.5, "beta2": 0.5, "decoupled_weight_decay": 0.0}
+from minimal_nn.cpu.update.table import CORRECTED, CORRECTIONS, Table, arrays_of, bias_corrections
+from minimal_nn.hyper import PerUnit, for_formula, scaled
 
 
 class Updates:
@@ -25,13 +22,14 @@ class Updates:
     gradients together may be, or None.  parts: so many turns of the loop make a step.
     """
 
-    def __init__(self, program, formula, dtype, turns, scheduled, clip_norm, parts):
-        self.program, self.formula, self.dtype, self.turns = program, formula, dtype, turns
-        self.per_step = scheduled or formula in ("adam", "adamw")
+    def __init__(self, program, optimizer, dtype, turns, scheduled, clip_norm, parts):
+        self.program, self.optimizer, self.dtype, self.turns = program, optimizer, dtype, turns
+        self.formula, self.scheduled = optimizer.formula, scheduled
+        self.per_step = scheduled or self.formula in CORRECTED
         self.clip_norm, self.parts = clip_norm, parts
         self.waits = clip_norm is not None or parts > 1
         self._waiting = {}  # by name: (parameter, gradient, norms of its columns or None)
-        self.by_column = formula in update.NORMALIZED
+        self.by_column = self.formula in update.NORMALIZED
         self._whole = []  # (vector, its gradient, table) that are taken as one unit
 
     def gradient_room(self, parameter):
@@ -147,13 +145,20 @@ class Updates:
         )
 
     def _table(self, parameter):
-        rows = len(update.hyper_parameters(self.formula, 1, **_ANY))
-        parameter.table = workspace.aligned(
-            (self.turns if self.per_step else 1, rows, workspace.lanes(self.dtype)), self.dtype
+        row = _row(self.optimizer, parameter.name)
+        changing = arrays_change(self.optimizer, [parameter.name], self.scheduled)
+        parameter.table = Table(
+            len(row),
+            arrays_of(row),
+            parameter.operand.array.size,
+            self.dtype,
+            parameter.unit_size,
+            turns=self.turns if self.per_step else 1,
+            array_turns=self.turns if changing else 1,
         )
-        return update.Table.of(parameter.table, by_step=self.per_step)
+        return parameter.table
 
-    def emit_end(self, parameters, optimizer, names):
+    def emit_end(self, parameters, names):
         """Emit what comes after all gradients: updates that waited, those of vectors as one unit,
         and fixed norms.
 
@@ -166,7 +171,7 @@ class Updates:
             parameter
             for parameter in parameters
             if not parameter.frozen
-            and optimizer.hyper_parameters(parameter.name)["fixed_norm"] is not None
+            and self.optimizer.hyper_parameters(parameter.name)["fixed_norm"] is not None
         ]
         program.phase(1)
         for parameter, gradient, table in self._whole:
@@ -206,28 +211,56 @@ class Updates:
         for parameter in parameters:
             if parameter.table is None:
                 continue
-            hyper = optimizer.hyper_parameters(parameter.name)
-            fixed_norm = hyper.pop("fixed_norm")
             if parameter.norm is not None:
-                parameter.norm[:] = fixed_norm
-            own = {key: values[now] for key, values in factors.get(parameter.name, {}).items()}
+                self._fill_norms(parameter, optimizer)
+            hyper, shape = _hyper_parameters(optimizer, parameter.name), parameter.shape
+            own = {
+                key: PerUnit(values[now].reshape(-1, *(1 for _ in shape)))
+                for key, values in factors.get(parameter.name, {}).items()
+            }
             row = update.hyper_parameters(self.formula, first + 1, **scaled(hyper, own))
-            table = parameter.table[: steps * self.parts if self.per_step else 1]
-            for column, values in enumerate(row):  # a number, or one for each step
-                table[:, column] = self._by_turn(values)
-            if self.formula in ("adam", "adamw"):
+            if self.formula in CORRECTED:
                 betas = hyper["beta1"], hyper["beta2"], hyper.get("eps_inside_root", 0.0)
-                if betas not in corrections:
-                    corrections[betas] = [
-                        update.bias_corrections(t, *betas)
-                        for t in range(first + 1, first + steps + 1)
-                    ]
-                for column, values in enumerate(
-                    np.array(corrections[betas]).T, update.CORRECTIONS.start
-                ):
-                    table[:, column] = self._by_turn(values)
+                if any(map(np.ndim, betas)):
+                    row[CORRECTIONS] = _corrections(betas, first, steps, shape)
+                else:
+                    if betas not in corrections:
+                        corrections[betas] = _corrections(betas, first, steps)
+                    row[CORRECTIONS] = corrections[betas]
+            parameter.table.fill(row, shape, parameter.pack, steps, self.parts)
 
-    def _by_turn(self, values):
-        """Return a number, or one for each step, as a column with one for each turn."""
-        values = np.asarray(values, dtype=np.float64)
-        return np.repeat(values, self.parts if values.ndim else 1)[:, None]
+    def _fill_norms(self, parameter, optimizer):
+        norm = optimizer.hyper_parameters(parameter.name)["fixed_norm"]
+        units = parameter.shape[-1] if np.ndim(norm) else parameter.norm.size
+        parameter.norm[:units] = norm
+
+
+def _hyper_parameters(optimizer, name):
+    """Return what the optimizer's formula takes."""
+    hyper = optimizer.hyper_parameters(name)
+    return {key: for_formula(value) for key, value in hyper.items() if key != "fixed_norm"}
+
+
+def _row(optimizer, name):
+    """Return the row of the table before the first step."""
+    return update.hyper_parameters(optimizer.formula, **_hyper_parameters(optimizer, name))
+
+
+def arrays_change(optimizer, names, scheduled):
+    """Return whether arrays of hyper-parameters, with a number for each weight, change from step to
+    step: schedules multiply them, or they are bias corrections."""
+    found = {n for name in names for n in arrays_of(_row(optimizer, name))}
+    corrected = optimizer.formula in CORRECTED
+    corrections = range(CORRECTIONS.start, CORRECTIONS.stop) if corrected else ()
+    return bool(found if scheduled else found.intersection(corrections))
+
+
+def _corrections(betas, first, steps, shape=()):
+    """Return the bias corrections of so many steps, those of arrays for weights of the shape."""
+    found = [bias_corrections(t, *betas) for t in range(first + 1, first + steps + 1)]
+    return [
+        np.array(
+            [np.broadcast_to(value, shape) for value in values] if np.ndim(values[0]) else values
+        )
+        for values in zip(*found, strict=True)
+    ]

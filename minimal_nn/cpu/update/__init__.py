@@ -1,12 +1,13 @@
 r"""The optimizers' formulas, each as one pass over weights, gradient and state.
 
-`elementwise` makes a formula for one vector of weights the kernel that applies it to all of them.
+`elementwise` makes a formula for one vector of weights the kernels that apply it to all of them.
 The state's arrays lie behind the weights, slot_step numbers apart.  Hyper-parameters come as
-vectors: one for all weights (element_step 0), or one number for each weight (element_step 1), as
-when every unit has a learning rate of its own.  The first is always the weight decay of the
-penalty, whose gradient is added to g; further ones in the order of a formula's first line.  A
-program gives row `step` of a table (hyper_step apart), so schedules and Adam's bias corrections
-cost nothing.  A quotient 0/0, which eps = 0 makes possible, is a zero step.
+vectors, the first of them always the weight decay of the penalty, whose gradient is added to g;
+further ones in the order of a formula's first line.  A program gives row `step` of a table
+(hyper_step apart), so schedules and Adam's bias corrections cost nothing.  Where some are arrays,
+with a number for each weight, as when every unit has a learning rate of its own, a second kernel
+puts the row of each vector of weights together.  A quotient 0/0, which eps = 0 makes possible, is a
+zero step.
 
 Formulas that see a unit's weights as a whole (LARS, fixed norms) have kernels for the columns of a
 matrix, and others for a vector, which is one unit.  Those that see a whole parameter, `BY_FORMULA`,
@@ -20,10 +21,10 @@ import numpy as np
 from minimal_nn.cpu.batchnorm.statistics import report_zero
 from minimal_nn.cpu.machine import workspace
 from minimal_nn.cpu.machine.arguments import floating
-from minimal_nn.cpu.machine.compiler import inline, kernel
-from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, steps, updates
+from minimal_nn.cpu.machine.compiler import Kernel, inline, kernel
+from minimal_nn.cpu.machine.footprints import axis, each, flags, reads, spoils, steps, updates
 from minimal_nn.cpu.machine.norms import column_norm, vector_norm
-from minimal_nn.cpu.machine.operands import Operand, elements
+from minimal_nn.cpu.machine.operands import elements
 from minimal_nn.cpu.machine.prepared import prepared, prepared_for_columns
 from minimal_nn.cpu.machine.program import Program
 from minimal_nn.cpu.machine.vectors import (
@@ -37,6 +38,7 @@ from minimal_nn.cpu.machine.vectors import (
 )
 from minimal_nn.cpu.machine.workspace import Columns, round_up
 from minimal_nn.cpu.update.clipping import clip as clip
+from minimal_nn.cpu.update.table import NORMALIZED, RATE, Table, arrays_of, hyper_parameters
 from minimal_nn.errors import ZeroNormError
 from minimal_nn.reference import update as reference
 from minimal_nn.reference.arguments import expect_broadcast, expect_norm, expect_shape
@@ -79,8 +81,17 @@ def sign(x):
     return where_positive(x, one, where_positive(zero - x, zero - one, x + zero))
 
 
+class Elementwise(NamedTuple):
+    """The kernels of a formula with so many hyper-parameters: `shared` where each is one number for
+    all weights, `by_weight` where some are arrays."""
+
+    hypers: int
+    shared: Kernel
+    by_weight: Kernel
+
+
 def elementwise(slots, hypers):
-    """Make a formula with so many arrays of state and hyper-parameters a kernel.
+    """Make a formula with so many arrays of state and hyper-parameters its kernels.
 
     formula(w, g, first, second, p, row) -> w, first, second for one vector of weights; g includes
     the penalty; hyper-parameter n is at p + n row; a state that it does not have is 0.
@@ -89,44 +100,66 @@ def elementwise(slots, hypers):
     def make(formula):
         evaluate = inline(formula)
 
-        def loop(
+        @inline
+        def advance(where, slot_step, g, p, row):
+            weights = load(where)
+            gradient = penalized(load(g), weights, load(p))
+            first, second = fill(weights, 0.0), fill(weights, 0.0)
+            if slots > 0:
+                first = load(where + slot_step)
+            if slots > 1:
+                second = load(where + 2 * slot_step)
+            weights, first, second = evaluate(weights, gradient, first, second, p, row)
+            store(where, weights)
+            if slots > 0:
+                store(where + slot_step, first)
+            if slots > 1:
+                store(where + 2 * slot_step, second)
+
+        def shared(
             step, thread, unit, w, w_step, slot_step, g, g_step,
-            hyper, hyper_step, hyper_row, element_step, count,
+            hyper, hyper_step, hyper_row, count,
         ):  # fmt: skip # a group of arguments a line
-            base = unit * w_step
-            h = hyper + (step * hyper_step + base * element_step)
+            at, gradient, p = w + unit * w_step, g + unit * g_step, hyper + step * hyper_step
             for i in range(0, count, w.lanes):
-                where, p = w + (base + i), h + i * element_step
-                weights = load(where)
-                gradient = penalized(load(g + (unit * g_step + i)), weights, load(p))
-                first, second = fill(weights, 0.0), fill(weights, 0.0)
-                if slots > 0:
-                    first = load(where + slot_step)
-                if slots > 1:
-                    second = load(where + 2 * slot_step)
-                weights, first, second = evaluate(weights, gradient, first, second, p, hyper_row)
-                store(where, weights)
-                if slots > 0:
-                    store(where + slot_step, first)
-                if slots > 1:
-                    store(where + 2 * slot_step, second)
+                advance(at + i, slot_step, gradient + i, p, hyper_row)
 
-        loop.__name__ = loop.__qualname__ = formula.__name__
-        return declared(loop)
+        def by_weight(
+            step, thread, unit, w, w_step, slot_step, g, g_step,
+            hyper, hyper_step, hyper_row,
+            arrays, unit_size, arrays_step, arrays_row, which, array_count, own, count,
+        ):  # fmt: skip # a group of arguments a line
+            at, gradient, p = w + unit * w_step, g + unit * g_step, hyper + step * hyper_step
+            numbers = arrays + (step * arrays_step + unit * unit_size)
+            for n in range(hypers):
+                store(own + n * w.lanes, load(p + n * hyper_row))
+            for i in range(0, count, w.lanes):
+                for n in range(array_count):
+                    store(own + which[n] * w.lanes, load(numbers + (n * arrays_row + i)))
+                advance(at + i, slot_step, gradient + i, own, w.lanes)
 
-    def hyper(k):
-        rows = steps(k.hyper_step), axis(hypers, k.hyper_row)
-        if k.element_step == 0:
-            return reads(*rows, k.hyper.lanes)
-        return reads(*rows, each(k.w_step), round_up(k.count, k.w.lanes))
+        name = formula.__name__
+        for loop, called in ((shared, name), (by_weight, f"{name}_by_weight")):
+            loop.__name__ = loop.__qualname__ = called
+        return Elementwise(hypers, kernel(**passed)(shared), kernel(**passed, **given)(by_weight))
 
-    declared = kernel(
-        w=lambda k: updates(
+    passed = {
+        "w": lambda k: updates(
             axis(1 + slots, k.slot_step), each(k.w_step), round_up(k.count, k.w.lanes)
         ),
-        g=lambda k: reads(each(k.g_step), round_up(k.count, k.w.lanes)),
-        hyper=hyper,
-    )
+        "g": lambda k: reads(each(k.g_step), round_up(k.count, k.w.lanes)),
+        "hyper": lambda k: reads(steps(k.hyper_step), axis(hypers, k.hyper_row), k.hyper.lanes),
+    }
+    given = {
+        "arrays": lambda k: reads(
+            steps(k.arrays_step),
+            axis(k.array_count, k.arrays_row),
+            each(k.unit_size),
+            round_up(k.count, k.w.lanes),
+        ),
+        "which": lambda k: reads(k.array_count),
+        "own": lambda k: spoils(hypers * k.w.lanes),
+    }
     return make
 
 
@@ -233,63 +266,61 @@ def _lines(k, pointer, step):
     return each(step), axis(k.lines, pointer.row), k.w.span
 
 
-def _columns_hyper(k):
-    rows = steps(k.hyper_step)
+def _columns_rate(k):
     if k.element_step == 0:
-        return reads(rows, k.hyper.lanes, start=2 * k.hyper_row)
-    return reads(rows, *_lines(k, k.w, k.w_step), start=2 * k.hyper_row)
+        return reads(steps(k.rate_step), k.rate.lanes)
+    return reads(steps(k.rate_step), *_lines(k, k.w, k.w_step))
 
 
 @kernel(
     w=lambda k: updates(*_lines(k, k.w, k.w_step)),
     g=lambda k: reads(*_lines(k, k.g, k.g_step)),
-    hyper=_columns_hyper,
+    rate=_columns_rate,
     order=lambda k: reads(k.rows),
 )
 def normalized_columns_kernel(
-    step, thread, unit, w, w_step, g, g_step, hyper, hyper_step, hyper_row, element_step,
+    step, thread, unit, w, w_step, g, g_step, rate, rate_step, element_step,
     order, rows, lines, relative,
 ):  # fmt: skip # a group of arguments a line
     """w - eta g / |g|, or with `relative` w - eta |w| g / |g| (LARS; w - eta g at |w| = 0), for a
     panel's columns.
 
-    The rows, `order[:rows]`, are numbers below `lines`.  Hyper-parameters as in NORMALIZED.
+    The rows, `order[:rows]`, are numbers below `lines`.  The learning rate is one for all weights
+    (element_step 0), or there is one for each (1).
     """
     for column in range(0, w.span, w.lanes):
         base = unit * w_step + column
         gradient = g + (unit * g_step + column)
-        (scale, length), norm = column_norm(gradient, order, rows), fill(hyper, 1.0)
+        (scale, length), norm = column_norm(gradient, order, rows), fill(rate, 1.0)
         if relative != 0:
             weight_scale, weight_length = column_norm(w + base, order, rows)
             norm = weight_length / weight_scale
-        h = hyper + (step * hyper_step + 2 * hyper_row)
+        eta = rate + step * rate_step
         for i in range(rows):
             at = base + order[i] * w.row
             direction = direction_of(load(gradient + order[i] * g.row), scale, length, norm)
-            store(w + at, moved(load(w + at), load(h + at * element_step), direction))
+            store(w + at, moved(load(w + at), load(eta + at * element_step), direction))
 
 
 @kernel(
     w=lambda k: updates(round_up(k.count, k.w.lanes)),
     g=lambda k: reads(round_up(k.count, k.w.lanes)),
-    hyper=lambda k: reads(
-        steps(k.hyper_step),
-        round_up(k.count, k.w.lanes) if k.element_step else k.hyper.lanes,
-        start=2 * k.hyper_row,
+    rate=lambda k: reads(
+        steps(k.rate_step), round_up(k.count, k.w.lanes) if k.element_step else k.rate.lanes
     ),
 )
 def normalized_vector_kernel(
-    step, thread, unit, w, g, hyper, hyper_step, hyper_row, element_step, count, relative
+    step, thread, unit, w, g, rate, rate_step, element_step, count, relative
 ):
     """The same for a vector."""
-    (scale, length), norm = vector_norm(g, count), fill(hyper, 1.0)
+    (scale, length), norm = vector_norm(g, count), fill(rate, 1.0)
     if relative != 0:
         weight_scale, weight_length = vector_norm(w, count)
         norm = weight_length / weight_scale
-    h = hyper + (step * hyper_step + 2 * hyper_row)
+    eta = rate + step * rate_step
     for i in range(0, count, w.lanes):
         direction = direction_of(load(g + i), scale, length, norm)
-        store(w + i, moved(load(w + i), load(h + i * element_step), direction))
+        store(w + i, moved(load(w + i), load(eta + i * element_step), direction))
 
 
 @kernel(
@@ -332,40 +363,26 @@ def normalize_vector_kernel(step, thread, unit, w, norm, count, status):
 def _elementwise(formula, w, g, *states, row):
     """Run an elementwise formula on copies; return the new weights and states."""
     size = w.size
-    with _program(formula, size, len(states), len(row), _by_weight(row), w.dtype) as built:
+    with _program(formula, size, len(states), len(row), arrays_of(row), w.dtype) as built:
         program, block, gradient, table = built
         gradient[:size] = g.reshape(-1)
         for line, array in zip(block, (w, *states), strict=True):
             line[:size] = array.reshape(-1)
-        _fill(table, row, w.shape)
+        table.fill(row, w.shape, _in_a_row)
         program.run()
         return [program.taken(line[:size].reshape(w.shape)) for line in block]
 
 
-def _by_weight(row):
-    """Return whether there is a hyper-parameter for each weight."""
-    return any(getattr(value, "ndim", 0) for value in row)
-
-
-def _fill(table, row, shape, pack=np.ravel):
-    """Write hyper-parameters; pack: where the numbers of an array of this shape lie."""
-    if not _by_weight(row):
-        table.T[...] = row
-        return
-    for line, value in zip(table, row, strict=True):
-        numbers = pack(np.broadcast_to(value, shape))
-        line[: numbers.size] = numbers
+def _in_a_row(numbers, out):
+    out[: numbers.size] = numbers.reshape(-1)
 
 
 @prepared
-def _program(formula, size, states, hypers, each, dtype):
-    """Return the program, weights and states, gradient and hyper-parameters.
-
-    each: whether there is a hyper-parameter for each weight.
-    """
+def _program(formula, size, states, hypers, which, dtype):
+    """Return the program, weights and states, gradient and hyper-parameters."""
     gradient = workspace.padded(size, dtype)
     block = workspace.aligned((1 + states, gradient.size), dtype)
-    table = workspace.aligned((hypers, gradient.size if each else workspace.lanes(dtype)), dtype)
+    table = Table(hypers, which, gradient.size, dtype)
     program = Program().phase(1)
     emit_step(
         program,
@@ -373,52 +390,10 @@ def _program(formula, size, states, hypers, each, dtype):
         program.kept(block).at(row=1, step=0),
         gradient.size,
         elements(gradient, 0),
-        Table.of(table, element_step=int(each)),
+        table,
         gradient.size,
     )
     return program, block, gradient, table
-
-
-CORRECTIONS = slice(7, 10)  # where the bias corrections stand in Adam's row
-
-
-def bias_corrections(t, beta1, beta2, eps_inside_root=0.0):
-    """Return 1 / (1 - beta1^t), 1 / sqrt(1 - beta2^t), and eps_inside_root (1 - beta2^t)."""
-    left = 1 - beta2**t
-    return [1 / (1 - beta1**t), 1 / np.sqrt(left), eps_inside_root * left]
-
-
-def hyper_parameters(formula, t=1, weight_decay=0.0, eps_inside_root=0.0, **hyper):
-    """Return the row of the table for an optimizer's kernel, in its order."""
-    rate = hyper["learning_rate"]
-    if formula in NORMALIZED:
-        return [0.0, np.negative(weight_decay), rate]
-    if formula in ("sgd", "sign_sgd"):
-        return [weight_decay, rate]
-    if formula in ("momentum", "nesterov"):
-        return [weight_decay, rate, hyper["momentum"]]
-    if formula == "rmsprop":
-        return [
-            weight_decay,
-            rate,
-            hyper["decay"],
-            1 - hyper["decay"],
-            hyper["eps"],
-            eps_inside_root,
-        ]
-    if formula == "adagrad":
-        return [weight_decay, rate, hyper["eps"], eps_inside_root]
-    if formula == "adadelta":
-        decay = hyper["decay"]
-        eps = hyper["eps_numerator"], hyper["eps_denominator"]
-        return [weight_decay, rate, decay, 1 - decay, *eps]
-    beta1, beta2 = hyper["beta1"], hyper["beta2"]
-    row = [weight_decay, rate, beta1, 1 - beta1, beta2, 1 - beta2]
-    if formula != "lion":
-        row += [hyper["eps"], *bias_corrections(t, beta1, beta2, eps_inside_root)]
-    if formula != "adam":
-        row.append(1 - rate * hyper["decoupled_weight_decay"])
-    return row
 
 
 KERNELS = {
@@ -434,30 +409,17 @@ KERNELS = {
     "lion": lion_kernel,
 }
 BY_FORMULA = ("sgdp", "adamp", "muon", "rotational", "hyperball")
-# Whether a step is relative to |w|.  The row of their table begins with that of the step of SGD
-# which adds the penalty to g: 0, -decay, learning rate.
-NORMALIZED = {"normalized_sgd": False, "lars": True}
-
-
-class Table(NamedTuple):
-    """Hyper-parameters as kernels take them: an operand, and the distances between steps, between
-    hyper-parameters, and between those of neighbouring weights (0 or 1)."""
-
-    hyper: Operand
-    step: int
-    row: int
-    element_step: int
-
-    @classmethod
-    def of(cls, array, element_step=0, by_step=False):
-        """Return that of an array [step][hyper-parameter][numbers], or of one step's."""
-        row = array.shape[-1]
-        return cls(elements(array), array.shape[-2] * row if by_step else 0, row, element_step)
 
 
 def emit_step(program, formula, w, slot_step, g, table, count):
     """Emit an elementwise formula for `count` numbers of w and its states, `slot_step` apart."""
-    program.call(KERNELS[formula], w, slot_step, g, *table, count)
+    hypers, shared, by_weight = KERNELS[formula]
+    given = w, slot_step, g, *table.shared
+    if all(n >= hypers for n in table.which):
+        program.call(shared, *given, count)
+    else:
+        own = program.local((hypers, workspace.lanes(w.array.dtype)), w.array.dtype)
+        program.call(by_weight, *given, *table.by_weight(hypers), own.at(row=1), count)
 
 
 def emit_normalized_step(program, formula, w, g, table, order=None, lines=None):
@@ -465,11 +427,11 @@ def emit_normalized_step(program, formula, w, g, table, order=None, lines=None):
 
     order: the numbers of the rows, below `lines`, in the order of their sum; None for a vector.
     """
-    relative = NORMALIZED[formula]
+    rate, relative = table.one(RATE), NORMALIZED[formula]
     if order is None:
-        program.call(normalized_vector_kernel, w, g, *table, w.array.size, relative)
+        program.call(normalized_vector_kernel, w, g, *rate, w.array.size, relative)
     else:
-        program.call(normalized_columns_kernel, w, g, *table, order, order.size, lines, relative)
+        program.call(normalized_columns_kernel, w, g, *rate, order, order.size, lines, relative)
 
 
 def emit_normalize(program, w, norm, order=None, lines=None, columns=None):
@@ -511,48 +473,44 @@ def add_penalty(g, w, weight_decay):
 
 def _normalized(formula, w, g, row):
     """Run a formula for units as a whole on copies; return the new weights."""
-    each = _by_weight(row)
+    which = arrays_of(row)
     if w.ndim < 2:
-        with _vector_program(formula, w.size, each, w.dtype) as (program, weights, gradient, table):
-            weights[: w.size], weights[w.size :] = (
-                w.reshape(-1),
-                0,
-            )  # a norm's lanes are all of them
+        with _vector_program(formula, w.size, which, w.dtype) as built:
+            program, weights, gradient, table = built
+            weights[: w.size], weights[w.size :] = w.reshape(-1), 0  # a norm's lanes are all
             gradient[: w.size] = g.reshape(-1)
-            _fill(table, row, w.shape)
+            table.fill(row, w.shape, _in_a_row)
             program.run()
             return [program.taken(weights[: w.size].reshape(w.shape))]
     matrices = [Columns.of(w.copy()), Columns.of(g)]
-
-    def pack(numbers):
-        return Columns.of(numbers.astype(w.dtype)).operand.array.reshape(-1)
-
-    with _columns_program(matrices, formula, each) as (program, weights, table):
-        _fill(table, row, w.shape, pack)
+    with _columns_program(matrices, formula, which) as (program, weights, table):
+        table.fill(row, w.shape, _in_columns)
         program.run()
         return [weights.result()]
 
 
+def _in_columns(numbers, out):
+    out[:] = Columns.of(numbers.astype(out.dtype)).operand.array.reshape(-1)
+
+
 @prepared
-def _vector_program(formula, size, each, dtype):
+def _vector_program(formula, size, which, dtype):
     """Return the program, weights, gradient and hyper-parameters of a vector."""
     weights, gradient = (workspace.padded(size, dtype) for _ in range(2))
-    table = workspace.aligned((3, gradient.size if each else workspace.lanes(dtype)), dtype)
+    table = Table(3, which, gradient.size, dtype)
     program = Program().phase(1)
-    given = program.kept(weights), gradient, Table.of(table, element_step=int(each))
-    emit_normalized_step(program, formula, *given)
+    emit_normalized_step(program, formula, program.kept(weights), gradient, table)
     return program, weights, gradient, table
 
 
 @prepared_for_columns
-def _columns_program(matrices, formula, each):
+def _columns_program(matrices, formula, which):
     """Return the program of weights, which it changes, and gradient; weights, hyper-parameters."""
     weights, gradient = matrices
     program = Program().phase(weights.count)
-    size = weights.operand.array.size if each else workspace.lanes(weights.dtype)
-    table = workspace.aligned((3, size), weights.dtype)
+    table = Table(3, which, weights.operand.array.size, weights.dtype)
     order = np.arange(weights.rows)
-    given = gradient.operand, Table.of(table, element_step=int(each)), order, weights.rows
+    given = gradient.operand, table, order, weights.rows
     emit_normalized_step(program, formula, weights.kept(program), *given)
     return program, weights, table
 
