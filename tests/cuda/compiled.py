@@ -103,7 +103,7 @@ def check_fusion(records):
     found = collections.defaultdict(set)
     for record in records:
         if ledger.function(record.kernel.place) in ("step", "body"):
-            numbers = "float64" if "array(float64" in str(record.signature) else "float32"
+            numbers = "float64" if ledger.of_float64(record) else "float32"
             found[record.kernel.name, numbers].add(frozenset(budgets.stored(assembled(record).ptx)))
     assert found and all(len(forms) == 1 for forms in found.values()), found
     return {name: forms.pop() for (name, _), forms in found.items()}

@@ -191,8 +191,8 @@ def check(records, made):
         if WRITING:
             note(record.kernel, "compiled")
             _keep(written[row], record, one, own)
-        its = _committed().get(row, {"compiled": None, "key": None})
-        stale = comparable() and its["key"] != own
+        its = _committed().get(row, {"compiled": None})
+        stale = comparable() and its.get("key") != own
         if its["compiled"] != test or stale or (row, "compiled") in seen:
             continue
         note(record.kernel, "compiled")
@@ -210,9 +210,14 @@ def check(records, made):
 def _keep(row, record, made, own):
     """Keep what is known of a compiled kernel, where it is the widest for float32 so far."""
     wide = re.search(r"\.v4\.f32|cp\.async\.cg", made.ptx) is not None
-    score = ["array(float64" not in str(record.signature), wide, made.threads]
+    score = [not of_float64(record), wide, made.threads]
     if score > row.get("score", []):
         row |= {"score": score, "key": own, "compiled": test, "budget": budget(record, made)}
+
+
+def of_float64(record):
+    """Return whether an array of a launch, alone or in a tuple, is of float64."""
+    return "array(float64" in str(record.signature).lower()
 
 
 def budget(record, made):
@@ -236,8 +241,9 @@ def write():
     for row, found in written.items():
         its = table.setdefault(row, dict.fromkeys(TESTS))
         scores = found.get("score", []), its.get("score", [])
-        if scores[0] < scores[1] or found.get("key", its.get("key")) == its.get("key"):
-            found = {what: found[what] for what in found.keys() - {"key", "compiled", "budget"}}
+        if scores[0] <= scores[1]:
+            kept = {"key", "compiled", "budget", "score"}
+            found = {what: found[what] for what in found.keys() - kept}
         for what in found.keys() & {"host", "simulator", "races"}:
             found[what] = its[what] or found[what]
         its |= found
