@@ -159,6 +159,14 @@ def loading(locate, wide, transposed, side, tile):
     return fetch_part, store_part
 
 
+@device
+def four(shared, place, values, i):
+    """Read four neighbours of shared memory into values[i], ..., values[i + 3]."""
+    v = load4(shared, place)
+    for q in unroll(4):
+        values[i + q] = v[q]
+
+
 @functools.cache
 def summing(lines, side, result):
     """Return store(shared, to, n0, N, start): the sums of `lines` lines of `side` columns each.
@@ -187,8 +195,7 @@ def product_kernel(tile, layout):
     """
     a_transposed, b_transposed, wide, locate_a, locate_b, column_sums = layout
     BM, BN, BK, TM, TN, _, interleaved = tile
-    threads_n = BN // TN
-    warps_n = threads_n // 8
+    threads_n, warps_n = BN // TN, BN // TN // 8
     a_pitch, b_pitch = BM + 4, BN + 4
     a_buffer, b_buffer = BK * a_pitch, BK * b_pitch
     # Groups of four rows or columns of a thread, and how far apart they are.
@@ -197,15 +204,7 @@ def product_kernel(tile, layout):
     # A is described with its inner index first where it is not transposed, B the other way round.
     fetch_a, store_a = loading(locate_a, wide, not a_transposed, BM, tile)
     fetch_b, store_b = loading(locate_b, wide, b_transposed, BN, tile)
-    b_loads = BN * BK // 4 // tile.threads
     store_sums = summing(4 * tile.threads // BN, BN, float32)
-
-    @device
-    def four(shared, place, values, i):
-        """Read four neighbours of shared memory into values[i], ..., values[i + 3]."""
-        v = load4(shared, place)
-        for q in unroll(4):
-            values[i + q] = v[q]
 
     def blocked(A, B, C, bias, M, N, K, part, a_geometry, b_geometry, flags):
         shared_a = cuda.shared.array(2 * a_buffer, float32, 16)
@@ -214,7 +213,7 @@ def product_kernel(tile, layout):
         row = cuda.local.array(TM, float32)
         column = cuda.local.array(TN, float32)
         next_a = cuda.local.array((BM * BK // 4 // tile.threads, 4), float32)
-        next_b = cuda.local.array((b_loads, 4), float32)
+        next_b = cuda.local.array((BN * BK // 4 // tile.threads, 4), float32)
         if column_sums:
             own = cuda.local.array(4, float32)
             shared_sums = cuda.shared.array(4 * tile.threads, float32, 16)
@@ -261,7 +260,7 @@ def product_kernel(tile, layout):
             store_a(next_a, shared_a, a0)
             store_b(next_b, shared_b, b0)
             if column_sums:
-                for i in range(b_loads):
+                for i in range(BN * BK // 4 // tile.threads):
                     for q in range(4):
                         own[q] += next_b[i, q]
             cuda.syncthreads()
