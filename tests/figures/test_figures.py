@@ -43,6 +43,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     monkeypatch.setitem(presets.ALL, "quick", TINY)
+    monkeypatch.setattr(command.figure("rate_exponents"), "SEEDS", 2)
     for name in ("OPENBLAS_NUM_THREADS", "MINIMAL_NN_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
 
