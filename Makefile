@@ -24,7 +24,7 @@ guide: .venv/installed-guide
 # From the kept results, in a minute or two; `python -m figures` computes them anew.
 figures: .venv/installed
 	$(BIN)/python -m figures --archive figures/results/quick/runs.xz
-	$(BIN)/python -m figures --preset laptop --partial --archive figures/results/laptop/runs.xz \
+	$(BIN)/python -m figures --preset laptop --archive figures/results/laptop/runs.xz \
 		--data-note "JPEG q75"
 
 # What every file keeps, whatever it does: style, types, the direction of imports.
